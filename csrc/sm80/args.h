@@ -1,0 +1,20 @@
+#pragma once
+
+#include "core/params.h"
+#include "core/score_mod.h"
+
+namespace fa2::sm80 {
+
+// A kernel's argument: the problem, and what the host derives from it once for all CTAs.
+struct FwdArgs {
+  FwdParams problem;
+  ScoreScales scales;
+  int64_t k_pass_bytes;  // distance in memory of one pass of the K copy
+  int64_t v_pass_bytes;
+  int32_t num_m_blocks;  // of the longest sequence
+  int32_t section;       // (batch, head) pairs that are scheduled together
+  uint32_t keep_below;   // dropout_keep_threshold << 16
+  float inv_keep_prob;
+};
+
+}  // namespace fa2::sm80

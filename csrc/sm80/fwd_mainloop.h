@@ -1,0 +1,310 @@
+#pragma once
+
+// The forward main loop of one CTA: O = softmax(Q K') V over the key tiles that it sees, from the
+// last to the first (FlashAttention-2, algorithm 1).
+
+#include "sm80/fwd_smem.h"
+#include "tile/scores.h"
+#include "tile/softmax.h"
+
+namespace fa2::sm80 {
+
+enum class Edge { kMasked, kFull };  // key tiles that need a mask, and those that do not
+
+template <class Config>
+class FwdMainloop {
+  using Element = typename Config::Element;
+  using Smem = typename Config::Smem;
+  using SmemQ = typename Config::StreamQ::Smem;
+  using SmemK = typename Config::StreamK::Smem;
+  using SmemV = typename Config::StreamV::Smem;
+  using SmemP = typename Config::SmemP;
+  static constexpr FwdTile kTile = Config::kTile;
+  static constexpr bool kPairs = Config::kPairs;
+  static constexpr int kM = Config::kM;
+  static constexpr int kNumS = Config::kNumS;
+  static constexpr int kNumO = Config::kNumO;
+  static constexpr int kDepthS = Config::kDepthS;
+  static constexpr int kDepthO = Config::kDepthO;
+
+  using Scores = decltype(make_tensor<float>(AccumulatorLayout<kM, kNumS>{}));
+  using Probs = decltype(make_tensor<Element>(OperandLayout<kM, kDepthO>{}));
+  using Queries = decltype(make_tensor<Element>(OperandLayout<kM, kDepthS>{}));
+  using PerRow = typename RowSoftmax<kM>::PerRow;
+
+ public:
+  using Output = decltype(make_tensor<float>(AccumulatorLayout<kM, kNumO>{}));
+
+  CUTE_DEVICE FwdMainloop(FwdArgs const& args, Smem& smem)
+      : args_(args),
+        smem_(smem),
+        k_stream_(kv_rows(args.problem.k, args, smem.work), args.problem.k.row_stride,
+                  args.k_pass_bytes, args.problem.head_dim, smem.work.tiles.end - 1, smem.k),
+        v_stream_(kv_rows(args.problem.v, args, smem.work), args.problem.v.row_stride,
+                  args.v_pass_bytes, args.problem.head_dim, smem.work.tiles.end - 1, smem.v),
+        tSsQ_(ldsm_view<SmemQ>(smem.q, LdsmLanes::rows_first(threadIdx.x % 32),
+                               warp_row_begin())),
+        tSsK_(ldsm_view<SmemK>(smem.k, LdsmLanes::cols_first(threadIdx.x % 32),
+                               column_warp() * kNumS * 8)),
+        tOsV_(values_of(smem, column_warp())),
+        tOsV_partner_(values_of(smem, kTile.column_warps - 1 - column_warp())),
+        tPsP_(ldsm_view<SmemP>(smem.probs + (1 - column_warp()) * kDepthO * SmemP::kSubTile,
+                               LdsmLanes::rows_first(threadIdx.x % 32), warp_row_begin())),
+        published_(published_at()) {
+    clear(output);
+  }
+
+  // Needs the copy of Q issued; ends with no copy in flight.
+  CUTE_DEVICE void run() {
+    int n = smem_.work.tiles.end - 1;
+    k_stream_.template load<Rows::kBounded>(smem_.work.seqlen_k - n * kTile.block_n);
+    if constexpr (kTile.q_in_registers) keep_queries();
+
+    // Masked tiles on the right, full ones, masked ones on the left. One masked body serves both
+    // edges: a copy for each would double the code.
+    BlockRange const& tiles = smem_.work.tiles;
+    while (n >= tiles.begin) {
+      CUTE_NO_UNROLL
+      for (; n >= tiles.begin && is_edge(tiles, n); --n) step<Edge::kMasked>(n, n > tiles.begin);
+
+      // Counted apart from n, so that the plain variant's loop holds one counter and reads nothing.
+      bool const more_after = tiles.full_begin > tiles.begin;
+      CUTE_NO_UNROLL
+      for (int left = max(n - tiles.full_begin + 1, 0); left != 0; --left) {
+        step<Edge::kFull>(tiles.full_begin + left - 1, left != 1 || more_after);
+      }
+      n = min(n, tiles.full_begin - 1);
+    }
+  }
+
+  RowSoftmax<kM> softmax;
+  Output output;
+
+  CUTE_DEVICE static int row_warp() { return warp_index() / kTile.column_warps; }
+  CUTE_DEVICE static int column_warp() { return warp_index() % kTile.column_warps; }
+  CUTE_DEVICE static int warp_row_begin() { return row_warp() * 16 * kM; }
+
+ private:
+  CUTE_DEVICE static Element const* kv_rows(TensorRef const& t, FwdArgs const& args,
+                                            WorkTile const& work) {
+    int const group = args.problem.num_heads / args.problem.num_heads_kv;
+    return head_ptr<Element const>(t, work.batch, work.first_row_k, work.head / group);
+  }
+
+  template <Edge kEdge>
+  CUTE_DEVICE void step(int n, bool more) {
+    // K(n) has landed and nobody reads V(n + 1) any longer: V(n) streams in behind the scores.
+    cp_async_wait_group<0>();
+    __syncthreads();
+    constexpr Rows kCheck = kEdge == Edge::kMasked ? Rows::kBounded : Rows::kAll;
+    v_stream_.template load<kCheck>(smem_.work.seqlen_k - n * kTile.block_n);
+
+    // S = Q K'
+    Scores scores;
+    multiply_qk(scores);
+    if constexpr (Config::kModified) modify(scores, n);
+    if constexpr (kEdge == Edge::kMasked) mask(scores, n);
+    PerRow const largest = RowSoftmax<kM>::lane_max(scores);
+    bool const outgrown = softmax.outgrown(largest, scale());
+
+    // V(n) has landed and nobody reads K(n) any longer: K(n - 1) streams in behind the rest.
+    cp_async_wait_group<0>();
+    bool const rescale_now = sync_and_vote(outgrown);
+    if (more) k_stream_.template load<Rows::kAll>(kTile.block_n);
+
+    // P = exp(S - base), O += P V
+    if (__builtin_expect(rescale_now, 0)) rescale(largest);
+    Probs probs;
+    softmax.exponentiate(scores, scale(), probs);
+    if constexpr (Config::kDropout) drop(probs, n);
+    if constexpr (kPairs) {
+      publish(probs);
+      multiply_pv(probs, tOsV_);
+      named_barrier_sync(1 + row_warp(), 64);
+      fetch_partner(probs);
+      multiply_pv(probs, tOsV_partner_);
+    } else {
+      multiply_pv(probs, tOsV_);
+    }
+  }
+
+  CUTE_DEVICE void keep_queries() {
+    cp_async_wait_group<0>();
+    __syncthreads();
+    CUTE_UNROLL
+    for (int k = 0; k < kDepthS; ++k) load_queries(k, queries_(_, _, k));
+  }
+
+  template <class Fragment>
+  CUTE_DEVICE void load_queries(int k, Fragment&& rQ) const {
+    CUTE_UNROLL
+    for (int m = 0; m < kM; ++m) load_block<SM75_U32x4_LDSM_N>(tSsQ_(m, k), rQ(_, m));
+  }
+
+  CUTE_DEVICE void multiply_qk(Scores& tSrS) const {
+    clear(tSrS);
+    CUTE_UNROLL
+    for (int k = 0; k < kDepthS; ++k) {
+      auto tSrQ = make_tensor<Element>(Shape<_8, Int<kM>>{});
+      if constexpr (kTile.q_in_registers) {
+        copy(queries_(_, _, k), tSrQ);
+      } else {
+        load_queries(k, tSrQ);
+      }
+      CUTE_UNROLL
+      for (int n = 0; n < kNumS; n += 2) {
+        auto tSrK = make_tensor<Element>(Shape<_4, _2>{});
+        load_block<SM75_U32x4_LDSM_N>(tSsK_(n / 2, k), flatten_block(tSrK));
+        multiply_blocks(tSrS, n, tSrQ, tSrK);
+      }
+    }
+  }
+
+  // O += P V, V at the keys of P.
+  template <class Values>
+  CUTE_DEVICE void multiply_pv(Probs const& tOrP, Values const& tOsV) {
+    CUTE_UNROLL
+    for (int k = 0; k < kDepthO; ++k) {
+      CUTE_UNROLL
+      for (int n = 0; n < kNumO; n += 2) {
+        auto tOrV = make_tensor<Element>(Shape<_4, _2>{});
+        load_block<SM75_U16x8_LDSM_T>(tOsV(k, n / 2), flatten_block(tOrV));
+        multiply_blocks(output, n, tOrP(_, _, k), tOrV);
+      }
+    }
+  }
+
+  // acc(:, n : n + 2) += a * b: each B block meets all row blocks while it is in registers.
+  template <class Accumulator, class A, class B>
+  CUTE_DEVICE static void multiply_blocks(Accumulator& acc, int n, A const& a, B const& b) {
+    CUTE_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      CUTE_UNROLL
+      for (int m = 0; m < kM; ++m) mma(acc(_, m, n + j), a(_, m), b(_, j));
+    }
+  }
+
+  // Scores in these units are base-2; the plain variant leaves the scale to the exponent's FMA.
+  CUTE_DEVICE float scale() const { return Config::kModified ? 1.f : args_.scales.inner; }
+
+  CUTE_DEVICE int lane_first_row() const {
+    return smem_.work.row_begin + warp_row_begin() + lane_row(lane_index());
+  }
+  CUTE_DEVICE static int warp_first_col(int n) {
+    return n * kTile.block_n + column_warp() * kNumS * 8;
+  }
+
+  CUTE_DEVICE void modify(Scores& scores, int n) const {
+    WorkTile const& work = smem_.work;
+    modify_scores<kM, kNumS>(scores, args_.scales, args_.problem.score_mod.softcap > 0.f,
+                             work.alibi_slope, lane_first_row(),
+                             warp_first_col(n) + lane_col(lane_index()),
+                             work.seqlen_k - work.seqlen_q);
+  }
+
+  CUTE_DEVICE void mask(Scores& scores, int n) const {
+    mask_scores<kM, kNumS>(scores, lane_first_row(), warp_first_col(n) + lane_col(lane_index()),
+                           smem_.work.seqlen_q, smem_.work.seqlen_k, smem_.work.window);
+  }
+
+  CUTE_DEVICE void drop(Probs& probs, int n) const {
+    WorkTile const& work = smem_.work;
+    DropoutKey const key{work.rng_seed, work.rng_offset,
+                         uint32_t(work.batch * args_.problem.num_heads + work.head),
+                         args_.keep_below};
+    drop_probs<kM, kDepthO>(probs, lane_first_row(), warp_first_col(n), lane_index(), key);
+  }
+
+  // All warps pass; true where a row of the warp (of the CTA, when warps share rows) has outgrown
+  // its base.
+  CUTE_DEVICE static bool sync_and_vote(bool outgrown) {
+    if constexpr (kPairs) {
+      return barrier_or(outgrown);
+    } else {
+      __syncthreads();
+      return __any_sync(0xffffffffu, outgrown);
+    }
+  }
+
+  CUTE_DEVICE void rescale(PerRow const& largest) {
+    PerRow row_max;
+    CUTE_UNROLL
+    for (int i = 0; i < size(row_max); ++i) row_max(i) = quad_max(largest(i));
+    if constexpr (kPairs) {
+      exchange_rows(row_max, [](float own, float other) { return fmaxf(own, other); });
+    }
+    softmax.rescale(row_max, scale(), output);
+  }
+
+  // This warp's columns of V, at the keys of a column warp.
+  CUTE_DEVICE static auto values_of(Smem& smem, int key_warp) {
+    return ldsm_view<SmemV>(smem.v + column_warp() * (kNumO / 2) * SmemV::kSubTile,
+                            LdsmLanes::rows_first(threadIdx.x % 32), key_warp * kDepthO * 16);
+  }
+
+  // Where this lane puts its first probability, as an offset.
+  CUTE_DEVICE static int published_at() {
+    int const lane = threadIdx.x % 32;
+    return SmemP::offset(warp_row_begin() + lane_row(lane), column_warp() * kNumS * 8) ^
+           lane_col(lane);
+  }
+
+  // P of this warp's keys, for the partner to read.
+  CUTE_DEVICE void publish(Probs const& probs) const {
+    auto const packed = recast<uint32_t const>(probs);
+    CUTE_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      int const half_row = r % 2, half_col = r / 2;
+      auto const sP = make_tensor(
+          make_smem_ptr(smem_.probs + (half_col ? SmemP::other_half(published_) : published_)),
+          typename SmemP::Blocks{});
+      CUTE_UNROLL
+      for (int k = 0; k < kDepthO; ++k) {
+        CUTE_UNROLL
+        for (int m = 0; m < kM; ++m) {
+          Element* const to = raw_pointer_cast(&sP(m, k)) + half_row * 8 * 16;
+          *reinterpret_cast<uint32_t*>(to) = packed(r, m, k);
+        }
+      }
+    }
+  }
+
+  CUTE_DEVICE void fetch_partner(Probs& probs) const {
+    CUTE_UNROLL
+    for (int k = 0; k < kDepthO; ++k) {
+      CUTE_UNROLL
+      for (int m = 0; m < kM; ++m) load_block<SM75_U32x4_LDSM_N>(tPsP_(m, k), probs(_, m, k));
+    }
+  }
+
+ public:
+  // Combines a number of each row with that of the warp that shares the row. All warps call it.
+  template <class Combine>
+  CUTE_DEVICE void exchange_rows(PerRow& rows, Combine const& combine) {
+    int const lane = lane_index(), row = warp_row_begin() + lane_row(lane);
+    CUTE_UNROLL
+    for (int i = 0; i < size(rows); ++i) {
+      if (lane % 4 == 0) smem_.row_exchange[column_warp()][row + RowCoord<kM>{}(i)] = rows(i);
+    }
+    __syncthreads();
+    CUTE_UNROLL
+    for (int i = 0; i < size(rows); ++i) {
+      rows(i) = combine(rows(i),
+                        smem_.row_exchange[1 - column_warp()][row + RowCoord<kM>{}(i)]);
+    }
+  }
+
+ private:
+  FwdArgs const& args_;
+  Smem& smem_;
+  typename Config::StreamK k_stream_;
+  typename Config::StreamV v_stream_;
+  Queries queries_;
+  decltype(ldsm_view<SmemQ>(smem_.q, LdsmLanes{})) tSsQ_;
+  decltype(ldsm_view<SmemK>(smem_.k, LdsmLanes{})) tSsK_;
+  decltype(ldsm_view<SmemV>(smem_.v, LdsmLanes{})) tOsV_, tOsV_partner_;
+  decltype(ldsm_view<SmemP>(smem_.probs, LdsmLanes{})) tPsP_;
+  int published_;
+};
+
+}  // namespace fa2::sm80

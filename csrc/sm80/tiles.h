@@ -1,0 +1,50 @@
+#pragma once
+
+// The tile of every head-dim bucket, as measured in docs/notes/sm80_forward.md.
+
+#include <cstdint>
+
+namespace fa2 {
+
+enum class FwdVariant : int32_t {
+  kPlain,     // scale only
+  kModified,  // softcap and ALiBi
+  kDropout,   // kModified with dropout
+};
+
+inline constexpr int kNumFwdVariants = 3;
+
+namespace sm80 {
+
+struct FwdTile {
+  int head_dim;      // of Q and K, rounded up to a bucket
+  int head_dim_v;    // of V and the output
+  int block_m;       // queries of a CTA
+  int block_n;       // keys of a step
+  int row_warps;     // warps that split the queries
+  int column_warps;  // 1, or 2: a pair of warps shares its rows, splits S and O by columns and
+                     // exchanges P through shared memory; fewer ldmatrix for wide heads
+  bool q_in_registers;  // or read anew from shared memory in every step
+  int ctas_per_sm;
+
+  constexpr int warps() const { return row_warps * column_warps; }
+  constexpr int threads() const { return warps() * 32; }
+};
+
+// `bucket` is the head dim rounded up to one of 32, 64, 96, 128, 192, 256. Dropout needs registers
+// for Philox: fewer keys a step, or queries not kept. A Philox call spans 32 keys, so each warp
+// takes a multiple of them.
+constexpr FwdTile fwd_tile(int bucket, FwdVariant variant) {
+  bool const dropout = variant == FwdVariant::kDropout;
+  switch (bucket) {
+    case 32: return {32, 32, 128, dropout ? 64 : 128, 4, 1, true, 2};
+    case 64: return {64, 64, 128, 64, 4, 1, !dropout, 2};
+    case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
+    case 128: return {128, 128, 128, dropout ? 32 : 64, 4, 1, false, 2};
+    case 192: return {192, 192, 128, dropout ? 64 : 96, 4, 2, false, 1};
+    default: return {256, 256, 128, 64, 4, 2, false, 1};
+  }
+}
+
+}  // namespace sm80
+}  // namespace fa2

@@ -1,0 +1,102 @@
+#pragma once
+
+// Online softmax over the rows that one thread holds (core/online_softmax.h says what it computes).
+
+#include <cute/tensor.hpp>
+
+#include "core/online_softmax.h"
+#include "tile/fragments.h"
+#include "tile/intrinsics.h"
+
+namespace fa2 {
+
+struct DeviceExp2 {
+  CUTE_DEVICE float operator()(float x) const { return exp2_approx(x); }
+};
+
+// The largest, over the four lanes that share a row.
+CUTE_DEVICE float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+CUTE_DEVICE float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// State of 16 kM rows of a warp: each lane holds two rows of every 16, and of their sums only the
+// part of its own columns until the end.
+template <int kM>
+struct RowSoftmax {
+  using PerRow = decltype(make_tensor<float>(Shape<_2, Int<kM>>{}));  // (row half, row block)
+  PerRow base, sum;
+
+  CUTE_DEVICE RowSoftmax() {
+    fill(base, float(kEmptyBase));
+    clear(sum);
+  }
+
+  // Largest score of each row among this lane's columns.
+  template <class Scores>
+  CUTE_DEVICE static PerRow lane_max(Scores& scores) {
+    auto const s = row_col_view(scores);
+    PerRow largest;
+    CUTE_UNROLL
+    for (int i = 0; i < size<0>(s); ++i) {
+      largest(i) = s(i, 0);
+      CUTE_UNROLL
+      for (int j = 1; j < size<1>(s); ++j) largest(i) = fmaxf(largest(i), s(i, j));
+    }
+    return largest;
+  }
+
+  // Whether some row has outgrown its base so far that it must be rescaled.
+  CUTE_DEVICE bool outgrown(PerRow const& largest, float scale) const {
+    bool any = false;
+    CUTE_UNROLL
+    for (int i = 0; i < size(base); ++i) {
+      any = any || largest(i) * scale - base(i) > kRescaleThreshold;
+    }
+    return any;
+  }
+
+  // Raises every base to the row's maximum and scales what was accumulated relative to the old one.
+  template <class Output>
+  CUTE_DEVICE void rescale(PerRow const& row_max, float scale, Output& output) {
+    auto o = row_col_view(output);
+    CUTE_UNROLL
+    for (int i = 0; i < size(base); ++i) {
+      float const raised = fmaxf(base(i), row_max(i) * scale);
+      float const factor = exp2_approx(base(i) - raised);
+      base(i) = raised;
+      sum(i) *= factor;
+      CUTE_UNROLL
+      for (int j = 0; j < size<1>(o); ++j) o(i, j) *= factor;
+    }
+  }
+
+  // Probabilities relative to the base, rounded to the A operand of P * V.
+  template <class Scores, class Probs>
+  CUTE_DEVICE void exponentiate(Scores& scores, float scale, Probs& probs) {
+    using Element = typename Probs::value_type;
+    auto packed = recast<uint32_t>(probs);  // ((row half, 8-column half), row block, depth block)
+    CUTE_UNROLL
+    for (int k = 0; k < size<2>(probs); ++k) {
+      CUTE_UNROLL
+      for (int m = 0; m < kM; ++m) {
+        CUTE_UNROLL
+        for (int r = 0; r < 4; ++r) {
+          int const half = r % 2, n = 2 * k + r / 2;
+          float const p0 = exp2_approx(scores(make_coord(0, half), m, n) * scale - base(half, m));
+          float const p1 = exp2_approx(scores(make_coord(1, half), m, n) * scale - base(half, m));
+          sum(half, m) += p0;
+          sum(half, m) += p1;
+          packed(r, m, k) = pack<Element>(p0, p1);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace fa2
