@@ -6,6 +6,7 @@ set(FA2_ELEMENT_TYPE_bfloat16 cute::bfloat16_t)
 set(FA2_DTYPE_float16 kFloat16)
 set(FA2_DTYPE_bfloat16 kBFloat16)
 set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192 256)
+set(FA2_SMALL_TILE_BUCKETS 192 256)  # has_small_tile in sm80/tiles.h
 set(FA2_FWD_VARIANTS Plain Modified Dropout)
 
 # Host code of the CUDA families; plain C++.
@@ -14,11 +15,32 @@ set(FA2_HOST_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/sm80/forward.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/registry.cpp")
 
-# Writes one translation unit a kernel and the table of them into `directory`, and sets `result` to
-# their paths. FLASH_ATTN2_HEAD_DIMS may restrict the buckets for development.
+# Writes the translation unit of one kernel and appends it to the caller's lists.
+function(fa2_add_fwd_instance directory bucket element variant small)
+  string(TOLOWER "fwd_hd${bucket}_${element}_${variant}" name)
+  if(small)
+    string(APPEND name "_small")
+  endif()
+  set(type ${FA2_ELEMENT_TYPE_${element}})
+  set(dtype ${FA2_DTYPE_${element}})
+  set(source "${directory}/${name}.cu")
+  file(CONFIGURE OUTPUT "${source}" @ONLY CONTENT [[
+#include "sm80/launch.h"
+
+namespace fa2::sm80 {
+extern constinit FwdInstance const @name@ =
+    fwd_instance<@type@, DType::@dtype@, @bucket@, FwdVariant::k@variant@, @small@>();
+}  // namespace fa2::sm80
+]])
+  set(sources ${sources} "${source}" PARENT_SCOPE)
+  set(declarations "${declarations}extern FwdInstance const ${name};\n" PARENT_SCOPE)
+  set(entries "${entries}      &${name},\n" PARENT_SCOPE)
+endfunction()
+
+# Writes the kernels and the table of them into `directory` and sets `result` to the sources.
+# FLASH_ATTN2_HEAD_DIMS may restrict the buckets for development.
 function(fa2_generate_instances directory result)
-  set(buckets ${FLASH_ATTN2_HEAD_DIMS})
-  string(REPLACE "," ";" buckets "${buckets}")
+  string(REPLACE "," ";" buckets "${FLASH_ATTN2_HEAD_DIMS}")
   if(NOT buckets)
     set(buckets ${FA2_HEAD_DIM_BUCKETS})
   endif()
@@ -28,26 +50,15 @@ function(fa2_generate_instances directory result)
   set(entries "")
   foreach(bucket IN LISTS buckets)
     if(NOT bucket IN_LIST FA2_HEAD_DIM_BUCKETS)
-      message(FATAL_ERROR "FLASH_ATTN2_HEAD_DIMS has ${bucket}; buckets are ${FA2_HEAD_DIM_BUCKETS}")
+      message(FATAL_ERROR "FLASH_ATTN2_HEAD_DIMS has '${bucket}': buckets are "
+                          "${FA2_HEAD_DIM_BUCKETS}")
     endif()
     foreach(element IN LISTS FA2_ELEMENTS)
       foreach(variant IN LISTS FA2_FWD_VARIANTS)
-        string(TOLOWER "fwd_hd${bucket}_${element}_${variant}" name)
-        set(source "${directory}/${name}.cu")
-        set(FA2_ELEMENT_TYPE ${FA2_ELEMENT_TYPE_${element}})
-        set(FA2_DTYPE ${FA2_DTYPE_${element}})
-        file(CONFIGURE OUTPUT "${source}" @ONLY CONTENT [[
-#include "sm80/launch.h"
-
-namespace fa2::sm80 {
-extern FwdInstance const @name@;
-constexpr FwdInstance @name@ = fwd_instance<@FA2_ELEMENT_TYPE@, DType::@FA2_DTYPE@, @bucket@,
-                                            FwdVariant::k@variant@>();
-}  // namespace fa2::sm80
-]])
-        list(APPEND sources "${source}")
-        string(APPEND declarations "extern FwdInstance const ${name};\n")
-        string(APPEND entries "    &${name},\n")
+        fa2_add_fwd_instance("${directory}" ${bucket} ${element} ${variant} false)
+        if(bucket IN_LIST FA2_SMALL_TILE_BUCKETS)
+          fa2_add_fwd_instance("${directory}" ${bucket} ${element} ${variant} true)
+        endif()
       endforeach()
     endforeach()
   endforeach()

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int32_t kBuckets[] = {32, 64, 96, 128, 192, 256};
 
-FwdKey forward_key(FwdParams const& p) {
+FwdKey forward_key(FwdParams const& p, DeviceInfo const& device) {
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
             "CUDA kernels take float16 and bfloat16");
   FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
@@ -21,8 +21,10 @@ FwdKey forward_key(FwdParams const& p) {
     variant = FwdVariant::kModified;
   }
   if (p.dropout.drop_prob > 0.f) variant = FwdVariant::kDropout;
-  return {p.dtype, *std::lower_bound(std::begin(kBuckets), std::end(kBuckets), p.head_dim),
-          variant};
+  int32_t const bucket = *std::lower_bound(std::begin(kBuckets), std::end(kBuckets), p.head_dim);
+  bool const small =
+      sm80::has_small_tile(bucket) && device.smem_per_block < sm80::kLargeSmemBytes;
+  return {p.dtype, bucket, variant, small};
 }
 
 // As many pairs as have their keys and values in half of the L2 cache, in whole groups: the heads
@@ -49,8 +51,8 @@ char const* name(FwdVariant variant) {
 }  // namespace
 
 FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
-  FwdKey const key = forward_key(p);
-  sm80::FwdTile const tile = sm80::fwd_tile(key.bucket, key.variant);
+  FwdKey const key = forward_key(p, device);
+  sm80::FwdTile const tile = sm80::fwd_tile(key.bucket, key.variant, key.small);
   int32_t const num_m_blocks = (p.seqs_q.max_seqlen + tile.block_m - 1) / tile.block_m;
   int64_t const grid = int64_t(num_m_blocks) * p.batch * p.num_heads;
   FA2_CHECK(grid <= std::numeric_limits<int32_t>::max(),
@@ -59,8 +61,8 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
 }
 
 std::string to_string(FwdKey const& key) {
-  return message("{} head_dim<={} {}", key.dtype == DType::kFloat16 ? "float16" : "bfloat16",
-                 key.bucket, name(key.variant));
+  return message("{} head_dim<={} {}{}", key.dtype == DType::kFloat16 ? "float16" : "bfloat16",
+                 key.bucket, name(key.variant), key.small ? " small" : "");
 }
 
 std::string to_string(FwdPlan const& plan) {

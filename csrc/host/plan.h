@@ -16,6 +16,7 @@ struct FwdKey {
   DType dtype;
   int32_t bucket;  // head dim rounded up
   FwdVariant variant;
+  bool small;  // the tile for devices with less shared memory
 
   bool operator==(FwdKey const&) const = default;
 };

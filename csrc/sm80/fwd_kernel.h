@@ -19,10 +19,11 @@ struct FwdKernel {
     if (threadIdx.x == 0) smem.work = work;
     __syncthreads();
 
-    load_queries(args, smem);
     FwdMainloop<Config> mainloop(args, smem);
-    if (work.tiles.begin < work.tiles.end) mainloop.run();
-    cp_async_wait_group<0>();
+    if (work.tiles.begin < work.tiles.end) {
+      load_queries(args, smem);
+      mainloop.run();
+    }
     FwdEpilogue<Config>::store(args, smem, mainloop);
   }
 

@@ -50,10 +50,12 @@ void launch_fwd(FwdParams const& params, FwdPlan const& plan, cudaStream_t strea
 }
 
 // `kDType` names `Element` to the host, which knows no device types.
-template <class Element, DType kDType, int kBucket, FwdVariant kVariant>
+template <class Element, DType kDType, int kBucket, FwdVariant kVariant, bool kSmall>
 constexpr FwdInstance fwd_instance() {
-  using Config = FwdConfig<Element, fwd_tile(kBucket, kVariant), kVariant>;
-  return {{kDType, kBucket, kVariant}, sizeof(typename Config::Smem), &launch_fwd<Config>};
+  using Config = FwdConfig<Element, fwd_tile(kBucket, kVariant, kSmall), kVariant>;
+  return {{kDType, kBucket, kVariant, kSmall},
+          sizeof(typename Config::Smem),
+          &launch_fwd<Config>};
 }
 
 }  // namespace fa2::sm80

@@ -1,0 +1,76 @@
+// The CUDA families as a Python module. Importing it needs no driver.
+
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "bindings/build_info.h"
+#include "bindings/params.h"
+#include "host/device.h"
+#include "host/error.h"
+#include "host/plan.h"
+#include "sm80/forward.h"
+
+namespace py = pybind11;
+
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  FA2_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+fa2::DeviceInfo query_device(int device) {
+  int const major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+  int const minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
+  return {.arch = major * 10 + minor,
+          .sm_count = attribute(cudaDevAttrMultiProcessorCount, device),
+          .smem_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          .l2_bytes = attribute(cudaDevAttrL2CacheSize, device)};
+}
+
+// The current device. Asked once per device: the queries cost more than a launch.
+fa2::DeviceInfo current_device() {
+  int device = 0;
+  FA2_CUDA_CHECK(cudaGetDevice(&device));
+  static std::mutex mutex;
+  static std::map<int, fa2::DeviceInfo> known;
+  std::lock_guard const lock(mutex);
+  auto found = known.find(device);
+  if (found == known.end()) found = known.emplace(device, query_device(device)).first;
+  return found->second;
+}
+
+void forward(py::dict const& problem) {
+  auto const [params, stream] = fa2::bindings::read_forward_call(problem);
+  py::gil_scoped_release const release;
+  fa2::sm80::forward(params, current_device(), reinterpret_cast<cudaStream_t>(stream));
+}
+
+std::string plan_forward(py::dict const& problem) {
+  fa2::FwdParams const params = fa2::bindings::read_fwd_params(problem);
+  return to_string(fa2::plan_forward(params, current_device()));
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = fa2::bindings::compiler();
+  info["cuda"] = CUDART_VERSION;
+  info["archs"] = FA2_CUDA_ARCHS;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.def("forward", &forward, py::arg("problem"),
+        "Runs one problem (fields: csrc/bindings/params.cpp) on the current device; `execution` "
+        "is the stream.");
+  m.def("plan_forward", &plan_forward, py::arg("problem"),
+        "How the current device would run the problem (fields as for forward, no `execution`).");
+  m.def("build_info", &build_info);
+}

@@ -1,0 +1,96 @@
+#include "bindings/params.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "bindings/keywords.h"
+
+namespace fa2::bindings {
+namespace {
+
+DType dtype_of(std::string_view name) {
+  constexpr std::array<std::pair<std::string_view, DType>, 4> kDTypes{{
+      {"float16", DType::kFloat16},
+      {"bfloat16", DType::kBFloat16},
+      {"float32", DType::kFloat32},
+      {"float64", DType::kFloat64},
+  }};
+  for (auto const& [known, dtype] : kDTypes) {
+    if (name == known) return dtype;
+  }
+  throw pybind11::type_error("unknown dtype: " + std::string(name));
+}
+
+template <class T>
+T* pointer(int64_t address) {
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+TensorRef tensor(pybind11::tuple const& fields) {
+  auto field = [&](size_t i) { return fields[i].cast<int64_t>(); };
+  return {.data = pointer<void>(field(0)),
+          .batch_stride = field(1),
+          .row_stride = field(2),
+          .head_stride = field(3)};
+}
+
+int32_t window_side(int64_t keys) {
+  return keys < 0 ? Window::kUnlimited
+                  : static_cast<int32_t>(std::min<int64_t>(keys, Window::kUnlimited));
+}
+
+FwdParams fwd_params(Keywords& kw) {
+  FwdParams p;
+  p.dtype = dtype_of(kw.get<"dtype", std::string_view>());
+  p.batch = kw.get<"batch", int32_t>();
+  p.num_heads = kw.get<"num_heads", int32_t>();
+  p.num_heads_kv = kw.get<"num_heads_kv", int32_t>();
+  p.head_dim = kw.get<"head_dim", int32_t>();
+
+  p.q = tensor(kw.get<"q", pybind11::tuple>());
+  p.k = tensor(kw.get<"k", pybind11::tuple>());
+  p.v = tensor(kw.get<"v", pybind11::tuple>());
+  p.out = tensor(kw.get<"out", pybind11::tuple>());
+  p.lse = pointer<float>(kw.get<"lse", int64_t>());
+
+  p.seqs_q = {.cu_seqlens = pointer<int32_t const>(kw.get_or<"cu_seqlens_q", int64_t>(0)),
+              .seqused = pointer<int32_t const>(kw.get_or<"seqused_q", int64_t>(0)),
+              .max_seqlen = kw.get<"seqlen_q", int32_t>(),
+              .total = kw.get_or<"total_q", int64_t>(0)};
+  p.seqs_k = {.cu_seqlens = pointer<int32_t const>(kw.get_or<"cu_seqlens_k", int64_t>(0)),
+              .seqused = pointer<int32_t const>(kw.get_or<"seqused_k", int64_t>(0)),
+              .max_seqlen = kw.get<"seqlen_k", int32_t>(),
+              .total = kw.get_or<"total_k", int64_t>(0)};
+
+  p.softmax_scale = kw.get<"softmax_scale", float>();
+  p.window = {.left = window_side(kw.get<"window_left", int64_t>()),
+              .right = window_side(kw.get<"window_right", int64_t>())};
+  p.score_mod = {.softcap = kw.get_or<"softcap", float>(0.f),
+                 .alibi_slopes = pointer<float const>(kw.get_or<"alibi_slopes", int64_t>(0)),
+                 .alibi_batch_stride = kw.get_or<"alibi_batch_stride", int64_t>(0)};
+  p.sink = pointer<float const>(kw.get_or<"sink", int64_t>(0));
+  p.dropout = {.drop_prob = kw.get_or<"drop_prob", float>(0.f),
+               .rng_state = pointer<int64_t const>(kw.get_or<"rng_state", int64_t>(0))};
+  return p;
+}
+
+}  // namespace
+
+ForwardCall read_forward_call(pybind11::dict const& keywords) {
+  Keywords kw(keywords);
+  ForwardCall const call{.params = fwd_params(kw), .execution = kw.get<"execution", int64_t>()};
+  kw.finish();
+  return call;
+}
+
+FwdParams read_fwd_params(pybind11::dict const& keywords) {
+  Keywords kw(keywords);
+  FwdParams const params = fwd_params(kw);
+  kw.finish();
+  return params;
+}
+
+}  // namespace fa2::bindings

@@ -1,0 +1,89 @@
+#include "cpu/isa.h"
+
+#include <atomic>
+
+#include "host/error.h"
+
+namespace fa2::cpu {
+
+// One per compilation of level.cpp.
+namespace baseline {
+extern LevelKernels const kKernels;
+}
+#if defined(__x86_64__)
+namespace v3 {
+extern LevelKernels const kKernels;
+}
+namespace v4 {
+extern LevelKernels const kKernels;
+}
+namespace v4_bf16 {
+extern LevelKernels const kKernels;
+}
+#endif
+
+namespace {
+
+struct Level {
+  char const* name;
+  LevelKernels const* kernels;
+};
+
+constexpr Level kLevels[] = {
+    {"baseline", &baseline::kKernels},
+#if defined(__x86_64__)
+    {"x86-64-v3", &v3::kKernels},
+    {"x86-64-v4", &v4::kKernels},
+    {"x86-64-v4-bf16", &v4_bf16::kKernels},
+#endif
+};
+
+std::atomic<Isa>& active() {
+  static std::atomic<Isa> isa{detect_isa()};
+  return isa;
+}
+
+}  // namespace
+
+Isa detect_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  bool const v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+                  __builtin_cpu_supports("f16c");
+  bool const v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (v4 && __builtin_cpu_supports("avx512bf16")) return Isa::kX86V4Bf16;
+  if (v4) return Isa::kX86V4;
+  if (v3) return Isa::kX86V3;
+#endif
+  return Isa::kBaseline;
+}
+
+Isa active_isa() { return active(); }
+
+char const* isa_name(Isa isa) { return kLevels[static_cast<int>(isa)].name; }
+
+char const* isa_name() { return isa_name(active_isa()); }
+
+void set_isa(std::string_view name) {
+  std::string available;
+  for (int i = 0; i <= static_cast<int>(detect_isa()); ++i) {
+    if (name == kLevels[i].name) {
+      active() = static_cast<Isa>(i);
+      return;
+    }
+    available += std::string(i == 0 ? "" : ", ") + kLevels[i].name;
+  }
+  FA2_CHECK(false, "instruction-set level '{}' is not available here; available: {}", name,
+            available);
+}
+
+ForwardKernel const& forward_kernel(DType dtype) {
+  int level = static_cast<int>(active_isa());
+  while (kLevels[level].kernels->forward[static_cast<int>(dtype)].run == nullptr) --level;
+  return kLevels[level].kernels->forward[static_cast<int>(dtype)];
+}
+
+}  // namespace fa2::cpu

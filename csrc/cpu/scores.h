@@ -1,0 +1,237 @@
+#pragma once
+
+// What happens to a tile of scores between the two products: softcap, ALiBi and mask where they
+// apply, then the online softmax, then dropout. All of it lane by lane, one lane being one query.
+
+#include "core/dropout.h"
+#include "core/online_softmax.h"
+#include "cpu/elements.h"
+#include "cpu/tiles.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// A tile of queries: per lane where it stands, what it sees, and the state of its softmax.
+// A tile that is not full repeats its last query.
+template <class E>
+struct Tile {
+  using Real = typename E::Real;
+  static constexpr int kCapacity = kTileVectors * kLanes<Real>;
+
+  int vectors;     // 1 ... kTileVectors
+  int num_queries;
+  int32_t begin;   // keys [begin, end) are seen by some query, [full_begin, full_end) by all
+  int32_t full_begin;
+  int32_t full_end;
+  int32_t end;
+  typename E::Operand* queries;  // [operand][lane]
+  Real* out;                     // [dim][lane], relative to `base`
+
+  alignas(kVectorBytes) Real base[kCapacity];      // largest score so far
+  alignas(kVectorBytes) Real sum[kCapacity];       // of exp2(scale * (score - base))
+  alignas(kVectorBytes) Real diagonal[kCapacity];  // the key that ALiBi distances count from
+  alignas(kVectorBytes) Real slope[kCapacity];     // ALiBi, base-2 units
+  alignas(kVectorBytes) Int<Real> col_begin[kCapacity];
+  alignas(kVectorBytes) Int<Real> col_end[kCapacity];
+  alignas(kVectorBytes) Uint<Real> row[kCapacity];
+  alignas(kVectorBytes) Uint<Real> batch_head[kCapacity];
+  int32_t head[kCapacity];
+};
+
+inline constexpr double kLog2eDouble = 1.4426950408889634074;
+inline constexpr double kLn2Double = 0.69314718055994530942;
+
+// How raw scores become exponents of 2: core/score_mod.h with the element's own precision.
+template <class Real>
+struct ScoreRule {
+  bool has_softcap;
+  bool has_alibi;
+  Real inner;       // factor of the raw score
+  Real outer;       // factor of tanh
+  Real scale;       // factor of what adjust_scores leaves: 1 after softcap or ALiBi, else `inner`
+  Real empty_base;  // base of a row that has seen no key; times `scale` it is still finite
+
+  bool modifies() const { return has_softcap || has_alibi; }
+};
+
+template <class Real>
+FA2_CPU_INLINE ScoreRule<Real> score_rule(FwdParams const& params) {
+  ScoreMod const& mod = params.score_mod;
+  ScoreRule<Real> rule;
+  rule.has_softcap = mod.softcap > 0.f;
+  rule.has_alibi = mod.alibi_slopes != nullptr;
+  rule.outer = Real(mod.softcap * kLog2eDouble);
+  rule.inner = rule.has_softcap ? Real(params.softmax_scale) / Real(mod.softcap)
+                                : Real(params.softmax_scale * kLog2eDouble);
+  // A scale of zero would make NaN of masked scores; this one gives the same probabilities.
+  constexpr Real kSmallestScale = Real(1e-30);
+  if (rule.inner < kSmallestScale) rule.inner = kSmallestScale;
+  rule.scale = rule.modifies() ? Real(1) : rule.inner;
+  rule.empty_base = Real(kEmptyBase) / (rule.scale > 1 ? rule.scale : Real(1));
+  return rule;
+}
+
+struct DropoutRule {
+  uint32_t keep_threshold;
+  uint32_t stream;
+  uint64_t key;
+};
+
+// Softcap, ALiBi and mask on keys [first, first + num_keys); `maxima` takes the results in.
+template <class E, int kVectors>
+__attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& rule,
+                                             Tile<E> const& tile, int32_t first, int num_keys,
+                                             typename E::Real* scores,
+                                             typename E::Real* maxima) {
+  using Real = typename E::Real;
+  constexpr int kSize = kLanes<Real>;
+  for (int n = 0; n < kVectors; ++n) {
+    Vec<Real> const diagonal = load<Real>(tile.diagonal + n * kSize);
+    Vec<Real> const slope = load<Real>(tile.slope + n * kSize);
+    Vec<Int<Real>> const col_begin = load<Int<Real>>(tile.col_begin + n * kSize);
+    Vec<Int<Real>> const col_end = load<Int<Real>>(tile.col_end + n * kSize);
+    Vec<Real> top = load<Real>(maxima + n * kSize);
+    for (int j = 0; j < num_keys; ++j) {
+      Real* const place = scores + (j * kVectors + n) * kSize;
+      Vec<Real> s = load<Real>(place);
+      if (rule.has_softcap) {
+        s = tanh<Real>(s * rule.inner) * rule.outer;
+      } else if (rule.has_alibi) {
+        s *= rule.inner;
+      }
+      if (rule.has_alibi) s -= slope * abs<Real>(diagonal - Real(first + j));
+      Int<Real> const col = first + j;
+      s = (col_begin <= col) & (col < col_end) ? s : broadcast<Real>(-__builtin_inf());
+      store(place, s);
+      top = max(s, top);
+    }
+    store(maxima + n * kSize, top);
+  }
+}
+
+// Scores become probabilities relative to the new base `maxima`; `rescale` is what sums and outputs
+// relative to the old base were multiplied by. Works in groups of four keys: rows up to the next
+// multiple of four must hold -inf. Sums go up a small tree, or rounding errors would grow with the
+// number of keys.
+template <class E, int kVectors>
+__attribute__((noinline)) void exponentiate(typename E::Real scale, int num_keys, Tile<E>& tile,
+                                            typename E::Real const* maxima,
+                                            typename E::Real* scores,
+                                            typename E::Real* rescale) {
+  using Real = typename E::Real;
+  constexpr int kSize = kLanes<Real>;
+  Vec<Real> shift[kVectors];
+  Vec<Real> sum[kVectors];
+  for (int n = 0; n < kVectors; ++n) {
+    Vec<Real> const base = load<Real>(maxima + n * kSize);
+    Vec<Real> const old_base = load<Real>(tile.base + n * kSize);
+    store(rescale + n * kSize, exp2<Real, kFullDegree<Real>>((old_base - base) * scale));
+    store(tile.base + n * kSize, base);
+    shift[n] = base * scale;
+    sum[n] = Vec<Real>{};
+  }
+  for (int64_t j = 0; j < num_keys; j += 4) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) {
+      Real* const place = scores + (j * kVectors + n) * kSize;
+      Vec<Real> p[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        Vec<Real> const s = load<Real>(place + i * kVectors * kSize);
+        p[i] = exp2<Real, E::kExpDegree>(s * scale - shift[n]);
+      }
+      sum[n] += (p[0] + p[1]) + (p[2] + p[3]);
+      if constexpr (E::kDepth == 1) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) store(place + i * kVectors * kSize, E::round(p[i]));
+      } else {
+        // Pair rows overwrite score rows that have been read.
+        Real* const pair_place = scores + (j / 2 * kVectors + n) * kSize;
+        store(pair_place, E::pair(p[0], p[1]));
+        store(pair_place + kVectors * kSize, E::pair(p[2], p[3]));
+      }
+    }
+  }
+  for (int n = 0; n < kVectors; ++n) {
+    Vec<Real> const old_sum = load<Real>(tile.sum + n * kSize);
+    store(tile.sum + n * kSize, old_sum * load<Real>(rescale + n * kSize) + sum[n]);
+  }
+}
+
+// core/philox.h on 64-bit lanes, of whose counters only the low halves count.
+struct PhiloxVectors {
+  Vec<uint64_t> word[4];
+};
+
+FA2_CPU_INLINE PhiloxVectors philox_vectors(PhiloxVectors c, uint64_t key) {
+  Vec<uint64_t> const mul0 = broadcast<uint64_t>(Philox::kMul0);
+  Vec<uint64_t> const mul1 = broadcast<uint64_t>(Philox::kMul1);
+  uint32_t key0 = uint32_t(key);
+  uint32_t key1 = uint32_t(key >> 32);
+  for (int round = 0; round < Philox::kRounds; ++round) {
+    Vec<uint64_t> const a = multiply_low_halves(mul0, c.word[0]);
+    Vec<uint64_t> const b = multiply_low_halves(mul1, c.word[2]);
+    c = {{b >> 32 ^ c.word[1] ^ uint64_t(key0), b, a >> 32 ^ c.word[3] ^ uint64_t(key1), a}};
+    key0 += Philox::kWeyl0;
+    key1 += Philox::kWeyl1;
+  }
+  return c;
+}
+
+// dropout_words of core/dropout.h for a vector of queries, in lanes as wide as Real.
+template <class Real>
+FA2_CPU_INLINE void dropout_word_vectors(DropoutRule const& rule, Uint<Real> const* rows,
+                                         Uint<Real> const* batch_heads, uint32_t col_group,
+                                         Vec<Uint<Real>> (&words)[4]) {
+  constexpr uint64_t kLow = 0xffffffffu;
+  Vec<uint64_t> const row = load<uint64_t>(rows);
+  Vec<uint64_t> const batch_head = load<uint64_t>(batch_heads);
+  Vec<uint64_t> const group = broadcast<uint64_t>(col_group);
+  Vec<uint64_t> const stream = broadcast<uint64_t>(rule.stream);
+  PhiloxVectors const even = philox_vectors({{row, group, batch_head, stream}}, rule.key);
+  if constexpr (sizeof(Real) == 8) {
+    for (int j = 0; j < 4; ++j) words[j] = even.word[j] & kLow;
+  } else {
+    PhiloxVectors const odd = philox_vectors({{row >> 32, group, batch_head >> 32, stream}},
+                                             rule.key);
+    for (int j = 0; j < 4; ++j) {
+      words[j] = (Vec<uint32_t>)((even.word[j] & kLow) | odd.word[j] << 32);
+    }
+  }
+}
+
+// Zeroes the dropped probabilities of keys [first, first + num_keys), `first` a multiple of 8.
+// The survivors' factor 1 / (1 - drop_prob) is applied to the output.
+template <class E, int kVectors>
+__attribute__((noinline)) void drop(DropoutRule const& rule, Tile<E> const& tile, int32_t first,
+                                    int num_keys, typename E::Real* probs) {
+  using Real = typename E::Real;
+  using Word = Vec<Uint<Real>>;
+  constexpr int kSize = kLanes<Real>;
+  Uint<Real> const threshold = rule.keep_threshold;
+  for (int32_t block = first & ~31; block < first + num_keys; block += 32) {
+    for (int n = 0; n < kVectors; ++n) {
+      for (int t = 0; t < 4; ++t) {
+        Word words[4];
+        dropout_word_vectors<Real>(rule, tile.row + n * kSize, tile.batch_head + n * kSize,
+                                   dropout_col_group(block + 2 * t), words);
+        for (int j = 0; j < 4; ++j) {
+          int const key = block + 8 * j + 2 * t - first;
+          if (key < 0 || key >= num_keys) continue;
+          Word const keep_low = (Word)((words[j] & 0xffffu) < threshold);
+          Word const keep_high = (Word)((words[j] >> 16) < threshold);
+          if constexpr (E::kDepth == 1) {
+            Real* const low = probs + (key * kVectors + n) * kSize;
+            Real* const high = low + kVectors * kSize;
+            store(low, load<Uint<Real>>(low) & keep_low);
+            store(high, load<Uint<Real>>(high) & keep_high);
+          } else {
+            Real* const pair = probs + (key / 2 * kVectors + n) * kSize;
+            store(pair, load<Uint<Real>>(pair) & ((keep_low & 0xffffu) | keep_high << 16));
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL
