@@ -68,10 +68,10 @@ class FwdMainloop {
       for (; n >= tiles.begin && is_edge(tiles, n); --n) step<Edge::kMasked>(n, n > tiles.begin);
 
       // Counted apart from n, so that the plain variant's loop holds one counter and reads nothing.
-      bool const more_after = tiles.full_begin > tiles.begin;
+      int const final = tiles.full_begin > tiles.begin ? 0 : 1;  // no tile comes after that one
       CUTE_NO_UNROLL
-      for (int left = max(n - tiles.full_begin + 1, 0); left != 0; --left) {
-        step<Edge::kFull>(tiles.full_begin + left - 1, left != 1 || more_after);
+      for (int left = n - tiles.full_begin + 1; left > 0; --left) {
+        step<Edge::kFull>(tiles.full_begin + left - 1, left > final);
       }
       n = min(n, tiles.full_begin - 1);
     }

@@ -42,7 +42,7 @@ constexpr bool has_small_tile(int bucket) { return bucket > 128; }
 constexpr FwdTile fwd_tile(int bucket, FwdVariant variant, bool small) {
   bool const dropout = variant == FwdVariant::kDropout;
   switch (bucket) {
-    case 32: return {32, 32, 128, dropout ? 64 : 128, 4, 1, true, 2};
+    case 32: return {32, 32, dropout ? 128 : 192, 64, 4, 1, true, 2};
     case 64: return {64, 64, 128, 64, 4, 1, !dropout, 2};
     case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
     case 128: return {128, 128, 128, dropout ? 32 : 64, 4, 1, false, 2};
