@@ -6,7 +6,7 @@
 #include <string_view>
 #include <utility>
 
-#include "bindings/keywords.h"
+#include "bindings/fields.h"
 
 namespace fa2::bindings {
 namespace {
@@ -29,8 +29,8 @@ T* pointer(int64_t address) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
 }
 
-TensorRef tensor(pybind11::tuple const& fields) {
-  auto field = [&](size_t i) { return fields[i].cast<int64_t>(); };
+TensorRef tensor(pybind11::tuple const& tensor) {
+  auto field = [&](size_t i) { return tensor[i].cast<int64_t>(); };
   return {.data = pointer<void>(field(0)),
           .batch_stride = field(1),
           .row_stride = field(2),
@@ -42,54 +42,55 @@ int32_t window_side(int64_t keys) {
                   : static_cast<int32_t>(std::min<int64_t>(keys, Window::kUnlimited));
 }
 
-FwdParams fwd_params(Keywords& kw) {
+FwdParams fwd_params(Fields& fields) {
   FwdParams p;
-  p.dtype = dtype_of(kw.get<"dtype", std::string_view>());
-  p.batch = kw.get<"batch", int32_t>();
-  p.num_heads = kw.get<"num_heads", int32_t>();
-  p.num_heads_kv = kw.get<"num_heads_kv", int32_t>();
-  p.head_dim = kw.get<"head_dim", int32_t>();
+  p.dtype = dtype_of(fields.get<"dtype", std::string_view>());
+  p.batch = fields.get<"batch", int32_t>();
+  p.num_heads = fields.get<"num_heads", int32_t>();
+  p.num_heads_kv = fields.get<"num_heads_kv", int32_t>();
+  p.head_dim = fields.get<"head_dim", int32_t>();
 
-  p.q = tensor(kw.get<"q", pybind11::tuple>());
-  p.k = tensor(kw.get<"k", pybind11::tuple>());
-  p.v = tensor(kw.get<"v", pybind11::tuple>());
-  p.out = tensor(kw.get<"out", pybind11::tuple>());
-  p.lse = pointer<float>(kw.get<"lse", int64_t>());
+  p.q = tensor(fields.get<"q", pybind11::tuple>());
+  p.k = tensor(fields.get<"k", pybind11::tuple>());
+  p.v = tensor(fields.get<"v", pybind11::tuple>());
+  p.out = tensor(fields.get<"out", pybind11::tuple>());
+  p.lse = pointer<float>(fields.get<"lse", int64_t>());
 
-  p.seqs_q = {.cu_seqlens = pointer<int32_t const>(kw.get_or<"cu_seqlens_q", int64_t>(0)),
-              .seqused = pointer<int32_t const>(kw.get_or<"seqused_q", int64_t>(0)),
-              .max_seqlen = kw.get<"seqlen_q", int32_t>(),
-              .total = kw.get_or<"total_q", int64_t>(0)};
-  p.seqs_k = {.cu_seqlens = pointer<int32_t const>(kw.get_or<"cu_seqlens_k", int64_t>(0)),
-              .seqused = pointer<int32_t const>(kw.get_or<"seqused_k", int64_t>(0)),
-              .max_seqlen = kw.get<"seqlen_k", int32_t>(),
-              .total = kw.get_or<"total_k", int64_t>(0)};
+  p.seqs_q = {.cu_seqlens = pointer<int32_t const>(fields.get_or<"cu_seqlens_q", int64_t>(0)),
+              .seqused = pointer<int32_t const>(fields.get_or<"seqused_q", int64_t>(0)),
+              .max_seqlen = fields.get<"seqlen_q", int32_t>(),
+              .total = fields.get_or<"total_q", int64_t>(0)};
+  p.seqs_k = {.cu_seqlens = pointer<int32_t const>(fields.get_or<"cu_seqlens_k", int64_t>(0)),
+              .seqused = pointer<int32_t const>(fields.get_or<"seqused_k", int64_t>(0)),
+              .max_seqlen = fields.get<"seqlen_k", int32_t>(),
+              .total = fields.get_or<"total_k", int64_t>(0)};
 
-  p.softmax_scale = kw.get<"softmax_scale", float>();
-  p.window = {.left = window_side(kw.get<"window_left", int64_t>()),
-              .right = window_side(kw.get<"window_right", int64_t>())};
-  p.score_mod = {.softcap = kw.get_or<"softcap", float>(0.f),
-                 .alibi_slopes = pointer<float const>(kw.get_or<"alibi_slopes", int64_t>(0)),
-                 .alibi_batch_stride = kw.get_or<"alibi_batch_stride", int64_t>(0)};
-  p.sink = pointer<float const>(kw.get_or<"sink", int64_t>(0));
-  p.dropout = {.drop_prob = kw.get_or<"drop_prob", float>(0.f),
-               .rng_state = pointer<int64_t const>(kw.get_or<"rng_state", int64_t>(0))};
+  p.softmax_scale = fields.get<"softmax_scale", float>();
+  p.window = {.left = window_side(fields.get<"window_left", int64_t>()),
+              .right = window_side(fields.get<"window_right", int64_t>())};
+  p.score_mod = {.softcap = fields.get_or<"softcap", float>(0.f),
+                 .alibi_slopes = pointer<float const>(fields.get_or<"alibi_slopes", int64_t>(0)),
+                 .alibi_batch_stride = fields.get_or<"alibi_batch_stride", int64_t>(0)};
+  p.sink = pointer<float const>(fields.get_or<"sink", int64_t>(0));
+  p.dropout = {.drop_prob = fields.get_or<"drop_prob", float>(0.f),
+               .rng_state = pointer<int64_t const>(fields.get_or<"rng_state", int64_t>(0))};
   return p;
 }
 
 }  // namespace
 
-ForwardCall read_forward_call(pybind11::dict const& keywords) {
-  Keywords kw(keywords);
-  ForwardCall const call{.params = fwd_params(kw), .execution = kw.get<"execution", int64_t>()};
-  kw.finish();
+ForwardCall read_forward_call(pybind11::dict const& problem) {
+  Fields fields(problem);
+  ForwardCall const call{.params = fwd_params(fields),
+                         .execution = fields.get<"execution", int64_t>()};
+  fields.finish();
   return call;
 }
 
-FwdParams read_fwd_params(pybind11::dict const& keywords) {
-  Keywords kw(keywords);
-  FwdParams const params = fwd_params(kw);
-  kw.finish();
+FwdParams read_fwd_params(pybind11::dict const& problem) {
+  Fields fields(problem);
+  FwdParams const params = fwd_params(fields);
+  fields.finish();
   return params;
 }
 

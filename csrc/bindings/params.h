@@ -1,6 +1,6 @@
 #pragma once
 
-// Keyword arguments of the Python entry points -> FwdParams. Shared by every native module.
+// The dictionary that Python hands over -> FwdParams. Shared by every native module.
 
 #include <pybind11/pybind11.h>
 
@@ -15,11 +15,12 @@ struct ForwardCall {
   int64_t execution;  // what the module runs on: a number of threads, or a stream
 };
 
-// Pointers come as integers, tensors as (data_ptr, batch_stride, row_stride, head_stride) in
-// elements, unlimited windows as -1. Throws TypeError for an unknown or missing keyword.
-ForwardCall read_forward_call(pybind11::dict const& keywords);
+// Fields are named in params.cpp. Pointers come as integers, tensors as (data_ptr, batch_stride,
+// row_stride, head_stride) in elements, unlimited windows as -1. Throws TypeError for an unknown or
+// missing field.
+ForwardCall read_forward_call(pybind11::dict const& problem);
 
 // As above for entry points that take no `execution`.
-FwdParams read_fwd_params(pybind11::dict const& keywords);
+FwdParams read_fwd_params(pybind11::dict const& problem);
 
 }  // namespace fa2::bindings

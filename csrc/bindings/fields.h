@@ -1,11 +1,12 @@
 #pragma once
 
-// Reads named fields out of a Python keyword dictionary: kw.get<"batch", int32_t>().
+// Reads named fields of a Python dictionary: fields.get<"batch", int32_t>().
 
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <cstddef>
+#include <string>
 
 namespace fa2::bindings {
 
@@ -16,15 +17,15 @@ struct Name {
   consteval Name(char const (&literal)[N]) { std::copy_n(literal, N, text); }
 };
 
-class Keywords {
+class Fields {
  public:
-  explicit Keywords(pybind11::dict const& dict) : dict_(dict), left_(dict.size()) {}
+  explicit Fields(pybind11::dict const& dict) : dict_(dict), left_(dict.size()) {}
 
   template <Name kName, class T>
   T get() {
     PyObject* const value = find<kName>();
     if (value == nullptr) {
-      throw pybind11::type_error(std::string("missing keyword argument: ") + kName.text);
+      throw pybind11::type_error(std::string("missing field: ") + kName.text);
     }
     return convert<kName, T>(value);
   }
@@ -35,10 +36,10 @@ class Keywords {
     return value == nullptr ? fallback : convert<kName, T>(value);
   }
 
-  // Call after the last get: a misspelt keyword must not pass silently.
+  // Call after the last get: a misspelt name must not pass silently.
   void finish() const {
     if (left_ != 0) {
-      throw pybind11::type_error("unknown keyword argument among " +
+      throw pybind11::type_error("unknown field among " +
                                  std::string(pybind11::str(pybind11::list(dict_))));
     }
   }
@@ -57,9 +58,9 @@ class Keywords {
     try {
       return pybind11::handle(value).cast<T>();
     } catch (pybind11::cast_error const&) {
-      throw pybind11::type_error(std::string("keyword argument ") + kName.text +
-                                 " has the wrong type or does not fit: " +
-                                 std::string(pybind11::repr(value)));
+      throw pybind11::type_error(
+          std::string("field ") + kName.text +
+          " has the wrong type or does not fit: " + std::string(pybind11::repr(value)));
     }
   }
 

@@ -1,0 +1,26 @@
+"""Exact, IO-aware attention for PyTorch, on CUDA and on the CPU."""
+
+from flash_attn2._build_info import build_info
+from flash_attn2._version import __version__
+from flash_attn2.functional import (
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+)
+from flash_attn2.padding import pad_input, unpad_input
+
+__all__ = [
+    "__version__",
+    "build_info",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "pad_input",
+    "unpad_input",
+]

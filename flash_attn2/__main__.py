@@ -1,0 +1,23 @@
+"""Command line: `python -m flash_attn2 <command>`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    from flash_attn2.bench import cli as bench
+
+    parser = argparse.ArgumentParser(prog="python -m flash_attn2", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    bench.add_command(commands)
+    args = parser.parse_args(argv)
+    status: int = args.run(args)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Which native module serves a tensor.
+
+Each backend is one pybind11 module with the same `forward(problem)` (see csrc/bindings). They are
+imported on first use: importing the package loads no native code and needs no CUDA driver.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from flash_attn2 import _env
+
+MODULES = {"cpu": "_cpu", "cuda": "_cuda", "sm80-emulated": "_sm80_emulated"}
+
+_HOW_TO_BUILD = {
+    "cpu": "reinstall flash_attn2 with a C++ compiler present",
+    "cuda": "reinstall flash_attn2 with FLASH_ATTN2_CUDA=on on a machine that has nvcc",
+    "sm80-emulated": "`make test` builds it in a source checkout; wheels do not contain it",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A native module and what its tensors must look like."""
+
+    name: str
+    module: ModuleType
+    dtype_names: dict[torch.dtype, str]
+    aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
+
+    def forward(self, problem: dict[str, Any], device: torch.device) -> None:
+        """Run `problem` (the fields are in csrc/bindings/params.cpp) on `device`."""
+        if self.name == "cuda":
+            with torch.cuda.device(device):
+                problem["execution"] = torch.cuda.current_stream().cuda_stream
+                self.module.forward(problem)
+        else:
+            problem["execution"] = torch.get_num_threads()
+            self.module.forward(problem)
+
+
+@functools.cache
+def load(name: str) -> Backend:
+    """The backend called `name` (a key of `MODULES`). RuntimeError when it was not built."""
+    try:
+        module = importlib.import_module(f"flash_attn2.{MODULES[name]}")
+    except ImportError as error:
+        raise RuntimeError(
+            f"flash_attn2 has no {name} kernels here ({error}): {_HOW_TO_BUILD[name]}"
+        ) from error
+    dtype_names = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+    if name == "cpu":
+        dtype_names |= {torch.float32: "float32", torch.float64: "float64"}
+        if (isa := _env.cpu_isa()) != "auto":
+            module.set_isa(isa)
+    return Backend(name, module, dtype_names, aligned=name != "cpu")
+
+
+_for_cpu_tensors: Backend | None = None
+
+
+def select(name: str) -> None:
+    """Send CPU tensors to this backend: `auto`, `cpu` or `sm80-emulated`."""
+    global _for_cpu_tensors
+    _for_cpu_tensors = load("cpu" if name == "auto" else name)
+
+
+def serving(tensor: torch.Tensor) -> Backend:
+    """The backend that computes where `tensor` lives."""
+    if tensor.is_cpu:
+        if _for_cpu_tensors is None:
+            select(_env.backend())
+            return serving(tensor)
+        return _for_cpu_tensors
+    if tensor.is_cuda:
+        return load("cuda")
+    raise ValueError(f"q is on device {tensor.device}; flash_attn2 computes on cpu and cuda")

@@ -1,0 +1,32 @@
+"""What was built, and what would run here."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from flash_attn2 import _backend, _env
+from flash_attn2._version import __version__
+
+
+def build_info() -> dict[str, Any]:
+    """Versions, and what each native module was built with and for.
+
+    Keys: `version`, `torch`, `python`, `machine`, `backend` (FLASH_ATTN2_BACKEND), and one per
+    native module, `cpu`, `cuda` and `sm80-emulated`: a dict, or None where it was not built.
+    """
+    info: dict[str, Any] = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "backend": _env.backend(),
+    }
+    for name in _backend.MODULES:
+        try:
+            info[name] = _backend.load(name).module.build_info()
+        except RuntimeError:
+            info[name] = None
+    return info

@@ -1,0 +1,271 @@
+"""Validation of arguments. Every message names the argument, what came and what is allowed.
+
+Shape, dtype and device checks also run while torch.compile traces; checks of values run when
+numbers and host memory are at hand. `cu_seqlens` and `seqused_k` on a GPU are not read, because
+that would wait for the device: the kernels clamp them to the tensors instead.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flash_attn2._launch import Options, Packing
+
+MAX_HEAD_DIM = 256
+MAX_SEQLEN = 2**29 - 1  # kMaxSeqlen in csrc/core/params.h
+UNLIMITED = -1
+
+_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def require_tensor(name: str, value: Any) -> None:
+    """TypeError unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_types(q: Any, k: Any, v: Any, options: Options) -> None:
+    """Python types of what the ops would refuse with an error of their own."""
+    if not (type(q) is type(k) is type(v) is Tensor):
+        require_tensor("q", q)
+        require_tensor("k", k)
+        require_tensor("v", v)
+    if options.alibi_slopes is not None:
+        require_tensor("alibi_slopes", options.alibi_slopes)
+    if options.sink is not None:
+        require_tensor("sink", options.sink)
+    if options.softmax_scale is not None:
+        _require_number("softmax_scale", options.softmax_scale)
+    _require_number("softcap", options.softcap)
+    _require_number("dropout_p", options.dropout_p)
+
+
+def check_packing_types(packing: Packing) -> None:
+    """As `check_types`."""
+    require_tensor("cu_seqlens_q", packing.cu_seqlens_q)
+    require_tensor("cu_seqlens_k", packing.cu_seqlens_k)
+    if packing.seqused_k is not None:
+        require_tensor("seqused_k", packing.seqused_k)
+    _require_int("max_seqlen_q", packing.max_seqlen_q)
+    _require_int("max_seqlen_k", packing.max_seqlen_k)
+
+
+def make_options(
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    sink: Tensor | None,
+) -> Options:
+    """The arguments that the public functions share; `causal` is a window with right = 0."""
+    try:
+        left, right = window_size
+        left, right = operator.index(left), operator.index(right)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"window_size must be a pair of integers (left, right), got {window_size!r}"
+        ) from None
+    if left < UNLIMITED or right < UNLIMITED:
+        raise ValueError(
+            f"window_size must hold integers from 0 up, or -1 for no bound, got {window_size}"
+        )
+    return Options(
+        softmax_scale, left, 0 if causal else right, softcap, alibi_slopes, sink, dropout_p
+    )
+
+
+def check_numbers(dropout_p: float, softmax_scale: float | None, softcap: float) -> None:
+    """Ranges of probability, scale and cap."""
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}")
+    if softmax_scale is not None and not (0.0 <= softmax_scale < math.inf):
+        raise ValueError(f"softmax_scale must be finite and not negative, got {softmax_scale}")
+    if not (0.0 <= softcap < math.inf):
+        raise ValueError(f"softcap must be finite and not negative (0: none), got {softcap}")
+
+
+def check_dense(
+    q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Tensor | None, sink: Tensor | None
+) -> None:
+    """Shapes, dtypes and devices of (batch, seqlen, num_heads, head_dim) tensors."""
+    _require_dims(q, k, v, ("batch", "seqlen", "num_heads", "head_dim"))
+    batch, seqlen_q, _, _ = q.shape
+    batch_k, seqlen_k, _, _ = k.shape
+    if batch_k != batch:
+        raise ValueError(f"k must have the batch size of q, {batch}, got {batch_k}")
+    if seqlen_q > MAX_SEQLEN or seqlen_k > MAX_SEQLEN:
+        raise ValueError(
+            f"q and k must have at most {MAX_SEQLEN} rows, got {seqlen_q} and {seqlen_k}"
+        )
+    _check_heads(q, k, v)
+    if alibi_slopes is not None or sink is not None:
+        _check_per_head(q, batch, alibi_slopes, sink)
+
+
+def check_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    alibi_slopes: Tensor | None,
+    sink: Tensor | None,
+) -> None:
+    """Shapes, dtypes and devices of packed (total, num_heads, head_dim) tensors."""
+    cu_seqlens_q, cu_seqlens_k, seqused_k, *_ = packing
+    _require_dims(q, k, v, ("total", "num_heads", "head_dim"))
+    _check_heads(q, k, v)
+    for name, lengths in (
+        ("cu_seqlens_q", cu_seqlens_q),
+        ("cu_seqlens_k", cu_seqlens_k),
+        ("seqused_k", seqused_k),
+    ):
+        if lengths is not None:
+            _check_int32_vector(name, lengths, q.device)
+    if cu_seqlens_q.shape[0] < 1:
+        raise ValueError("cu_seqlens_q must have batch + 1 elements, got 0")
+    batch = cu_seqlens_q.shape[0] - 1
+    if cu_seqlens_k.shape[0] != batch + 1:
+        raise ValueError(
+            f"cu_seqlens_k must have as many elements as cu_seqlens_q, {batch + 1}, "
+            f"got {cu_seqlens_k.shape[0]}"
+        )
+    if seqused_k is not None and seqused_k.shape[0] != batch:
+        raise ValueError(
+            f"seqused_k must have one element per sequence, {batch}, got {seqused_k.shape[0]}"
+        )
+    _check_per_head(q, batch, alibi_slopes, sink)
+
+
+def check_lengths(q: Tensor, k: Tensor, packing: Packing) -> None:
+    """Bounds of the sequence lengths, and the lengths themselves where host memory holds them."""
+    for name in ("max_seqlen_q", "max_seqlen_k"):
+        if not 0 <= (value := getattr(packing, name)) <= MAX_SEQLEN:
+            raise ValueError(f"{name} must be from 0 to {MAX_SEQLEN}, got {value}")
+    if q.is_cpu:
+        lengths = _host_lengths("cu_seqlens_q", packing.cu_seqlens_q, q.shape[0])
+        _require_bound("max_seqlen_q", packing.max_seqlen_q, lengths)
+        lengths = _host_lengths("cu_seqlens_k", packing.cu_seqlens_k, k.shape[0])
+        if packing.seqused_k is not None:
+            lengths = _host_used(packing.seqused_k, lengths)
+        _require_bound("max_seqlen_k", packing.max_seqlen_k, lengths)
+
+
+def _host_lengths(name: str, cu_seqlens: Tensor, total: int) -> list[int]:
+    bounds = cu_seqlens.tolist()
+    lengths = list(map(operator.sub, bounds[1:], bounds))
+    if bounds[0] != 0:
+        raise ValueError(f"{name} must start at 0, got {bounds[0]}")
+    if min(lengths, default=0) < 0:
+        at = next(i for i, length in enumerate(lengths) if length < 0)
+        raise ValueError(
+            f"{name} must not decrease, got {bounds[at]} followed by {bounds[at + 1]} at {at + 1}"
+        )
+    if bounds[-1] > total:
+        raise ValueError(f"{name} must end within the {total} rows of the tensor, got {bounds[-1]}")
+    return lengths
+
+
+def _host_used(seqused_k: Tensor, lengths: list[int]) -> list[int]:
+    used: list[int] = seqused_k.tolist()
+    for i, (count, length) in enumerate(zip(used, lengths, strict=True)):
+        if not 0 <= count <= length:
+            raise ValueError(
+                f"seqused_k must be from 0 to the length of each sequence, got {count} of "
+                f"{length} rows at {i}"
+            )
+    return used
+
+
+def _require_bound(name: str, bound: int, lengths: list[int]) -> None:
+    if (longest := max(lengths, default=0)) > bound:
+        raise ValueError(f"{name} must not be below the longest sequence, {longest}, got {bound}")
+
+
+def _require_int(name: str, value: Any) -> None:
+    if not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+
+
+def _require_number(name: str, value: Any) -> None:
+    if type(value) is not float and not isinstance(value, (Real, torch.SymFloat)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def _require_dims(q: Tensor, k: Tensor, v: Tensor, dims: tuple[str, ...]) -> None:
+    rank = len(dims)
+    if q.ndim == rank and k.ndim == rank and v.ndim == rank:
+        return
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.ndim != rank:
+            raise ValueError(f"{name} must be ({', '.join(dims)}), got shape {tuple(tensor.shape)}")
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """What dense and packed tensors share."""
+    if k.shape != v.shape:
+        raise ValueError(
+            f"v must have the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}; "
+            "head dimensions of k and v that differ are not supported"
+        )
+    dtype, device = q.dtype, q.device
+    if k.dtype != dtype or v.dtype != dtype:
+        raise TypeError(f"q, k and v must have one dtype, got {dtype}, {k.dtype} and {v.dtype}")
+    if dtype not in _FLOAT_DTYPES:
+        raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {dtype}")
+    if k.device != device or v.device != device:
+        raise ValueError(f"q, k and v must be on one device, got {device}, {k.device}, {v.device}")
+    *_, num_heads, head_dim = q.shape
+    *_, num_heads_kv, head_dim_k = k.shape
+    if head_dim_k != head_dim:
+        raise ValueError(f"k must have the head_dim of q, {head_dim}, got {head_dim_k}")
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
+    if num_heads_kv == 0 or num_heads == 0 or num_heads % num_heads_kv != 0:
+        raise ValueError(
+            f"num_heads of q must be a positive multiple of num_heads of k and v, "
+            f"got {num_heads} and {num_heads_kv}"
+        )
+
+
+def _check_per_head(
+    q: Tensor, batch: int, alibi_slopes: Tensor | None, sink: Tensor | None
+) -> None:
+    num_heads = q.shape[-2]
+    if alibi_slopes is not None:
+        _check_float32("alibi_slopes", alibi_slopes, q.device)
+        if alibi_slopes.shape not in ((num_heads,), (batch, num_heads)):
+            raise ValueError(
+                f"alibi_slopes must have shape ({num_heads},) or ({batch}, {num_heads}), "
+                f"got {tuple(alibi_slopes.shape)}"
+            )
+    if sink is not None:
+        _check_float32("sink", sink, q.device)
+        if sink.shape != (num_heads,):
+            raise ValueError(f"sink must have shape ({num_heads},), got {tuple(sink.shape)}")
+
+
+def _check_float32(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{name} must be float32, got {tensor.dtype}")
+    _check_device(name, tensor, device)
+
+
+def _check_int32_vector(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {tensor.dtype}")
+    if tensor.ndim != 1:
+        raise ValueError(f"{name} must have one dimension, got shape {tuple(tensor.shape)}")
+    _check_device(name, tensor, device)
+
+
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on the device of q, {device}, got {tensor.device}")

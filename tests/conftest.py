@@ -1,0 +1,54 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import hypothesis
+import pytest
+import support
+import torch
+
+from flash_attn2 import _launch
+
+# The same examples every time; `pytest --hypothesis-profile=explore` looks for new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_inputs() -> None:
+    torch.manual_seed(support.SEED)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel does not write shows as NaN."""
+    for name in ("_empty", "_empty_like"):
+        allocate = getattr(_launch, name)
+
+        def poisoned(*args: Any, allocate: Any = allocate, **kwargs: Any) -> torch.Tensor:
+            return allocate(*args, **kwargs).fill_(torch.nan)
+
+        monkeypatch.setattr(_launch, name, poisoned)
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest) -> Iterator[support.Target]:
+    """The target of `support.targets`, with CPU tensors sent to its backend.
+
+    Under the emulator every test has a schedule of its own, unless FLASH_ATTN2_EMULATOR says one.
+    """
+    target: support.Target = request.param
+    support.require_backend(target.backend)
+    with ExitStack() as stack:
+        stack.enter_context(support.cpu_tensors_on(target.backend))
+        if target.backend == "sm80-emulated" and "FLASH_ATTN2_EMULATOR" not in os.environ:
+            seed = zlib.crc32(request.node.nodeid.encode())
+            stack.enter_context(support.emulator_options(f"seed={seed},async=random"))
+        yield target

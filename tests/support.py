@@ -1,0 +1,204 @@
+"""Backends, problems, and the tolerance rule that the tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flash_attn2 import _backend, _launch, flash_attn_func, flash_attn_varlen_func
+from flash_attn2._launch import Packing
+from flash_attn2.reference import attention_reference, varlen_attention_reference
+
+SEED = 1234
+
+
+@dataclass(frozen=True)
+class Target:
+    """A backend and a dtype to test it with."""
+
+    backend: str
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.backend == "cuda" else "cpu"
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{str(self.dtype).removeprefix('torch.')}"
+
+    def tensor(self, *shape: int) -> Tensor:
+        return torch.randn(*shape).to(self.device, self.dtype)
+
+
+HALF = (torch.float16, torch.bfloat16)
+TARGETS = [
+    *(Target("cpu", dtype) for dtype in (*HALF, torch.float32, torch.float64)),
+    *(Target("sm80-emulated", dtype) for dtype in HALF),
+    *(Target("cuda", dtype) for dtype in HALF if torch.cuda.is_available()),
+]
+# One dtype per backend, for what does not depend on the dtype.
+ONE_DTYPE = [target for target in TARGETS if target.dtype is torch.bfloat16]
+EMULATOR_REQUIRED = os.environ.get("FLASH_ATTN2_REQUIRE_EMULATOR", "0") == "1"
+
+
+def targets(selection: list[Target] = TARGETS) -> pytest.MarkDecorator:
+    """Run a test, which takes `target`, once for each."""
+    return pytest.mark.parametrize("target", selection, ids=str, indirect=True)
+
+
+@contextmanager
+def cpu_tensors_on(backend: str) -> Iterator[None]:
+    """Send CPU tensors to a backend."""
+    before = _backend._for_cpu_tensors
+    if backend != "cuda":
+        _backend.select(backend)
+    yield
+    _backend._for_cpu_tensors = before
+
+
+@contextmanager
+def emulator_options(text: str) -> Iterator[None]:
+    """Options of the kernel emulator, as in FLASH_ATTN2_EMULATOR."""
+    module = _backend.load("sm80-emulated").module
+    before = module.set_options(text)
+    yield
+    module.set_options(before)
+
+
+def require_backend(backend: str) -> None:
+    """Skip the test, or fail it where the emulator has to be there."""
+    module = f"flash_attn2.{_backend.MODULES[backend]}"
+    if importlib.util.find_spec(module) is not None:
+        return
+    reason = f"{module} is not built (`make test` builds it)"
+    if backend == "sm80-emulated" and EMULATOR_REQUIRED:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A dense problem. `alibi` is "heads" or "batch": the shape of the slopes."""
+
+    head_dim: int = 64
+    batch: int = 2
+    seqlen_q: int = 113
+    seqlen_k: int = 203
+    num_heads: int = 4
+    num_heads_kv: int = 2
+    alibi: str | None = None
+    sink: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def qkv(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        kv = (self.batch, self.seqlen_k, self.num_heads_kv, self.head_dim)
+        q = target.tensor(self.batch, self.seqlen_q, self.num_heads, self.head_dim)
+        return q, target.tensor(*kv), target.tensor(*kv)
+
+    def all_options(self, device: str) -> dict[str, Any]:
+        return self.options | per_head_options(
+            self.alibi, self.sink, self.batch, self.num_heads, device
+        )
+
+
+def per_head_options(
+    alibi: str | None, sink: bool, batch: int, num_heads: int, device: str
+) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if alibi is not None:
+        shape = (num_heads,) if alibi == "heads" else (batch, num_heads)
+        options["alibi_slopes"] = 0.3 * torch.rand(shape, device=device)
+    if sink:
+        options["sink"] = 2 * torch.randn(num_heads, device=device)
+    return options
+
+
+def lengths(*values: int, device: str = "cpu") -> Tensor:
+    """int32 vector."""
+    return torch.tensor(values, dtype=torch.int32, device=device)
+
+
+def cumulative(*seqlens: int, device: str = "cpu") -> Tensor:
+    """cu_seqlens of sequences of these lengths."""
+    return torch.tensor([0, *seqlens], device=device).cumsum(0).int()
+
+
+def assert_within_rule(name: str, actual: Tensor, exact: Tensor, low: Tensor) -> None:
+    """Twice the error of the same formula at the tensors' own dtype, plus 1e-5."""
+    assert actual.shape == exact.shape
+    assert torch.equal(actual.isnan(), exact.isnan()), f"{name} has NaN in other places"
+    if actual.numel() == 0:
+        return
+    error = (actual.double() - exact).nan_to_num().abs().max().item()
+    allowed = 2 * (low.double() - exact).nan_to_num().abs().max().item() + 1e-5
+    assert error <= allowed, f"{name} is off by {error:.3g}, allowed is {allowed:.3g}"
+
+
+def assert_lse(actual: Tensor, exact: Tensor) -> None:
+    """1e-5 relative and absolute; infinities in the same places."""
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def drawn_rng_state(device: str) -> Tensor:
+    """What the next call draws; seeds the generator so that it does."""
+    torch.manual_seed(SEED)
+    state = _launch.draw_rng_state(torch.device(device))
+    torch.manual_seed(SEED)
+    return state
+
+
+def check_dense(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> None:
+    """flash_attn_func against the reference: out, lse and probs."""
+    rng_state = drawn_rng_state(q.device.type)
+    actual = flash_attn_func(q, k, v, return_attn_probs=True, **options)
+    exact, low = (
+        attention_reference(*(x.to(dtype) for x in (q, k, v)), rng_state=rng_state, **options)
+        for dtype in (torch.float64, q.dtype)
+    )
+    compare(actual, exact, low)
+
+
+def check_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: Any) -> None:
+    """flash_attn_varlen_func against the reference: out, lse and probs."""
+    rng_state = drawn_rng_state(q.device.type)
+    out, lse, probs = run_varlen(q, k, v, packing, return_attn_probs=True, **options)
+    if q.is_cuda:  # where rows that belong to no sequence are unspecified
+        end = packing.cu_seqlens_q[-1]
+        out[end:] = 0
+        lse[:, end:] = -torch.inf
+    exact, low = (
+        varlen_attention_reference(
+            *(x.to(dtype) for x in (q, k, v)), packing, rng_state=rng_state, **options
+        )
+        for dtype in (torch.float64, q.dtype)
+    )
+    compare((out, lse, probs), exact, low)
+
+
+def run_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: Any) -> Any:
+    return flash_attn_varlen_func(
+        q,
+        k,
+        v,
+        packing.cu_seqlens_q,
+        packing.cu_seqlens_k,
+        packing.max_seqlen_q,
+        packing.max_seqlen_k,
+        seqused_k=packing.seqused_k,
+        **options,
+    )
+
+
+def compare(actual: tuple[Tensor, ...], exact: tuple[Tensor, ...], low: tuple[Tensor, ...]) -> None:
+    assert_within_rule("out", actual[0], exact[0], low[0])
+    assert_lse(actual[1], exact[1])
+    assert_within_rule("probs", actual[2], exact[2], low[2])

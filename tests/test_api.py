@@ -1,0 +1,163 @@
+"""Signatures, results and defaults of the public functions."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import ONE_DTYPE, Case, Target, cumulative, lengths, targets
+
+import flash_attn2
+from flash_attn2 import (
+    build_info,
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+)
+
+CPU = Target("cpu", torch.float32)
+REQUIRED = inspect.Parameter.empty
+# Names, order and defaults of flash-attn 2.8.
+OPTIONS = {
+    "dropout_p": 0.0,
+    "softmax_scale": None,
+    "causal": False,
+    "window_size": (-1, -1),
+    "softcap": 0.0,
+    "alibi_slopes": None,
+    "deterministic": False,
+    "return_attn_probs": False,
+}
+VARLEN = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+
+
+@pytest.mark.parametrize(
+    ("function", "tensors", "after"),
+    [
+        (flash_attn_func, ("q", "k", "v"), {}),
+        (flash_attn_kvpacked_func, ("q", "kv"), {}),
+        (flash_attn_qkvpacked_func, ("qkv",), {}),
+        (flash_attn_varlen_func, ("q", "k", "v", *VARLEN), {"block_table": None}),
+        (flash_attn_varlen_kvpacked_func, ("q", "kv", *VARLEN), {}),
+        (flash_attn_varlen_qkvpacked_func, ("qkv", "cu_seqlens", "max_seqlen"), {}),
+    ],
+)
+def test_signature(
+    function: Callable[..., Any], tensors: tuple[str, ...], after: dict[str, Any]
+) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    positional = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+    expected = dict.fromkeys(tensors, REQUIRED) | OPTIONS | after
+    assert list(positional.items()) == list(expected.items())
+    own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert own == ({"sink", "seqused_k"} if "varlen" in function.__name__ else {"sink"})
+
+
+def test_everything_public_is_documented() -> None:
+    for name in flash_attn2.__all__:
+        if name != "__version__":
+            assert getattr(flash_attn2, name).__doc__
+
+
+@targets(ONE_DTYPE)
+def test_packed_forms_agree(target: Target) -> None:
+    q, k, v = Case(num_heads=3, num_heads_kv=3, seqlen_q=60, seqlen_k=60).qkv(target)
+    options = {"causal": True, "softcap": 2.0, "return_attn_probs": True}
+    expected = flash_attn_func(q, k, v, **options)
+    kv, qkv = torch.stack([k, v], 2), torch.stack([q, k, v], 2)
+    cu = cumulative(60, 60, device=target.device)
+    flat_q, flat_k, flat_v, flat_kv, flat_qkv = (x.flatten(0, 1) for x in (q, k, v, kv, qkv))
+    for actual in (
+        flash_attn_kvpacked_func(q, kv, **options),
+        flash_attn_qkvpacked_func(qkv, **options),
+    ):
+        assert all(map(torch.equal, actual, expected))
+    for actual in (
+        flash_attn_varlen_func(flat_q, flat_k, flat_v, cu, cu, 60, 60, **options),
+        flash_attn_varlen_kvpacked_func(flat_q, flat_kv, cu, cu, 60, 60, **options),
+        flash_attn_varlen_qkvpacked_func(flat_qkv, cu, 60, **options),
+    ):
+        out, lse, probs = actual
+        assert torch.equal(out, expected[0].flatten(0, 1))
+        assert torch.equal(lse, expected[1].transpose(0, 1).flatten(1))
+        assert torch.equal(probs, expected[2])
+
+
+def test_positional_arguments() -> None:
+    q, k, v = Case().qkv(CPU)
+    slopes = torch.rand(4)
+    by_position = flash_attn_func(q, k, v, 0.0, 0.3, True, (20, 5), 2.0, slopes, True, True)
+    by_name = flash_attn_func(
+        q,
+        k,
+        v,
+        softmax_scale=0.3,
+        window_size=(20, 0),
+        softcap=2.0,
+        alibi_slopes=slopes,
+        return_attn_probs=True,
+    )
+    assert all(map(torch.equal, by_position, by_name))
+
+
+@targets(ONE_DTYPE)
+def test_results(target: Target) -> None:
+    q, k, v = Case().qkv(target)
+    only_out = flash_attn_func(q, k, v)
+    out, lse, probs = flash_attn_func(q, k, v, return_attn_probs=True)
+    assert torch.equal(only_out, out)
+    assert out.dtype == q.dtype
+    assert out.shape == q.shape
+    assert out.is_contiguous()
+    assert lse.dtype == torch.float32
+    assert lse.shape == (2, 4, 113)
+    assert probs.dtype == q.dtype
+    assert probs.shape == (2, 4, 113, 203)
+
+
+def test_default_scale_is_that_of_the_given_head_dim() -> None:
+    """Also where the backend pads head_dim."""
+    q, k, v = Case(20).qkv(CPU)
+    assert torch.equal(flash_attn_func(q, k, v), flash_attn_func(q, k, v, softmax_scale=20**-0.5))
+
+
+def test_numbers_need_not_be_floats() -> None:
+    q, k, v = Case().qkv(CPU)
+    expected = flash_attn_func(q, k, v, softmax_scale=1.0, softcap=2.0, window_size=(9, 9))
+    actual = flash_attn_func(
+        q, k, v, 0, torch.tensor(1.0).numpy()[()], window_size=[9, 9], softcap=2
+    )
+    assert torch.equal(actual, expected)
+
+
+def test_seqused_k_by_name() -> None:
+    q, k, v = (x.flatten(0, 1) for x in Case(seqlen_q=40, seqlen_k=50).qkv(CPU))
+    cu_q, cu_k = cumulative(40, 40), cumulative(50, 50)
+    used = flash_attn_varlen_func(q, k, v, cu_q, cu_k, 40, 50, seqused_k=lengths(50, 7))
+    short_k, short_v = (torch.cat([x[:50], x[50:57]]) for x in (k, v))
+    short = flash_attn_varlen_func(q, short_k, short_v, cu_q, cumulative(50, 7), 40, 50)
+    assert torch.equal(used, short)
+
+
+def test_block_table_is_announced() -> None:
+    q, k, v = (x.flatten(0, 1) for x in Case(seqlen_q=4, seqlen_k=4).qkv(CPU))
+    cu = cumulative(4, 4)
+    table = torch.zeros(2, 1, dtype=torch.int32)
+    with pytest.raises(NotImplementedError, match=r"block_table.*release"):
+        flash_attn_varlen_func(q, k, v, cu, cu, 4, 4, block_table=table)
+
+
+def test_build_info() -> None:
+    info = build_info()
+    assert info["version"] == flash_attn2.__version__
+    assert info["torch"] == torch.__version__
+    assert info["cpu"]["isa"] in info["cpu"]["isa_levels"]
+    assert {"cuda", "sm80-emulated"} <= info.keys()
+    json.dumps(info)

@@ -1,0 +1,74 @@
+"""pad_input and unpad_input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import ONE_DTYPE, Target, targets
+
+from flash_attn2 import flash_attn_func, flash_attn_varlen_func, pad_input, unpad_input
+
+MASK = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("mask", [MASK, MASK.bool(), MASK.float()], ids=["int", "bool", "float"])
+@pytest.mark.parametrize("trailing", [(7,), (2, 4), ()], ids=str)
+def test_round_trip(mask: torch.Tensor, trailing: tuple[int, ...]) -> None:
+    x = torch.randn(3, 5, *trailing)
+    packed, indices, cu_seqlens, max_seqlen, used = unpad_input(x, mask)
+    assert torch.equal(packed, x[MASK.bool()])
+    assert indices.tolist() == [0, 1, 2, 11, 13, 14]
+    assert cu_seqlens.dtype == torch.int32
+    assert cu_seqlens.tolist() == [0, 3, 3, 6]
+    assert max_seqlen == 3
+    assert used.tolist() == [3, 0, 3]
+    padded = pad_input(packed, indices, 3, 5)
+    assert torch.equal(padded, x * MASK[(..., *(None,) * len(trailing))])
+
+
+def test_unused_rows_are_kept_but_not_counted() -> None:
+    x = torch.randn(3, 5, 7)
+    unused = torch.tensor([[0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]])
+    packed, indices, cu_seqlens, max_seqlen, used = unpad_input(x, MASK, unused)
+    assert torch.equal(packed, x[(MASK + unused).bool()])
+    assert indices.tolist() == [0, 1, 2, 3, 10, 11, 13, 14]
+    assert cu_seqlens.tolist() == [0, 4, 4, 8]
+    assert max_seqlen == 4
+    assert used.tolist() == [3, 0, 3]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
+def test_nothing(shape: tuple[int, int]) -> None:
+    packed, indices, cu_seqlens, max_seqlen, _ = unpad_input(
+        torch.randn(*shape, 7), torch.ones(shape)
+    )
+    assert packed.shape == (0, 7)
+    assert cu_seqlens.tolist() == [0] * (shape[0] + 1)
+    assert max_seqlen == 0
+    assert pad_input(packed, indices, *shape).shape == (*shape, 7)
+
+
+def test_gradients() -> None:
+    x = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+    _, indices, *_ = unpad_input(x, MASK)
+    assert torch.autograd.gradcheck(lambda x: unpad_input(x, MASK)[0], (x,))
+    packed = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: pad_input(x, indices, 3, 5), (packed,))
+
+
+@targets(ONE_DTYPE)
+def test_padded_batch_through_packed_attention(target: Target) -> None:
+    """Right padding: the packed sequences give what each gives on its own."""
+    seqlens = (70, 33, 0)
+    q, k, v = (target.tensor(3, 70, 2, 32) for _ in range(3))
+    mask = torch.arange(70, device=target.device) < torch.tensor(seqlens)[:, None].to(target.device)
+    packed_q, indices, cu_seqlens, max_seqlen, _ = unpad_input(q, mask)
+    packed_k, packed_v = unpad_input(k, mask)[0], unpad_input(v, mask)[0]
+    out = flash_attn_varlen_func(
+        packed_q, packed_k, packed_v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, causal=True
+    )
+    padded = pad_input(out, indices, 3, 70)
+    for i, n in enumerate(seqlens):
+        alone = flash_attn_func(*(x[i : i + 1, :n] for x in (q, k, v)), causal=True)
+        assert torch.equal(padded[i, :n], alone[0])
+        assert not padded[i, n:].any()
