@@ -26,9 +26,7 @@ struct PlainElement {
   static FA2_CPU_INLINE Vec<T> widen(Storage const* from) { return load<T>(from); }
   static FA2_CPU_INLINE void narrow(Storage* to, Vec<T> v) { store(to, v); }
   static FA2_CPU_INLINE Vec<T> round(Vec<T> v) { return v; }
-  static FA2_CPU_INLINE Vec<T> multiply_add(Vec<T> sum, T const* a, Vec<T> b) {
-    return sum + *a * b;
-  }
+  static FA2_CPU_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> a, Vec<T> b) { return sum + a * b; }
 };
 
 using Float32 = PlainElement<float>;
@@ -65,8 +63,8 @@ struct WidenedElement {
   static constexpr bool kDirect = false;
   static constexpr int kExpDegree = 4;
 
-  static FA2_CPU_INLINE Vec<float> multiply_add(Vec<float> sum, float const* a, Vec<float> b) {
-    return sum + *a * b;
+  static FA2_CPU_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> b) {
+    return sum + a * b;
   }
 };
 
@@ -132,12 +130,9 @@ struct BFloat16Pairs : BFloat16 {
   using Operand = uint32_t;
   static constexpr int kDepth = 2;
 
-  static FA2_CPU_INLINE Vec<float> multiply_add(Vec<float> sum, uint32_t const* a,
-                                                Vec<float> b) {
-    int32_t both;
-    __builtin_memcpy(&both, a, sizeof(both));  // a row of K may start at any 16-bit word
-    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both),
-                                        (__m512bh)b);
+  static FA2_CPU_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<uint32_t> a,
+                                                Vec<uint32_t> b) {
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
   // Lane i becomes the pair {low[i], high[i]}.
   static FA2_CPU_INLINE Vec<uint32_t> pair(Vec<float> low, Vec<float> high) {

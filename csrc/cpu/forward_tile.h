@@ -6,6 +6,7 @@
 #include "core/mask.h"
 #include "core/online_softmax.h"
 #include "core/seq_info.h"
+#include "cpu/few_queries.h"
 #include "cpu/kernels.h"
 #include "cpu/microkernel.h"
 #include "cpu/pack.h"
@@ -73,6 +74,7 @@ class ChunkForward {
   using Operand = typename E::Operand;
   static constexpr int kSize = kLanes<Real>;
   static constexpr int kCapacity = Tile<E>::kCapacity;
+  static constexpr int kFew = kFewQueries < kSize ? kFewQueries : kSize;
 
  public:
   ChunkForward(FwdParams const& params, QueryChunk const& chunk, void* memory)
@@ -125,18 +127,22 @@ class ChunkForward {
     step.template operator()<2>();
   }
 
-  // Packed query of a lane; lanes past the last query repeat it.
-  int64_t packed_query(int tile_index, int lane) const {
-    int const in_chunk = tile_index * kCapacity + lane;
-    return chunk_.first + smaller(in_chunk, chunk_.count - 1);
+  // A packed query. Stepping from lane to lane saves a division for each.
+  struct Query {
+    int32_t row;
+    int32_t in_group;
+  };
+  Query query_at(int64_t packed) const {
+    return {int32_t(packed / group_), int32_t(packed % group_)};
   }
-  int32_t row_of(int64_t packed) const { return int32_t(packed / group_); }
-  int32_t head_of(int64_t packed) const {
-    return chunk_.head_kv * group_ + int32_t(packed % group_);
+  Query next(Query query) const {
+    if (query.in_group + 1 < group_) return {query.row, query.in_group + 1};
+    return {query.row + 1, 0};
   }
-  Storage* row_ptr(TensorRef const& tensor, int64_t packed) const {
-    return head_ptr<Storage>(tensor, chunk_.batch, chunk_.q_seq.first_row, head_of(packed)) +
-           row_of(packed) * tensor.row_stride;
+  int32_t head_of(Query query) const { return chunk_.head_kv * group_ + query.in_group; }
+  Storage* row_ptr(TensorRef const& tensor, Query query) const {
+    return head_ptr<Storage>(tensor, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) +
+           query.row * tensor.row_stride;
   }
   Storage const* key_ptr(TensorRef const& tensor, int32_t key) const {
     return head_ptr<Storage const>(tensor, chunk_.batch, chunk_.k_seq.first_row, chunk_.head_kv) +
@@ -151,18 +157,23 @@ class ChunkForward {
     tile.vectors = (tile.num_queries + kSize - 1) / kSize;
     int const lanes = tile.vectors * kSize;
     Storage const* rows[kCapacity];
+    Query query = query_at(chunk_.first + index * kCapacity);
     for (int i = 0; i < lanes; ++i) {
-      int64_t const packed = packed_query(index, i);
-      rows[i] = row_ptr(params_.q, packed);
-      init_lane(tile, i, row_of(packed), head_of(packed));
+      rows[i] = row_ptr(params_.q, query);
+      init_lane(tile, i, query.row, head_of(query));
+      if (i + 1 < tile.num_queries) query = next(query);
     }
     // A window moves right with its query, so the first and the last bound all the others.
     tile.begin = int32_t(tile.col_begin[0]);
     tile.full_begin = int32_t(tile.col_begin[lanes - 1]);
     tile.full_end = int32_t(tile.col_end[0]);
     tile.end = int32_t(tile.col_end[lanes - 1]);
-    for (int n = 0; n < tile.vectors; ++n) {
-      pack_queries<E>(tile.queries + n * kSize, lanes, rows + n * kSize, params_.head_dim);
+    if (has_few_queries()) {
+      pack_query_rows<E>(tile.queries, query_stride(), rows, tile.num_queries, params_.head_dim);
+    } else {
+      for (int n = 0; n < tile.vectors; ++n) {
+        pack_queries<E>(tile.queries + n * kSize, lanes, rows + n * kSize, params_.head_dim);
+      }
     }
     __builtin_memset(tile.out, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
   }
@@ -183,8 +194,14 @@ class ChunkForward {
             : Real(0);
   }
 
+  // Whether the chunk goes through few_queries.h; then it is one tile of one vector.
+  bool has_few_queries() const { return chunk_.count <= kFew; }
+  int depth() const { return (params_.head_dim + E::kDepth - 1) / E::kDepth; }
+  int query_stride() const { return round_up(depth(), kLanes<Operand>); }
+
   // Keys [begin, end) against every tile that sees some of them.
   void visit_block(int32_t begin, int32_t end) {
+    if (has_few_queries()) return step<1>(workspace_.tiles[0], begin, end, {}, {});
     Rows const keys = block_keys(begin, end);
     Rows const values = block_values(begin, end);
     for (int t = 0; t < num_tiles_; ++t) {
@@ -242,24 +259,36 @@ class ChunkForward {
     if (params_.dropout.drop_prob > 0.f) drop<E, kVectors>(dropout_, tile, begin, num_keys, scores);
 
     // Out = out * rescale + V^T P^T
-    multiply_values<E, kVectors>(values.data, values.stride,
-                                 (num_keys + E::kDepth - 1) / E::kDepth,
-                                 reinterpret_cast<Operand const*>(scores), params_.head_dim,
-                                 rescale, tile.out);
+    Operand const* const probs = reinterpret_cast<Operand const*>(scores);
+    if (kVectors == 1 && has_few_queries()) {
+      auto const multiply =
+          tile.num_queries == 1 ? &multiply_values_few<E, 1> : &multiply_values_few<E, kFew>;
+      multiply(key_ptr(params_.v, begin), params_.v.row_stride, num_keys, probs, params_.head_dim,
+               rescale, tile.out);
+    } else {
+      multiply_values<E, kVectors>(values.data, values.stride,
+                                   (num_keys + E::kDepth - 1) / E::kDepth, probs,
+                                   params_.head_dim, rescale, tile.out);
+    }
   }
 
   // Only the keys that some query of the tile does not see go through the mask.
   template <int kVectors>
   void score_keys(Tile<E> const& tile, int32_t begin, int32_t end, Rows keys, Real* maxima) {
     constexpr int kWidth = kVectors * kSize;
-    int const depth = (params_.head_dim + E::kDepth - 1) / E::kDepth;
     auto score = [&](int32_t first, int32_t last, bool adjusted) {
       if (first >= last) return;
       Real* const scores = workspace_.scores + (first - begin) * kWidth;
       alignas(kVectorBytes) Real raw_maxima[kWidth] = {};
-      multiply_keys<E, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
-                                 last - first, tile.queries, depth, scores,
-                                 adjusted ? raw_maxima : maxima);
+      Real* const reached = adjusted ? raw_maxima : maxima;
+      if (kVectors == 1 && has_few_queries()) {
+        multiply_keys_few<E>(key_ptr(params_.k, first), params_.k.row_stride, last - first,
+                             tile.queries, query_stride(), tile.num_queries, params_.head_dim,
+                             scores, reached);
+      } else {
+        multiply_keys<E, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
+                                   last - first, tile.queries, depth(), scores, reached);
+      }
       if (adjusted) {
         adjust_scores<E, kVectors>(rule_, tile, first, last - first, scores, maxima);
       }
@@ -273,15 +302,15 @@ class ChunkForward {
   }
 
   void finish_tile(Tile<E> const& tile, int index) {
+    Query query = query_at(chunk_.first + index * kCapacity);
     for (int n = 0; n < tile.vectors; ++n) {
       int const count = smaller(kSize, tile.num_queries - n * kSize);
       alignas(kVectorBytes) Real scale[kSize] = {};
       Storage* rows[kSize];
-      for (int i = 0; i < count; ++i) {
+      for (int i = 0; i < count; ++i, query = next(query)) {
         int const lane = n * kSize + i;
-        int64_t const packed = packed_query(index, lane);
-        rows[i] = row_ptr(params_.out, packed);
-        scale[i] = finish_row(tile.base[lane], tile.sum[lane], row_of(packed), head_of(packed));
+        rows[i] = row_ptr(params_.out, query);
+        scale[i] = finish_row(tile.base[lane], tile.sum[lane], query.row, head_of(query));
       }
       unpack_outputs<E>(rows, count, tile.out + n * kSize, tile.vectors * kSize,
                         load<Real>(scale), params_.head_dim);

@@ -18,6 +18,7 @@ FA2_CPU_INLINE void multiply(typename E::Operand const* a, int64_t row_stride, i
                              typename E::Operand const* b, int depth,
                              Accumulators<E, kRows, kVectors>& sums) {
   using Real = typename E::Real;
+  using Operand = typename E::Operand;
   constexpr int kWidth = kVectors * kLanes<Real>;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -25,14 +26,14 @@ FA2_CPU_INLINE void multiply(typename E::Operand const* a, int64_t row_stride, i
     for (int n = 0; n < kVectors; ++n) sums[r][n] = Vec<Real>{};
   }
   for (int i = 0; i < depth; ++i) {
-    Vec<Real> queries[kVectors];
+    Vec<Operand> queries[kVectors];
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) {
-      queries[n] = load<Real>(b + int64_t(i) * kWidth + n * kLanes<Real>);
+      queries[n] = load<Operand>(b + int64_t(i) * kWidth + n * kLanes<Real>);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      typename E::Operand const* const entry = a + r * row_stride + i * depth_stride;
+      Vec<Operand> const entry = broadcast_from<Operand>(a + r * row_stride + i * depth_stride);
 #pragma GCC unroll 4
       for (int n = 0; n < kVectors; ++n) {
         sums[r][n] = E::multiply_add(sums[r][n], entry, queries[n]);

@@ -28,7 +28,7 @@ struct PartialRow {
   }
 };
 
-// The next vector of operands of a row of Q or K that has `count` > 0 entries left.
+// The next vector of operands of a row of Q or K that has `count` entries left.
 template <class E>
 FA2_CPU_INLINE Vec<typename E::Operand> load_operands(typename E::Storage const* from, int count) {
   constexpr int kEntries = kLanes<typename E::Operand> * E::kDepth;
@@ -54,27 +54,34 @@ __attribute__((noinline)) void pack_keys(typename E::Operand* to, int64_t to_str
   }
 }
 
-// Rows of V: to[key][dim] or, where operands are pairs of keys, to[key / 2][dim]. A last key
-// without a partner is paired with zeros: what lies beyond it may be any garbage.
+// The next vector of operands of a row of V that has `count` entries left: where operands are pairs
+// of keys, with the next row. A last key without a partner is paired with zeros, since what lies
+// beyond it may be any garbage.
+template <class E>
+FA2_CPU_INLINE Vec<typename E::Operand> load_values(typename E::Storage const* from, int64_t stride,
+                                                    bool has_partner, int count) {
+  if constexpr (E::kDepth == 1) {
+    return load_operands<E>(from, count);
+  } else {
+    constexpr int kEntries = kLanes<typename E::Operand>;
+    auto words = [](typename E::Storage const* row, int entries) {
+      if (entries >= kEntries) return load_words(row);
+      return load_words(PartialRow<typename E::Storage, kEntries>(row, entries).entries);
+    };
+    return words(from, count) | words(from + stride, has_partner ? count : 0) << 16;
+  }
+}
+
+// Rows of V: to[key / kDepth][dim].
 template <class E>
 __attribute__((noinline)) void pack_values(typename E::Operand* to, int64_t to_stride,
                                            typename E::Storage const* from, int64_t from_stride,
                                            int num_keys, int head_dim) {
-  if constexpr (E::kDepth == 1) {
-    pack_keys<E>(to, to_stride, from, from_stride, num_keys, head_dim);
-  } else {
-    constexpr int kEntries = kLanes<typename E::Operand>;
-    using Row = PartialRow<typename E::Storage, kEntries>;
-    auto words = [](typename E::Storage const* row, int count) {
-      return count >= kEntries ? load_words(row) : load_words(Row(row, count).entries);
-    };
-    for (int key = 0; key < num_keys; key += 2, to += to_stride, from += 2 * from_stride) {
-      bool const paired = key + 1 < num_keys;
-      for (int d = 0; d < head_dim; d += kEntries) {
-        Vec<uint32_t> const low = words(from + d, head_dim - d);
-        Vec<uint32_t> const high = words(from + from_stride + d, paired ? head_dim - d : 0);
-        store(to + d, low | high << 16);
-      }
+  constexpr int kEntries = kLanes<typename E::Operand>;
+  for (int key = 0; key < num_keys; key += E::kDepth, to += to_stride) {
+    typename E::Storage const* const row = from + key * from_stride;
+    for (int d = 0; d < head_dim; d += kEntries) {
+      store(to + d, load_values<E>(row + d, from_stride, key + 1 < num_keys, head_dim - d));
     }
   }
 }

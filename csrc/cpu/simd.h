@@ -72,6 +72,13 @@ FA2_CPU_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};
 }
 
+template <class T>
+FA2_CPU_INLINE Vec<T> broadcast_from(void const* from) {
+  T x;
+  __builtin_memcpy(&x, from, sizeof(x));
+  return broadcast(x);
+}
+
 // The larger and the smaller; if either is NaN, the second. (As a > b ? a : b on vectors, GCC
 // compares and blends.)
 #if defined(__AVX512F__)
@@ -109,6 +116,17 @@ FA2_CPU_INLINE Vec<uint64_t> multiply_low_halves(Vec<uint64_t> a, Vec<uint64_t> 
 #endif
 }
 
+// Index vectors that interleave the low halves, and the high halves, of two vectors.
+template <class T>
+FA2_CPU_INLINE void interleave_orders(Vec<Int<T>>& low, Vec<Int<T>>& high) {
+  constexpr int kSize = kLanes<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < kSize; ++i) {
+    low[i] = i / 2 + (i % 2) * kSize;
+    high[i] = low[i] + kSize / 2;
+  }
+}
+
 // Transposes the square matrix whose rows are m[0], m[1], ...: interleaving row i with row
 // i + lanes/2, log2(lanes) times over, moves every element to its mirror place.
 template <class T>
@@ -116,11 +134,7 @@ FA2_CPU_INLINE void transpose(Vec<T> (&m)[kLanes<T>]) {
   constexpr int kSize = kLanes<T>;
   Vec<Int<T>> low;
   Vec<Int<T>> high;
-#pragma GCC unroll 16
-  for (int i = 0; i < kSize; ++i) {
-    low[i] = i / 2 + (i % 2) * kSize;
-    high[i] = low[i] + kSize / 2;
-  }
+  interleave_orders<T>(low, high);
 #pragma GCC unroll 4
   for (int step = 1; step < kSize; step *= 2) {
     Vec<T> next[kSize];
@@ -132,6 +146,23 @@ FA2_CPU_INLINE void transpose(Vec<T> (&m)[kLanes<T>]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kSize; ++i) m[i] = next[i];
   }
+}
+
+// Lane i of the result is the sum over the lanes of m[i]. Destroys m. The same steps as in
+// transpose, but the two halves are added as soon as they are in place.
+template <class T>
+FA2_CPU_INLINE Vec<T> sum_lanes(Vec<T> (&m)[kLanes<T>]) {
+  Vec<Int<T>> low;
+  Vec<Int<T>> high;
+  interleave_orders<T>(low, high);
+#pragma GCC unroll 4
+  for (int rows = kLanes<T> / 2; rows > 0; rows /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      m[i] = __builtin_shuffle(m[i], m[i + rows], low) + __builtin_shuffle(m[i], m[i + rows], high);
+    }
+  }
+  return m[0];
 }
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL
