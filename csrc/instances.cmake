@@ -28,7 +28,7 @@ function(fa2_add_fwd_instance directory bucket element variant small)
 #include "sm80/launch.h"
 
 namespace fa2::sm80 {
-extern constinit FwdInstance const @name@ =
+extern constexpr FwdInstance @name@ =
     fwd_instance<@type@, DType::@dtype@, @bucket@, FwdVariant::k@variant@, @small@>();
 }  // namespace fa2::sm80
 ]])

@@ -1,0 +1,89 @@
+# Everything runs from here; `make help` lists the targets. They set up all they need in .venv.
+
+PYTHON ?= python3
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+BUILD := build/dev
+
+# FLASH_ATTN2_CUDA=off make build: the options of CMakeLists.txt come from the environment.
+OPTIONS := FLASH_ATTN2_CUDA FLASH_ATTN2_CUDA_ARCHS FLASH_ATTN2_HEAD_DIMS FLASH_ATTN2_WERROR \
+           FLASH_ATTN2_CUTLASS_INCLUDE_DIR FLASH_ATTN2_CUDA_INCLUDE_DIRS
+CONFIGURE = $(BIN)/cmake -S . -B $(BUILD) -G Ninja --log-level=NOTICE \
+            -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja -DPython_EXECUTABLE=$(BIN)/python \
+            $(foreach name,$(OPTIONS),$(if $($(name)),"-D$(name)=$($(name))"))
+COMPILE = $(BIN)/cmake --build $(BUILD) --parallel $(JOBS)
+CXX_FILES = git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh'
+PYTHON_FILES := flash_attn2 tests benchmarks examples tools setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo bench test cuda-check lint format wheel install-check \
+        gpu-test gpu-bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.stamp ## Create .venv with the pinned requirements
+
+$(VENV)/.stamp: requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or later is needed: make PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet -r requirements-dev.txt
+	@echo $(CURDIR) > $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/checkout.pth
+	@touch $@
+
+build: setup ## Build the native modules next to the Python files
+	$(CONFIGURE)
+	$(COMPILE) --target native_modules
+
+demo: build ## Run the main benchmark in a short form
+	$(BIN)/python -m flash_attn2 bench --demo
+
+bench: build ## Run the main benchmark
+	$(BIN)/python -m flash_attn2 bench
+
+test: setup ## Build all, emulator included, and run the C++ and Python tests
+	$(CONFIGURE) -DFLASH_ATTN2_EMULATOR=ON -DFLASH_ATTN2_TESTS=ON
+	$(COMPILE)
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
+	FLASH_ATTN2_REQUIRE_EMULATOR=1 $(BIN)/python -m pytest -n 2 -q
+
+cuda-check: setup ## Compile every CUDA kernel and check its machine code (no GPU needed)
+	$(BIN)/python -m tools.cuda_check --jobs $(JOBS)
+
+lint: setup ## Check formatting, style and types
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+	$(BIN)/mypy flash_attn2 tools
+	$(CXX_FILES) | xargs $(BIN)/clang-format --dry-run -Werror
+	! git grep --untracked -nIE '[[:blank:]]$$'
+
+format: setup ## Format all sources in place
+	$(BIN)/ruff check --fix $(PYTHON_FILES)
+	$(BIN)/ruff format $(PYTHON_FILES)
+	$(CXX_FILES) | xargs $(BIN)/clang-format -i
+
+wheel: setup ## Build a wheel into dist/
+	$(BIN)/python -m pip wheel . --no-deps --wheel-dir dist
+
+install-check: ## pip install . into a clean environment and call the package there
+	rm -rf build/install-check
+	$(PYTHON) -m venv build/install-check
+	build/install-check/bin/python -m pip --disable-pip-version-check install --quiet \
+	  -c constraints.txt .
+	cd build/install-check && bin/python $(CURDIR)/tools/install_check.py
+
+gpu-test: setup ## Run the Python tests on the GPU of this machine
+	$(CONFIGURE) -DFLASH_ATTN2_CUDA=on
+	$(COMPILE) --target native_modules
+	$(BIN)/python -m pytest -q -k cuda
+
+gpu-bench: setup ## Run the main benchmark on the GPU of this machine
+	$(CONFIGURE) -DFLASH_ATTN2_CUDA=on
+	$(COMPILE) --target native_modules
+	$(BIN)/python -m flash_attn2 bench --device cuda
+
+clean: ## Remove what was built (.venv and third_party stay)
+	rm -rf build dist flash_attn2.egg-info flash_attn2/*.so

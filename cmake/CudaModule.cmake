@@ -1,0 +1,61 @@
+# The CUDA module, if FLASH_ATTN2_CUDA asks for it. Needs nvcc; a driver only to run.
+
+string(TOLOWER "${FLASH_ATTN2_CUDA}" cuda_wanted)
+if(cuda_wanted MATCHES "^(1|true|yes)$")
+  set(cuda_wanted "on")
+elseif(cuda_wanted MATCHES "^(0|false|no)$")
+  set(cuda_wanted "off")
+elseif(NOT cuda_wanted MATCHES "^(on|off|auto)$")
+  message(FATAL_ERROR "FLASH_ATTN2_CUDA is '${FLASH_ATTN2_CUDA}': allowed are on, off and auto")
+endif()
+if(cuda_wanted STREQUAL "off")
+  return()
+endif()
+
+# Whether there is something to run CUDA code on: a GPU, or a torch that was built for one.
+function(fa2_machine_has_cuda result)
+  execute_process(COMMAND "${Python_EXECUTABLE}" "${PROJECT_SOURCE_DIR}/tools/detect_cuda.py"
+                  OUTPUT_VARIABLE reason OUTPUT_STRIP_TRAILING_WHITESPACE
+                  COMMAND_ERROR_IS_FATAL ANY)
+  set(${result} "${reason}" PARENT_SCOPE)
+endfunction()
+
+fa2_find_nvcc(nvcc)
+if(cuda_wanted STREQUAL "auto")
+  fa2_machine_has_cuda(reason)
+  if(NOT nvcc OR NOT reason)
+    message(STATUS "CUDA module: not built (nvcc: '${nvcc}', GPU or CUDA torch: '${reason}'); "
+                   "FLASH_ATTN2_CUDA=on builds it all the same")
+    return()
+  endif()
+elseif(NOT nvcc)
+  fa2_fetch(nvcc)
+  set(nvcc "${PROJECT_SOURCE_DIR}/third_party/cuda/bin/nvcc")
+endif()
+message(STATUS "CUDA module: built with ${nvcc}")
+
+# Machine code for every architecture, and PTX of the newest for those to come.
+string(REPLACE "," ";" cuda_archs "${FLASH_ATTN2_CUDA_ARCHS}")
+list(SORT cuda_archs COMPARE NATURAL)
+list(JOIN cuda_archs "," cuda_archs_text)
+list(POP_BACK cuda_archs newest_arch)
+list(TRANSFORM cuda_archs APPEND "-real")
+list(APPEND cuda_archs ${newest_arch})
+
+set(CMAKE_CUDA_COMPILER "${nvcc}")
+set(CMAKE_CUDA_ARCHITECTURES ${cuda_archs})
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.4)
+  message(FATAL_ERROR "nvcc ${CMAKE_CUDA_COMPILER_VERSION} is too old: 12.4 or later is needed")
+endif()
+
+include("${PROJECT_SOURCE_DIR}/csrc/instances.cmake")
+fa2_cutlass_include_dir(cutlass)
+fa2_generate_instances("${PROJECT_BINARY_DIR}/instances/cuda" instances)
+
+fa2_add_module(_cuda csrc/bindings/cuda_module.cpp ${FA2_HOST_SOURCES} ${instances})
+target_include_directories(_cuda SYSTEM PRIVATE "${cutlass}"
+                           ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+target_compile_definitions(_cuda PRIVATE FA2_CUDA_ARCHS="${cuda_archs_text}")
+target_compile_options(_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${FA2_NVCC_FLAGS}>")

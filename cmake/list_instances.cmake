@@ -1,0 +1,19 @@
+# Generates the CUDA translation units and lists them for tools/cuda_check:
+#   cmake -DOUTPUT_DIR=<dir> -P cmake/list_instances.cmake
+# writes <dir>/instances.txt with lines "flag <nvcc flag>" and "source <path>".
+
+cmake_minimum_required(VERSION 3.26)
+get_filename_component(PROJECT_SOURCE_DIR "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+include("${CMAKE_CURRENT_LIST_DIR}/CudaFlags.cmake")
+include("${PROJECT_SOURCE_DIR}/csrc/instances.cmake")
+
+fa2_generate_instances("${OUTPUT_DIR}/instances" sources)
+set(lines "")
+foreach(flag IN ITEMS -O3 -DNDEBUG -std=c++20 ${FA2_NVCC_FLAGS})
+  string(APPEND lines "flag ${flag}\n")
+endforeach()
+list(FILTER sources INCLUDE REGEX "\\.cu$")
+foreach(source IN LISTS sources)
+  string(APPEND lines "source ${source}\n")
+endforeach()
+file(WRITE "${OUTPUT_DIR}/instances.txt" "${lines}")

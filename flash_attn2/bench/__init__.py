@@ -1,0 +1,5 @@
+"""The benchmark behind `python -m flash_attn2 bench`.
+
+`cases` says what is measured and `contenders` what is compared; `timing`, `memory` and `accuracy`
+measure one thing each; `runner` puts them together; `report` and `plots` show the results.
+"""

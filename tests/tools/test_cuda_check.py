@@ -1,0 +1,155 @@
+"""The rest of the machine-code check: ptxas's output, the limits, the table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tools.cuda_check.__main__ import generate_instances
+from tools.cuda_check.compiler import (
+    CompileError,
+    Resources,
+    compile_unit,
+    parse_ptxas,
+    parse_shared_bytes,
+)
+from tools.cuda_check.limits import instructions_per_mma_limit, violations
+from tools.cuda_check.report import KernelReport, LoopReport, table
+
+PTXAS = """
+ptxas info    : 11 bytes gmem, 88 bytes cmem[4]
+ptxas info    : Compiling entry function '_Z1aPf' for 'sm_80'
+ptxas info    : Function properties for _Z1aPf
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers, 16 bytes cumulative stack size, 416 bytes cmem[0]
+ptxas info    : Compile time = 115.288 ms
+ptxas info    : Function properties for helper
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Compiling entry function '_Z1bPf' for 'sm_80'
+ptxas info    : Function properties for _Z1bPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers, 1024 bytes smem, 360 bytes cmem[0]
+"""  # noqa: E501
+
+STEADY = LoopReport(
+    first_address=0x100,
+    last_address=0x200,
+    instructions=350,
+    mmas=100,
+    instructions_per_mma=3.5,
+    local_accesses=0,
+    mix={"mma": 100, "float": 250},
+)
+REPORT = KernelReport(
+    instance="fwd_hd64_float16_plain",
+    arch="80",
+    name="fa2::sm80::forward",
+    shared_bytes=33792,
+    resources=Resources(250, 0, 0, 0),
+    main_loops=(STEADY, dataclasses.replace(STEADY, instructions=500, instructions_per_mma=5.0)),
+    compile_seconds=4.2,
+    compiler_peak_bytes=460_000_000,
+)
+
+
+def with_steady(**changes: object) -> KernelReport:
+    """REPORT with another steady loop."""
+    steady = dataclasses.replace(STEADY, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(REPORT, main_loops=(steady, *REPORT.main_loops[1:]))
+
+
+def test_parse_ptxas() -> None:
+    assert parse_ptxas(PTXAS) == {
+        "_Z1aPf": Resources(168, 16, 8, 12),
+        "_Z1bPf": Resources(32, 0, 0, 0),
+    }
+
+
+def test_parse_ptxas_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="_Z1cPf"):
+        parse_ptxas("ptxas info : Compiling entry function '_Z1cPf' for 'sm_80'\nnothing else\n")
+
+
+def make_compiler(directory: Path, script: str) -> Path:
+    """An executable that stands in for nvcc."""
+    compiler = directory / "nvcc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    return compiler
+
+
+def test_compile_unit_reads_what_the_compiler_prints(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(PTXAS)
+    nvcc = make_compiler(
+        tmp_path,
+        # The output file comes last.
+        f"""echo "$@" >> {tmp_path}/calls; cat {tmp_path}/log
+        for output; do :; done
+        echo '.visible .global .align 4 .u32 shared_bytes_of_a_launch = 33792;' > $output""",
+    )
+    source = tmp_path / "instances" / "fwd_x.cu"
+    done = compile_unit(nvcc, source, "80", tmp_path, ["-O3"])
+    assert set(done.resources) == {"_Z1aPf", "_Z1bPf"}
+    assert done.shared_bytes == 33792
+    assert done.peak_rss_bytes > 0
+    assert done.cubin == tmp_path / "fwd_x.sm_80.cubin"
+    to_ptx, to_cubin = (tmp_path / "calls").read_text().splitlines()
+    assert to_ptx.startswith("-arch=sm_80 -O3 -ptx")
+    assert to_cubin.startswith("-arch=sm_80 -cubin")
+    assert f'#include "{source}"' in (tmp_path / "fwd_x.sm_80.cu").read_text()
+
+
+def test_compile_unit_reports_the_compilers_words(tmp_path: Path) -> None:
+    nvcc = make_compiler(tmp_path, "echo 'no such kernel'; exit 2")
+    with pytest.raises(CompileError, match="no such kernel"):
+        compile_unit(nvcc, tmp_path / "a.cu", "80", tmp_path, [])
+
+
+def test_shared_bytes_must_be_there() -> None:
+    with pytest.raises(ValueError, match="shared_bytes_of_a_launch"):
+        parse_shared_bytes(".visible .entry fwd()")
+
+
+def test_limits_are_for_plain_kernels_of_one_architecture() -> None:
+    assert instructions_per_mma_limit("fwd_hd64_float16_plain", "80") == 4.0
+    assert instructions_per_mma_limit("fwd_hd64_bfloat16_plain", "90") is None
+    assert instructions_per_mma_limit("fwd_hd64_float16_dropout", "80") is None
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (REPORT, None),
+        (with_steady(local_accesses=2), "2 local-memory accesses in the main loop"),
+        (with_steady(instructions_per_mma=4.01), "4.01 instructions per MMA, the limit is 4.0"),
+        (dataclasses.replace(with_steady(instructions_per_mma=9.0), arch="90"), None),
+        (dataclasses.replace(REPORT, main_loops=()), "no loop with tensor-core instructions"),
+    ],
+)
+def test_violations(report: KernelReport, message: str | None) -> None:
+    found = violations(report)
+    if message is None:
+        assert found == []
+    else:
+        (violation,) = found
+        assert message in violation
+        assert report.instance in violation
+
+
+def test_every_plain_kernel_has_a_limit(tmp_path: Path) -> None:
+    """The limits go by the names that csrc/instances.cmake gives."""
+    instances = generate_instances(tmp_path, "_plain")
+    plain = [source.stem for source in instances.sources if source.stem.endswith("_plain")]
+    limits = {name: instructions_per_mma_limit(name, "80") for name in plain}
+    assert len(limits) == 12
+    assert None not in limits.values()
+    assert all(source.is_file() for source in instances.sources)
+
+
+def test_table_has_a_line_per_kernel() -> None:
+    header, line = table([REPORT]).splitlines()
+    assert header.split()[:3] == ["kernel", "arch", "regs"]
+    cells = ["fwd_hd64_float16_plain", "80", "250", "0", "33792", "350", "100", "3.50", "0", "5.00"]
+    assert line.split()[: len(cells)] == cells

@@ -1,0 +1,45 @@
+"""What makes a machine a CUDA machine for builds with FLASH_ATTN2_CUDA=auto."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools import detect_cuda
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cuda: Optional[str] = '12.8'\nhip: Optional[str] = None\n", "torch for CUDA 12.8"),
+        ("cuda = '11.8'\n", "torch for CUDA 11.8"),
+        ("cuda: Optional[str] = None\n", None),
+    ],
+)
+def test_cuda_torch(tmp_path: Path, text: str, expected: str | None) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "version.py").write_text(text)
+    assert detect_cuda.cuda_torch(tmp_path) == expected
+
+
+def test_no_torch(tmp_path: Path) -> None:
+    assert detect_cuda.cuda_torch(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo 'GPU 0: NVIDIA A100 (UUID: GPU-1)'", "GPU 0: NVIDIA A100 (UUID: GPU-1)"),
+        ("echo 'NVIDIA-SMI has failed'; exit 9", None),
+        ("exit 0", None),
+    ],
+)
+def test_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: str | None
+) -> None:
+    nvidia_smi = tmp_path / "nvidia-smi"
+    nvidia_smi.write_text(f"#!/bin/sh\n{script}\n")
+    nvidia_smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert detect_cuda.gpu() == expected

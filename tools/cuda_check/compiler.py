@@ -1,0 +1,128 @@
+"""Runs nvcc on one translation unit and reads what it tells about the kernels."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas reports of one kernel; sizes in bytes, per thread."""
+
+    registers: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A compiled translation unit.
+
+    ``shared_bytes`` is what a launch of its kernel asks for, ``resources`` goes by mangled name.
+    """
+
+    cubin: Path
+    seconds: float
+    peak_rss_bytes: int
+    shared_bytes: int
+    resources: dict[str, Resources]
+
+
+class CompileError(Exception):
+    """nvcc failed; the message holds its output."""
+
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+_SHARED_VARIABLE = "shared_bytes_of_a_launch"
+
+
+def parse_ptxas(text: str) -> dict[str, Resources]:
+    """Resources by mangled kernel name, from the output of ``ptxas -v``.
+
+    Device functions that were not inlined have entries of their own there and are left out.
+    """
+    resources = {}
+    for block in text.split("Compiling entry function ")[1:]:
+        name = _ENTRY.match(f"Compiling entry function {block}")
+        stack, registers = _STACK.search(block), _REGISTERS.search(block)
+        if not (name and stack and registers):
+            raise ValueError(f"unexpected ptxas output: {block.splitlines()[0]}")
+        resources[name[1]] = Resources(
+            registers=int(registers[1]),
+            stack_bytes=int(stack[1]),
+            spill_store_bytes=int(stack[2]),
+            spill_load_bytes=int(stack[3]),
+        )
+    return resources
+
+
+def parse_shared_bytes(ptx: str) -> int:
+    """The value of the variable that ``with_shared_bytes`` adds."""
+    found = re.search(rf"\.u32 {_SHARED_VARIABLE} = (\d+);", ptx)
+    if found is None:
+        raise ValueError(f"no {_SHARED_VARIABLE} in the PTX")
+    return int(found[1])
+
+
+def with_shared_bytes(source: Path) -> str:
+    """Text of a translation unit that adds to ``source`` what its launches take of shared memory.
+
+    That is the host's business, and would not be seen in device code otherwise.
+    """
+    variable = f'extern "C" __device__ int {_SHARED_VARIABLE} = '
+    return f'#include "{source}"\n{variable}fa2::sm80::{source.stem}.smem_bytes;\n'
+
+
+@dataclass(frozen=True)
+class _Process:
+    output: str
+    seconds: float
+    peak_rss_bytes: int
+
+
+def _run(command: Sequence[str]) -> _Process:
+    with tempfile.TemporaryFile("w+") as log:
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        # wait4 counts the children that nvcc has waited for, hence cicc and ptxas.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        log.seek(0)
+        output = log.read()
+    if process.returncode != 0:
+        raise CompileError(f"{' '.join(command)}\n{output}")
+    return _Process(output, seconds, usage.ru_maxrss * 1024)
+
+
+def compile_unit(
+    nvcc: Path, source: Path, arch: str, output_dir: Path, flags: Sequence[str]
+) -> Compilation:
+    """Compile ``source`` for ``sm_<arch>`` into ``output_dir``.
+
+    ``peak_rss_bytes`` of the result is that of nvcc's largest process. Raises ``CompileError`` with
+    nvcc's output if it fails.
+    """
+    stem = output_dir / f"{source.stem}.sm_{arch}"
+    unit, ptx, cubin = (Path(f"{stem}{suffix}") for suffix in (".cu", ".ptx", ".cubin"))
+    unit.write_text(with_shared_bytes(source))
+    to = [str(nvcc), f"-arch=sm_{arch}"]
+    front = _run([*to, *flags, "-ptx", str(unit), "-o", str(ptx)])
+    back = _run([*to, "-cubin", "-Xptxas=-v", str(ptx), "-o", str(cubin)])
+    return Compilation(
+        cubin=cubin,
+        seconds=front.seconds + back.seconds,
+        peak_rss_bytes=max(front.peak_rss_bytes, back.peak_rss_bytes),
+        shared_bytes=parse_shared_bytes(ptx.read_text()),
+        resources=parse_ptxas(back.output),
+    )

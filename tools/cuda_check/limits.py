@@ -1,0 +1,42 @@
+"""What the kernels' machine code must keep to."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tools.cuda_check.report import KernelReport
+
+# Most instructions per MMA in the steady loop of the plain forward kernels, by head dim. The best
+# public kernels take 6.62, 4.48, 3.69, 3.50, 3.08 and 2.84 with the same compiler.
+PLAIN_FORWARD_LIMITS = {32: 6.0, 64: 4.0, 96: 3.1, 128: 2.75, 192: 2.55, 256: 2.35}
+
+# The limits are those of this architecture; others schedule differently.
+LIMITED_ARCH = "80"
+
+_PLAIN_FORWARD = re.compile(r"fwd_hd(\d+)_\w+_plain")
+
+
+def instructions_per_mma_limit(instance: str, arch: str) -> float | None:
+    """The limit for a translation unit such as ``fwd_hd64_float16_plain``, or None without one."""
+    plain = _PLAIN_FORWARD.fullmatch(instance)
+    if plain is None or arch != LIMITED_ARCH:
+        return None
+    return PLAIN_FORWARD_LIMITS.get(int(plain[1]))
+
+
+def violations(report: KernelReport) -> list[str]:
+    """What is wrong with a kernel, in words; empty if nothing is."""
+    where = f"{report.instance} for sm_{report.arch}"
+    if not report.main_loops:
+        return [f"{where}: no loop with tensor-core instructions"]
+    wrong = []
+    steady = report.main_loops[0]
+    if steady.local_accesses:
+        wrong.append(f"{where}: {steady.local_accesses} local-memory accesses in the main loop")
+    limit = instructions_per_mma_limit(report.instance, report.arch)
+    if limit is not None and steady.instructions_per_mma > limit:
+        per_mma = steady.instructions_per_mma
+        wrong.append(f"{where}: {per_mma:.2f} instructions per MMA, the limit is {limit}")
+    return wrong
