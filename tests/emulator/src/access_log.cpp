@@ -1,6 +1,7 @@
 #include "access_log.h"
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "global_memory.h"
@@ -18,46 +19,39 @@ constexpr int kSectorBytes = 32;
 // The accesses of one warp instruction.
 struct Request {
   AccessKind kind;
-  int bytes = 0;
   int buffer = -1;
-  int count = 0;
-  uintptr_t address[kWarpSize];
-  uintptr_t target[kWarpSize];
+  LaneAccesses accesses;
+  LaneAccesses targets;
 
-  void start(Access const& access) {
-    kind = access.kind;
-    bytes = count = 0;
-    buffer = -1;
-  }
-  void add(Access const& access) {
-    if (access.bytes == 0) return;
-    bytes = access.bytes;
-    buffer = access.buffer;
-    address[count] = access.address;
-    target[count] = access.target;
-    ++count;
+  explicit Request(AccessKind kind) : kind(kind) {}
+  void add(int lane, Access const& access) {
+    if (access.bytes != 0) {
+      accesses.add(lane, access.address, access.bytes);
+      buffer = access.buffer;
+    }
+    if (access.target_bytes != 0) targets.add(lane, access.target, access.target_bytes);
   }
 };
 
-void count_banks(BankUse& use, uintptr_t const* addresses, Request const& request) {
-  Wavefronts const w = wavefronts(addresses, request.count, request.bytes);
+void count_banks(BankUse& use, LaneAccesses const& accesses) {
+  Wavefronts const w = wavefronts(accesses);
   ++use.requests;
   use.wavefronts += uint64_t(w.actual);
   use.ideal_wavefronts += uint64_t(w.ideal);
 }
 
-void count_sectors(Traffic& traffic, std::vector<uint64_t>& touched, Request const& request) {
-  uintptr_t const origin = global_buffer(request.buffer).begin / kSectorBytes;
+void count_sectors(Traffic& traffic, std::vector<uint64_t>& touched, uintptr_t origin,
+                   LaneAccesses const& accesses) {
   uintptr_t sectors[2 * kWarpSize];
   int count = 0;
-  for (int i = 0; i < request.count; ++i) {
-    uintptr_t const first = request.address[i] / kSectorBytes;
-    uintptr_t const last = (request.address[i] + uintptr_t(request.bytes) - 1) / kSectorBytes;
-    for (uintptr_t sector = first; sector <= last; ++sector) sectors[count++] = sector;
+  for (int i = 0; i < accesses.count; ++i) {
+    uintptr_t const begin = accesses.address[i];
+    uintptr_t const last = (begin + uintptr_t(accesses.bytes) - 1) / kSectorBytes;
+    for (uintptr_t s = begin / kSectorBytes; s <= last; ++s) sectors[count++] = s;
   }
   std::sort(sectors, sectors + count);
   count = int(std::unique(sectors, sectors + count) - sectors);
-  traffic.bytes += uint64_t(request.bytes) * uint64_t(request.count);
+  traffic.bytes += uint64_t(accesses.bytes) * uint64_t(accesses.count);
   traffic.requests += 1;
   traffic.sectors += uint64_t(count);
   for (int i = 0; i < count; ++i) {
@@ -70,49 +64,52 @@ void count_sectors(Traffic& traffic, std::vector<uint64_t>& touched, Request con
 }
 
 void count_request(Request const& request) {
-  if (request.count == 0) return;
-  switch (request.kind) {
-    case AccessKind::kSharedLoad: count_banks(totals.shared_loads, request.address, request); break;
-    case AccessKind::kSharedStore:
-      count_banks(totals.shared_stores, request.address, request);
-      break;
-    case AccessKind::kCopyAsync: count_banks(totals.cp_async, request.target, request); break;
-    default: break;
+  if (request.kind == AccessKind::kCopyAsync) count_banks(totals.cp_async, request.targets);
+  if (request.accesses.count == 0) return;
+  if (request.kind == AccessKind::kSharedLoad) count_banks(totals.shared_loads, request.accesses);
+  if (request.kind == AccessKind::kSharedStore) {
+    count_banks(totals.shared_stores, request.accesses);
   }
   if (request.buffer < 0) return;
   GlobalBuffer& buffer = global_buffer(request.buffer);
+  uintptr_t const origin = buffer.begin / kSectorBytes;
   if (request.kind == AccessKind::kGlobalStore) {
-    count_sectors(buffer.writes, buffer.written_sectors, request);
+    count_sectors(buffer.writes, buffer.written_sectors, origin, request.accesses);
   } else {
-    count_sectors(buffer.reads, buffer.read_sectors, request);
+    count_sectors(buffer.reads, buffer.read_sectors, origin, request.accesses);
   }
 }
 
 // Lanes whose n-th access, n = `position`, is the same instruction are one request. Returns false
 // where the lanes differ: some are predicated off or took other branches.
 bool count_in_step(Warp& warp, size_t position) {
-  Request request;
-  Access const* first = nullptr;
+  std::optional<Request> request;
+  void const* site = nullptr;
   for (int l = 0; l < kWarpSize; ++l) {
     if (!(warp.exists >> l & 1)) continue;
     AccessLog const& log = warp.lanes[l].log;
     if (position >= log.size()) return false;
     Access const& access = log[position];
-    if (first == nullptr) {
-      first = &access;
-      request.start(access);
+    if (!request) {
+      request.emplace(access.kind);
+      site = access.site;
     }
-    if (access.site != first->site || access.kind != first->kind) return false;
-    if (access.bytes != 0 && access.buffer != first->buffer && first->bytes != 0) return false;
-    request.add(access);
+    if (access.site != site || access.kind != request->kind) return false;
+    bool const counts = access.bytes != 0 && request->accesses.count != 0;
+    if (counts && access.buffer != request->buffer) return false;
+    request->add(l, access);
   }
-  count_request(request);
+  if (request) count_request(*request);
   return true;
 }
 
 struct Tagged {
   Access access;
+  int lane;
   uint32_t turn;  // how often the lane has been at this instruction before
+
+  auto instruction() const { return std::tuple(access.site, access.kind); }
+  auto request() const { return std::tuple(instruction(), turn, access.buffer); }
 };
 
 // The general case: lanes meet at the n-th time that each of them comes to an instruction.
@@ -121,26 +118,24 @@ void count_out_of_step(Warp& warp, size_t position) {
   for (int l = 0; l < kWarpSize; ++l) {
     if (!(warp.exists >> l & 1)) continue;
     AccessLog const& log = warp.lanes[l].log;
-    size_t const lane_begin = rest.size();
-    for (size_t i = position; i < log.size(); ++i) {
-      uint32_t turn = 0;
-      for (size_t j = lane_begin; j < rest.size(); ++j) {
-        turn += rest[j].access.site == log[i].site && rest[j].access.kind == log[i].kind;
-      }
-      rest.push_back({log[i], turn});
-    }
+    for (size_t i = position; i < log.size(); ++i) rest.push_back({log[i], l, 0});
   }
-  auto const key = [](Tagged const& t) {
-    return std::tuple(t.access.site, t.access.kind, t.turn, t.access.buffer);
-  };
+  // By instruction, then lane, then time: gives the turns. Then by request, lanes ascending.
+  std::stable_sort(rest.begin(), rest.end(), [](Tagged const& a, Tagged const& b) {
+    return std::tuple(a.instruction(), a.lane) < std::tuple(b.instruction(), b.lane);
+  });
+  for (size_t i = 1; i < rest.size(); ++i) {
+    bool const again =
+        rest[i].lane == rest[i - 1].lane && rest[i].instruction() == rest[i - 1].instruction();
+    if (again) rest[i].turn = rest[i - 1].turn + 1;
+  }
   std::stable_sort(rest.begin(), rest.end(),
-                   [&](Tagged const& a, Tagged const& b) { return key(a) < key(b); });
+                   [](Tagged const& a, Tagged const& b) { return a.request() < b.request(); });
   for (size_t begin = 0; begin < rest.size();) {
-    Request request;
-    request.start(rest[begin].access);
+    Request request(rest[begin].access.kind);
     size_t end = begin;
-    for (; end < rest.size() && key(rest[end]) == key(rest[begin]); ++end) {
-      request.add(rest[end].access);
+    for (; end < rest.size() && rest[end].request() == rest[begin].request(); ++end) {
+      request.add(rest[end].lane, rest[end].access);
     }
     count_request(request);
     begin = end;
@@ -151,18 +146,17 @@ void count_out_of_step(Warp& warp, size_t position) {
 
 // The hardware serves 32 lanes of up to 4 bytes at once, 16 of 8, or 8 of 16; then each bank gives
 // one word per wavefront.
-Wavefronts wavefronts(uintptr_t const* addresses, int count, int bytes) {
-  int const lanes_at_once = bytes <= kBankBytes ? kWarpSize : kWarpSize * kBankBytes / bytes;
-  int const words_each = std::max(1, bytes / kBankBytes);
+Wavefronts wavefronts(LaneAccesses const& accesses) {
+  int const words_each = std::max(1, accesses.bytes / kBankBytes);
+  int const lanes_at_once = kWarpSize / words_each;
   Wavefronts result{0, 0};
-  for (int begin = 0; begin < count; begin += lanes_at_once) {
-    int const end = std::min(count, begin + lanes_at_once);
-    uintptr_t words[kBanks * 2];
+  for (int begin = 0, end; begin < accesses.count; begin = end) {
+    uintptr_t words[2 * kBanks];
     int num_words = 0;
-    for (int i = begin; i < end; ++i) {
-      for (int w = 0; w < words_each; ++w) {
-        words[num_words++] = addresses[i] / kBankBytes + uintptr_t(w);
-      }
+    int const turn = accesses.lane[begin] / lanes_at_once;
+    for (end = begin; end < accesses.count && accesses.lane[end] / lanes_at_once == turn; ++end) {
+      uintptr_t const first = accesses.address[end] / kBankBytes;
+      for (int w = 0; w < words_each; ++w) words[num_words++] = first + uintptr_t(w);
     }
     std::sort(words, words + num_words);
     num_words = int(std::unique(words, words + num_words) - words);

@@ -20,10 +20,11 @@ enum class AccessKind : uint8_t {
 struct Access {
   void const* site;   // the instruction
   uintptr_t address;  // of a copy, the source
-  uintptr_t target;   // of a copy
+  uintptr_t target;   // of a copy, in shared memory
   AccessKind kind;
-  uint8_t bytes;   // 0: predicated off
-  int16_t buffer;  // index of the global buffer
+  uint8_t bytes;         // 0: predicated off
+  uint8_t target_bytes;  // of a copy; written even when predicated off, then with zeros
+  int16_t buffer;        // index of the global buffer
 };
 
 // What one thread has accessed since its warp last converged.
@@ -36,11 +37,25 @@ void log_access(Access const& access);
 // one request.
 void count_requests(Warp& warp);
 
-// Wavefronts of one request of `bytes` for each of the addresses; both results.
+// One access of each of some lanes, in ascending order.
+struct LaneAccesses {
+  int count = 0;
+  int bytes = 0;  // of each
+  uint8_t lane[32];
+  uintptr_t address[32];
+
+  void add(int lane_index, uintptr_t where, int size) {
+    lane[count] = uint8_t(lane_index);
+    address[count] = where;
+    bytes = size;
+    ++count;
+  }
+};
+
 struct Wavefronts {
   int actual;
   int ideal;
 };
-Wavefronts wavefronts(uintptr_t const* addresses, int count, int bytes);
+Wavefronts wavefronts(LaneAccesses const& accesses);
 
 }  // namespace emu

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <mutex>
-#include <unordered_map>
 
 #include "cuda_limits.h"
 #include "global_memory.h"

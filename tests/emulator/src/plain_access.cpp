@@ -24,7 +24,7 @@ void access_shared(size_t offset, size_t bytes, bool writes, void const* site) {
          grid.shared_bytes);
   }
   AccessKind const kind = writes ? AccessKind::kSharedStore : AccessKind::kSharedLoad;
-  log_access({site, uintptr_t(offset), 0, kind, uint8_t(bytes), -1});
+  log_access({site, uintptr_t(offset), 0, kind, uint8_t(bytes), 0, -1});
   if (!grid.options.races) return;
   SharedShadow& shadow = current_cta().shadow;
   if (writes) {
@@ -40,7 +40,7 @@ void access_global(void const* address, size_t bytes, bool writes, void const* s
   int const buffer = check_global(address, bytes, access, site);
   if (buffer < 0) return;
   AccessKind const kind = writes ? AccessKind::kGlobalStore : AccessKind::kGlobalLoad;
-  log_access({site, uintptr_t(address), 0, kind, uint8_t(bytes), int16_t(buffer)});
+  log_access({site, uintptr_t(address), 0, kind, uint8_t(bytes), 0, int16_t(buffer)});
   if (writes) wake_pollers();
 }
 

@@ -92,8 +92,10 @@ std::string look_up(void const* site) {
   CodePlace const code = find_code(static_cast<char const*>(site) - 1);
   std::string result;
   for (size_t i = 1; i < code.lines.size(); i += 2) {
-    if (is_library_line(code.lines[i])) continue;
-    result += (result.empty() ? "" : " < ") + code.lines[i].substr(code.lines[i].rfind('/') + 1);
+    std::string const& place = code.lines[i];  // "path:line", perhaps " (discriminator n)"
+    if (is_library_line(place)) continue;
+    std::string const line = place.substr(0, place.find(' '));
+    result += (result.empty() ? "" : " < ") + line.substr(line.rfind('/') + 1);
   }
   if (!result.empty()) return result;
   char offset[32];

@@ -182,33 +182,12 @@ struct EmuLoadMatrix {
   }
 };
 
-// The traits headers unpack by the number of registers, so plain names of their own are needed.
-#define EMU_LDSM1(NAME, T)                                                                       \
-  struct NAME : EmuLoadMatrix<1, T> {                                                            \
-    static void copy(uint128_t const& row, uint32_t& d0) { EmuLoadMatrix<1, T>::copy(row, d0); } \
-  };
-#define EMU_LDSM2(NAME, T)                                               \
-  struct NAME : EmuLoadMatrix<2, T> {                                    \
-    static void copy(uint128_t const& row, uint32_t& d0, uint32_t& d1) { \
-      EmuLoadMatrix<2, T>::copy(row, d0, d1);                            \
-    }                                                                    \
-  };
-#define EMU_LDSM4(NAME, T)                                                           \
-  struct NAME : EmuLoadMatrix<4, T> {                                                \
-    static void copy(uint128_t const& row, uint32_t& d0, uint32_t& d1, uint32_t& d2, \
-                     uint32_t& d3) {                                                 \
-      EmuLoadMatrix<4, T>::copy(row, d0, d1, d2, d3);                                \
-    }                                                                                \
-  };
-EMU_LDSM1(SM75_U32x1_LDSM_N, false)
-EMU_LDSM2(SM75_U32x2_LDSM_N, false)
-EMU_LDSM4(SM75_U32x4_LDSM_N, false)
-EMU_LDSM1(SM75_U16x2_LDSM_T, true)
-EMU_LDSM2(SM75_U16x4_LDSM_T, true)
-EMU_LDSM4(SM75_U16x8_LDSM_T, true)
-#undef EMU_LDSM1
-#undef EMU_LDSM2
-#undef EMU_LDSM4
+struct SM75_U32x1_LDSM_N : EmuLoadMatrix<1, false> {};
+struct SM75_U32x2_LDSM_N : EmuLoadMatrix<2, false> {};
+struct SM75_U32x4_LDSM_N : EmuLoadMatrix<4, false> {};
+struct SM75_U16x2_LDSM_T : EmuLoadMatrix<1, true> {};
+struct SM75_U16x4_LDSM_T : EmuLoadMatrix<2, true> {};
+struct SM75_U16x8_LDSM_T : EmuLoadMatrix<4, true> {};
 
 struct SM75_U32x1_MOVM_T {
   using SRegisters = uint32_t[1];
