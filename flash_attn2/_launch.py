@@ -89,7 +89,7 @@ def _forward(
     if (dtype_name := backend.dtype_names.get(q.dtype)) is None:
         allowed = " or ".join(backend.dtype_names.values())
         raise TypeError(f"q must be {allowed} on the {backend.name} backend, got {q.dtype}")
-    head_dim = q.shape[-1]
+    *_, num_heads, head_dim = q.shape
     if backend.aligned:
         q, k, v = _aligned(q), _aligned(k), _aligned(v)
     else:
@@ -99,9 +99,9 @@ def _forward(
     problem: dict[str, Any] = {
         **lengths,
         "dtype": dtype_name,
-        "num_heads": q.shape[-2],
+        "num_heads": num_heads,
         "num_heads_kv": k.shape[-2],
-        "head_dim": q.shape[-1],
+        "head_dim": out.shape[-1],
         "q": _strided(q),
         "k": _strided(k),
         "v": _strided(v),
@@ -135,7 +135,8 @@ def _forward(
 def _strided(t: Tensor) -> tuple[int, ...]:
     """(data_ptr, batch_stride, row_stride, head_stride) in elements."""
     strides = t.stride()
-    return (t.data_ptr(), *strides[:3]) if t.ndim == 4 else (t.data_ptr(), 0, *strides[:2])
+    batch_stride = strides[0] if len(strides) == 4 else 0
+    return t.data_ptr(), batch_stride, strides[-3], strides[-2]
 
 
 def _unit_stride(t: Tensor) -> Tensor:

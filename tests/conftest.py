@@ -15,6 +15,10 @@ import torch
 
 from flash_attn2 import _launch
 
+# Workers of pytest-xdist share the processor.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
 # The same examples every time; `pytest --hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)

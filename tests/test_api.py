@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from support import ONE_DTYPE, Case, Target, cumulative, lengths, targets
+from support import ONE_DTYPE, Case, Target, cumulative, lengths, require_backend, targets
 
 import flash_attn2
 from flash_attn2 import (
+    _backend,
     build_info,
     flash_attn_func,
     flash_attn_kvpacked_func,
@@ -152,6 +153,15 @@ def test_block_table_is_announced() -> None:
     table = torch.zeros(2, 1, dtype=torch.int32)
     with pytest.raises(NotImplementedError, match=r"block_table.*release"):
         flash_attn_varlen_func(q, k, v, cu, cu, 4, 4, block_table=table)
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "sm80-emulated"])
+def test_environment_selects_the_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = "cpu" if name == "auto" else name
+    require_backend(backend)
+    monkeypatch.setenv("FLASH_ATTN2_BACKEND", name)
+    monkeypatch.setattr(_backend, "_for_cpu_tensors", None)
+    assert _backend.serving(torch.empty(0)).name == backend
 
 
 def test_build_info() -> None:

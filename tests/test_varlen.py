@@ -117,7 +117,7 @@ def test_head_dims(head_dim: int, target: Target) -> None:
     check_varlen(*case.qkv(target), case.packing(target.device), **case.options)
 
 
-@targets(ONE_DTYPE)
+@targets()
 def test_sequence_does_not_depend_on_the_batch(target: Target) -> None:
     case = Packed(options={"causal": True, "softcap": 3.0})
     packing = case.packing(target.device)

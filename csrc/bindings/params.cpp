@@ -29,8 +29,8 @@ T* pointer(int64_t address) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
 }
 
-TensorRef tensor(pybind11::tuple const& tensor) {
-  auto field = [&](size_t i) { return tensor[i].cast<int64_t>(); };
+TensorRef tensor_ref(pybind11::tuple const& tuple) {
+  auto field = [&](size_t i) { return tuple[i].cast<int64_t>(); };
   return {.data = pointer<void>(field(0)),
           .batch_stride = field(1),
           .row_stride = field(2),
@@ -50,10 +50,10 @@ FwdParams fwd_params(Fields& fields) {
   p.num_heads_kv = fields.get<"num_heads_kv", int32_t>();
   p.head_dim = fields.get<"head_dim", int32_t>();
 
-  p.q = tensor(fields.get<"q", pybind11::tuple>());
-  p.k = tensor(fields.get<"k", pybind11::tuple>());
-  p.v = tensor(fields.get<"v", pybind11::tuple>());
-  p.out = tensor(fields.get<"out", pybind11::tuple>());
+  p.q = tensor_ref(fields.get<"q", pybind11::tuple>());
+  p.k = tensor_ref(fields.get<"k", pybind11::tuple>());
+  p.v = tensor_ref(fields.get<"v", pybind11::tuple>());
+  p.out = tensor_ref(fields.get<"out", pybind11::tuple>());
   p.lse = pointer<float>(fields.get<"lse", int64_t>());
 
   p.seqs_q = {.cu_seqlens = pointer<int32_t const>(fields.get_or<"cu_seqlens_q", int64_t>(0)),
@@ -65,7 +65,7 @@ FwdParams fwd_params(Fields& fields) {
               .max_seqlen = fields.get<"seqlen_k", int32_t>(),
               .total = fields.get_or<"total_k", int64_t>(0)};
 
-  p.softmax_scale = fields.get<"softmax_scale", float>();
+  p.softmax_scale = fields.get<"softmax_scale", double>();
   p.window = {.left = window_side(fields.get<"window_left", int64_t>()),
               .right = window_side(fields.get<"window_right", int64_t>())};
   p.score_mod = {.softcap = fields.get_or<"softcap", float>(0.f),

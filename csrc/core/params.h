@@ -63,7 +63,7 @@ struct FwdParams {
 
   SeqLens seqs_q;
   SeqLens seqs_k;
-  float softmax_scale = 1.f;
+  double softmax_scale = 1;  // double: the CPU family also computes in it
   Window window;
   ScoreMod score_mod;
   float const* sink = nullptr;  // (num_heads,) logits that join the denominator, or null

@@ -130,8 +130,7 @@ struct BFloat16Pairs : BFloat16 {
   using Operand = uint32_t;
   static constexpr int kDepth = 2;
 
-  static FA2_CPU_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<uint32_t> a,
-                                                Vec<uint32_t> b) {
+  static FA2_CPU_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<uint32_t> a, Vec<uint32_t> b) {
     return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
   // Lane i becomes the pair {low[i], high[i]}.

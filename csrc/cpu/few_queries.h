@@ -3,7 +3,8 @@
 // The two products for a handful of queries, as in decoding. Here lanes are head dims: a tile whose
 // lanes are queries would be mostly padding, and every entry of K and V would be broadcast for it.
 // Operands are read and converted where they lie, each row once and in order, since reading K and V
-// from memory is most of the work. Scores and probabilities keep the layout of a tile of one vector.
+// from memory is most of the work. Scores and probabilities keep the layout of a tile of one
+// vector.
 
 #include "cpu/pack.h"
 #include "cpu/tiles.h"
@@ -18,8 +19,8 @@ FA2_CPU_INLINE void pack_query_rows(typename E::Operand* to, int to_stride,
   for (int i = 0; i < count; ++i) pack_keys<E>(to + i * to_stride, 0, rows[i], 0, 1, head_dim);
 }
 
-// sums[i] += query . rows[i] over `vectors` <= kVectors vectors of entries, of which `count` exist.
-// Also fetches the rows that lie `ahead` entries further on.
+// sums[i] += query . rows[i] over kVectors vectors of entries from `offset` on; one that is not
+// whole has only `count` entries. Also fetches the rows that lie `ahead` entries further on.
 template <class E, int kVectors>
 FA2_CPU_INLINE void add_products(typename E::Operand const* query,
                                  typename E::Storage const* const* rows, int64_t offset,
@@ -122,13 +123,12 @@ __attribute__((noinline)) void multiply_values_few(typename E::Storage const* va
 #pragma GCC unroll 4
       for (int n = 0; n < kVectors; ++n) {
         __builtin_prefetch(row + kKeysAhead * value_stride + n * kSize);
-        Vec<typename E::Operand> const v =
-            load_values<E>(row + n * kSize, value_stride, key + 1 < num_keys,
-                           head_dim - dim - n * kSize);
+        Vec<typename E::Operand> const v = load_values<E>(
+            row + n * kSize, value_stride, key + 1 < num_keys, head_dim - dim - n * kSize);
 #pragma GCC unroll 4
         for (int i = 0; i < kQueries; ++i) {
-          sums[i][n] = E::multiply_add(sums[i][n],
-                                       broadcast_from<typename E::Operand>(weights + i), v);
+          sums[i][n] =
+              E::multiply_add(sums[i][n], broadcast_from<typename E::Operand>(weights + i), v);
         }
       }
     }

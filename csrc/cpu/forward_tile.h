@@ -87,8 +87,7 @@ class ChunkForward {
     if (params.dropout.drop_prob > 0.f) {
       uint64_t const offset = uint64_t(params.dropout.rng_state[1]);
       dropout_ = {dropout_keep_threshold(params.dropout.drop_prob),
-                  uint32_t(offset) ^ uint32_t(offset >> 32),
-                  uint64_t(params.dropout.rng_state[0])};
+                  uint32_t(offset) ^ uint32_t(offset >> 32), uint64_t(params.dropout.rng_state[0])};
     }
   }
 
@@ -194,8 +193,9 @@ class ChunkForward {
             : Real(0);
   }
 
-  // Whether the chunk goes through few_queries.h; then it is one tile of one vector.
-  bool has_few_queries() const { return chunk_.count <= kFew; }
+  // Whether the chunk goes through few_queries.h; then it is one tile of one vector. A property of
+  // the sequence and not of how it was cut into chunks, on which no result may depend.
+  bool has_few_queries() const { return int64_t(chunk_.q_seq.length) * group_ <= kFew; }
   int depth() const { return (params_.head_dim + E::kDepth - 1) / E::kDepth; }
   int query_stride() const { return round_up(depth(), kLanes<Operand>); }
 
@@ -267,8 +267,8 @@ class ChunkForward {
                rescale, tile.out);
     } else {
       multiply_values<E, kVectors>(values.data, values.stride,
-                                   (num_keys + E::kDepth - 1) / E::kDepth, probs,
-                                   params_.head_dim, rescale, tile.out);
+                                   (num_keys + E::kDepth - 1) / E::kDepth, probs, params_.head_dim,
+                                   rescale, tile.out);
     }
   }
 
@@ -312,8 +312,8 @@ class ChunkForward {
         rows[i] = row_ptr(params_.out, query);
         scale[i] = finish_row(tile.base[lane], tile.sum[lane], query.row, head_of(query));
       }
-      unpack_outputs<E>(rows, count, tile.out + n * kSize, tile.vectors * kSize,
-                        load<Real>(scale), params_.head_dim);
+      unpack_outputs<E>(rows, count, tile.out + n * kSize, tile.vectors * kSize, load<Real>(scale),
+                        params_.head_dim);
     }
   }
 

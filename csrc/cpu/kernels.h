@@ -21,7 +21,7 @@ struct QueryChunk {
 };
 
 struct ForwardKernel {
-  int32_t tile_queries;                    // of a full tile
+  int32_t tile_queries;                      // of a full tile
   int32_t (*chunk_tiles)(int32_t head_dim);  // most tiles of a chunk
   size_t (*workspace_bytes)(int32_t head_dim, int32_t tiles);
   // `workspace` is aligned to 64 bytes and needs no initialisation.

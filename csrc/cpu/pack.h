@@ -9,7 +9,9 @@ namespace fa2::cpu::FA2_CPU_LEVEL {
 
 FA2_CPU_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 FA2_CPU_INLINE int larger(int a, int b) { return a > b ? a : b; }
-FA2_CPU_INLINE int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
+FA2_CPU_INLINE int round_up(int x, int multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
 
 // Length of a packed row: whole vectors, plus a cache line that keeps a column of the block from
 // falling into a few cache sets.

@@ -43,8 +43,7 @@ int64_t chunk_cost(FwdParams const& params, SeqInfo const& q_seq, SeqInfo const&
 void schedule_forward(FwdParams const& params, ForwardKernel const& kernel, int num_threads,
                       std::vector<ScheduledChunk>& chunks) {
   chunks.clear();
-  int64_t const chunk_queries =
-      tiles_per_chunk(params, kernel, num_threads) * kernel.tile_queries;
+  int64_t const chunk_queries = tiles_per_chunk(params, kernel, num_threads) * kernel.tile_queries;
   for (int32_t batch = 0; batch < params.batch; ++batch) {
     SeqInfo const q_seq = seq_info(params.seqs_q, batch);
     SeqInfo const k_seq = seq_info(params.seqs_k, batch);

@@ -17,9 +17,9 @@ struct Tile {
   using Real = typename E::Real;
   static constexpr int kCapacity = kTileVectors * kLanes<Real>;
 
-  int vectors;     // 1 ... kTileVectors
+  int vectors;  // 1 ... kTileVectors
   int num_queries;
-  int32_t begin;   // keys [begin, end) are seen by some query, [full_begin, full_end) by all
+  int32_t begin;  // keys [begin, end) are seen by some query, [full_begin, full_end) by all
   int32_t full_begin;
   int32_t full_end;
   int32_t end;
@@ -34,7 +34,6 @@ struct Tile {
   alignas(kVectorBytes) Int<Real> col_end[kCapacity];
   alignas(kVectorBytes) Uint<Real> row[kCapacity];
   alignas(kVectorBytes) Uint<Real> batch_head[kCapacity];
-  int32_t head[kCapacity];
 };
 
 inline constexpr double kLog2eDouble = 1.4426950408889634074;
@@ -80,8 +79,7 @@ struct DropoutRule {
 template <class E, int kVectors>
 __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& rule,
                                              Tile<E> const& tile, int32_t first, int num_keys,
-                                             typename E::Real* scores,
-                                             typename E::Real* maxima) {
+                                             typename E::Real* scores, typename E::Real* maxima) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
   for (int n = 0; n < kVectors; ++n) {
@@ -115,8 +113,7 @@ __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& 
 template <class E, int kVectors>
 __attribute__((noinline)) void exponentiate(typename E::Real scale, int num_keys, Tile<E>& tile,
                                             typename E::Real const* maxima,
-                                            typename E::Real* scores,
-                                            typename E::Real* rescale) {
+                                            typename E::Real* scores, typename E::Real* rescale) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
   Vec<Real> shift[kVectors];
@@ -191,8 +188,8 @@ FA2_CPU_INLINE void dropout_word_vectors(DropoutRule const& rule, Uint<Real> con
   if constexpr (sizeof(Real) == 8) {
     for (int j = 0; j < 4; ++j) words[j] = even.word[j] & kLow;
   } else {
-    PhiloxVectors const odd = philox_vectors({{row >> 32, group, batch_head >> 32, stream}},
-                                             rule.key);
+    PhiloxVectors const odd =
+        philox_vectors({{row >> 32, group, batch_head >> 32, stream}}, rule.key);
     for (int j = 0; j < 4; ++j) {
       words[j] = (Vec<uint32_t>)((even.word[j] & kLow) | odd.word[j] << 32);
     }

@@ -2,10 +2,10 @@
 
 // Every tile size of the CPU family, by instruction-set level.
 //
-// A tile is kVectors vectors of queries. It meets the keys in blocks of kKeyBlock; products are
-// formed kRows keys (or head dims of V) at a time, which keeps kRows * kVectors accumulators in
-// registers. Tiles that share keys are worked through together as one chunk, so that a block of K
-// and V is packed once for all of them.
+// A tile is up to kTileVectors vectors of queries. It meets the keys in blocks of kKeyBlock;
+// products are formed kTileRows keys (or head dims of V) at a time, which keeps rows * vectors
+// accumulators in registers. Tiles that share keys are worked through together as one chunk, so
+// that a block of K and V is packed once for all of them.
 
 #include "cpu/simd.h"
 
@@ -17,11 +17,11 @@ inline constexpr int kTileVectors = 4;
 inline constexpr int kTileVectors = 2;
 #endif
 
-// Rows of a register tile of `vectors` columns: as many as the registers hold beside one row of B
-// and a broadcast, and at least 8 accumulators, which hide the latency of a multiply-add.
+// Rows of a register tile of kVectors columns: as many as the registers hold beside a row of
+// queries and a broadcast, and at least 8 accumulators, which hide the latency of a multiply-add.
 template <int kVectors>
-inline constexpr int kTileRows = kTileVectors == 4 ? (kVectors == 4 ? 6 : 8)
-                                                   : (kVectors == 2 ? 6 : 8);
+inline constexpr int kTileRows =
+    kTileVectors == 4 ? (kVectors == 4 ? 6 : 8) : (kVectors == 2 ? 6 : 8);
 
 // Keys per block: a multiple of 6 and 8 rows, and of the 32 columns in which dropout is numbered.
 inline constexpr int kKeyBlock = 192;
