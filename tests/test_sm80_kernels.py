@@ -46,10 +46,10 @@ def qkv(seqlen_q: int, seqlen_k: int, heads: int, heads_kv: int, head_dim: int) 
     return target.tensor(1, seqlen_q, heads, head_dim), target.tensor(*kv), target.tensor(*kv)
 
 
-@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "device,head_dim",
+    ("device", "head_dim"),
     [*(("sm80", d) for d in HEAD_DIMS), *(("sm86", d) for d in HEAD_DIMS if d > 128)],
 )
 def test_every_kernel(device: str, head_dim: int, variant: str, dtype: torch.dtype) -> None:
@@ -86,7 +86,7 @@ def test_cost_is_the_least_possible(head_dim: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "options,visible_tiles",
+    ("options", "visible_tiles"),
     [
         # Two blocks of 128 queries against tiles of 64 keys.
         ({"causal": True}, 2 + 4),

@@ -28,7 +28,8 @@ FA2_HD uint32_t dropout_col_group(int32_t col) {
   return (uint32_t(col) >> 5) * 4 + ((uint32_t(col) >> 1) & 3);
 }
 
-// The random words of the 8 columns in `col_group`; col takes half (col & 1) of word (col >> 3) & 3.
+// The random words of the 8 columns in `col_group`; col takes half (col & 1) of word (col >> 3)
+// & 3.
 FA2_HD PhiloxCounter dropout_words(int64_t seed, int64_t offset, uint32_t batch_head, int32_t row,
                                    uint32_t col_group) {
   uint32_t const stream = uint32_t(offset) ^ uint32_t(uint64_t(offset) >> 32);

@@ -1,7 +1,8 @@
 #pragma once
 
-// Online softmax over one row, in base 2 (Milakov and Gimelshein 2018; FlashAttention-2 section 3.1).
-// The state is `base`, to which probabilities are relative, and `sum` of exp2(score - base).
+// Online softmax over one row, in base 2 (Milakov and Gimelshein 2018; FlashAttention-2
+// section 3.1). The state is `base`, to which probabilities are relative, and `sum` of exp2(score -
+// base).
 
 #include <cmath>
 

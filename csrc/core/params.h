@@ -38,9 +38,9 @@ inline constexpr int32_t kMaxSeqlen = (1 << 29) - 1;
 
 // Score modifications that come before the softmax.
 struct ScoreMod {
-  float softcap = 0.f;                   // 0: none
-  float const* alibi_slopes = nullptr;   // (num_heads,) or (batch, num_heads), or null
-  int64_t alibi_batch_stride = 0;        // 0 for (num_heads,)
+  float softcap = 0.f;                  // 0: none
+  float const* alibi_slopes = nullptr;  // (num_heads,) or (batch, num_heads), or null
+  int64_t alibi_batch_stride = 0;       // 0 for (num_heads,)
 };
 
 struct Dropout {
@@ -55,10 +55,10 @@ struct FwdParams {
   int32_t num_heads_kv = 0;  // divides num_heads; query head h reads head h / group
   int32_t head_dim = 0;
 
-  TensorRef q;    // (batch, seqlen_q, num_heads, head_dim) or (total_q, num_heads, head_dim)
-  TensorRef k;    // (batch, seqlen_k, num_heads_kv, head_dim) or (total_k, ...)
-  TensorRef v;    // as k
-  TensorRef out;  // as q
+  TensorRef q;           // (batch, seqlen_q, num_heads, head_dim) or (total_q, num_heads, head_dim)
+  TensorRef k;           // (batch, seqlen_k, num_heads_kv, head_dim) or (total_k, ...)
+  TensorRef v;           // as k
+  TensorRef out;         // as q
   float* lse = nullptr;  // (batch, num_heads, seqlen_q) or (num_heads, total_q), contiguous
 
   SeqLens seqs_q;

@@ -22,8 +22,7 @@ FwdKey forward_key(FwdParams const& p, DeviceInfo const& device) {
   }
   if (p.dropout.drop_prob > 0.f) variant = FwdVariant::kDropout;
   int32_t const bucket = *std::lower_bound(std::begin(kBuckets), std::end(kBuckets), p.head_dim);
-  bool const small =
-      sm80::has_small_tile(bucket) && device.smem_per_block < sm80::kLargeSmemBytes;
+  bool const small = sm80::has_small_tile(bucket) && device.smem_per_block < sm80::kLargeSmemBytes;
   return {p.dtype, bucket, variant, small};
 }
 
@@ -31,19 +30,17 @@ FwdKey forward_key(FwdParams const& p, DeviceInfo const& device) {
 // of a group read the same ones.
 int32_t section_size(FwdParams const& p, DeviceInfo const& device) {
   int64_t const group_bytes = int64_t(p.seqs_k.max_seqlen) * p.head_dim * 2 * sizeof(uint16_t);
-  int64_t const groups = std::max<int64_t>(1, device.l2_bytes / 2 / std::max<int64_t>(1, group_bytes));
+  int64_t const groups =
+      std::max<int64_t>(1, device.l2_bytes / 2 / std::max<int64_t>(1, group_bytes));
   int64_t const pairs = int64_t(p.batch) * p.num_heads;
   return int32_t(std::min(pairs, groups * p.group()));
 }
 
 char const* name(FwdVariant variant) {
   switch (variant) {
-    case FwdVariant::kPlain:
-      return "plain";
-    case FwdVariant::kModified:
-      return "modified";
-    case FwdVariant::kDropout:
-      return "dropout";
+    case FwdVariant::kPlain: return "plain";
+    case FwdVariant::kModified: return "modified";
+    case FwdVariant::kDropout: return "dropout";
   }
   return "?";
 }

@@ -31,10 +31,9 @@ struct FwdKernel {
   CUTE_DEVICE static void load_queries(FwdArgs const& args, Smem& smem) {
     FwdParams const& p = args.problem;
     using StreamQ = typename Config::StreamQ;
-    auto const* rows =
-        head_ptr<typename Config::Element const>(p.q, smem.work.batch, smem.work.first_row_q,
-                                                 smem.work.head) +
-        smem.work.row_begin * p.q.row_stride;
+    auto const* rows = head_ptr<typename Config::Element const>(
+                           p.q, smem.work.batch, smem.work.first_row_q, smem.work.head) +
+                       smem.work.row_begin * p.q.row_stride;
     int64_t const pass_bytes = StreamQ::Copies::kRowsPerPass * p.q.row_stride * 2;
     StreamQ stream(rows, p.q.row_stride, pass_bytes, p.head_dim, 0, smem.q);
     stream.template load<Rows::kBounded>(smem.work.seqlen_q - smem.work.row_begin);

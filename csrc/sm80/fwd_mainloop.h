@@ -42,8 +42,7 @@ class FwdMainloop {
                   args.k_pass_bytes, args.problem.head_dim, smem.work.tiles.end - 1, smem.k),
         v_stream_(kv_rows(args.problem.v, args, smem.work), args.problem.v.row_stride,
                   args.v_pass_bytes, args.problem.head_dim, smem.work.tiles.end - 1, smem.v),
-        tSsQ_(ldsm_view<SmemQ>(smem.q, LdsmLanes::rows_first(threadIdx.x % 32),
-                               warp_row_begin())),
+        tSsQ_(ldsm_view<SmemQ>(smem.q, LdsmLanes::rows_first(threadIdx.x % 32), warp_row_begin())),
         tSsK_(ldsm_view<SmemK>(smem.k, LdsmLanes::cols_first(threadIdx.x % 32),
                                column_warp() * kNumS * 8)),
         tOsV_(values_of(smem, column_warp())),
@@ -289,8 +288,7 @@ class FwdMainloop {
     __syncthreads();
     CUTE_UNROLL
     for (int i = 0; i < size(rows); ++i) {
-      rows(i) = combine(rows(i),
-                        smem_.row_exchange[1 - column_warp()][row + RowCoord<kM>{}(i)]);
+      rows(i) = combine(rows(i), smem_.row_exchange[1 - column_warp()][row + RowCoord<kM>{}(i)]);
     }
   }
 

@@ -31,12 +31,9 @@ struct FwdConfig {
   static constexpr int kPadQK = CopyOf<kTile.block_n, kTile.head_dim>::kSmemPad;
   static constexpr int kPadVO = CopyOf<kTile.block_n, kTile.head_dim_v>::kSmemPad;
 
-  using StreamQ =
-      TileStream<Element, kTile.block_m, kTile.head_dim, kTile.threads(), kPadQK>;
-  using StreamK =
-      TileStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
-  using StreamV =
-      TileStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO>;
+  using StreamQ = TileStream<Element, kTile.block_m, kTile.head_dim, kTile.threads(), kPadQK>;
+  using StreamK = TileStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
+  using StreamV = TileStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO>;
   using SmemO = SmemTile<kTile.block_m, kTile.head_dim_v, kPadVO>;
   using SmemP = SmemTile<kTile.block_m, kTile.block_n, 16>;
 

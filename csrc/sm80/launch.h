@@ -53,9 +53,7 @@ void launch_fwd(FwdParams const& params, FwdPlan const& plan, cudaStream_t strea
 template <class Element, DType kDType, int kBucket, FwdVariant kVariant, bool kSmall>
 constexpr FwdInstance fwd_instance() {
   using Config = FwdConfig<Element, fwd_tile(kBucket, kVariant, kSmall), kVariant>;
-  return {{kDType, kBucket, kVariant, kSmall},
-          sizeof(typename Config::Smem),
-          &launch_fwd<Config>};
+  return {{kDType, kBucket, kVariant, kSmall}, sizeof(typename Config::Smem), &launch_fwd<Config>};
 }
 
 }  // namespace fa2::sm80

@@ -17,13 +17,13 @@ inline constexpr int kNumFwdVariants = 3;
 namespace sm80 {
 
 struct FwdTile {
-  int head_dim;      // of Q and K, rounded up to a bucket
-  int head_dim_v;    // of V and the output
-  int block_m;       // queries of a CTA
-  int block_n;       // keys of a step
-  int row_warps;     // warps that split the queries
-  int column_warps;  // 1, or 2: a pair of warps shares its rows, splits S and O by columns and
-                     // exchanges P through shared memory; fewer ldmatrix for wide heads
+  int head_dim;         // of Q and K, rounded up to a bucket
+  int head_dim_v;       // of V and the output
+  int block_m;          // queries of a CTA
+  int block_n;          // keys of a step
+  int row_warps;        // warps that split the queries
+  int column_warps;     // 1, or 2: a pair of warps shares its rows, splits S and O by columns and
+                        // exchanges P through shared memory; fewer ldmatrix for wide heads
   bool q_in_registers;  // or read anew from shared memory in every step
   int ctas_per_sm;
 

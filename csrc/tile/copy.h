@@ -46,8 +46,8 @@ class TileStream {
 
   // `rows` points at row 0 of the sequence; tile `last` will be loaded first. `pass_stride` is the
   // distance of one pass in bytes.
-  CUTE_DEVICE TileStream(Element const* rows, int64_t row_stride, int64_t pass_stride,
-                         int head_dim, int last, Element* smem)
+  CUTE_DEVICE TileStream(Element const* rows, int64_t row_stride, int64_t pass_stride, int head_dim,
+                         int last, Element* smem)
       : pass_stride_(pass_stride) {
     int const thread = threadIdx.x;
     int const row = Copies::row(thread), col = Copies::col(thread);
@@ -62,8 +62,8 @@ class TileStream {
   // kBounded; kAll leaves the columns beyond head_dim as they are.
   template <Rows kCheck>
   CUTE_DEVICE void load(int rows) {
-    auto const chunks = make_tensor(make_smem_ptr(target_),
-                                    typename Copies::template SmemChunks<Smem>{});
+    auto const chunks =
+        make_tensor(make_smem_ptr(target_), typename Copies::template SmemChunks<Smem>{});
     int const row = kCheck == Rows::kBounded ? Copies::row(thread_index()) : 0;
     CUTE_UNROLL
     for (int pass = kPasses - 1; pass >= 0; --pass) {
@@ -73,8 +73,7 @@ class TileStream {
       for (int c = 0; c < kChunks; ++c) {
         auto const& from = reinterpret_cast<uint128_t const*>(source_)[c * Copies::kThreadsPerRow];
         auto& to = reinterpret_cast<uint128_t&>(chunks(pass, c));
-        bool const inside =
-            kCheck == Rows::kAll || row + pass * Copies::kRowsPerPass < rows;
+        bool const inside = kCheck == Rows::kAll || row + pass * Copies::kRowsPerPass < rows;
         SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>::copy(from, to, inside && has_col_[c]);
       }
     }

@@ -79,8 +79,7 @@ CUTE_DEVICE void drop_probs(Probs& probs, int first_row, int first_col, int lane
       CUTE_UNROLL
       for (int k = 0; k < kK; k += 2) {
         uint32_t const group = dropout_col_group(first_col + 16 * k) + lane % 4;
-        PhiloxCounter const words =
-            dropout_words(key.seed, key.offset, key.batch_head, row, group);
+        PhiloxCounter const words = dropout_words(key.seed, key.offset, key.batch_head, row, group);
         uint32_t const word[4] = {words.x, words.y, words.z, words.w};
         CUTE_UNROLL
         for (int j = 0; j < 4; ++j) {

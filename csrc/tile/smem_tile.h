@@ -23,11 +23,10 @@ struct SmemTile {
   static constexpr int kSubTile = kRows * 16 + kPad;
   static constexpr int kElements = kSubTile * (kCols / 16);
 
-  using SubTile = decltype(composition(Swizzle<1, 3, 3>{},
-                                       Layout<Shape<Int<kRows>, _16>, Stride<_16, _1>>{}));
+  using SubTile =
+      decltype(composition(Swizzle<1, 3, 3>{}, Layout<Shape<Int<kRows>, _16>, Stride<_16, _1>>{}));
   // (16-row block, 16-column block) -> offset from the same place in block (0, 0)
-  using Blocks =
-      Layout<Shape<Int<kRows / 16>, Int<kCols / 16>>, Stride<_256, Int<kSubTile>>>;
+  using Blocks = Layout<Shape<Int<kRows / 16>, Int<kCols / 16>>, Stride<_256, Int<kSubTile>>>;
 
   CUTE_HOST_DEVICE static int offset(int row, int col) {
     return SubTile{}(row, col % 16) + (col / 16) * kSubTile;
