@@ -62,17 +62,17 @@ class FwdMainloop {
     // Masked tiles on the right, full ones, masked ones on the left. One masked body serves both
     // edges: a copy for each would double the code.
     BlockRange const& tiles = smem_.work.tiles;
-    while (n >= tiles.begin) {
+    while (true) {
       CUTE_NO_UNROLL
       for (; n >= tiles.begin && is_edge(tiles, n); --n) step<Edge::kMasked>(n, n > tiles.begin);
 
       // Counted apart from n, so that the plain variant's loop holds one counter and reads nothing.
+      int left = n - tiles.full_begin + 1;
+      if (left <= 0) break;
       int const final = tiles.full_begin > tiles.begin ? 0 : 1;  // no tile comes after that one
       CUTE_NO_UNROLL
-      for (int left = n - tiles.full_begin + 1; left > 0; --left) {
-        step<Edge::kFull>(tiles.full_begin + left - 1, left > final);
-      }
-      n = min(n, tiles.full_begin - 1);
+      for (; left > 0; --left) step<Edge::kFull>(tiles.full_begin + left - 1, left > final);
+      n = tiles.full_begin - 1;
     }
   }
 

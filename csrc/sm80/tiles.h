@@ -36,16 +36,16 @@ inline constexpr int kLargeSmemBytes = 160 * 1024;
 
 constexpr bool has_small_tile(int bucket) { return bucket > 128; }
 
-// `bucket` is the head dim rounded up to one of 32, 64, 96, 128, 192, 256. Dropout needs registers
-// for Philox: fewer keys a step, or queries not kept. A Philox call spans 32 keys, so each warp
-// takes a multiple of them.
+// `bucket` is the head dim rounded up to one of 32, 64, 96, 128, 192, 256. What needs more
+// registers takes fewer keys a step, or does not keep the queries. A Philox call spans 32 keys, so
+// with dropout each warp takes a multiple of them.
 constexpr FwdTile fwd_tile(int bucket, FwdVariant variant, bool small) {
-  bool const dropout = variant == FwdVariant::kDropout;
+  bool const plain = variant == FwdVariant::kPlain, dropout = variant == FwdVariant::kDropout;
   switch (bucket) {
     case 32: return {32, 32, dropout ? 128 : 192, 64, 4, 1, true, 2};
     case 64: return {64, 64, 128, 64, 4, 1, !dropout, 2};
     case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
-    case 128: return {128, 128, 128, dropout ? 32 : 64, 4, 1, false, 2};
+    case 128: return {128, 128, 128, plain ? 64 : (dropout ? 32 : 48), 4, 1, false, 2};
     case 192:
       if (small) return {192, 192, 64, 64, 4, 1, false, 1};
       return {192, 192, 128, dropout ? 64 : 96, 4, 2, false, 1};

@@ -54,8 +54,8 @@ class TileStream {
     int64_t const first_row = int64_t(last) * kRows + kRows + row;  // one pass further
     source_ = reinterpret_cast<char const*>(rows + first_row * row_stride + col);
     target_ = smem + Smem::offset(row, col);
-    CUTE_UNROLL
-    for (int c = 0; c < kChunks; ++c) has_col_[c] = col + c * 8 * Copies::kThreadsPerRow < head_dim;
+    constexpr int kChunkStep = 8 * Copies::kThreadsPerRow;
+    chunks_ = (head_dim - col + kChunkStep - 1) / kChunkStep;
   }
 
   // Loads the next tile; `rows` of it lie inside the sequence. What lies outside becomes zero with
@@ -74,7 +74,7 @@ class TileStream {
         auto const& from = reinterpret_cast<uint128_t const*>(source_)[c * Copies::kThreadsPerRow];
         auto& to = reinterpret_cast<uint128_t&>(chunks(pass, c));
         bool const inside = kCheck == Rows::kAll || row + pass * Copies::kRowsPerPass < rows;
-        SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>::copy(from, to, inside && has_col_[c]);
+        SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>::copy(from, to, inside && c < chunks_);
       }
     }
     cp_async_fence();
@@ -84,7 +84,7 @@ class TileStream {
   char const* source_;
   Element* target_;
   int64_t pass_stride_;
-  bool has_col_[kChunks];
+  int chunks_;  // how many of this thread's chunks of a row lie inside head_dim
 };
 
 }  // namespace fa2
