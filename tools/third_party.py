@@ -103,8 +103,8 @@ def fetch(wheel: Wheel, root: Path = THIRD_PARTY) -> None:
         archive = download(wheel.requirement, Path(scratch))
         if unpack(archive, wheel.prefix, target) == 0:
             raise ValueError(f"{archive.name} holds nothing below {wheel.prefix}")
-    # nvcc's linker looks in lib64, the wheels have lib.
-    if wheel.target == "cuda" and not (target / "lib64").exists():
+    # nvcc's linker looks in lib64; those wheels that have libraries have lib.
+    if wheel.target == "cuda" and (target / "lib").is_dir() and not (target / "lib64").exists():
         (target / "lib64").symlink_to("lib")
     stamp.parent.mkdir(exist_ok=True)
     stamp.touch()

@@ -11,6 +11,8 @@ namespace {
 constexpr int32_t kBuckets[] = {32, 64, 96, 128, 192, 256};
 
 FwdKey forward_key(FwdParams const& p, DeviceInfo const& device) {
+  FA2_CHECK(device.arch >= 80, "CUDA kernels need compute capability 8.0 or later, got {}.{}",
+            device.arch / 10, device.arch % 10);
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
             "CUDA kernels take float16 and bfloat16");
   FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],

@@ -39,8 +39,10 @@ void launch_fwd(FwdParams const& params, FwdPlan const& plan, cudaStream_t strea
   using Kernel = FwdKernel<Config>;
   constexpr int kSmemBytes = sizeof(typename Config::Smem);
   auto* const entry = &fwd_entry<Kernel>;
-  FA2_CUDA_CHECK(
-      cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes));
+  if constexpr (kSmemBytes > 48 * 1024) {  // what a kernel may have without asking
+    FA2_CUDA_CHECK(
+        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes));
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(plan.grid);
   config.blockDim = dim3(Kernel::kTile.threads());

@@ -56,6 +56,18 @@ def test_fetch_downloads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "cuda" / "lib64" / "a.so").is_file()
 
 
+def test_fetch_takes_wheels_without_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(requirement: str, directory: Path) -> Path:
+        return make_wheel(directory / "x.whl", {f"nvidia/cu13/bin/{requirement}": ""})
+
+    monkeypatch.setattr(third_party, "download", download)
+    for tool in ("cuobjdump", "nvdisasm"):
+        third_party.fetch(third_party.Wheel(tool, "nvidia/cu13/", "cuda"), tmp_path)
+    assert {p.name for p in (tmp_path / "cuda" / "bin").iterdir()} == {"cuobjdump", "nvdisasm"}
+
+
 def test_fetch_refuses_a_wheel_without_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

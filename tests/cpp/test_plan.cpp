@@ -1,0 +1,100 @@
+// Unit tests of csrc/host/plan: problem and device -> kernel, tile and grid.
+
+#include <string>
+
+#include "check.h"
+#include "host/error.h"
+#include "host/plan.h"
+
+namespace {
+
+using namespace fa2;
+
+constexpr DeviceInfo kA100{
+    .arch = 80, .sm_count = 108, .smem_per_block = 163 * 1024, .l2_bytes = 40 << 20};
+constexpr DeviceInfo kRtx3090{
+    .arch = 86, .sm_count = 82, .smem_per_block = 99 * 1024, .l2_bytes = 6 << 20};
+
+FwdParams problem(int head_dim, int seqlen_q = 1000, int seqlen_k = 1000) {
+  FwdParams p;
+  p.batch = 3;
+  p.num_heads = 8;
+  p.num_heads_kv = 2;
+  p.head_dim = head_dim;
+  p.seqs_q.max_seqlen = seqlen_q;
+  p.seqs_k.max_seqlen = seqlen_k;
+  return p;
+}
+
+std::string error_of(FwdParams const& p, DeviceInfo const& device = kA100) {
+  try {
+    plan_forward(p, device);
+  } catch (Error const& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(head_dims_are_rounded_up_to_a_bucket) {
+  for (int bucket : {32, 64, 96, 128, 192, 256}) {
+    EXPECT_EQ(plan_forward(problem(bucket), kA100).key.bucket, bucket);
+    EXPECT_EQ(plan_forward(problem(bucket - 8), kA100).key.bucket, bucket);
+  }
+}
+
+TEST(variant_follows_from_what_the_problem_asks) {
+  float const slopes[8] = {};
+  FwdParams p = problem(64);
+  EXPECT(plan_forward(p, kA100).key.variant == FwdVariant::kPlain);
+  p.score_mod.softcap = 30.f;
+  EXPECT(plan_forward(p, kA100).key.variant == FwdVariant::kModified);
+  p.score_mod = {.alibi_slopes = slopes};
+  EXPECT(plan_forward(p, kA100).key.variant == FwdVariant::kModified);
+  p.dropout.drop_prob = 0.1f;
+  EXPECT(plan_forward(p, kA100).key.variant == FwdVariant::kDropout);
+}
+
+TEST(wide_heads_have_a_tile_for_little_shared_memory) {
+  for (int head_dim : {32, 128, 192, 256}) {
+    EXPECT(!plan_forward(problem(head_dim), kA100).key.small);
+    EXPECT_EQ(plan_forward(problem(head_dim), kRtx3090).key.small, head_dim > 128);
+  }
+}
+
+TEST(grid_covers_every_query_block_of_every_head) {
+  for (int seqlen : {1, 127, 128, 129, 4096}) {
+    FwdPlan const plan = plan_forward(problem(128, seqlen), kA100);
+    EXPECT_EQ(plan.num_m_blocks, (seqlen + plan.tile.block_m - 1) / plan.tile.block_m);
+    EXPECT_EQ(plan.grid, plan.num_m_blocks * 3 * 8);
+  }
+}
+
+// The heads of a group read the same keys and values, so a section holds whole groups.
+TEST(section_is_what_fits_half_of_the_l2_cache) {
+  int64_t const group_bytes = 16384 * 128 * 2 * 2;
+  FwdPlan const plan = plan_forward(problem(128, 1000, 16384), kA100);
+  EXPECT_EQ(plan.section, (kA100.l2_bytes / 2) / group_bytes * 4);
+  EXPECT_EQ(plan_forward(problem(128, 1000, 1 << 20), kA100).section, 4);
+  EXPECT_EQ(plan_forward(problem(128, 1000, 16), kA100).section, 3 * 8);
+}
+
+TEST(what_no_kernel_can_run_is_refused) {
+  EXPECT(error_of(problem(264)).find("264") != std::string::npos);
+  EXPECT(error_of(problem(36)).find("multiples of 8") != std::string::npos);
+  FwdParams p = problem(64);
+  p.dtype = DType::kFloat32;
+  EXPECT(error_of(p).find("float16") != std::string::npos);
+  p = problem(64, kMaxSeqlen);
+  p.batch = 1 << 20;
+  EXPECT(error_of(p).find("query tiles") != std::string::npos);
+  DeviceInfo const volta{.arch = 70, .sm_count = 80, .smem_per_block = 96 * 1024, .l2_bytes = 0};
+  EXPECT(error_of(problem(64), volta).find("8.0") != std::string::npos);
+}
+
+TEST(plan_is_printable) {
+  EXPECT_EQ(to_string(plan_forward(problem(80), kA100)),
+            "float16 head_dim<=96 plain: tile 128x64, warps 4x1, 8 query blocks, section 24, "
+            "grid 192");
+}
+
+}  // namespace
