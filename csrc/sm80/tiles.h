@@ -12,8 +12,6 @@ enum class FwdVariant : int32_t {
   kDropout,   // kModified with dropout
 };
 
-inline constexpr int kNumFwdVariants = 3;
-
 namespace sm80 {
 
 struct FwdTile {

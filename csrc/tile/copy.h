@@ -51,15 +51,15 @@ class TileStream {
       : pass_stride_(pass_stride) {
     int const thread = threadIdx.x;
     int const row = Copies::row(thread), col = Copies::col(thread);
-    int64_t const first_row = int64_t(last) * kRows + kRows + row;  // one pass further
+    int64_t const first_row = int64_t(last) * kRows + kRows + row;  // load() steps back first
     source_ = reinterpret_cast<char const*>(rows + first_row * row_stride + col);
     target_ = smem + Smem::offset(row, col);
     constexpr int kChunkStep = 8 * Copies::kThreadsPerRow;
     chunks_ = (head_dim - col + kChunkStep - 1) / kChunkStep;
   }
 
-  // Loads the next tile; `rows` of it lie inside the sequence. What lies outside becomes zero with
-  // kBounded; kAll leaves the columns beyond head_dim as they are.
+  // Loads the next tile; with kBounded only the first `rows` of it. All else becomes zero, as do
+  // columns beyond head_dim.
   template <Rows kCheck>
   CUTE_DEVICE void load(int rows) {
     auto const chunks =
