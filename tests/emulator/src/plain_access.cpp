@@ -48,6 +48,10 @@ bool on_stack(void const* address) {
   return uintptr_t(address) - stack_arena_begin < stack_arena_bytes;
 }
 
+// Whether the caller is a kernel's thread. Host code in the same files is instrumented too, and may
+// run on other host threads in the meantime; so the question goes to the stack.
+bool in_kernel() { return on_stack(__builtin_frame_address(0)) && !RuntimeSection::active; }
+
 struct {
   uintptr_t begin = 0;
   size_t bytes = 0;
@@ -55,7 +59,7 @@ struct {
 
 __attribute__((noinline)) void access_memory(void const* address, size_t bytes, bool writes,
                                              Width width, void const* site) {
-  if (current == nullptr || RuntimeSection::active) return;
+  if (!in_kernel()) return;
   if (uintptr_t(address) - host_constant.begin < host_constant.bytes) return;
   if (width == Width::kNatural && uintptr_t(address) % bytes != 0) {
     fail(site, "misaligned access of %zu bytes at %s", bytes, describe_address(address).text);
@@ -71,7 +75,7 @@ __attribute__((noinline)) void access_memory(void const* address, size_t bytes, 
 // A flag: threads talk through it, so it takes part in the order of things but is no race itself.
 __attribute__((noinline)) void access_volatile(void const* address, size_t bytes, bool writes,
                                                void const* site) {
-  if (current == nullptr || RuntimeSection::active) return;
+  if (!in_kernel()) return;
   size_t const offset = size_t(static_cast<char const*>(address) - shared_base);
   if (offset < size_t(kSharedBytesMax)) {
     access_shared(offset, bytes, writes, site);
