@@ -11,6 +11,7 @@ set(FA2_FWD_VARIANTS Plain Modified Dropout)
 
 # Host code of the CUDA families; plain C++.
 set(FA2_HOST_SOURCES
+    "${CMAKE_CURRENT_LIST_DIR}/host/device.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/host/plan.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/forward.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/registry.cpp")

@@ -18,22 +18,7 @@ namespace py = pybind11;
 
 namespace {
 
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  FA2_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device));
-  return value;
-}
-
-fa2::DeviceInfo query_device(int device) {
-  int const major = attribute(cudaDevAttrComputeCapabilityMajor, device);
-  int const minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
-  return {.arch = major * 10 + minor,
-          .sm_count = attribute(cudaDevAttrMultiProcessorCount, device),
-          .smem_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-          .l2_bytes = attribute(cudaDevAttrL2CacheSize, device)};
-}
-
-// The current device. Asked once per device: the queries cost more than a launch.
+// The current device, asked once.
 fa2::DeviceInfo current_device() {
   int device = 0;
   FA2_CUDA_CHECK(cudaGetDevice(&device));
@@ -41,7 +26,7 @@ fa2::DeviceInfo current_device() {
   static std::map<int, fa2::DeviceInfo> known;
   std::lock_guard const lock(mutex);
   auto found = known.find(device);
-  if (found == known.end()) found = known.emplace(device, query_device(device)).first;
+  if (found == known.end()) found = known.emplace(device, fa2::query_device(device)).first;
   return found->second;
 }
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "core/macros.h"
+
 namespace fa2 {
 
 enum class DType : int32_t { kFloat16, kBFloat16, kFloat32, kFloat64 };
@@ -69,7 +71,7 @@ struct FwdParams {
   float const* sink = nullptr;  // (num_heads,) logits that join the denominator, or null
   Dropout dropout;
 
-  int32_t group() const { return num_heads / num_heads_kv; }
+  FA2_HD int32_t group() const { return num_heads / num_heads_kv; }
 };
 
 }  // namespace fa2

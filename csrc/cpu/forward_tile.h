@@ -80,7 +80,7 @@ class ChunkForward {
   ChunkForward(FwdParams const& params, QueryChunk const& chunk, void* memory)
       : params_(params),
         chunk_(chunk),
-        group_(params.num_heads / params.num_heads_kv),
+        group_(params.group()),
         num_tiles_((chunk.count + kCapacity - 1) / kCapacity),
         workspace_(memory, params.head_dim, num_tiles_),
         rule_(score_rule<Real>(params)) {

@@ -34,7 +34,7 @@ struct FwdKernel {
     auto const* rows = head_ptr<typename Config::Element const>(
                            p.q, smem.work.batch, smem.work.first_row_q, smem.work.head) +
                        smem.work.row_begin * p.q.row_stride;
-    int64_t const pass_bytes = StreamQ::Copies::kRowsPerPass * p.q.row_stride * 2;
+    int64_t const pass_bytes = StreamQ::Copies::kRowsPerPass * p.q.row_stride * sizeof(*rows);
     StreamQ stream(rows, p.q.row_stride, pass_bytes, p.head_dim, 0, smem.q);
     stream.template load<Rows::kBounded>(smem.work.seqlen_q - smem.work.row_begin);
   }

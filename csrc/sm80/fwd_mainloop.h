@@ -86,8 +86,8 @@ class FwdMainloop {
  private:
   CUTE_DEVICE static Element const* kv_rows(TensorRef const& t, FwdArgs const& args,
                                             WorkTile const& work) {
-    int const group = args.problem.num_heads / args.problem.num_heads_kv;
-    return head_ptr<Element const>(t, work.batch, work.first_row_k, work.head / group);
+    return head_ptr<Element const>(t, work.batch, work.first_row_k,
+                                   work.head / args.problem.group());
   }
 
   template <Edge kEdge>

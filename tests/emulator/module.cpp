@@ -13,7 +13,6 @@
 #include "emu/api.h"
 #include "fwd_buffers.h"
 #include "host/device.h"
-#include "host/error.h"
 #include "host/plan.h"
 #include "sm80/forward.h"
 
@@ -21,20 +20,8 @@ namespace py = pybind11;
 
 namespace {
 
-int attribute(cudaDeviceAttr which) {
-  int value = 0;
-  FA2_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, 0));
-  return value;
-}
-
-fa2::DeviceInfo emulated_device() {
-  int const major = attribute(cudaDevAttrComputeCapabilityMajor);
-  int const minor = attribute(cudaDevAttrComputeCapabilityMinor);
-  return {.arch = major * 10 + minor,
-          .sm_count = attribute(cudaDevAttrMultiProcessorCount),
-          .smem_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          .l2_bytes = attribute(cudaDevAttrL2CacheSize)};
-}
+// Asked anew: the options may have changed it.
+fa2::DeviceInfo emulated_device() { return fa2::query_device(0); }
 
 void forward(py::dict const& problem) {
   fa2::FwdParams const params = fa2::bindings::read_forward_call(problem).params;
