@@ -8,6 +8,7 @@
 
 #include "bindings/build_info.h"
 #include "bindings/params.h"
+#include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/isa.h"
 
@@ -19,6 +20,17 @@ void forward(py::dict const& problem) {
   auto const [params, num_threads] = fa2::bindings::read_forward_call(problem);
   py::gil_scoped_release const release;
   fa2::cpu::forward(params, static_cast<int>(num_threads));
+}
+
+int64_t backward_workspace(py::dict const& problem) {
+  auto const [params, num_threads] = fa2::bindings::read_backward_call(problem);
+  return fa2::cpu::backward_workspace(params, static_cast<int>(num_threads));
+}
+
+void backward(py::dict const& problem) {
+  auto const [params, num_threads] = fa2::bindings::read_backward_call(problem);
+  py::gil_scoped_release const release;
+  fa2::cpu::backward(params, static_cast<int>(num_threads));
 }
 
 // Instruction-set levels that set_isa accepts here, lowest first.
@@ -43,6 +55,10 @@ py::dict build_info() {
 PYBIND11_MODULE(_cpu, m) {
   m.def("forward", &forward, py::arg("problem"),
         "Runs one problem (fields: csrc/bindings/params.cpp); `execution` is the thread count.");
+  m.def("backward_workspace", &backward_workspace, py::arg("problem"),
+        "Bytes that `workspace` of this problem must have.");
+  m.def("backward", &backward, py::arg("problem"),
+        "Runs the gradient of one problem (fields: csrc/bindings/params.cpp).");
   m.def("set_isa", &fa2::cpu::set_isa, py::arg("name"),
         "Uses this instruction-set level from now on.");
   m.def("build_info", &build_info);

@@ -12,6 +12,7 @@
 #include "host/device.h"
 #include "host/error.h"
 #include "host/plan.h"
+#include "sm80/backward.h"
 #include "sm80/forward.h"
 
 namespace py = pybind11;
@@ -41,6 +42,22 @@ std::string plan_forward(py::dict const& problem) {
   return to_string(fa2::plan_forward(params, current_device()));
 }
 
+int64_t backward_workspace(py::dict const& problem) {
+  fa2::BwdParams const params = fa2::bindings::read_backward_call(problem).params;
+  return fa2::plan_backward(params, current_device()).workspace.bytes;
+}
+
+void backward(py::dict const& problem) {
+  auto const [params, stream] = fa2::bindings::read_backward_call(problem);
+  py::gil_scoped_release const release;
+  fa2::sm80::backward(params, current_device(), reinterpret_cast<cudaStream_t>(stream));
+}
+
+std::string plan_backward(py::dict const& problem) {
+  fa2::BwdParams const params = fa2::bindings::read_bwd_params(problem);
+  return to_string(fa2::plan_backward(params, current_device()));
+}
+
 py::dict build_info() {
   py::dict info;
   info["compiler"] = fa2::bindings::compiler();
@@ -57,5 +74,11 @@ PYBIND11_MODULE(_cuda, m) {
         "is the stream.");
   m.def("plan_forward", &plan_forward, py::arg("problem"),
         "How the current device would run the problem (fields as for forward, no `execution`).");
+  m.def("backward_workspace", &backward_workspace, py::arg("problem"),
+        "Bytes that `workspace` of this problem must have.");
+  m.def("backward", &backward, py::arg("problem"),
+        "Runs the gradient of one problem (fields: csrc/bindings/params.cpp).");
+  m.def("plan_backward", &plan_backward, py::arg("problem"),
+        "How the current device would run the gradient (fields as for backward, no `execution`).");
   m.def("build_info", &build_info);
 }

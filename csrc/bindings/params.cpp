@@ -77,6 +77,18 @@ FwdParams fwd_params(Fields& fields) {
   return p;
 }
 
+BwdParams bwd_params(Fields& fields) {
+  return {.forward = fwd_params(fields),
+          .grad_out = tensor_ref(fields.get<"grad_out", pybind11::tuple>()),
+          .grad_lse = pointer<float const>(fields.get_or<"grad_lse", int64_t>(0)),
+          .grad_q = tensor_ref(fields.get<"grad_q", pybind11::tuple>()),
+          .grad_k = tensor_ref(fields.get<"grad_k", pybind11::tuple>()),
+          .grad_v = tensor_ref(fields.get<"grad_v", pybind11::tuple>()),
+          .grad_sink = pointer<float>(fields.get_or<"grad_sink", int64_t>(0)),
+          .deterministic = fields.get_or<"deterministic", bool>(false),
+          .workspace = pointer<void>(fields.get_or<"workspace", int64_t>(0))};
+}
+
 }  // namespace
 
 ForwardCall read_forward_call(pybind11::dict const& problem) {
@@ -87,9 +99,24 @@ ForwardCall read_forward_call(pybind11::dict const& problem) {
   return call;
 }
 
+BackwardCall read_backward_call(pybind11::dict const& problem) {
+  Fields fields(problem);
+  BackwardCall const call{.params = bwd_params(fields),
+                          .execution = fields.get<"execution", int64_t>()};
+  fields.finish();
+  return call;
+}
+
 FwdParams read_fwd_params(pybind11::dict const& problem) {
   Fields fields(problem);
   FwdParams const params = fwd_params(fields);
+  fields.finish();
+  return params;
+}
+
+BwdParams read_bwd_params(pybind11::dict const& problem) {
+  Fields fields(problem);
+  BwdParams const params = bwd_params(fields);
   fields.finish();
   return params;
 }

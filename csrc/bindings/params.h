@@ -1,6 +1,6 @@
 #pragma once
 
-// The dictionary that Python hands over -> FwdParams. Shared by every native module.
+// The dictionary that Python hands over -> FwdParams, BwdParams. Shared by every native module.
 
 #include <pybind11/pybind11.h>
 
@@ -20,7 +20,17 @@ struct ForwardCall {
 // missing field.
 ForwardCall read_forward_call(pybind11::dict const& problem);
 
+struct BackwardCall {
+  BwdParams params;
+  int64_t execution;
+};
+
+// The fields of the forward call and those of the gradients. `workspace` may be missing: to ask for
+// its size.
+BackwardCall read_backward_call(pybind11::dict const& problem);
+
 // As above for entry points that take no `execution`.
 FwdParams read_fwd_params(pybind11::dict const& problem);
+BwdParams read_bwd_params(pybind11::dict const& problem);
 
 }  // namespace fa2::bindings

@@ -35,6 +35,9 @@ struct Window {
   int32_t right = kUnlimited;
 };
 
+// The window as keys see it, with the roles of queries and keys exchanged.
+FA2_HD Window mirrored(Window const& window) { return {window.right, window.left}; }
+
 // Longest sequence: keeps row + offset + window inside 32 bits.
 inline constexpr int32_t kMaxSeqlen = (1 << 29) - 1;
 
@@ -72,6 +75,21 @@ struct FwdParams {
   Dropout dropout;
 
   FA2_HD int32_t group() const { return num_heads / num_heads_kv; }
+};
+
+// The gradient of a problem, by recomputation from what its forward pass left.
+struct BwdParams {
+  FwdParams forward;  // the problem; `out` and `lse` hold its results
+
+  TensorRef grad_out;               // as out
+  float const* grad_lse = nullptr;  // as lse, or null for zeros
+  TensorRef grad_q;                 // as q. Of packed gradients, rows that belong to no sequence
+  TensorRef grad_k;                 // as k  (and keys past seqused) are left as they are.
+  TensorRef grad_v;                 // as v
+  float* grad_sink = nullptr;       // (num_heads,), or null
+
+  bool deterministic = false;  // bitwise the same in every run
+  void* workspace = nullptr;   // as many bytes as the family asks for, aligned to 256
 };
 
 }  // namespace fa2

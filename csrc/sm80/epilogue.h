@@ -61,28 +61,11 @@ struct FwdEpilogue {
 
   // Rounds the output and puts it where Q was, so that whole rows can be stored.
   CUTE_DEVICE static void stage_output(Smem& smem, Mainloop& mainloop) {
-    int const lane = lane_index();
-    int const row = Mainloop::warp_row_begin() + lane_row(lane);
-    Element* const first_block =
-        smem.out + Mainloop::column_warp() * (Config::kNumO / 2) * SmemO::kSubTile;
-    CUTE_UNROLL
-    for (int half_col = 0; half_col < 2; ++half_col) {
-      auto const sO = make_tensor(
-          make_smem_ptr(first_block + SmemO::offset(row, lane_col(lane) + 8 * half_col)),
-          typename SmemO::Blocks{});
-      CUTE_UNROLL
-      for (int m = 0; m < kM; ++m) {
-        CUTE_UNROLL
-        for (int n = 0; n < Config::kNumO; n += 2) {
-          CUTE_UNROLL
-          for (int half_row = 0; half_row < 2; ++half_row) {
-            auto const pair = mainloop.output(make_coord(_, half_row), m, n + half_col);
-            Element* const to = raw_pointer_cast(&sO(m, n / 2)) + half_row * 8 * 16;
-            *reinterpret_cast<uint32_t*>(to) = pack<Element>(pair(0), pair(1));
-          }
-        }
-      }
-    }
+    auto rounded = make_tensor<Element>(OperandLayout<kM, Config::kNumO / 2>{});
+    round_to_operand(mainloop.output, rounded);
+    store_operand<SmemO>(rounded,
+                         smem.out + Mainloop::column_warp() * (Config::kNumO / 2) * SmemO::kSubTile,
+                         operand_offset<SmemO>(Mainloop::warp_row_begin(), lane_index()));
   }
 
   // Each warp stores its share of the rows that it and its partner staged.

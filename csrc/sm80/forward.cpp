@@ -9,7 +9,7 @@ namespace fa2::sm80 {
 void forward(FwdParams const& params, DeviceInfo const& device, cudaStream_t stream) {
   if (params.batch == 0 || params.num_heads == 0 || params.seqs_q.max_seqlen == 0) return;
   FwdPlan const plan = plan_forward(params, device);
-  FwdInstance const& instance = find(plan.key);
+  FwdInstance const& instance = find_forward(plan.key);
   FA2_CHECK(instance.smem_bytes <= device.smem_per_block,
             "{} needs {} bytes of shared memory a block; the device has {}", to_string(plan.key),
             instance.smem_bytes, device.smem_per_block);

@@ -49,7 +49,8 @@ class FwdMainloop {
         tOsV_partner_(values_of(smem, kTile.column_warps - 1 - column_warp())),
         tPsP_(ldsm_view<SmemP>(smem.probs + (1 - column_warp()) * kDepthO * SmemP::kSubTile,
                                LdsmLanes::rows_first(threadIdx.x % 32), warp_row_begin())),
-        published_(published_at()) {
+        published_(operand_offset<SmemP>(warp_row_begin(), threadIdx.x % 32) +
+                   column_warp() * kDepthO * SmemP::kSubTile) {
     clear(output);
   }
 
@@ -154,7 +155,7 @@ class FwdMainloop {
       for (int n = 0; n < kNumS; n += 2) {
         auto tSrK = make_tensor<Element>(Shape<_4, _2>{});
         load_block<SM75_U32x4_LDSM_N>(tSsK_(n / 2, k), flatten_block(tSrK));
-        multiply_blocks(tSrS, n, tSrQ, tSrK);
+        multiply_blocks<kM>(tSrS, n, tSrQ, tSrK);
       }
     }
   }
@@ -168,18 +169,8 @@ class FwdMainloop {
       for (int n = 0; n < kNumO; n += 2) {
         auto tOrV = make_tensor<Element>(Shape<_4, _2>{});
         load_block<SM75_U16x8_LDSM_T>(tOsV(k, n / 2), flatten_block(tOrV));
-        multiply_blocks(output, n, tOrP(_, _, k), tOrV);
+        multiply_blocks<kM>(output, n, tOrP(_, _, k), tOrV);
       }
-    }
-  }
-
-  // acc(:, n : n + 2) += a * b: each B block meets all row blocks while it is in registers.
-  template <class Accumulator, class A, class B>
-  CUTE_DEVICE static void multiply_blocks(Accumulator& acc, int n, A const& a, B const& b) {
-    CUTE_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      CUTE_UNROLL
-      for (int m = 0; m < kM; ++m) mma(acc(_, m, n + j), a(_, m), b(_, j));
     }
   }
 
@@ -195,15 +186,23 @@ class FwdMainloop {
 
   CUTE_DEVICE void modify(Scores& scores, int n) const {
     WorkTile const& work = smem_.work;
-    modify_scores<kM, kNumS>(scores, args_.scales, args_.problem.score_mod.softcap > 0.f,
-                             work.alibi_slope, lane_first_row(),
-                             warp_first_col(n) + lane_col(lane_index()),
-                             work.seqlen_k - work.seqlen_q);
+    if (args_.problem.score_mod.softcap > 0.f) {
+      cap_scores(scores, args_.scales);
+    } else {
+      scale_scores(scores, args_.scales);
+    }
+    if (work.alibi_slope != 0.f) {
+      add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(),
+                           warp_first_col(n) + lane_col(lane_index()),
+                           work.seqlen_k - work.seqlen_q);
+    }
   }
 
   CUTE_DEVICE void mask(Scores& scores, int n) const {
-    mask_scores<kM, kNumS>(scores, lane_first_row(), warp_first_col(n) + lane_col(lane_index()),
-                           smem_.work.seqlen_q, smem_.work.seqlen_k, smem_.work.window);
+    WorkTile const& work = smem_.work;
+    mask_scores<kM, kNumS>(
+        scores, lane_first_row(), warp_first_col(n) + lane_col(lane_index()),
+        [&](int row) { return visible_cols(row, work.seqlen_q, work.seqlen_k, work.window); });
   }
 
   CUTE_DEVICE void drop(Probs& probs, int n) const {
@@ -241,31 +240,9 @@ class FwdMainloop {
                             LdsmLanes::rows_first(threadIdx.x % 32), key_warp * kDepthO * 16);
   }
 
-  // Where this lane puts its first probability, as an offset.
-  CUTE_DEVICE static int published_at() {
-    int const lane = threadIdx.x % 32;
-    return SmemP::offset(warp_row_begin() + lane_row(lane), column_warp() * kNumS * 8) ^
-           lane_col(lane);
-  }
-
   // P of this warp's keys, for the partner to read.
   CUTE_DEVICE void publish(Probs const& probs) const {
-    auto const packed = recast<uint32_t const>(probs);
-    CUTE_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      int const half_row = r % 2, half_col = r / 2;
-      auto const sP = make_tensor(
-          make_smem_ptr(smem_.probs + (half_col ? SmemP::other_half(published_) : published_)),
-          typename SmemP::Blocks{});
-      CUTE_UNROLL
-      for (int k = 0; k < kDepthO; ++k) {
-        CUTE_UNROLL
-        for (int m = 0; m < kM; ++m) {
-          Element* const to = raw_pointer_cast(&sP(m, k)) + half_row * 8 * 16;
-          *reinterpret_cast<uint32_t*>(to) = packed(r, m, k);
-        }
-      }
-    }
+    store_operand<SmemP>(probs, smem_.probs, published_);
   }
 
   CUTE_DEVICE void fetch_partner(Probs& probs) const {
@@ -302,7 +279,7 @@ class FwdMainloop {
   decltype(ldsm_view<SmemK>(smem_.k, LdsmLanes{})) tSsK_;
   decltype(ldsm_view<SmemV>(smem_.v, LdsmLanes{})) tOsV_, tOsV_partner_;
   decltype(ldsm_view<SmemP>(smem_.probs, LdsmLanes{})) tPsP_;
-  int published_;
+  int published_;  // where this lane's first probability goes
 };
 
 }  // namespace fa2::sm80

@@ -9,14 +9,14 @@
 
 namespace fa2::sm80 {
 
-template <class Element_, FwdTile kTile_, FwdVariant kVariant_>
+template <class Element_, FwdTile kTile_, Variant kVariant_>
 struct FwdConfig {
   using Element = Element_;
   static constexpr FwdTile kTile = kTile_;
-  static constexpr FwdVariant kVariant = kVariant_;
+  static constexpr Variant kVariant = kVariant_;
   static constexpr bool kPairs = kTile.column_warps == 2;
-  static constexpr bool kModified = kVariant != FwdVariant::kPlain;
-  static constexpr bool kDropout = kVariant == FwdVariant::kDropout;
+  static constexpr bool kModified = kVariant != Variant::kPlain;
+  static constexpr bool kDropout = kVariant == Variant::kDropout;
 
   // One warp's blocks: rows (16), columns of S (8), depth of S = Q K' and O = P V (16), and
   // columns of O (8).

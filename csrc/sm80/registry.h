@@ -5,16 +5,35 @@
 #include <cuda_runtime_api.h>
 
 #include "host/plan.h"
+#include "sm80/bwd_args.h"
 
 namespace fa2::sm80 {
 
 struct FwdInstance {
-  FwdKey key;
+  KernelKey key;
   int32_t smem_bytes;
   void (*launch)(FwdParams const&, FwdPlan const&, cudaStream_t);
 };
 
-// Throws Error that says what was asked for and what is built.
-FwdInstance const& find(FwdKey const& key);
+// The main backward kernel.
+struct BwdInstance {
+  KernelKey key;
+  int32_t smem_bytes;
+  void (*launch)(BwdArgs const&, BwdPlan const&, cudaStream_t);
+};
+
+// The backward kernels that go over queries (bwd_rows.h).
+struct BwdRowsInstance {
+  using Launch = void (*)(BwdArgs const&, int grid, cudaStream_t);
+  DType dtype;
+  Launch row_stats;  // a CTA for each query tile
+  Launch grad_q;     // the same
+  Launch grad_sink;  // a CTA for each head
+};
+
+// Throw Error that says what was asked for and what is built.
+FwdInstance const& find_forward(KernelKey const& key);
+BwdInstance const& find_backward(KernelKey const& key);
+BwdRowsInstance const& find_backward_rows(DType dtype);
 
 }  // namespace fa2::sm80

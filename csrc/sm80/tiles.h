@@ -6,7 +6,7 @@
 
 namespace fa2 {
 
-enum class FwdVariant : int32_t {
+enum class Variant : int32_t {
   kPlain,     // scale only
   kModified,  // softcap and ALiBi
   kDropout,   // kModified with dropout
@@ -37,8 +37,8 @@ constexpr bool has_small_tile(int bucket) { return bucket > 128; }
 // `bucket` is the head dim rounded up to one of 32, 64, 96, 128, 192, 256. What needs more
 // registers takes fewer keys a step, or does not keep the queries. A Philox call spans 32 keys, so
 // with dropout each warp takes a multiple of them.
-constexpr FwdTile fwd_tile(int bucket, FwdVariant variant, bool small) {
-  bool const plain = variant == FwdVariant::kPlain, dropout = variant == FwdVariant::kDropout;
+constexpr FwdTile fwd_tile(int bucket, Variant variant, bool small) {
+  bool const plain = variant == Variant::kPlain, dropout = variant == Variant::kDropout;
   switch (bucket) {
     case 32: return {32, 32, dropout ? 128 : 192, 64, 4, 1, true, 2};
     case 64: return {64, 64, 128, 64, 4, 1, !dropout, 2};

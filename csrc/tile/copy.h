@@ -87,4 +87,27 @@ class TileStream {
   int chunks_;  // how many of this thread's chunks of a row lie inside head_dim
 };
 
+// Starts the copy of one tile, this thread's share of it. `source` is the first row in memory at
+// this thread's row and column; rows from `rows` on and columns from `head_dim` on become zero.
+template <class Copies, class Smem, class Element>
+CUTE_DEVICE void copy_tile(char const* source, int64_t pass_bytes, int rows, int head_dim,
+                           Element* tile) {
+  int const thread = thread_index();
+  int const row = Copies::row(thread), col = Copies::col(thread);
+  auto const chunks = make_tensor(make_smem_ptr(tile + Smem::offset(row, col)),
+                                  typename Copies::template SmemChunks<Smem>{});
+  CUTE_UNROLL
+  for (int pass = 0; pass < Copies::kPasses; ++pass) {
+    CUTE_UNROLL
+    for (int c = 0; c < Copies::kChunks; ++c) {
+      auto const& from = reinterpret_cast<uint128_t const*>(source)[c * Copies::kThreadsPerRow];
+      auto& to = reinterpret_cast<uint128_t&>(chunks(pass, c));
+      bool const inside = row + pass * Copies::kRowsPerPass < rows &&
+                          col + c * 8 * Copies::kThreadsPerRow < head_dim;
+      SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<uint128_t>::copy(from, to, inside);
+    }
+    source += pass_bytes;
+  }
+}
+
 }  // namespace fa2

@@ -60,12 +60,40 @@ CUTE_DEVICE void mma(Accumulator&& acc, A const& a, B const& b) {
   gemm(MMA_Atom<MmaOp<Element>>{}, a, b, acc);
 }
 
+// acc(:, n : n + 2) += a * b: each B block meets all row blocks while it is in registers.
+template <int kM, class Accumulator, class A, class B>
+CUTE_DEVICE void multiply_blocks(Accumulator& acc, int n, A const& a, B const& b) {
+  CUTE_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    CUTE_UNROLL
+    for (int m = 0; m < kM; ++m) mma(acc(_, m, n + j), a(_, m), b(_, j));
+  }
+}
+
 // Two floats rounded to nearest even, packed in one register.
 template <class Element>
 CUTE_DEVICE uint32_t pack(float low, float high) {
   cutlass::Array<float, 2> const in{low, high};
   auto const out = cutlass::NumericArrayConverter<Element, float, 2>::convert(in);
   return reinterpret_cast<uint32_t const&>(out);
+}
+
+// Accumulators (kM, 2 kK) rounded to the A operand (kM, kK) of the next product.
+template <class Accumulator, class Operand>
+CUTE_DEVICE void round_to_operand(Accumulator const& acc, Operand& operand) {
+  using Element = typename Operand::value_type;
+  auto packed = recast<uint32_t>(operand);  // ((row half, 8-column half), row block, depth block)
+  CUTE_UNROLL
+  for (int k = 0; k < size<2>(operand); ++k) {
+    CUTE_UNROLL
+    for (int m = 0; m < size<1>(operand); ++m) {
+      CUTE_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        auto const pair = acc(make_coord(_, r % 2), m, 2 * k + r / 2);
+        packed(r, m, k) = pack<Element>(pair(0), pair(1));
+      }
+    }
+  }
 }
 
 }  // namespace fa2

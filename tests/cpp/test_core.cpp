@@ -74,6 +74,18 @@ TEST(visible_cols_of_the_longest_sequences_do_not_overflow) {
   EXPECT_EQ(visible_cols(0, 1, kMaxSeqlen, {3, 0}).begin, kMaxSeqlen - 4);
 }
 
+TEST(visible_rows_is_the_same_mask_by_columns) {
+  for_each_shape([](int32_t seqlen_q, int32_t seqlen_k, Window const& window) {
+    for (int32_t col = 0; col < seqlen_k + 3; ++col) {
+      RowRange const rows = visible_rows(col, seqlen_q, seqlen_k, window);
+      for (int32_t row = 0; row < seqlen_q; ++row) {
+        EXPECT_EQ(rows.begin <= row && row < rows.end, sees(row, col, seqlen_q, seqlen_k, window))
+            << "row " << row << ", col " << col << ", lengths " << seqlen_q << ", " << seqlen_k;
+      }
+    }
+  });
+}
+
 // ---- block_range ------------------------------------------------------------------------------
 
 // How many of a tile's entries are visible, rows past seqlen_q left out.
@@ -125,6 +137,28 @@ TEST(block_range_visits_just_the_tiles_that_hold_something) {
         for (int32_t row = 0; row < seqlen_q; row += block_m) {
           check_tile_rows({row, std::min(row + block_m, seqlen_q)}, block_n, seqlen_q, seqlen_k,
                           window);
+        }
+      }
+    }
+  });
+}
+
+// The backward pass walks over queries for a block of keys: both ways round, the same tiles meet.
+TEST(query_block_range_is_block_range_by_columns) {
+  for_each_shape([](int32_t seqlen_q, int32_t seqlen_k, Window const& window) {
+    constexpr int32_t kBlockM = 4, kBlockN = 8;
+    for (int32_t row = 0; row < seqlen_q; row += kBlockM) {
+      BlockRange const keys =
+          block_range(row, std::min(row + kBlockM, seqlen_q), seqlen_q, seqlen_k, window, kBlockN);
+      for (int32_t col = 0; col < seqlen_k; col += kBlockN) {
+        int32_t const m = row / kBlockM, n = col / kBlockN;
+        BlockRange const queries = query_block_range(col, std::min(col + kBlockN, seqlen_k),
+                                                     seqlen_q, seqlen_k, window, kBlockM);
+        EXPECT_EQ(keys.begin <= n && n < keys.end, queries.begin <= m && m < queries.end);
+        bool const whole = row + kBlockM <= seqlen_q && col + kBlockN <= seqlen_k;
+        if (whole) {
+          EXPECT_EQ(keys.full_begin <= n && n < keys.full_end,
+                    queries.full_begin <= m && m < queries.full_end);
         }
       }
     }

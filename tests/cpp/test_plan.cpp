@@ -1,10 +1,13 @@
 // Unit tests of csrc/host/plan: problem and device -> kernel, tile and grid.
 
+#include <array>
 #include <string>
 
 #include "check.h"
+#include "core/seq_info.h"
 #include "host/error.h"
 #include "host/plan.h"
+#include "sm80/bwd_args.h"
 
 namespace {
 
@@ -45,13 +48,13 @@ TEST(head_dims_are_rounded_up_to_a_bucket) {
 TEST(variant_follows_from_what_the_problem_asks) {
   float const slopes[8] = {};
   FwdParams p = problem(64);
-  EXPECT(plan_forward(p, kA100).key.variant == FwdVariant::kPlain);
+  EXPECT(plan_forward(p, kA100).key.variant == Variant::kPlain);
   p.score_mod.softcap = 30.f;
-  EXPECT(plan_forward(p, kA100).key.variant == FwdVariant::kModified);
+  EXPECT(plan_forward(p, kA100).key.variant == Variant::kModified);
   p.score_mod = {.alibi_slopes = slopes};
-  EXPECT(plan_forward(p, kA100).key.variant == FwdVariant::kModified);
+  EXPECT(plan_forward(p, kA100).key.variant == Variant::kModified);
   p.dropout.drop_prob = 0.1f;
-  EXPECT(plan_forward(p, kA100).key.variant == FwdVariant::kDropout);
+  EXPECT(plan_forward(p, kA100).key.variant == Variant::kDropout);
 }
 
 TEST(wide_heads_have_a_tile_for_little_shared_memory) {
@@ -95,6 +98,79 @@ TEST(plan_is_printable) {
   EXPECT_EQ(to_string(plan_forward(problem(80), kA100)),
             "float16 head_dim<=96 plain: tile 128x64, warps 4x1, 8 query blocks, section 24, "
             "grid 192");
+}
+
+// ---- backward ---------------------------------------------------------------------------------
+
+BwdParams backward_problem(int head_dim, int seqlen_q = 1000, int seqlen_k = 1000) {
+  BwdParams p;
+  p.forward = problem(head_dim, seqlen_q, seqlen_k);
+  return p;
+}
+
+TEST(backward_takes_the_kernel_of_its_bucket_and_variant) {
+  for (int bucket : {32, 64, 96, 128, 192, 256}) {
+    BwdPlan const plan = plan_backward(backward_problem(bucket - 8), kA100);
+    EXPECT_EQ(plan.key.bucket, bucket);
+    EXPECT_EQ(plan.tile.head_dim, bucket);
+    EXPECT(!plan.key.small);
+    EXPECT_EQ(plan_backward(backward_problem(bucket), kRtx3090).key.small, bucket > 96);
+  }
+  BwdParams p = backward_problem(64);
+  p.forward.dropout.drop_prob = 0.1f;
+  EXPECT(plan_backward(p, kA100).key.variant == Variant::kDropout);
+}
+
+TEST(backward_grids_cover_all_keys_and_queries) {
+  for (int seqlen : {1, 63, 64, 65, 129, 4096}) {
+    BwdPlan const plan = plan_backward(backward_problem(128, seqlen, 2 * seqlen), kA100);
+    EXPECT_EQ(plan.grid, (2 * seqlen + plan.tile.block_n - 1) / plan.tile.block_n * 3 * 2);
+    EXPECT_EQ(plan.rows_grid, (seqlen + plan.tile.block_m - 1) / plan.tile.block_m * 3 * 8);
+  }
+  EXPECT_EQ(plan_backward(backward_problem(64, 0), kA100).rows_grid, 0);
+  EXPECT(plan_backward(backward_problem(64, 0), kA100).grid > 0);  // zeroes dK and dV
+}
+
+// float32 dQ and 8 bytes a row; nothing of it grows with the number of key blocks.
+TEST(backward_workspace_is_dq_and_two_numbers_a_row) {
+  BwdParams p = backward_problem(128, 1024, 1024);
+  int64_t const rows = 3 * 8 * 1024;
+  EXPECT_EQ(plan_backward(p, kA100).workspace.bytes, rows * (128 * 4 + 8));
+  p.deterministic = true;
+  int64_t const tiles = rows / plan_backward(p, kA100).tile.block_m;
+  EXPECT_EQ(plan_backward(p, kA100).workspace.bytes, rows * (128 * 4 + 8) + tiles * 4 + 256);
+  p.forward.seqs_k.max_seqlen = 1 << 20;
+  EXPECT_EQ(plan_backward(p, kA100).workspace.bytes, rows * (128 * 4 + 8) + tiles * 4 + 256);
+}
+
+// Whatever cu_seqlens hold, the tiles of each sequence lie inside the workspace.
+TEST(backward_tiles_of_packed_sequences_are_in_bounds) {
+  for (auto const& cu_seqlens : {std::array<int32_t, 5>{0, 1, 2, 3, 257},
+                                 {0, 63, 129, 129, 257},
+                                 {0, 257, 257, 257, 257},
+                                 {0, 1000, -5, 257, 13},
+                                 {256, 257, 256, 257, 256},
+                                 {200, 257, 0, 257, 0}}) {
+    BwdParams p = backward_problem(64, 257);
+    p.forward.batch = 4;
+    p.forward.seqs_q.cu_seqlens = cu_seqlens.data();
+    p.forward.seqs_q.total = 257;
+    BwdPlan const plan = plan_backward(p, kA100);
+    sm80::BwdWorkspace const workspace{.tiles_per_head = plan.workspace.tiles_per_head,
+                                       .layout = plan.tile.grad_q()};
+    for (int32_t batch = 0; batch < 4; ++batch) {
+      SeqInfo const q = seq_info(p.forward.seqs_q, batch);
+      int32_t const first = workspace.first_tile(p.forward.seqs_q, batch, q.first_row);
+      int32_t const block_m = plan.tile.block_m;
+      EXPECT(first >= 0 && first + (q.length + block_m - 1) / block_m <= workspace.tiles_per_head);
+    }
+  }
+}
+
+TEST(backward_plan_is_printable) {
+  EXPECT_EQ(to_string(plan_backward(backward_problem(128), kA100)),
+            "backward float16 head_dim<=128 plain: tile 128 keys x 64 queries, warps 4x2, 8 key "
+            "blocks, 16 query tiles, section 5, grid 48, unordered, workspace 12779520 bytes");
 }
 
 }  // namespace

@@ -1,0 +1,65 @@
+#include "sm80/backward.h"
+
+#include "core/dropout.h"
+#include "host/error.h"
+#include "host/plan.h"
+#include "sm80/registry.h"
+
+namespace fa2::sm80 {
+namespace {
+
+BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
+  auto at = [&](int64_t offset) { return static_cast<char*>(p.workspace) + offset; };
+  BwdPlan::Workspace const& w = plan.workspace;
+  return {
+      .tiles_per_head = w.tiles_per_head,
+      .layout = plan.tile.grad_q(),
+      .row_stats = reinterpret_cast<float*>(at(w.row_stats)),
+      .grad_q = reinterpret_cast<float*>(at(w.grad_q)),
+      .semaphores = plan.ordered ? reinterpret_cast<int32_t*>(at(w.semaphores)) : nullptr,
+      .ticket = plan.ordered ? reinterpret_cast<int32_t*>(at(w.ticket)) : nullptr,
+  };
+}
+
+BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
+  constexpr int64_t kElementBytes = 2;  // float16 and bfloat16
+  FwdParams const& forward = p.forward;
+  float const keep_prob = 1.f - forward.dropout.drop_prob;
+  int64_t const tile_bytes = plan.tile.block_m * kElementBytes;
+  int64_t const pass_bytes = plan.tile.rows_per_pass() * kElementBytes;
+  return {
+      .problem = p,
+      .workspace = workspace_of(p, plan),
+      .scales = score_scales(float(forward.softmax_scale), forward.score_mod.softcap),
+      .q_tile_bytes = forward.q.row_stride * tile_bytes,
+      .q_pass_bytes = forward.q.row_stride * pass_bytes,
+      .grad_out_tile_bytes = p.grad_out.row_stride * tile_bytes,
+      .grad_out_pass_bytes = p.grad_out.row_stride * pass_bytes,
+      .num_m_blocks = plan.num_m_blocks,
+      .num_n_blocks = plan.num_n_blocks,
+      .section = plan.section,
+      .grad_scale = float(forward.softmax_scale) / keep_prob,
+      .keep_below = dropout_keep_threshold(forward.dropout.drop_prob) << 16,
+      .keep_prob = keep_prob,
+      .inv_keep_prob = 1.f / keep_prob,
+  };
+}
+
+}  // namespace
+
+void backward(BwdParams const& params, DeviceInfo const& device, cudaStream_t stream) {
+  BwdPlan const plan = plan_backward(params, device);
+  BwdInstance const& instance = find_backward(plan.key);
+  BwdRowsInstance const& rows = find_backward_rows(plan.key.dtype);
+  FA2_CHECK(instance.smem_bytes <= device.smem_per_block,
+            "backward {} needs {} bytes of shared memory a block; the device has {}",
+            to_string(plan.key), instance.smem_bytes, device.smem_per_block);
+  BwdArgs const args = args_of(params, plan);
+
+  if (plan.rows_grid > 0) rows.row_stats(args, plan.rows_grid, stream);
+  if (plan.grid > 0) instance.launch(args, plan, stream);
+  if (plan.rows_grid > 0) rows.grad_q(args, plan.rows_grid, stream);
+  if (params.grad_sink != nullptr) rows.grad_sink(args, params.forward.num_heads, stream);
+}
+
+}  // namespace fa2::sm80

@@ -1,0 +1,49 @@
+#pragma once
+
+// From the forward kernel to an entry of the registry. Included by the generated instances only.
+
+#include "sm80/fwd_kernel.h"
+#include "sm80/launch.h"
+#include "sm80/registry.h"
+
+namespace fa2::sm80 {
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kTile.threads(), Kernel::kTile.ctas_per_sm)
+    fwd_entry(__grid_constant__ FwdArgs const args) {
+  extern __shared__ __align__(128) char smem[];
+  Kernel{}(args, smem);
+}
+
+template <class Config>
+FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
+  using StreamK = typename Config::StreamK;
+  using StreamV = typename Config::StreamV;
+  constexpr int64_t kElementBytes = sizeof(typename Config::Element);
+  return {
+      .problem = p,
+      .scales = score_scales(float(p.softmax_scale), p.score_mod.softcap),
+      .k_pass_bytes = p.k.row_stride * StreamK::Copies::kRowsPerPass * kElementBytes,
+      .v_pass_bytes = p.v.row_stride * StreamV::Copies::kRowsPerPass * kElementBytes,
+      .num_m_blocks = plan.num_m_blocks,
+      .section = plan.section,
+      .keep_below = dropout_keep_threshold(p.dropout.drop_prob) << 16,
+      .inv_keep_prob = 1.f / (1.f - p.dropout.drop_prob),
+  };
+}
+
+template <class Config>
+void launch_fwd(FwdParams const& params, FwdPlan const& plan, cudaStream_t stream) {
+  using Kernel = FwdKernel<Config>;
+  launch(&fwd_entry<Kernel>, fwd_args<Config>(params, plan), plan.grid, Kernel::kTile.threads(),
+         sizeof(typename Config::Smem), stream);
+}
+
+// `kDType` names `Element` to the host, which knows no device types.
+template <class Element, DType kDType, int kBucket, Variant kVariant, bool kSmall>
+constexpr FwdInstance fwd_instance() {
+  using Config = FwdConfig<Element, fwd_tile(kBucket, kVariant, kSmall), kVariant>;
+  return {{kDType, kBucket, kVariant, kSmall}, sizeof(typename Config::Smem), &launch_fwd<Config>};
+}
+
+}  // namespace fa2::sm80
