@@ -19,5 +19,7 @@ add_library(fa2_emulated_kernels OBJECT ${kernels})
 # In this order: the emulator's headers come before csrc's of the same name.
 target_link_libraries(fa2_emulated_kernels PRIVATE fa2_emulated_kernels_flags fa2_settings)
 
-fa2_add_module(_sm80_emulated tests/emulator/module.cpp ${FA2_HOST_SOURCES} ${instances})
+# The emulator's reports name functions and lines.
+fa2_add_module(_sm80_emulated KEEP_SYMBOLS
+               tests/emulator/module.cpp ${FA2_HOST_SOURCES} ${instances})
 target_link_libraries(_sm80_emulated PRIVATE fa2_emulated_kernels fa2_emulator)

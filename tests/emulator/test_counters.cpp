@@ -7,6 +7,7 @@
 
 #include "arrays.h"
 #include "selftest.h"
+#include "tile/intrinsics.h"
 
 namespace {
 
@@ -101,6 +102,16 @@ __global__ void busy(int* out) {
   if (__any_sync(0xffffffffu, value == 7)) atomicAdd(out, 1);
 }
 
+// The three steps of a sum over CTAs, each a launch: zero, add, convert.
+__global__ void zero(float* sums) { sums[threadIdx.x] = 0.f; }
+__global__ void add(float const* in, float* sums) {
+  fa2::red_add(&sums[threadIdx.x], in[64 * blockIdx.x + threadIdx.x]);
+}
+template <class T>
+__global__ void convert(float const* sums, T* out) {
+  out[threadIdx.x] = T(sums[threadIdx.x]);
+}
+
 // In step only where the lanes of a warp take the same branch.
 __global__ void ragged(int* out, int n) {
   for (int i = int(threadIdx.x); i < n; i += 32) out[i] = i;
@@ -176,4 +187,34 @@ TEST(predicated_lanes_are_one_request) {
   Array<int> out(40);
   emu::ScopedBuffers const buffers{out.writable("out")};
   check_traffic(count(1, 32, 0, ragged, out.data(), 40).writes.at("out"), {160, 2, 5, 5});
+}
+
+TEST(launches_are_ordered_and_add_up) {
+  Array<float> in(3 * 64), sums(64);
+  Array<double> out(64);
+  for (int i = 0; i < in.size(); ++i) in[i] = float(i);
+  emu::ScopedBuffers const buffers{in.read_only("in"), sums.writable("sums"), out.writable("out")};
+  emu::reset_counters();
+  for (int round = 0; round < 2; ++round) {
+    CHECK_EQUAL(launch(1, 64, 0, zero, sums.data()), "");
+    CHECK_EQUAL(launch(3, 64, 0, add, in.data(), sums.data()), "");
+    CHECK_EQUAL(launch(1, 64, 0, convert<double>, sums.data(), out.data()), "");
+    CHECK_EQUAL(out[5], 5. + 69. + 133.);
+  }
+  // `sums` has 8 sectors, which count anew in every launch.
+  emu::Counters const all = emu::counters();
+  CHECK_EQUAL(all.launches, 6u);
+  CHECK_EQUAL(all.ctas, 2u * 5);
+  CHECK_EQUAL(all.atomics, 2u * 3 * 64);
+  check_traffic(all.writes.at("sums"), {2 * 256, 2 * 2, 2 * 8, 2 * 8});
+  check_traffic(all.reads.at("sums"), {2 * 256, 2 * 2, 2 * 8, 2 * 8});
+  check_traffic(all.atomic_updates.at("sums"), {2 * 768, 2 * 6, 2 * 24, 2 * 8});
+  CHECK_EQUAL(all.to_map().at("atomic.sums.sectors"), 48.0);
+
+  std::map<std::string, emu::Counters> const kernels = emu::counters_by_kernel();
+  CHECK_EQUAL(kernels.size(), 3u);
+  CHECK_EQUAL(kernels.at("zero").launches, 2u);
+  CHECK_EQUAL(kernels.at("add").ctas, 2u * 3);
+  CHECK_EQUAL(kernels.at("add").total_reads().bytes, 2u * 768);
+  CHECK_EQUAL(kernels.at("convert").total_writes().bytes, 2u * 512);
 }

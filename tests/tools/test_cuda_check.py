@@ -14,9 +14,15 @@ from tools.cuda_check.compiler import (
     compile_unit,
     parse_ptxas,
     parse_shared_bytes,
+    with_shared_bytes,
 )
-from tools.cuda_check.limits import instructions_per_mma_limit, violations
-from tools.cuda_check.report import KernelReport, LoopReport, table
+from tools.cuda_check.limits import (
+    PLAIN_BACKWARD_LIMITS,
+    PLAIN_FORWARD_LIMITS,
+    instructions_per_mma_limit,
+    violations,
+)
+from tools.cuda_check.report import KernelReport, LoopReport, short_name, table
 
 PTXAS = """
 ptxas info    : 11 bytes gmem, 88 bytes cmem[4]
@@ -51,6 +57,15 @@ REPORT = KernelReport(
     main_loops=(STEADY, dataclasses.replace(STEADY, instructions=500, instructions_per_mma=5.0)),
     compile_seconds=4.2,
     compiler_peak_bytes=460_000_000,
+)
+
+
+ROWS = dataclasses.replace(
+    REPORT,
+    instance="bwd_rows_float16",
+    name="void fa2::sm80::rows_entry<fa2::sm80::RowStats<cutlass::half_t>, 64>(fa2::sm80::BwdArgs)",
+    shared_bytes=0,
+    main_loops=(),
 )
 
 
@@ -108,14 +123,28 @@ def test_compile_unit_reports_the_compilers_words(tmp_path: Path) -> None:
 
 
 def test_shared_bytes_must_be_there() -> None:
+    assert parse_shared_bytes(".visible .global .align 4 .u32 shared_bytes_of_a_launch;") == 0
     with pytest.raises(ValueError, match="shared_bytes_of_a_launch"):
         parse_shared_bytes(".visible .entry fwd()")
+
+
+@pytest.mark.parametrize(
+    ("unit", "shared_bytes"),
+    [
+        ("bwd_hd64_float16_plain", "fa2::sm80::bwd_hd64_float16_plain.smem_bytes"),
+        ("bwd_rows_float16", "0"),
+    ],
+)
+def test_shared_bytes_come_from_the_instance(unit: str, shared_bytes: str) -> None:
+    assert f"shared_bytes_of_a_launch = {shared_bytes};" in with_shared_bytes(Path(f"{unit}.cu"))
 
 
 def test_limits_are_for_plain_kernels_of_one_architecture() -> None:
     assert instructions_per_mma_limit("fwd_hd64_float16_plain", "80") == 4.0
     assert instructions_per_mma_limit("fwd_hd64_bfloat16_plain", "90") is None
     assert instructions_per_mma_limit("fwd_hd64_float16_dropout", "80") is None
+    assert instructions_per_mma_limit("bwd_hd64_float16_plain", "80") == 3.0
+    assert instructions_per_mma_limit("bwd_hd128_float16_plain_small", "80") is None
 
 
 @pytest.mark.parametrize(
@@ -126,6 +155,11 @@ def test_limits_are_for_plain_kernels_of_one_architecture() -> None:
         (with_steady(instructions_per_mma=4.01), "4.01 instructions per MMA, the limit is 4.0"),
         (dataclasses.replace(with_steady(instructions_per_mma=9.0), arch="90"), None),
         (dataclasses.replace(REPORT, main_loops=()), "no loop with tensor-core instructions"),
+        (ROWS, None),
+        (
+            dataclasses.replace(ROWS, resources=Resources(40, 8, 4, 4)),
+            "rows_entry<RowStats<half_t>, 64> for sm_80: 8 bytes of local memory",
+        ),
     ],
 )
 def test_violations(report: KernelReport, message: str | None) -> None:
@@ -138,18 +172,27 @@ def test_violations(report: KernelReport, message: str | None) -> None:
         assert report.instance in violation
 
 
-def test_every_plain_kernel_has_a_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("direction", "limits"), [("fwd", PLAIN_FORWARD_LIMITS), ("bwd", PLAIN_BACKWARD_LIMITS)]
+)
+def test_every_limit_has_a_kernel(tmp_path: Path, direction: str, limits: dict[int, float]) -> None:
     """The limits go by the names that csrc/instances.cmake gives."""
-    instances = generate_instances(tmp_path, "_plain")
-    plain = [source.stem for source in instances.sources if source.stem.endswith("_plain")]
-    limits = {name: instructions_per_mma_limit(name, "80") for name in plain}
-    assert len(limits) == 12
-    assert None not in limits.values()
-    assert all(source.is_file() for source in instances.sources)
+    sources = generate_instances(tmp_path, f"{direction}_hd").sources
+    assert all(source.is_file() for source in sources)
+    found = [instructions_per_mma_limit(source.stem, "80") for source in sources]
+    twice = [limit for limit in limits.values() for _ in ("float16", "bfloat16")]
+    assert sorted(limit for limit in found if limit is not None) == sorted(twice)
+
+
+def test_short_name() -> None:
+    assert short_name(ROWS.name) == "rows_entry<RowStats<half_t>, 64>"
+    assert short_name("_Z9bwd_entryv") == "_Z9bwd_entryv"
 
 
 def test_table_has_a_line_per_kernel() -> None:
-    header, line = table([REPORT]).splitlines()
+    header, line, rows = table([REPORT, ROWS]).splitlines()
     assert header.split()[:3] == ["kernel", "arch", "regs"]
     cells = ["fwd_hd64_float16_plain", "80", "250", "0", "33792", "350", "100", "3.50", "0", "5.00"]
     assert line.split()[: len(cells)] == cells
+    assert rows.startswith("bwd_rows_float16: rows_entry<RowStats<half_t>, 64>  ")
+    assert len(rows) == len(line) == len(header)

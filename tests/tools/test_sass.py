@@ -175,5 +175,17 @@ def test_a_cold_block_that_jumps_back_is_no_loop() -> None:
     assert (loop.first, loop.last) == (0x00, 0x30)
 
 
+def test_waiting_inside_a_main_loop_is_no_loop_of_its_own() -> None:
+    kernel = read(
+        "HMMA.16816.F32 R4, R8, R12, R4",
+        "LDG.E.STRONG.GPU R2, [R6.64]",  # 0x10, until another block has raised the flag
+        "@P1 BRA 0x10",
+        "@P0 BRA 0x0",
+        "EXIT",
+    )
+    (loop,) = main_loops(kernel)
+    assert len(loop.hot_path) == 4
+
+
 def test_loops_without_mmas_do_not_count() -> None:
     assert main_loops(read("IADD3 R1, R1, 0x1, RZ", "@P0 BRA 0x0", "EXIT", "BRA 0x30")) == []

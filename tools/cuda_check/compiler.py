@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.cuda_check.limits import has_main_loop
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -68,19 +70,21 @@ def parse_ptxas(text: str) -> dict[str, Resources]:
 
 def parse_shared_bytes(ptx: str) -> int:
     """The value of the variable that ``with_shared_bytes`` adds."""
-    found = re.search(rf"\.u32 {_SHARED_VARIABLE} = (\d+);", ptx)
+    found = re.search(rf"\.u32 {_SHARED_VARIABLE}(?: = (\d+))?;", ptx)
     if found is None:
         raise ValueError(f"no {_SHARED_VARIABLE} in the PTX")
-    return int(found[1])
+    return int(found[1] or 0)  # PTX leaves a zero out
 
 
 def with_shared_bytes(source: Path) -> str:
     """Text of a translation unit that adds to ``source`` what its launches take of shared memory.
 
-    That is the host's business, and would not be seen in device code otherwise.
+    That is the host's business, and would not be seen in device code otherwise. Every unit with a
+    main loop defines an instance of its own name, which tells; for the others it is 0.
     """
-    variable = f'extern "C" __device__ int {_SHARED_VARIABLE} = '
-    return f'#include "{source}"\n{variable}fa2::sm80::{source.stem}.smem_bytes;\n'
+    shared_bytes = f"fa2::sm80::{source.stem}.smem_bytes" if has_main_loop(source.stem) else "0"
+    variable = f'extern "C" __device__ int {_SHARED_VARIABLE}'
+    return f'#include "{source}"\n{variable} = {shared_bytes};\n'
 
 
 @dataclass(frozen=True)

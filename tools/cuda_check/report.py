@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tools.cuda_check.compiler import Resources
+from tools.cuda_check.limits import has_main_loop
 from tools.cuda_check.loops import MainLoop
+
+
+def short_name(name: str) -> str:
+    """A kernel's demangled name without return type, namespaces and function arguments.
+
+    ``void a::entry<a::Sum<b::half_t>, 32>(a::Args)`` is ``entry<Sum<half_t>, 32>``.
+    """
+    depth = 0
+    for index, character in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "(" and depth == 0:
+            name = name[:index]
+            break
+    return re.sub(r"(?:\w+::)+", "", name.removeprefix("void ")).replace(" >", ">")
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class LoopReport:
 class KernelReport:
     """One kernel for one architecture; ``main_loops[0]`` is the steady one.
 
+    ``instance`` is the name of its translation unit, ``name`` that of its function.
     ``compile_seconds`` and ``compiler_peak_bytes`` are those of its translation unit.
     """
 
@@ -51,12 +68,18 @@ class KernelReport:
     compile_seconds: float
     compiler_peak_bytes: int
 
+    @property
+    def label(self) -> str:
+        """The unit's name, with the function's where the unit may have several kernels."""
+        if has_main_loop(self.instance):
+            return self.instance
+        return f"{self.instance}: {short_name(self.name)}"
+
     def to_json(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
 
 _COLUMNS = (
-    ("kernel", 34),
     ("arch", 5),
     ("regs", 5),
     ("spills", 7),
@@ -71,11 +94,22 @@ _COLUMNS = (
 )
 
 
-def _row(cells: Iterable[object]) -> str:
-    widths = [width for _, width in _COLUMNS]
-    first, *rest = (str(cell) for cell in cells)
-    return first.ljust(widths[0]) + "".join(
-        cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)
+def _cells(report: KernelReport) -> tuple[str, ...]:
+    resources = report.resources
+    steady = report.main_loops[0] if report.main_loops else None
+    masked = report.main_loops[-1] if len(report.main_loops) > 1 else None
+    return (
+        report.arch,
+        str(resources.registers),
+        str(resources.spill_store_bytes + resources.spill_load_bytes),
+        str(report.shared_bytes),
+        str(steady.instructions) if steady else "-",
+        str(steady.mmas) if steady else "-",
+        f"{steady.instructions_per_mma:.2f}" if steady else "-",
+        str(steady.local_accesses) if steady else "-",
+        f"{masked.instructions_per_mma:.2f}" if masked else "-",
+        f"{report.compile_seconds:.1f}",
+        f"{report.compiler_peak_bytes / 1e9:.2f}",
     )
 
 
@@ -86,27 +120,11 @@ def table(reports: Sequence[KernelReport]) -> str:
     ``mma``, ``per mma``, ``local``: of the steady loop. ``masked``: instructions per MMA of the
     dearest other loop. ``s``, ``GB``: compile time and the compiler's peak memory.
     """
-    lines = [_row(name for name, _ in _COLUMNS)]
-    for report in reports:
-        resources = report.resources
-        steady = report.main_loops[0] if report.main_loops else None
-        masked = report.main_loops[-1] if len(report.main_loops) > 1 else None
-        lines.append(
-            _row(
-                (
-                    report.instance,
-                    report.arch,
-                    resources.registers,
-                    resources.spill_store_bytes + resources.spill_load_bytes,
-                    report.shared_bytes,
-                    steady.instructions if steady else "-",
-                    steady.mmas if steady else "-",
-                    f"{steady.instructions_per_mma:.2f}" if steady else "-",
-                    steady.local_accesses if steady else "-",
-                    f"{masked.instructions_per_mma:.2f}" if masked else "-",
-                    f"{report.compile_seconds:.1f}",
-                    f"{report.compiler_peak_bytes / 1e9:.2f}",
-                )
-            )
-        )
-    return "\n".join(lines)
+    rows = [("kernel", tuple(name for name, _ in _COLUMNS))]
+    rows += [(report.label, _cells(report)) for report in reports]
+    label_width = max(len(label) for label, _ in rows) + 2
+    return "\n".join(
+        label.ljust(label_width)
+        + "".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
+        for label, cells in rows
+    )

@@ -104,12 +104,26 @@ std::string look_up(void const* site) {
 }
 
 // Of a function's first instruction.
-std::string function_name(void const* function) {
-  CodePlace const code = find_code(function);
-  return code.lines.empty() ? "?" : shortened(code.lines[code.lines.size() - 2]);
+std::string const& function_name(void const* function) {
+  static std::unordered_map<void const*, std::string> known;
+  auto const [entry, is_new] = known.try_emplace(function, "?");
+  if (is_new) {
+    CodePlace const code = find_code(function);
+    if (!code.lines.empty()) entry->second = code.lines[code.lines.size() - 2];
+  }
+  return entry->second;
 }
 
 }  // namespace
+
+std::string kernel_name(void const* function) {
+  std::string const& full = function_name(function);
+  std::string const unnamed = "(anonymous namespace)::";  // its bracket opens no arguments
+  size_t const skipped = full.find(unnamed);
+  size_t const from = skipped == std::string::npos ? 0 : skipped + unnamed.size();
+  std::string const name = full.substr(from, full.find_first_of("<(", from) - from);
+  return name.substr(name.find_last_of(" :") + 1);
+}
 
 std::string const& describe_site(void const* site) {
   static std::unordered_map<void const*, std::string> known;
@@ -146,8 +160,8 @@ void note_about_launch(std::string const& what) { findings.push_back({what, "", 
 bool anything_reported() { return !findings.empty(); }
 
 std::string take_report() {
-  std::string text = "kernel emulator: " + function_name(grid.kernel.function) + ", grid " +
-                     triple(grid.grid_dim) + " block " + triple(grid.block_dim) + ", " +
+  std::string text = "kernel emulator: " + shortened(function_name(grid.kernel.function)) +
+                     ", grid " + triple(grid.grid_dim) + " block " + triple(grid.block_dim) + ", " +
                      to_string(grid.options);
   for (Finding const& f : findings) {
     text += "\n  " + f.what;

@@ -36,6 +36,9 @@ bool anything_reported();
 // All findings as text; forgets them.
 std::string take_report();
 
+// A kernel's name without return type, namespace, template and function arguments.
+std::string kernel_name(void const* function);
+
 // Source line where there is debug information, else function and offset.
 std::string const& describe_site(void const* site);
 

@@ -68,9 +68,13 @@ enum class AtomicType { kInt32, kUInt32, kUInt64, kFloat, kDouble };
 
 uint64_t atomic(void* address, AtomicOp op, AtomicType type, uint64_t operand,
                 uint64_t compare = 0);
-void fence();        // __threadfence
-void fence_block();  // __threadfence_block
-void pause();        // __nanosleep: lets others run
+// Without a result, so that no thread can learn from it or spin on it.
+void reduce(float* address, float operand);        // red.add
+void release_add(int32_t* flag, int32_t operand);  // red.release.gpu.add
+int32_t load_acquire(int32_t const* flag);         // ld.acquire.gpu
+void fence();                                      // __threadfence
+void fence_block();                                // __threadfence_block
+void pause();                                      // __nanosleep: lets others run
 
 // ---- launch
 [[noreturn]] void unsupported(char const* what);
