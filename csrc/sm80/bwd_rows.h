@@ -77,10 +77,8 @@ struct RowStatsKernel {
       }
     }
     auto* const sums =
-        reinterpret_cast<float4*>(workspace.grad_q + tile.index * workspace.layout.size());
-    for (int i = threadIdx.x; i < workspace.layout.size() / 4; i += kThreads) {
-      sums[i] = make_float4(0.f, 0.f, 0.f, 0.f);
-    }
+        reinterpret_cast<uint128_t*>(workspace.grad_q + tile.index * workspace.layout.size());
+    for (int i = threadIdx.x; i < workspace.layout.size() / 4; i += kThreads) sums[i] = uint128_t{};
   }
 
  private:
@@ -137,14 +135,15 @@ struct GradQKernel {
       int const col = i / row_blocks * 32 + lane % 4 * 8;
       if (row >= tile.rows || col >= p.head_dim) continue;
       float const* const from = sums + layout.offset(row, col);
-      float4 const even = *reinterpret_cast<float4 const*>(from);
-      float4 const odd = *reinterpret_cast<float4 const*>(from + 32);
-      float const scale = args.grad_scale;
-      uint4 const packed{pack<Element>(even.x * scale, odd.x * scale),
-                         pack<Element>(even.y * scale, odd.y * scale),
-                         pack<Element>(even.z * scale, odd.z * scale),
-                         pack<Element>(even.w * scale, odd.w * scale)};
-      *reinterpret_cast<uint4*>(rows + row * grad_q.row_stride + col) = packed;
+      auto const even = *reinterpret_cast<cutlass::AlignedArray<float, 4> const*>(from);
+      auto const odd = *reinterpret_cast<cutlass::AlignedArray<float, 4> const*>(from + 32);
+      cutlass::AlignedArray<uint32_t, 4> pairs;
+      CUTE_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        pairs[j] = pack<Element>(even[j] * args.grad_scale, odd[j] * args.grad_scale);
+      }
+      Element* const to = rows + row * grad_q.row_stride + col;
+      *reinterpret_cast<uint128_t*>(to) = reinterpret_cast<uint128_t const&>(pairs);
     }
   }
 };

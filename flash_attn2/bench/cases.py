@@ -27,6 +27,7 @@ class Case:
     causal: bool
     window_left: int = -1  # keys that a query sees to its left; -1: all of them
     softcap: float = 0.0
+    dropout_p: float = 0.0  # of one dense sequence only: see accuracy.measure_gradients
 
     @property
     def window_size(self) -> tuple[int, int]:
@@ -47,7 +48,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of the two matrix products, for the visible pairs only.
+        """Floating-point operations of the forward pass, for the visible pairs only.
 
         As in the FlashAttention papers: 4 · head_dim for each pair of a query and a visible key,
         with causal attention counted as half of the square. Windows and packed sequences are
@@ -77,6 +78,8 @@ class Case:
             options.append(f"window {self.window_left}")
         if self.softcap:
             options.append(f"softcap {self.softcap:g}")
+        if self.dropout_p:
+            options.append(f"dropout {self.dropout_p:g}")
         return f"{rows} x {heads} x {self.head_dim}", ", ".join(options)
 
 
@@ -101,6 +104,7 @@ class Model:
     causal: bool = True
     window_left: int = -1
     softcap: float = 0.0
+    dropout_p: float = 0.0  # in training
 
     def shard(self, ranks: int) -> Model:
         """What one of `ranks` tensor-parallel processes computes."""
@@ -121,6 +125,7 @@ CODEGEN_6B = Model("codegen-6b", 16, 16, 256, context=2048)
 GEMMA_2_9B_GLOBAL = Model("gemma-2-9b/global", 16, 8, 256, context=8192, softcap=50.0)
 GEMMA_2_9B_LOCAL = replace(GEMMA_2_9B_GLOBAL, name="gemma-2-9b/local", window_left=4096)
 PHI_3_MINI = Model("phi-3-mini", 32, 32, 96, context=4096, window_left=2047)
+GPT_2 = Model("gpt2", 12, 12, 64, context=1024, dropout_p=0.1)
 BERT_LARGE = Model("bert-large", 16, 16, 64, context=512, causal=False)
 # Self-attention of the U-Net at 512 x 512 pixels: a latent image of 64 x 64, then 32 and 16.
 STABLE_DIFFUSION = tuple(
@@ -197,8 +202,8 @@ PROFILES = {
 }
 
 
-def build_cases(profile: Profile, corpus: Corpus) -> list[Case]:
-    """All cases of `profile`, in the order in which they run."""
+def build_cases(profile: Profile, corpus: Corpus, training: bool = False) -> list[Case]:
+    """All cases of `profile`, in the order in which they run; for training also with dropout."""
     cases = [
         _sweep_case(profile, "head_dim", dtype, head_dim, profile.head_dim_seqlen, causal)
         for dtype in profile.sweep_dtypes
@@ -214,6 +219,10 @@ def build_cases(profile: Profile, corpus: Corpus) -> list[Case]:
     ]
     for dtype in profile.model_dtypes:
         cases += _model_cases(profile, corpus, dtype)
+        if training:
+            length = min(corpus.closest(profile.document), GPT_2.context)
+            case = _model_case(GPT_2, "dropout", dtype, (length,))
+            cases.append(replace(case, dropout_p=GPT_2.dropout_p))
     return cases
 
 

@@ -15,6 +15,7 @@ import torch
 
 from flash_attn2.bench.cases import DTYPES, PROFILES, Case, Profile, build_cases
 from flash_attn2.bench.corpus import UNITS, Corpus, read_corpus
+from flash_attn2.bench.modes import MODES
 from flash_attn2.bench.timing import Budget
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what = parser.add_argument_group("what to measure")
     what.add_argument("--demo", action="store_true", help="a short form, about two minutes")
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    what.add_argument("--mode", choices=("fwd",), default="fwd", help="default: fwd")
+    what.add_argument("--mode", choices=tuple(MODES), default="fwd", help="default: fwd")
     what.add_argument(
         "--dtype", type=_dtypes, metavar="NAME,...", help=f"some of {', '.join(DTYPES)}"
     )
@@ -80,7 +81,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=_positive_float,
         default=2.0,
         metavar="GIB",
-        help="leave standard attention out where its scores are larger (default: 2)",
+        help="leave standard attention out where its scores, and all of their size that a "
+        "backward pass needs, are larger (default: 2)",
     )
     where = parser.add_argument_group("results")
     where.add_argument(
@@ -125,7 +127,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def select_cases(args: argparse.Namespace, device: str, corpus: Corpus) -> list[Case]:
     """The cases that the options ask for."""
-    cases = build_cases(_profile(args, device), corpus)
+    cases = build_cases(_profile(args, device), corpus, training=MODES[args.mode].gradients)
     if args.cases is None:
         return cases
     selected = [case for case in cases if args.cases.search(case.name)]
@@ -173,15 +175,14 @@ def _measure(
     if not results:
         console.print("Interrupted before the first case was done.")
         return 130
-    report.print_tables(console, results)
-    report.write_json(
-        args.output / "results.json", results, device, _record_of(args, corpus), complete
-    )
-    files = [args.output / "results.json"]
+    mode = MODES[args.mode]
+    report.print_tables(console, results, mode)
+    files = [args.output / f"results{mode.suffix}.json"]
+    report.write_json(files[0], results, device, _record_of(args, corpus), complete)
     if not args.no_plots:
         from flash_attn2.bench.plots import write_plots
 
-        files += write_plots(args.output, results, f"{hardware}, torch {torch.__version__}")
+        files += write_plots(args.output, results, f"{hardware}, torch {torch.__version__}", mode)
     console.print("Wrote " + ", ".join(map(str, files)))
     if not complete:
         console.print(f"Interrupted: {len(results)} of {len(cases)} cases.")
@@ -218,7 +219,7 @@ def _run_cases(
     from flash_attn2.bench.runner import Runner
 
     limit = args.standard_limit * 2**30
-    runner = Runner(device, budget(args), limit, torch.get_num_threads())
+    runner = Runner(device, MODES[args.mode], budget(args), limit, torch.get_num_threads())
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -257,8 +258,9 @@ def _require(*modules: str) -> None:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "results.json"
+        probe = folder / ".writable"
         probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UsageError(f"--output {folder}: {error.strerror}") from error
 

@@ -7,13 +7,13 @@ is a variant, and the fastest one counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import dropout, scaled_dot_product_attention
 
 import flash_attn2
 from flash_attn2.bench.cases import Case
@@ -28,47 +28,111 @@ class UnavailableError(Exception):
 
 
 @dataclass(frozen=True)
-class Problem:
-    """The tensors of a case, in flash-attn's layout.
+class Layout:
+    """How a contender arranges the rows (total, heads, head_dim) of q, k, v and its result."""
 
-    `q` is (batch, seqlen, num_heads, head_dim) or (total, num_heads, head_dim); `k` and `v` have
-    num_heads_kv heads.
+    from_rows: Callable[[Tensor], Tensor]
+    to_rows: Callable[[Tensor], Tensor]
+
+
+PACKED = Layout(lambda rows: rows, lambda packed: packed)
+
+
+def rows_first(batch: int) -> Layout:
+    """(batch, seqlen, heads, head_dim)"""
+    return Layout(
+        lambda rows: rows.view(batch, -1, *rows.shape[1:]), lambda dense: dense.flatten(0, 1)
+    )
+
+
+def heads_first(batch: int) -> Layout:
+    """(batch, heads, seqlen, head_dim)"""
+    dense = rows_first(batch)
+    return Layout(
+        lambda rows: dense.from_rows(rows).transpose(1, 2),
+        lambda heads: dense.to_rows(heads.transpose(1, 2)),
+    )
+
+
+def padded(seqlens: Sequence[int]) -> Layout:
+    """(batch, heads, longest seqlen, head_dim), with zeros behind each sequence."""
+
+    def from_rows(rows: Tensor) -> Tensor:
+        sequences = torch.split(rows, list(seqlens))
+        return torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True).transpose(1, 2)
+
+    def to_rows(heads: Tensor) -> Tensor:
+        return torch.cat(
+            [one[:, :seqlen].transpose(0, 1) for one, seqlen in zip(heads, seqlens, strict=True)]
+        )
+
+    return Layout(from_rows, to_rows)
+
+
+Batch = tuple[Tensor, Tensor, Tensor]  # q, k, v
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The tensors of a case as rows: (total, heads, head_dim).
+
+    `k` and `v` have num_heads_kv heads. `grad_out` is the gradient of the result, or None where
+    only the forward pass is run.
     """
 
     case: Case
     q: Tensor
     k: Tensor
     v: Tensor
+    grad_out: Tensor | None
 
     @staticmethod
-    def create(case: Case, device: str, random: bool = True) -> Problem:
-        """Normally distributed inputs, or constant ones where the values do not matter."""
+    def create(case: Case, device: str, random: bool = True, *, gradients: bool = False) -> Problem:
+        """Normally distributed tensors, or constant ones where the values do not matter."""
         generator = torch.Generator(device).manual_seed(0)
-        rows = (case.total,) if case.packed else (len(case.seqlens), case.seqlens[0])
 
         def tensor(num_heads: int) -> Tensor:
-            shape = (*rows, num_heads, case.head_dim)
+            shape = (case.total, num_heads, case.head_dim)
             empty = torch.empty(shape, dtype=case.torch_dtype, device=device)
             return empty.normal_(generator=generator) if random else empty.fill_(0.5)
 
-        return Problem(
-            case, tensor(case.num_heads), tensor(case.num_heads_kv), tensor(case.num_heads_kv)
+        q, k, v = tensor(case.num_heads), tensor(case.num_heads_kv), tensor(case.num_heads_kv)
+        return Problem(case, q, k, v, tensor(case.num_heads) if gradients else None)
+
+    def sequences(self) -> Iterator[Batch]:
+        """`q`, `k` and `v` of each sequence, (seqlen, heads, head_dim)."""
+        lengths = list(self.case.seqlens)
+        yield from zip(
+            *(torch.split(rows, lengths) for rows in (self.q, self.k, self.v)), strict=True
         )
 
-    def sequences(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """`q`, `k` and `v` of each sequence, (seqlen, heads, head_dim)."""
-        tensors = (self.q, self.k, self.v)
-        if self.case.packed:
-            lengths = list(self.case.seqlens)
-            yield from zip(*(torch.split(tensor, lengths) for tensor in tensors), strict=True)
-        else:
-            yield from zip(*tensors, strict=True)
+    def inputs(self, layout: Layout) -> Batch:
+        """`q`, `k` and `v` as a contender reads them."""
+        return self.arrange(layout, (self.q, self.k, self.v))
+
+    def arrange(self, layout: Layout, batch: Batch) -> Batch:
+        """Rows as a contender reads them: leaves of its graph, where there are gradients."""
+        q, k, v = (layout.from_rows(rows) for rows in batch)
+        if self.grad_out is None:
+            return q, k, v
+        return q.detach().requires_grad_(), k.detach().requires_grad_(), v.detach().requires_grad_()
 
 
 @dataclass(frozen=True)
 class Call:
-    run: Callable[[], Any]
-    rows: Callable[[Any], Tensor]  # result of `run` -> (total, num_heads, head_dim)
+    run: Callable[[], Any]  # a tensor
+    layout: Layout  # of the result
+    inputs: Sequence[Batch]  # of each batch that it runs
+    input_layout: Layout  # of one of them
+
+    def rows(self, result: Tensor) -> Tensor:
+        """(total, num_heads, head_dim)"""
+        return self.layout.to_rows(result)
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What is differentiated: q, k, v of the first batch, of the second one, and so on."""
+        return tuple(tensor for batch in self.inputs for tensor in batch)
 
 
 # The ways in which a contender can run a problem; each prepares what it needs.
@@ -76,19 +140,23 @@ Variants = Mapping[str, Callable[[], Call]]
 
 
 def _flash_attn2(problem: Problem) -> Variants:
-    case, q, k, v = problem.case, problem.q, problem.k, problem.v
+    case = problem.case
     options: dict[str, Any] = {
+        "dropout_p": case.dropout_p,
         "causal": case.causal,
         "window_size": case.window_size,
         "softcap": case.softcap,
     }
 
     def dense() -> Call:
+        layout = rows_first(len(case.seqlens))
+        q, k, v = inputs = problem.inputs(layout)
         return Call(
-            lambda: flash_attn2.flash_attn_func(q, k, v, **options), lambda out: out.flatten(0, 1)
+            lambda: flash_attn2.flash_attn_func(q, k, v, **options), layout, [inputs], layout
         )
 
     def varlen() -> Call:
+        q, k, v = inputs = problem.inputs(PACKED)
         lengths = torch.tensor([0, *case.seqlens], dtype=torch.int32)
         cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(q.device)
         longest = max(case.seqlens)
@@ -96,7 +164,9 @@ def _flash_attn2(problem: Problem) -> Variants:
             lambda: flash_attn2.flash_attn_varlen_func(
                 q, k, v, cu_seqlens, cu_seqlens, longest, longest, **options
             ),
-            lambda out: out,
+            PACKED,
+            [inputs],
+            PACKED,
         )
 
     return {"": varlen if case.packed else dense}
@@ -116,52 +186,48 @@ def _sdpa(problem: Problem) -> Variants:
 
 def _sdpa_dense(problem: Problem) -> Call:
     case = problem.case
-    q, k, v = (tensor.transpose(1, 2) for tensor in (problem.q, problem.k, problem.v))
+    layout = heads_first(len(case.seqlens))
+    q, k, v = inputs = problem.inputs(layout)
     options = _sdpa_options(case, case.seqlens[0], q.device)
-    return Call(
-        lambda: scaled_dot_product_attention(q, k, v, **options),
-        lambda out: out.transpose(1, 2).flatten(0, 1),
-    )
+    return Call(lambda: scaled_dot_product_attention(q, k, v, **options), layout, [inputs], layout)
 
 
 def _sdpa_loop(problem: Problem) -> Call:
     case = problem.case
-    sequences = [[tensor.transpose(0, 1)[None] for tensor in qkv] for qkv in problem.sequences()]
+    layout = heads_first(1)
+    sequences = [problem.arrange(layout, batch) for batch in problem.sequences()]
     options = [_sdpa_options(case, seqlen, problem.q.device) for seqlen in case.seqlens]
 
     def run() -> Tensor:
         outs = [
-            scaled_dot_product_attention(q, k, v, **option)[0].transpose(0, 1)
+            layout.to_rows(scaled_dot_product_attention(q, k, v, **option))
             for (q, k, v), option in zip(sequences, options, strict=True)
         ]
         return torch.cat(outs)
 
-    return Call(run, lambda out: out)
+    return Call(run, PACKED, sequences, layout)
 
 
 def _sdpa_padded(problem: Problem) -> Call:
     case = problem.case
-    q, k, v = (
-        torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True).transpose(1, 2)
-        for tensors in zip(*problem.sequences(), strict=True)
-    )
+    layout = padded(case.seqlens)
+    q, k, v = inputs = problem.inputs(layout)
     longest = max(case.seqlens)
     lengths = torch.tensor(case.seqlens, device=q.device)
     mask = torch.arange(longest, device=q.device) < lengths[:, None, None, None]
     visible = visible_mask(case, longest, q.device)
     if visible is not None:
         mask = mask & visible
-    grouped = case.group_size > 1
-    return Call(
-        lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped),
-        lambda out: torch.cat(
-            [rows[:, :n].transpose(0, 1) for rows, n in zip(out, case.seqlens, strict=True)]
-        ),
-    )
+    options: dict[str, Any] = {
+        "attn_mask": mask,
+        "dropout_p": case.dropout_p,
+        "enable_gqa": case.group_size > 1,
+    }
+    return Call(lambda: scaled_dot_product_attention(q, k, v, **options), layout, [inputs], layout)
 
 
 def _sdpa_options(case: Case, seqlen: int, device: torch.device) -> dict[str, Any]:
-    options: dict[str, Any] = {"enable_gqa": case.group_size > 1}
+    options: dict[str, Any] = {"dropout_p": case.dropout_p, "enable_gqa": case.group_size > 1}
     if 0 <= case.window_left < seqlen - 1:
         options["attn_mask"] = visible_mask(case, seqlen, device)
     else:
@@ -182,9 +248,12 @@ def _standard(problem: Problem) -> Variants:
 
 def _standard_call(problem: Problem) -> Call:
     case = problem.case
-    batches = [(problem.q, problem.k, problem.v)]
     if case.packed:
-        batches = [(q[None], k[None], v[None]) for q, k, v in problem.sequences()]
+        layout = rows_first(1)
+        batches = [problem.arrange(layout, batch) for batch in problem.sequences()]
+    else:
+        layout = rows_first(len(case.seqlens))
+        batches = [problem.inputs(layout)]
     hidden = [
         None if (visible := visible_mask(case, q.shape[1], q.device)) is None else ~visible
         for q, _, _ in batches
@@ -192,20 +261,21 @@ def _standard_call(problem: Problem) -> Call:
 
     def run() -> Tensor:
         outs = [
-            standard_attention(*qkv, mask, case.softcap)
+            standard_attention(*qkv, mask, case.softcap, case.dropout_p)
             for qkv, mask in zip(batches, hidden, strict=True)
         ]
         return torch.cat(outs, dim=1) if case.packed else outs[0]
 
-    return Call(run, lambda out: out.flatten(0, 1))
+    return Call(run, layout, batches, layout)
 
 
 def standard_attention(
-    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, softcap: float
+    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, softcap: float, dropout_p: float = 0.0
 ) -> Tensor:
     """Attention with the whole score matrix in memory.
 
-    `q`, `k`, `v` as in Problem, dense; `hidden` (seqlen, seqlen) marks the pairs to mask.
+    `q`, `k`, `v` (batch, seqlen, heads, head_dim); `hidden` (seqlen, seqlen) marks the pairs to
+    mask. In place where autograd can do with it.
     """
     group = q.shape[2] // k.shape[2]
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
@@ -213,10 +283,14 @@ def standard_attention(
         k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if softcap:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
+        scores = scores.div_(softcap).tanh_()
+        scores = scores * softcap if scores.requires_grad else scores.mul_(softcap)
     if hidden is not None:
         scores = scores.masked_fill_(hidden, -torch.inf)
-    out: Tensor = scores.softmax(-1) @ v
+    probs = scores.softmax(-1)
+    if dropout_p:
+        probs = dropout(probs, dropout_p)
+    out: Tensor = probs @ v
     return out.transpose(1, 2)
 
 

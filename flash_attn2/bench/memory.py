@@ -5,6 +5,8 @@ workspaces of native code alike, and peak RSS is too coarse for small cases, so 
 process tells glibc never to give memory back, runs the call once, and then counts the anonymous
 pages that were touched (/proc/self/smaps_rollup, exact to a page). Prepared masks and padded
 copies of the inputs count: they belong to the way in which a contender expresses the case.
+
+Of a backward pass the forward pass is a part: it leaves what the backward pass needs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.contenders import CONTENDERS, Problem
+from flash_attn2.bench.modes import TRAINING, Mode, timed
 
 _MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX": (-8, 1)}
 _PR_SET_THP_DISABLE = 41  # huge pages would round everything up to 2 MiB
@@ -39,10 +42,10 @@ class PeakMemory:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
 
-    def measure(self, case: Case, contender: str, variant: str) -> int | None:
+    def measure(self, case: Case, contender: str, variant: str, mode: Mode) -> int | None:
         """Bytes, or None if the child process did not survive (out of memory)."""
         receiver, sender = self._context.Pipe(duplex=False)
-        job = (sender, self._num_threads, case, contender, variant)
+        job = (sender, self._num_threads, case, contender, variant, mode.gradients)
         child = self._context.Process(target=_measure_in_child, args=job)
         child.start()
         sender.close()
@@ -60,31 +63,39 @@ def cuda_peak(problem: Problem, contender: str, variant: str) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    call = CONTENDERS[contender](problem)[variant]()
-    call.run()
+    _run(problem, contender, variant)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
+def _run(problem: Problem, contender: str, variant: str) -> Any:
+    """All that must stay allocated until the peak is over."""
+    call = CONTENDERS[contender](problem)[variant]()
+    if problem.grad_out is None:
+        return call, call.run()
+    return call, timed(TRAINING, call, problem.grad_out)()
+
+
 def _measure_in_child(
-    sender: Connection, num_threads: int, case: Case, contender: str, variant: str
+    sender: Connection,
+    num_threads: int,
+    case: Case,
+    contender: str,
+    variant: str,
+    gradients: bool,
 ) -> None:
     torch.set_num_threads(num_threads)
     keep_freed_memory()
-    _start_threads(case.torch_dtype)
-    problem = Problem.create(case, "cpu", random=False)
-
-    def run() -> Any:
-        call = CONTENDERS[contender](problem)[variant]()
-        return call, call.run()
-
-    sender.send(touched_memory(run))
+    _warm_up(case.torch_dtype)
+    problem = Problem.create(case, "cpu", random=False, gradients=gradients)
+    sender.send(touched_memory(lambda: _run(problem, contender, variant)))
 
 
-def _start_threads(dtype: torch.dtype) -> None:
-    """Has PyTorch start its threads and its matrix library, which are nobody's extra memory."""
-    matrix = torch.ones(512, 512, dtype=dtype)
-    (matrix @ matrix).softmax(-1)
+def _warm_up(dtype: torch.dtype) -> None:
+    """Has PyTorch start its threads and load its libraries, which are nobody's extra memory."""
+    matrix = torch.ones(512, 512, dtype=dtype, requires_grad=True)
+    result = (matrix @ matrix).softmax(-1)
+    torch.autograd.grad(result, matrix, torch.ones_like(result))
 
 
 def keep_freed_memory() -> None:

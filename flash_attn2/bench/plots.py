@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD
+from flash_attn2.bench.modes import Mode
 from flash_attn2.bench.report import throughput_unit
 from flash_attn2.bench.runner import Result
 
@@ -36,20 +37,21 @@ _STYLE: Any = {
 }
 
 
-def write_plots(folder: Path, results: Sequence[Result], machine: str) -> list[Path]:
+def write_plots(folder: Path, results: Sequence[Result], machine: str, mode: Mode) -> list[Path]:
     """Writes a plot for each group of cases that was measured; returns the files."""
     plots = {
-        "head_dim": ("head_dims.png", _plot_head_dims),
-        "seqlen": ("seqlens.png", _plot_seqlens),
-        "model": ("models.png", _plot_models),
+        "head_dim": ("head_dims", _plot_head_dims),
+        "seqlen": ("seqlens", _plot_seqlens),
+        "model": ("models", _plot_models),
     }
     written = []
     with mpl.rc_context(_STYLE):
         for group, (name, plot) in plots.items():
             members = [result for result in results if result.case.group == group]
             if members:
-                plot(members, machine).savefig(folder / name)
-                written.append(folder / name)
+                path = folder / f"{name}{mode.suffix}.png"
+                plot(members, mode.title, machine).savefig(path)
+                written.append(path)
     return written
 
 
@@ -71,17 +73,17 @@ def _figure(columns: int, rows: int, title: str) -> tuple[Figure, list[list[Axes
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
-def _plot_head_dims(results: Sequence[Result], machine: str) -> Figure:
+def _plot_head_dims(results: Sequence[Result], title: str, machine: str) -> Figure:
     """Throughput against head dimension: grouped bars, one panel per dtype and mask."""
     facets = _facets(results)
     columns = min(len(facets), 2)
     rows = -(-len(facets) // columns)
     seqlen = results[0].case.seqlens[0]
     unit, flops = throughput_unit(results)
-    figure, grid = _figure(columns, rows, f"Forward pass, sequence length {seqlen}\n{machine}")
+    figure, grid = _figure(columns, rows, f"{title}, sequence length {seqlen}\n{machine}")
     panels = [axes for line in grid for axes in line]
     width = 0.8 / len(CONTENDERS)
-    for axes, (title, members) in zip(panels, facets.items(), strict=False):
+    for axes, (facet, members) in zip(panels, facets.items(), strict=False):
         for index, name in enumerate(CONTENDERS):
             bars = {
                 position: result.measurements[name].flops_per_second / flops
@@ -97,7 +99,7 @@ def _plot_head_dims(results: Sequence[Result], machine: str) -> Figure:
                 label=name,
             )
         axes.set_xticks(range(len(members)), [str(result.case.head_dim) for result in members])
-        axes.set(title=title, xlabel="head dim")
+        axes.set(title=facet, xlabel="head dim")
         axes.grid(axis="x", visible=False)
     for line in grid:
         line[0].set_ylabel(unit)
@@ -107,15 +109,15 @@ def _plot_head_dims(results: Sequence[Result], machine: str) -> Figure:
     return figure
 
 
-def _plot_seqlens(results: Sequence[Result], machine: str) -> Figure:
+def _plot_seqlens(results: Sequence[Result], title: str, machine: str) -> Figure:
     """Time and peak extra memory against sequence length: a column per dtype, mask, head dim."""
     facets = _facets(results)
-    figure, grid = _figure(len(facets), 2, f"Forward pass against sequence length\n{machine}")
-    for column, (title, members) in enumerate(facets.items()):
+    figure, grid = _figure(len(facets), 2, f"{title} against sequence length\n{machine}")
+    for column, (facet, members) in enumerate(facets.items()):
         time_axes, memory_axes = grid[0][column], grid[1][column]
         _lines(time_axes, members, lambda result, name: result.measurements[name].seconds)
         _lines(memory_axes, members, lambda result, name: result.measurements[name].extra_bytes)
-        time_axes.set_title(title)
+        time_axes.set_title(facet)
         memory_axes.set_xlabel("sequence length")
         time_axes.yaxis.set_major_formatter(FuncFormatter(_time_label))
         memory_axes.yaxis.set_major_locator(LogLocator(base=4, numticks=9))
@@ -173,10 +175,10 @@ def _short(seqlen: int) -> str:
     return f"{seqlen // 1024}k" if seqlen >= 1024 and seqlen % 1024 == 0 else str(seqlen)
 
 
-def _plot_models(results: Sequence[Result], machine: str) -> Figure:
+def _plot_models(results: Sequence[Result], title: str, machine: str) -> Figure:
     """How much faster flash_attn2 is in each model: horizontal bars, logarithmic."""
     figure = Figure(figsize=(8.0, 0.42 * len(results) + 1.6))
-    figure.suptitle(f"Forward pass at the shapes of real models\n{machine}")
+    figure.suptitle(f"{title} at the shapes of real models\n{machine}")
     axes = figure.subplots()
     height = 0.38
     for index, name in enumerate((SDPA, STANDARD)):

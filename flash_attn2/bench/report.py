@@ -22,22 +22,24 @@ from rich.text import Text
 import flash_attn2
 from flash_attn2.bench import timing
 from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD
+from flash_attn2.bench.modes import Mode
 from flash_attn2.bench.runner import Result
 
 GROUPS = {"head_dim": "Head dimensions", "seqlen": "Sequence lengths", "model": "Models"}
 
-_SCHEMA = 1
+_SCHEMA = 2
 _NOISY = 1.5
 
 
-def print_tables(console: Console, results: Sequence[Result]) -> None:
+def print_tables(console: Console, results: Sequence[Result], mode: Mode) -> None:
     """One table per group of cases, and a summary."""
     for group, title in GROUPS.items():
         members = [result for result in results if result.case.group == group]
         if members:
-            console.print(_table(title, members, throughput_unit(results)))
+            full_title = f"{mode.title}: {title.lower()}"
+            console.print(_table(full_title, members, throughput_unit(results)))
             console.print()
-    _print_summary(console, results)
+    _print_summary(console, results, mode)
 
 
 def _table(title: str, results: Sequence[Result], unit: tuple[str, float]) -> Table:
@@ -71,7 +73,7 @@ def _row(result: Result, name: str, flops: float) -> list[str | Text]:
     if name in result.unavailable:
         return [title, name, Text(result.unavailable[name], style="dim")]
     one = result.measurements[name]
-    error = Text(f"{one.error:.1e}")
+    error = Text("n/a" if one.error is None else f"{one.error:.1e}")
     if name == FLASH_ATTN2 and not result.errors.within_tolerance(name):
         error.stylize("bold red")
     return [
@@ -99,7 +101,7 @@ def _format_ratio(result: Result, name: str) -> Text:
     return Text.assemble((f"{ratio.value:.2f}x", style), spread)
 
 
-def _print_summary(console: Console, results: Sequence[Result]) -> None:
+def _print_summary(console: Console, results: Sequence[Result], mode: Mode) -> None:
     for name in (SDPA, STANDARD):
         ratios = {r.case.name: r.ratios[name].value for r in results if name in r.ratios}
         if not ratios:
@@ -124,11 +126,13 @@ def _print_summary(console: Console, results: Sequence[Result]) -> None:
         )
     sampled = sum(result.errors.checked < 1 for result in results)
     sample = f", on a sample of the heads and rows in {sampled} cases" if sampled else ""
+    passes = ", of both passes" if mode.gradients else ""
+    what = " of the gradients" if mode.gradients else ""
     console.print(
         "[dim]loop: sequence by sequence. padded: to the longest sequence, with a mask. mask: the "
         "window as a matrix of booleans. speed-up: their time over flash_attn2's (medians), with "
-        "the middle half of the rounds. extra memory: peak beyond the inputs. max error: against "
-        f"float64{sample}.[/]"
+        f"the middle half of the rounds. extra memory: peak beyond the inputs{passes}. max error"
+        f"{what}: against float64{sample}.[/]"
     )
 
 
@@ -195,8 +199,9 @@ def _result_record(result: Result) -> dict[str, Any]:
             contenders[name]["ratio"] = dataclasses.asdict(result.ratios[name])
     return {
         "case": dataclasses.asdict(result.case),
-        "flops": result.case.flops,
-        "error_of_plain_formula": result.errors.low,
+        "flops": result.flops,
+        "errors": result.errors.contenders,
+        "errors_of_plain_formula": result.errors.low,
         "share_checked": result.errors.checked,
         "contenders": contenders,
     }

@@ -85,6 +85,15 @@ def test_profiles_make_valid_cases(profile: str, corpus: Corpus) -> None:
         assert case.window_left < max(case.seqlens) - 1
 
 
+def test_training_adds_dropout(corpus: Corpus) -> None:
+    profile = cases.PROFILES["demo"]
+    forward = cases.build_cases(profile, corpus)
+    added = [c for c in cases.build_cases(profile, corpus, training=True) if c not in forward]
+    assert [case.name for case in added] == ["gpt2/dropout/bf16"]
+    assert added[0].dropout_p == 0.1
+    assert len(added[0].seqlens) == 1
+
+
 def test_tensor_parallel_share_keeps_the_group() -> None:
     shard = cases.GEMMA_2_9B_LOCAL.shard(8)
     assert (shard.name, shard.num_heads, shard.num_heads_kv) == ("gemma-2-9b/local/tp8", 2, 1)

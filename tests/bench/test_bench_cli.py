@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import torch
 from rich.console import Console
 
 from flash_attn2.__main__ import main
-from flash_attn2.bench import accuracy, report, runner, timing
+from flash_attn2.bench import accuracy, memory, report, runner, timing
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.contenders import FLASH_ATTN2, SDPA, STANDARD
+from flash_attn2.bench.modes import FORWARD
 
 
 def test_list_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,7 +41,7 @@ def test_list_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
         (["--threads", "0"], "'0' is not a positive integer"),
         (["--seconds", "-1"], "'-1' is not a positive number"),
         (["--seconds", "1", "--repeats", "3"], "not allowed with"),
-        (["--mode", "bwd"], "invalid choice: 'bwd'"),
+        (["--mode", "back"], "invalid choice: 'back'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
@@ -95,6 +97,37 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_other_modes_write_files_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "bench --demo --device cpu --mode bwd --dtype float32 --seqlens 64 --repeats 1"
+    assert main([*command.split(), "--cases", "seqlen", "--output", str(tmp_path)]) == 0
+    assert "Backward pass: sequence lengths" in capsys.readouterr().out
+    record = json.loads((tmp_path / "results-bwd.json").read_text())
+    assert record["options"]["mode"] == "bwd"
+    (result,) = record["results"]
+    assert result["flops"] == 2.5 * 2 * 64**2 * 64 * 8
+    assert result["errors_of_plain_formula"].keys() == {"grad_q", "grad_k", "grad_v"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "results-bwd.json",
+        "seqlens-bwd.png",
+    ]
+
+
+@pytest.mark.skipif(not memory.supported(), reason="needs Linux and glibc")
+def test_memory_by_heads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--seqlen", "64", "--num-heads", "1", "--head-dim", "16"]
+    monkeypatch.setattr(sys, "argv", ["gqa_memory.py", *arguments])
+    script = Path(__file__).parents[2] / "benchmarks" / "gqa_memory.py"
+    runpy.run_path(str(script), run_name="__main__")
+    header, _, line = capsys.readouterr().out.splitlines()
+    assert header == "| query heads / key-value heads | results | flash_attn2 | SDPA | standard |"
+    assert line.startswith("| 1 / 1 | 8.0 KiB | ")
+    assert "n/a" not in line
+
+
 def test_an_interrupted_run_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,16 +157,19 @@ def _result(error: float) -> runner.Result:
 
     return runner.Result(
         case,
+        case.flops,
         {FLASH_ATTN2: measurement(0.5), STANDARD: measurement(0.25)},
         {SDPA: "no softcap"},
         {STANDARD: timing.Ratio(0.5, 0.4, 0.6)},
-        accuracy.Errors({FLASH_ATTN2: error, STANDARD: error}, low=1e-3, checked=0.5),
+        accuracy.Errors(
+            {FLASH_ATTN2: {"out": error}, STANDARD: {"out": error}}, {"out": 1e-3}, checked=0.5
+        ),
     )
 
 
 def test_table_says_what_is_missing_or_slow() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    report.print_tables(console, [_result(1e-3)])
+    report.print_tables(console, [_result(1e-3)], FORWARD)
     text = console.export_text()
     assert "no softcap" in text
     assert "0.50x 0.40-0.60" in text
@@ -145,6 +181,16 @@ def test_table_says_what_is_missing_or_slow() -> None:
 
 def test_an_error_out_of_tolerance_is_reported() -> None:
     assert report.out_of_tolerance([_result(1e-3), _result(3e-3)]) == ["gemma"]
+
+
+def test_gradients_have_thrice_the_error() -> None:
+    errors = accuracy.Errors(
+        {"good": {"grad_q": 2.9e-3, "grad_k": 0.0}, "bad": {"grad_q": 0.0, "grad_k": 2.9e-4}},
+        {"grad_q": 1e-3, "grad_k": 1e-5},
+        checked=1.0,
+    )
+    assert errors.within_tolerance("good")
+    assert not errors.within_tolerance("bad")
 
 
 def test_machine_names_no_host() -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from flash_attn2.bench import accuracy, contenders, memory, runner, timing
+from flash_attn2.bench import accuracy, contenders, memory, modes, runner, timing
 from flash_attn2.bench.cases import Case
-from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD, Problem
+from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD, Call, Problem
 
 DENSE = Case("dense", "model", "float32", 4, 2, 16, (33, 33), packed=False, causal=True)
 CASES = {
@@ -23,26 +24,77 @@ CASES = {
     "packed, full": replace(DENSE, packed=True, seqlens=(8, 3), causal=False),
     "packed, window": replace(DENSE, packed=True, seqlens=(30, 20), window_left=4),
 }
+DROPOUT = replace(DENSE, seqlens=(40,), dropout_p=0.3)
 
 
-@pytest.mark.parametrize("contender", CONTENDERS)
+def every_variant(problem: Problem) -> dict[str, Call]:
+    calls = {}
+    for contender, variants in CONTENDERS.items():
+        if contender == SDPA and problem.case.softcap:
+            with pytest.raises(contenders.UnavailableError, match="softcap"):
+                variants(problem)
+            continue
+        for name, build in variants(problem).items():
+            calls[f"{contender} {name}".strip()] = build()
+    return calls
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_variant_computes_attention(case: Case, contender: str) -> None:
+def test_every_variant_computes_attention(case: Case) -> None:
     problem = Problem.create(case, "cpu")
-    if contender == SDPA and case.softcap:
-        with pytest.raises(contenders.UnavailableError, match="softcap"):
-            CONTENDERS[contender](problem)
-        return
-    variants = CONTENDERS[contender](problem)
-    outputs = {}
-    for name, build in variants.items():
-        call = build()
-        outputs[name] = call.rows(call.run())
-        assert outputs[name].shape == (case.total, case.num_heads, case.head_dim)
+    outputs = {name: call.rows(call.run()) for name, call in every_variant(problem).items()}
     errors = accuracy.measure(problem, outputs)
     assert errors.checked == 1
-    for name in outputs:
+    for name, output in outputs.items():
+        assert output.shape == (case.total, case.num_heads, case.head_dim)
         assert errors.within_tolerance(name), name
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_variant_computes_gradients(case: Case) -> None:
+    problem = Problem.create(case, "cpu", gradients=True)
+    calls = every_variant(problem)
+    errors = accuracy.measure_gradients(problem, calls)
+    assert errors.checked == 1
+    for name in calls:
+        assert errors.contenders[name].keys() == {"grad_q", "grad_k", "grad_v"}
+        assert errors.within_tolerance(name), name
+
+
+@pytest.mark.parametrize("mode", modes.MODES.values(), ids=modes.MODES)
+def test_modes_can_be_timed_again_and_again(mode: modes.Mode) -> None:
+    for case in (CASES["packed"], CASES["softcap"], DROPOUT):
+        problem = Problem.create(case, "cpu", gradients=mode.gradients)
+        for call in every_variant(problem).values():
+            run = modes.timed(mode, call, problem.grad_out)
+            first, second = run(), run()
+            if mode == modes.BACKWARD:
+                assert len(first) == len(call.leaves)
+                for one, other in zip(first, second, strict=True):
+                    torch.testing.assert_close(one, other)
+
+
+def test_gradients_with_dropout_are_checked_where_the_mask_is_known() -> None:
+    problem = Problem.create(DROPOUT, "cpu", gradients=True)
+    errors = accuracy.measure_gradients(problem, every_variant(problem))
+    assert errors.within_tolerance(FLASH_ATTN2)
+    assert errors.largest(SDPA) is None
+
+
+@pytest.mark.parametrize("wrong", ["grad_q", "grad_k", "grad_v"])
+def test_accuracy_sees_a_wrong_gradient(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.create(DENSE, "cpu", gradients=True)
+
+    def gradients(call: Call, grad_out: Tensor) -> dict[str, Tensor]:
+        found = modes.gradients(call, grad_out)
+        found[wrong][40, -1, 3] += 1e-2
+        return found
+
+    monkeypatch.setattr(accuracy, "gradients", gradients)
+    call = CONTENDERS[STANDARD](problem)[""]()
+    errors = accuracy.measure_gradients(problem, {STANDARD: call})
+    assert not errors.within_tolerance(STANDARD)
+    assert errors.largest(STANDARD) == pytest.approx(1e-2, rel=1e-3)
 
 
 def test_sdpa_has_two_ways_to_run_packed_sequences() -> None:
@@ -54,9 +106,11 @@ def test_standard_attention_respects_the_limit() -> None:
     size = 2 * 4 * 33 * 33 * 4
     assert contenders.score_bytes(DENSE) == size
     budget = timing.Budget(1.0, min_rounds=1, max_rounds=1)
-    result = runner.Runner("cpu", budget, standard_limit=size - 1, num_threads=1).run(DENSE)
-    assert result.unavailable == {STANDARD: "needs 0.0 GiB"}
-    assert result.ratios.keys() == {SDPA}
+    for mode, limit in ((modes.FORWARD, size - 1), (modes.TRAINING, 4 * size - 1)):
+        result = runner.Runner("cpu", mode, budget, limit, num_threads=1).run(DENSE)
+        assert result.flops == mode.flops * DENSE.flops
+        assert result.unavailable == {STANDARD: "needs 0.0 GiB"}
+        assert result.ratios.keys() == {SDPA}
 
 
 def test_accuracy_sees_a_wrong_element_and_nan() -> None:
@@ -68,8 +122,8 @@ def test_accuracy_sees_a_wrong_element_and_nan() -> None:
     unset[65, 0, 0] = torch.nan
     errors = accuracy.measure(problem, {"right": right, "wrong": wrong, "unset": unset})
     assert errors.within_tolerance("right")
-    assert errors.contenders["wrong"] == pytest.approx(1e-2, rel=1e-3)
-    assert errors.contenders["unset"] == float("inf")
+    assert errors.largest("wrong") == pytest.approx(1e-2, rel=1e-3)
+    assert errors.largest("unset") == float("inf")
 
 
 def test_large_cases_are_sampled() -> None:
@@ -89,6 +143,18 @@ def test_sampled_rows_match_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         problem = Problem.create(case, "cpu")
         call = next(iter(CONTENDERS[STANDARD](problem).values()))()
         errors = accuracy.measure(problem, {STANDARD: call.rows(call.run())})
+        assert errors.checked < 1
+        assert errors.within_tolerance(STANDARD)
+
+
+def test_gradients_of_a_sample_match_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "_SCORES", 2000)
+    monkeypatch.setattr(accuracy, "_HEADS", 3)
+    for small in CASES.values():
+        case = replace(small, seqlens=tuple(4 * seqlen for seqlen in small.seqlens))
+        problem = Problem.create(case, "cpu", gradients=True)
+        call = next(iter(CONTENDERS[STANDARD](problem).values()))()
+        errors = accuracy.measure_gradients(problem, {STANDARD: call})
         assert errors.checked < 1
         assert errors.within_tolerance(STANDARD)
 
@@ -144,14 +210,18 @@ def test_peak_memory_of_a_child_process(seqlen: int) -> None:
     scores = 2 * seqlen**2 * 4
     slack = 2**20  # code and constants that a first call pulls in
     peak = memory.PeakMemory(num_threads=2)
-    standard = peak.measure(case, STANDARD, "")
+    standard = peak.measure(case, STANDARD, "", modes.FORWARD)
     assert standard is not None
     # Scores and their softmax; the scaled queries and the output come on top or reuse memory.
     assert 2 * scores <= standard <= 2 * scores + 2 * output + slack
-    ours = peak.measure(case, FLASH_ATTN2, "")
+    ours = peak.measure(case, FLASH_ATTN2, "", modes.FORWARD)
     assert ours is not None
     assert output <= ours <= output + 2 * slack
+    training = peak.measure(case, STANDARD, "", modes.TRAINING)
+    assert training is not None
+    # The probabilities, and the gradients of them and of the scores; freed blocks fit badly.
+    assert 3 * scores + 3 * output <= training <= 4.5 * scores + 8 * output + slack
 
 
 def test_a_lost_child_gives_no_number() -> None:
-    assert memory.PeakMemory(1).measure(DENSE, "nobody", "") is None
+    assert memory.PeakMemory(1).measure(DENSE, "nobody", "", modes.FORWARD) is None

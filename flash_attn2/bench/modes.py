@@ -1,0 +1,55 @@
+"""What is measured of a case: the forward pass, the backward pass, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flash_attn2.bench.contenders import Call
+
+
+@dataclass(frozen=True)
+class Mode:
+    name: str  # as --mode takes it
+    title: str
+    flops: float  # in forward passes, as the FlashAttention papers count
+    suffix: str  # of the names of files with results
+
+    @property
+    def gradients(self) -> bool:
+        return self.flops > 1
+
+
+FORWARD = Mode("fwd", "Forward pass", 1.0, "")
+BACKWARD = Mode("bwd", "Backward pass", 2.5, "-bwd")
+TRAINING = Mode("fwd+bwd", "Forward and backward pass", 3.5, "-fwd-bwd")
+MODES: Mapping[str, Mode] = {mode.name: mode for mode in (FORWARD, BACKWARD, TRAINING)}
+
+
+def timed(mode: Mode, call: Call, grad_out: Tensor | None) -> Callable[[], Any]:
+    """What to put between two readings of a clock; all else is done here.
+
+    `grad_out` (total, num_heads, head_dim) is the gradient of the call's rows, where the mode has a
+    backward pass. That pass alone runs again and again over the graph of one forward pass.
+    """
+    if grad_out is None:
+        return call.run
+    grad_result = call.layout.from_rows(grad_out)
+    if mode == TRAINING:
+        return lambda: torch.autograd.grad(call.run(), call.leaves, grad_result)
+    result = call.run()
+    return lambda: torch.autograd.grad(result, call.leaves, grad_result, retain_graph=True)
+
+
+def gradients(call: Call, grad_out: Tensor) -> dict[str, Tensor]:
+    """Of q, k and v, each as rows (total, heads, head_dim)."""
+    grad_result = call.layout.from_rows(grad_out)
+    parts = torch.autograd.grad(call.run(), call.leaves, grad_result)
+    return {
+        name: torch.cat([call.input_layout.to_rows(part) for part in parts[index::3]])
+        for index, name in enumerate(("grad_q", "grad_k", "grad_v"))
+    }
