@@ -133,14 +133,20 @@ struct BFloat16Pairs : BFloat16 {
   static FA2_CPU_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<uint32_t> a, Vec<uint32_t> b) {
     return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
   }
+  // All of `low`, then all of `high`.
+  typedef uint16_t Words __attribute__((vector_size(kVectorBytes)));
+  static FA2_CPU_INLINE Words narrow_two(Vec<float> low, Vec<float> high) {
+    return (Words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  }
   // Lane i becomes the pair {low[i], high[i]}.
-  static FA2_CPU_INLINE Vec<uint32_t> pair(Vec<float> low, Vec<float> high) {
-    typedef uint16_t Words __attribute__((vector_size(kVectorBytes)));
-    Words const low_then_high = (Words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  static FA2_CPU_INLINE Vec<uint32_t> pair(Words low_then_high) {
     Words order;
 #pragma GCC unroll 32
     for (int i = 0; i < 32; ++i) order[i] = i / 2 + i % 2 * 16;
     return (Vec<uint32_t>)__builtin_shuffle(low_then_high, order);
+  }
+  static FA2_CPU_INLINE Vec<uint32_t> pair(Vec<float> low, Vec<float> high) {
+    return pair(narrow_two(low, high));
   }
 };
 #endif

@@ -2,44 +2,17 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/schedule.h"
+#include "cpu/thread_scratch.h"
 #include "host/error.h"
 
 namespace fa2::cpu {
 
 namespace {
 
-// Scratch memory of a thread, kept from call to call. Its size follows from tile sizes, not from
-// sequence lengths.
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(Scratch const&) = delete;
-  Scratch& operator=(Scratch const&) = delete;
-  ~Scratch() { std::free(memory_); }
-
-  // Null if there is no memory.
-  void* reserve(size_t bytes) {
-    if (bytes > size_) {
-      std::free(memory_);
-      size_ = (bytes + kPage - 1) / kPage * kPage;
-      memory_ = std::aligned_alloc(kPage, size_);
-      if (memory_ == nullptr) size_ = 0;
-    }
-    return memory_;
-  }
-
- private:
-  static constexpr size_t kPage = 4096;
-  void* memory_ = nullptr;
-  size_t size_ = 0;
-};
-
-thread_local Scratch thread_scratch;
 thread_local std::vector<ScheduledChunk> thread_schedule;
 
 void run_chunk(FwdParams const& params, ForwardKernel const& kernel, ScheduledChunk const& chunk,
@@ -66,11 +39,15 @@ void forward(FwdParams const& params, int num_threads) {
   size_t const scratch_bytes = kernel.workspace_bytes(
       params.head_dim, (most_queries + kernel.tile_queries - 1) / kernel.tile_queries);
   int64_t const num_tasks = static_cast<int64_t>(chunks.size()) * params.num_heads_kv;
+  int64_t multiply_adds = 0;
+  for (ScheduledChunk const& chunk : chunks) {
+    multiply_adds += chunk.cost * params.num_heads_kv * params.head_dim * 2;
+  }
   std::atomic<bool> out_of_memory = false;
 
-#pragma omp parallel num_threads(useful_threads(params, chunks, num_threads))
+#pragma omp parallel num_threads(useful_threads(multiply_adds, num_tasks, num_threads))
   {
-    void* const scratch = thread_scratch.reserve(scratch_bytes);
+    void* const scratch = thread_scratch(scratch_bytes);
     if (scratch == nullptr) out_of_memory = true;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < num_tasks; ++task) {

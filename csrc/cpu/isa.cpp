@@ -43,6 +43,17 @@ std::atomic<Isa>& active() {
   return isa;
 }
 
+// The kernel for `dtype` of the highest level, up to the one in use, that has one.
+template <class Kernel>
+Kernel const& highest(Kernel const (LevelKernels::*kernels)[kNumDTypes], DType dtype) {
+  int level = static_cast<int>(active_isa());
+  auto of_level = [&]() -> Kernel const& {
+    return (kLevels[level].kernels->*kernels)[static_cast<int>(dtype)];
+  };
+  while (of_level().run == nullptr) --level;
+  return of_level();
+}
+
 }  // namespace
 
 Isa detect_isa() {
@@ -80,10 +91,10 @@ void set_isa(std::string_view name) {
             available);
 }
 
-ForwardKernel const& forward_kernel(DType dtype) {
-  int level = static_cast<int>(active_isa());
-  while (kLevels[level].kernels->forward[static_cast<int>(dtype)].run == nullptr) --level;
-  return kLevels[level].kernels->forward[static_cast<int>(dtype)];
+ForwardKernel const& forward_kernel(DType dtype) { return highest(&LevelKernels::forward, dtype); }
+
+BackwardKernel const& backward_kernel(DType dtype) {
+  return highest(&LevelKernels::backward, dtype);
 }
 
 }  // namespace fa2::cpu

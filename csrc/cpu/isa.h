@@ -24,7 +24,8 @@ char const* isa_name();
 // machine does not have.
 void set_isa(std::string_view name);
 
-// The kernel of the level in use.
+// The kernels of the level in use.
 ForwardKernel const& forward_kernel(DType dtype);
+BackwardKernel const& backward_kernel(DType dtype);
 
 }  // namespace fa2::cpu

@@ -6,6 +6,7 @@
 
 #include "core/params.h"
 #include "core/seq_info.h"
+#include "cpu/turns.h"
 
 namespace fa2::cpu {
 
@@ -28,10 +29,30 @@ struct ForwardKernel {
   void (*run)(FwdParams const& params, QueryChunk const& chunk, void* workspace);
 };
 
+// A chunk of the backward pass, and where it adds what others add to as well.
+struct BackwardChunk {
+  QueryChunk queries;
+  void* key_sums;     // of this KV head of this sequence; the first chunk finds zeros
+  double* sink_sums;  // (group,), written; or null
+  Turn& turn;
+};
+
+struct BackwardKernel {
+  int32_t tile_queries;
+  int32_t chunk_tiles;
+  size_t (*workspace_bytes)(int32_t head_dim, int32_t tiles);
+  size_t (*key_sums_bytes)(int32_t head_dim, int32_t seqlen_k);
+  void (*run)(BwdParams const& params, BackwardChunk const& chunk, void* workspace);
+  // Turns the sums of a finished sequence into its rows of grad_k and grad_v.
+  void (*write_key_grads)(BwdParams const& params, QueryChunk const& chunk, void* key_sums);
+};
+
 inline constexpr int kNumDTypes = 4;
 
+// By DType; run is null where the level has nothing to add.
 struct LevelKernels {
-  ForwardKernel forward[kNumDTypes];  // by DType; run is null where the level has nothing to add
+  ForwardKernel forward[kNumDTypes];
+  BackwardKernel backward[kNumDTypes];
 };
 
 }  // namespace fa2::cpu

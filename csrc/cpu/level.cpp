@@ -1,6 +1,7 @@
 // The kernels of one instruction-set level. The build compiles this file once per level, each time
 // with that level's flags and FA2_CPU_LEVEL as the namespace of everything in it.
 
+#include "cpu/backward_tile.h"
 #include "cpu/forward_tile.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
@@ -8,26 +9,56 @@ namespace fa2::cpu::FA2_CPU_LEVEL {
 namespace {
 
 template <class E>
-int32_t chunk_tiles(int32_t head_dim) {
-  int const tile_bytes = head_dim * Tile<E>::kCapacity *
-                         int(sizeof(typename E::Operand) / E::kDepth + sizeof(typename E::Real));
-  return larger(1, smaller(kMaxChunkTiles, kChunkBytes / tile_bytes));
-}
+struct Forward {
+  static int32_t chunk_tiles(int32_t head_dim) {
+    int const tile_bytes = head_dim * Tile<E>::kCapacity *
+                           int(sizeof(typename E::Operand) / E::kDepth + sizeof(typename E::Real));
+    return larger(1, smaller(kMaxChunkTiles, kChunkBytes / tile_bytes));
+  }
+  static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
+    return Workspace<E>(nullptr, head_dim, tiles).bytes;
+  }
+  static void run(FwdParams const& params, QueryChunk const& chunk, void* workspace) {
+    ChunkForward<E>(params, chunk, workspace).run();
+  }
+  static constexpr ForwardKernel kernel() {
+    return {Tile<E>::kCapacity, chunk_tiles, workspace_bytes, run};
+  }
+};
 
 template <class E>
-size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
-  return Workspace<E>(nullptr, head_dim, tiles).bytes;
-}
+struct Backward {
+  using Real = typename E::Real;
+  using Storage = typename E::Storage;
 
-template <class E>
-void run(FwdParams const& params, QueryChunk const& chunk, void* workspace) {
-  ChunkForward<E>(params, chunk, workspace).run();
-}
-
-template <class E>
-constexpr ForwardKernel kernel() {
-  return {Tile<E>::kCapacity, chunk_tiles<E>, workspace_bytes<E>, run<E>};
-}
+  static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
+    return GradWorkspace<E>(nullptr, head_dim, tiles).bytes;
+  }
+  static size_t key_sums_bytes(int32_t head_dim, int32_t seqlen_k) {
+    return KeyGradSums<E>::bytes(seqlen_k, head_dim);
+  }
+  static void run(BwdParams const& params, BackwardChunk const& chunk, void* workspace) {
+    ChunkBackward<E>(params, chunk, workspace).run();
+  }
+  static void write_key_grads(BwdParams const& params, QueryChunk const& chunk, void* key_sums) {
+    FwdParams const& problem = params.forward;
+    KeyGradSums<E> const sums(key_sums, chunk.k_seq.length, problem.head_dim);
+    auto write = [&](TensorRef const& to, Real const* from, Real factor) {
+      write_rows<E>(head_ptr<Storage>(to, chunk.batch, chunk.k_seq.first_row, chunk.head_kv),
+                    to.row_stride, from, sums.stride, factor, chunk.k_seq.length, problem.head_dim);
+    };
+    write(params.grad_k, sums.grad_k, Real(problem.softmax_scale));
+    write(params.grad_v, sums.grad_v, 1 / (1 - Real(problem.dropout.drop_prob)));
+  }
+  static constexpr BackwardKernel kernel() {
+    return {GradTile<E>::kCapacity,
+            kGradChunkQueries / GradTile<E>::kCapacity,
+            workspace_bytes,
+            key_sums_bytes,
+            run,
+            write_key_grads};
+  }
+};
 
 }  // namespace
 
@@ -35,10 +66,14 @@ constexpr ForwardKernel kernel() {
 // the level below serves the other types.
 extern LevelKernels const kKernels;
 #if defined(__AVX512BF16__)
-LevelKernels const kKernels = {{{}, kernel<BFloat16Pairs>(), {}, {}}};
+LevelKernels const kKernels = {.forward = {{}, Forward<BFloat16Pairs>::kernel(), {}, {}},
+                               .backward = {{}, Backward<BFloat16Pairs>::kernel(), {}, {}}};
 #else
 LevelKernels const kKernels = {
-    {kernel<Float16>(), kernel<BFloat16>(), kernel<Float32>(), kernel<Float64>()}};
+    .forward = {Forward<Float16>::kernel(), Forward<BFloat16>::kernel(), Forward<Float32>::kernel(),
+                Forward<Float64>::kernel()},
+    .backward = {Backward<Float16>::kernel(), Backward<BFloat16>::kernel(),
+                 Backward<Float32>::kernel(), Backward<Float64>::kernel()}};
 #endif
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -60,8 +60,8 @@ FA2_CPU_INLINE void for_row_groups(int count, Step const& step) {
   if (i < count) step.template operator()<1>(i);
 }
 
-// scores[key][query] = k[key] . q[query] for `num_keys` keys; `maxima` takes them in.
-template <class E, int kVectors>
+// scores[key][query] = k[key] . q[query] for `num_keys` keys; `maxima`, if wanted, takes them in.
+template <class E, int kVectors, bool kTrackMaxima = true>
 __attribute__((noinline)) void multiply_keys(typename E::Operand const* keys, int64_t key_stride,
                                              int num_keys, typename E::Operand const* queries,
                                              int depth, typename E::Real* scores,
@@ -69,7 +69,9 @@ __attribute__((noinline)) void multiply_keys(typename E::Operand const* keys, in
   using Real = typename E::Real;
   constexpr int kWidth = kVectors * kLanes<Real>;
   Vec<Real> top[kVectors];
-  for (int n = 0; n < kVectors; ++n) top[n] = load<Real>(maxima + n * kLanes<Real>);
+  if constexpr (kTrackMaxima) {
+    for (int n = 0; n < kVectors; ++n) top[n] = load<Real>(maxima + n * kLanes<Real>);
+  }
   for_row_groups<kTileRows<kVectors>>(num_keys, [&]<int kRows>(int key) FA2_CPU_INLINE_LAMBDA {
     Accumulators<E, kRows, kVectors> sums;
     multiply<E, kRows, kVectors>(keys + key * key_stride, key_stride, 1, queries, depth, sums);
@@ -78,11 +80,13 @@ __attribute__((noinline)) void multiply_keys(typename E::Operand const* keys, in
 #pragma GCC unroll 4
       for (int n = 0; n < kVectors; ++n) {
         store(scores + (key + r) * kWidth + n * kLanes<Real>, sums[r][n]);
-        top[n] = max(sums[r][n], top[n]);
+        if constexpr (kTrackMaxima) top[n] = max(sums[r][n], top[n]);
       }
     }
   });
-  for (int n = 0; n < kVectors; ++n) store(maxima + n * kLanes<Real>, top[n]);
+  if constexpr (kTrackMaxima) {
+    for (int n = 0; n < kVectors; ++n) store(maxima + n * kLanes<Real>, top[n]);
+  }
 }
 
 // out[dim][query] = out[dim][query] * rescale[query] + sum over keys of v[key][dim] p[key][query].

@@ -20,8 +20,15 @@ struct ScheduledChunk {
 void schedule_forward(FwdParams const& params, ForwardKernel const& kernel, int num_threads,
                       std::vector<ScheduledChunk>& chunks);
 
-// Threads worth waking for a problem of this size.
-int useful_threads(FwdParams const& params, std::vector<ScheduledChunk> const& chunks,
-                   int num_threads);
+// Appends the chunks of `chunk_queries` queries of one sequence, first to last.
+void cut_sequence(FwdParams const& params, int32_t batch, int64_t chunk_queries,
+                  std::vector<ScheduledChunk>& chunks);
+
+// Tiles per chunk: `most`, unless threads would run out of chunks.
+int64_t tiles_per_chunk(FwdParams const& params, int32_t tile_queries, int32_t most,
+                        int num_threads);
+
+// Threads worth waking for so many multiply-adds and tasks.
+int useful_threads(int64_t multiply_adds, int64_t tasks, int num_threads);
 
 }  // namespace fa2::cpu

@@ -6,34 +6,19 @@
 #include "core/dropout.h"
 #include "core/online_softmax.h"
 #include "cpu/elements.h"
-#include "cpu/tiles.h"
+#include "cpu/query_lanes.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
-// A tile of queries: per lane where it stands, what it sees, and the state of its softmax.
-// A tile that is not full repeats its last query.
+// A tile of queries in the forward pass, with the state of its softmax.
 template <class E>
-struct Tile {
+struct Tile : QueryLanes<E> {
   using Real = typename E::Real;
-  static constexpr int kCapacity = kTileVectors * kLanes<Real>;
+  using QueryLanes<E>::kCapacity;
 
-  int vectors;  // 1 ... kTileVectors
-  int num_queries;
-  int32_t begin;  // keys [begin, end) are seen by some query, [full_begin, full_end) by all
-  int32_t full_begin;
-  int32_t full_end;
-  int32_t end;
-  typename E::Operand* queries;  // [operand][lane]
-  Real* out;                     // [dim][lane], relative to `base`
-
-  alignas(kVectorBytes) Real base[kCapacity];      // largest score so far
-  alignas(kVectorBytes) Real sum[kCapacity];       // of exp2(scale * (score - base))
-  alignas(kVectorBytes) Real diagonal[kCapacity];  // the key that ALiBi distances count from
-  alignas(kVectorBytes) Real slope[kCapacity];     // ALiBi, base-2 units
-  alignas(kVectorBytes) Int<Real> col_begin[kCapacity];
-  alignas(kVectorBytes) Int<Real> col_end[kCapacity];
-  alignas(kVectorBytes) Uint<Real> row[kCapacity];
-  alignas(kVectorBytes) Uint<Real> batch_head[kCapacity];
+  Real* out;                                   // [dim][lane], relative to `base`
+  alignas(kVectorBytes) Real base[kCapacity];  // largest score so far
+  alignas(kVectorBytes) Real sum[kCapacity];   // of exp2(scale * (score - base))
 };
 
 inline constexpr double kLog2eDouble = 1.4426950408889634074;
@@ -75,11 +60,13 @@ struct DropoutRule {
   uint64_t key;
 };
 
-// Softcap, ALiBi and mask on keys [first, first + num_keys); `maxima` takes the results in.
+// Softcap, ALiBi and mask on keys [first, first + num_keys); `maxima` takes the results in, and
+// `softcap_slopes`, unless null, the derivatives of softcap.
 template <class E, int kVectors>
 __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& rule,
-                                             Tile<E> const& tile, int32_t first, int num_keys,
-                                             typename E::Real* scores, typename E::Real* maxima) {
+                                             QueryLanes<E> const& tile, int32_t first, int num_keys,
+                                             typename E::Real* scores, typename E::Real* maxima,
+                                             typename E::Real* softcap_slopes = nullptr) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
   for (int n = 0; n < kVectors; ++n) {
@@ -89,17 +76,19 @@ __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& 
     Vec<Int<Real>> const col_end = load<Int<Real>>(tile.col_end + n * kSize);
     Vec<Real> top = load<Real>(maxima + n * kSize);
     for (int j = 0; j < num_keys; ++j) {
-      Real* const place = scores + (j * kVectors + n) * kSize;
-      Vec<Real> s = load<Real>(place);
+      int const at = (j * kVectors + n) * kSize;
+      Vec<Real> s = load<Real>(scores + at);
       if (rule.has_softcap) {
-        s = tanh<Real>(s * rule.inner) * rule.outer;
+        Vec<Real> const capped = tanh<Real>(s * rule.inner);
+        if (softcap_slopes != nullptr) store(softcap_slopes + at, 1 - capped * capped);
+        s = capped * rule.outer;
       } else if (rule.has_alibi) {
         s *= rule.inner;
       }
       if (rule.has_alibi) s -= slope * abs<Real>(diagonal - Real(first + j));
       Int<Real> const col = first + j;
       s = (col_begin <= col) & (col < col_end) ? s : broadcast<Real>(-__builtin_inf());
-      store(place, s);
+      store(scores + at, s);
       top = max(s, top);
     }
     store(maxima + n * kSize, top);
@@ -196,11 +185,12 @@ FA2_CPU_INLINE void dropout_word_vectors(DropoutRule const& rule, Uint<Real> con
   }
 }
 
-// Zeroes the dropped probabilities of keys [first, first + num_keys), `first` a multiple of 8.
-// The survivors' factor 1 / (1 - drop_prob) is applied to the output.
-template <class E, int kVectors>
-__attribute__((noinline)) void drop(DropoutRule const& rule, Tile<E> const& tile, int32_t first,
-                                    int num_keys, typename E::Real* probs) {
+// Calls step(key, n, keep, keep_next) for keys [first, first + num_keys), `first` a multiple of 8,
+// two at a time, and every vector n of lanes: all bits of `keep` say whether first + key is kept,
+// those of `keep_next` whether its neighbour is.
+template <class E, int kVectors, class Step>
+FA2_CPU_INLINE void for_kept(DropoutRule const& rule, QueryLanes<E> const& tile, int32_t first,
+                             int num_keys, Step const& step) {
   using Real = typename E::Real;
   using Word = Vec<Uint<Real>>;
   constexpr int kSize = kLanes<Real>;
@@ -214,21 +204,34 @@ __attribute__((noinline)) void drop(DropoutRule const& rule, Tile<E> const& tile
         for (int j = 0; j < 4; ++j) {
           int const key = block + 8 * j + 2 * t - first;
           if (key < 0 || key >= num_keys) continue;
-          Word const keep_low = (Word)((words[j] & 0xffffu) < threshold);
-          Word const keep_high = (Word)((words[j] >> 16) < threshold);
-          if constexpr (E::kDepth == 1) {
-            Real* const low = probs + (key * kVectors + n) * kSize;
-            Real* const high = low + kVectors * kSize;
-            store(low, load<Uint<Real>>(low) & keep_low);
-            store(high, load<Uint<Real>>(high) & keep_high);
-          } else {
-            Real* const pair = probs + (key / 2 * kVectors + n) * kSize;
-            store(pair, load<Uint<Real>>(pair) & ((keep_low & 0xffffu) | keep_high << 16));
-          }
+          step(key, n, (Word)((words[j] & 0xffffu) < threshold),
+               (Word)((words[j] >> 16) < threshold));
         }
       }
     }
   }
+}
+
+// Zeroes the dropped probabilities of keys [first, first + num_keys). The survivors' factor
+// 1 / (1 - drop_prob) is applied to the output.
+template <class E, int kVectors>
+__attribute__((noinline)) void drop(DropoutRule const& rule, QueryLanes<E> const& tile,
+                                    int32_t first, int num_keys, typename E::Real* probs) {
+  using Word = Uint<typename E::Real>;
+  constexpr int kSize = kLanes<typename E::Real>;
+  for_kept<E, kVectors>(
+      rule, tile, first, num_keys,
+      [&](int key, int n, Vec<Word> keep, Vec<Word> keep_next) FA2_CPU_INLINE_LAMBDA {
+        if constexpr (E::kDepth == 1) {
+          auto* const low = probs + (key * kVectors + n) * kSize;
+          auto* const high = low + kVectors * kSize;
+          store(low, load<Word>(low) & keep);
+          store(high, load<Word>(high) & keep_next);
+        } else {
+          auto* const pair = probs + (key / 2 * kVectors + n) * kSize;
+          store(pair, load<Word>(pair) & ((keep & 0xffffu) | keep_next << 16));
+        }
+      });
 }
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -37,4 +37,9 @@ inline constexpr int kFewQueries = 4;
 inline constexpr int kChunkBytes = 256 * 1024;
 inline constexpr int kMaxChunkTiles = 16;
 
+// Backward: keys per block, a multiple of 6, 8 and 32 as above; and queries per chunk, a multiple
+// of a tile: the gradients of a key are read and written once per chunk.
+inline constexpr int kGradKeyBlock = 96;
+inline constexpr int kGradChunkQueries = 128;
+
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -1,0 +1,118 @@
+#include "cpu/backward.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "cpu/backward_schedule.h"
+#include "cpu/isa.h"
+#include "cpu/schedule.h"
+#include "cpu/thread_scratch.h"
+#include "host/error.h"
+
+namespace fa2::cpu {
+
+namespace {
+
+// What the calling thread keeps from call to call.
+thread_local BackwardSchedule thread_schedule;
+thread_local std::vector<int32_t> thread_progress;
+thread_local std::vector<double> thread_sink_sums;
+
+// One call of backward().
+struct Run {
+  BwdParams const& params;
+  BackwardKernel const& kernel;
+  std::vector<BackwardTask> const& tasks;
+  std::vector<int32_t>& progress;  // of every task
+  double* sink_sums;               // (chunks, num_heads), or null
+
+  void task(size_t index, void* scratch) const {
+    FwdParams const& problem = params.forward;
+    BackwardTask const& task = tasks[index];
+    char* const key_sums = static_cast<char*>(params.workspace) + task.key_sums;
+    Turn turn(progress[index], task.before < 0 ? nullptr : &progress[task.before]);
+    BackwardChunk const chunk{
+        {task.batch, task.head_kv, task.first, task.count, seq_info(problem.seqs_q, task.batch),
+         seq_info(problem.seqs_k, task.batch)},
+        key_sums,
+        sink_sums == nullptr
+            ? nullptr
+            : sink_sums + int64_t(task.chunk) * problem.num_heads + task.head_kv * problem.group(),
+        turn};
+    if (task.opens) {
+      turn.wait_for(Turn::kSumsReleased);
+      std::memset(key_sums, 0, kernel.key_sums_bytes(problem.head_dim, chunk.queries.k_seq.length));
+    }
+    kernel.run(params, chunk, scratch);
+    // A chunk that sees no keys has not waited for anyone yet.
+    turn.wait_for(Turn::kAllKeysLeft);
+    turn.leave(Turn::kAllKeysLeft);
+    if (task.closes) {
+      kernel.write_key_grads(params, chunk.queries, key_sums);
+      turn.leave(Turn::kSumsReleased);
+    }
+  }
+};
+
+void write_sink_grads(BwdParams const& params, int32_t num_chunks, double const* sink_sums) {
+  int32_t const num_heads = params.forward.num_heads;
+  for (int32_t head = 0; head < num_heads; ++head) {
+    double sum = 0;
+    for (int32_t i = 0; i < num_chunks; ++i) sum += sink_sums[int64_t(i) * num_heads + head];
+    params.grad_sink[head] = static_cast<float>(sum);
+  }
+}
+
+void check(BwdParams const& params, int num_threads) {
+  int32_t const head_dim = params.forward.head_dim;
+  FA2_CHECK(head_dim >= 1 && head_dim <= 256, "head_dim {} is not in 1 ... 256", head_dim);
+  FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);
+}
+
+}  // namespace
+
+int64_t backward_workspace(BwdParams const& params, int num_threads) {
+  check(params, num_threads);
+  schedule_backward(params, backward_kernel(params.forward.dtype), num_threads, thread_schedule);
+  return thread_schedule.workspace_bytes;
+}
+
+void backward(BwdParams const& params, int num_threads) {
+  check(params, num_threads);
+  FwdParams const& problem = params.forward;
+  BackwardKernel const& kernel = backward_kernel(problem.dtype);
+  BackwardSchedule& schedule = thread_schedule;
+  schedule_backward(params, kernel, num_threads, schedule);
+  size_t const num_tasks = schedule.tasks.size();
+  thread_progress.assign(num_tasks, Turn::kNothingLeft);
+  double* sink_sums = nullptr;
+  if (params.grad_sink != nullptr) {
+    thread_sink_sums.resize(int64_t(schedule.num_chunks) * problem.num_heads);
+    sink_sums = thread_sink_sums.data();
+  }
+
+  int32_t most_queries = 1;
+  for (BackwardTask const& task : schedule.tasks) most_queries = std::max(most_queries, task.count);
+  size_t const scratch_bytes = kernel.workspace_bytes(
+      problem.head_dim, (most_queries + kernel.tile_queries - 1) / kernel.tile_queries);
+  Run const run{params, kernel, schedule.tasks, thread_progress, sink_sums};
+  std::atomic<size_t> next_task = 0;
+  std::atomic<bool> out_of_memory = false;
+#pragma omp parallel num_threads(useful_threads(schedule.multiply_adds, num_tasks, num_threads))
+  {
+    // Tasks are taken in order, which is what keeps the head of every chain running. A thread
+    // without memory takes none.
+    void* const scratch = thread_scratch(scratch_bytes);
+    if (scratch == nullptr) {
+      out_of_memory = true;
+    } else {
+      for (size_t task; (task = next_task++) < num_tasks;) run.task(task, scratch);
+    }
+  }
+  FA2_CHECK(!out_of_memory, "no memory for {} bytes of scratch per thread", scratch_bytes);
+  if (sink_sums != nullptr) write_sink_grads(params, schedule.num_chunks, sink_sums);
+}
+
+}  // namespace fa2::cpu

@@ -1,0 +1,118 @@
+#include "cpu/backward_schedule.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "cpu/schedule.h"
+
+namespace fa2::cpu {
+
+namespace {
+
+// S, dP, dQ, dK and dV.
+constexpr int kProducts = 5;
+
+// Chains per thread that are worked through at a time. With a single one, a thread that was held up
+// would soon hold up the others.
+constexpr size_t kSlotsPerThread = 2;
+
+// One KV head of one sequence and its chunks, [begin, end) of all chunks.
+struct Chain {
+  int32_t batch;
+  int32_t head_kv;
+  size_t begin;
+  size_t end;
+  int64_t cost;
+
+  size_t length() const { return end - begin; }
+};
+
+// Cuts all sequences and lists their chains, the most expensive first. A sequence without queries
+// has gradients of keys, too: it gets an empty chunk.
+std::vector<Chain> make_chains(FwdParams const& params, int64_t chunk_queries,
+                               std::vector<ScheduledChunk>& chunks) {
+  std::vector<Chain> chains;
+  for (int32_t batch = 0; batch < params.batch; ++batch) {
+    size_t const begin = chunks.size();
+    cut_sequence(params, batch, chunk_queries, chunks);
+    if (chunks.size() == begin) {
+      if (seq_info(params.seqs_k, batch).length == 0) continue;
+      chunks.push_back({.batch = batch, .count = 0, .first = 0, .cost = 0});
+    }
+    int64_t cost = 0;
+    for (size_t i = begin; i < chunks.size(); ++i) cost += chunks[i].cost;
+    for (int32_t head = 0; head < params.num_heads_kv; ++head) {
+      chains.push_back({batch, head, begin, chunks.size(), cost});
+    }
+  }
+  std::stable_sort(chains.begin(), chains.end(),
+                   [](Chain const& a, Chain const& b) { return a.cost > b.cost; });
+  return chains;
+}
+
+// Offsets of the slots and their end; chain i owns slot i % num_slots. A slot is as large as the
+// largest of its chains, so that all of them are never larger than the gradients of all chains.
+std::vector<int64_t> place_slots(FwdParams const& params, BackwardKernel const& kernel,
+                                 std::vector<Chain> const& chains, size_t num_slots) {
+  std::vector<int64_t> slots(num_slots + 1, 0);
+  for (size_t i = 0; i < chains.size(); ++i) {
+    int32_t const seqlen_k = seq_info(params.seqs_k, chains[i].batch).length;
+    int64_t const bytes = kernel.key_sums_bytes(params.head_dim, seqlen_k);
+    slots[i % num_slots] = std::max(slots[i % num_slots], bytes);
+  }
+  int64_t total = 0;
+  for (int64_t& slot : slots) total += std::exchange(slot, total);
+  return slots;
+}
+
+}  // namespace
+
+void schedule_backward(BwdParams const& params, BackwardKernel const& kernel, int num_threads,
+                       BackwardSchedule& schedule) {
+  FwdParams const& problem = params.forward;
+  int64_t const tiles = params.deterministic ? kernel.chunk_tiles
+                                             : tiles_per_chunk(problem, kernel.tile_queries,
+                                                               kernel.chunk_tiles, num_threads);
+  std::vector<ScheduledChunk> chunks;
+  std::vector<Chain> const chains = make_chains(problem, tiles * kernel.tile_queries, chunks);
+  size_t const num_slots =
+      std::min(chains.size(), num_threads == 1 ? 1 : num_threads * kSlotsPerThread);
+  std::vector<int64_t> const slots =
+      num_slots == 0 ? std::vector<int64_t>{0} : place_slots(problem, kernel, chains, num_slots);
+
+  schedule.tasks.clear();
+  schedule.num_chunks = static_cast<int32_t>(chunks.size());
+  schedule.workspace_bytes = slots.back();
+  int64_t cost = 0;
+  std::vector<int32_t> newest(num_slots, -1);  // task of each slot
+  auto append = [&](Chain const& chain, size_t step, size_t slot) {
+    size_t const index = chain.end - 1 - step;
+    schedule.tasks.push_back({.batch = chain.batch,
+                              .head_kv = chain.head_kv,
+                              .first = chunks[index].first,
+                              .count = chunks[index].count,
+                              .chunk = static_cast<int32_t>(index),
+                              .before = newest[slot],
+                              .opens = step == 0,
+                              .closes = step + 1 == chain.length(),
+                              .key_sums = slots[slot]});
+    newest[slot] = static_cast<int32_t>(schedule.tasks.size()) - 1;
+    cost += chunks[index].cost;
+  };
+  for (size_t first = 0; first < chains.size(); first += num_slots) {
+    size_t const count = std::min(num_slots, chains.size() - first);
+    size_t steps = 0;
+    for (size_t slot = 0; slot < count; ++slot) {
+      steps = std::max(steps, chains[first + slot].length());
+    }
+    for (size_t step = 0; step < steps; ++step) {
+      for (size_t slot = 0; slot < count; ++slot) {
+        Chain const& chain = chains[first + slot];
+        if (step < chain.length()) append(chain, step, slot);
+      }
+    }
+  }
+  schedule.multiply_adds = cost * problem.head_dim * kProducts;
+}
+
+}  // namespace fa2::cpu

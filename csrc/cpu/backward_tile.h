@@ -1,0 +1,337 @@
+#pragma once
+
+// Gradients of one chunk of queries: for each block of keys, for each tile of queries,
+//   scores = K Q^T, dP = V dO^T, P and dS, dQ += K^T dS,
+// then for the chunk as a whole dV += P^T dO and dK += dS^T Q.
+
+#include "cpu/chunk.h"
+#include "cpu/derivatives.h"
+#include "cpu/key_grads.h"
+#include "cpu/microkernel.h"
+#include "cpu/turns.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// Scratch of one chunk, carved from one allocation.
+template <class E>
+struct GradWorkspace {
+  using Real = typename E::Real;
+  using Operand = typename E::Operand;
+  static constexpr int kWidth = GradTile<E>::kCapacity;
+
+  GradTile<E>* tiles;
+  ScoreBlock<Real> scores;  // [kGradKeyBlock][kWidth]
+  WeightBlock<E> weights;   // [kGradKeyBlock]
+  OperandBlock<E> keys;     // K and V for products over head dims, [kGradKeyBlock]
+  OperandBlock<E> values;
+  OperandBlock<E>
+      key_pairs;  // K for the product over keys, [kGradKeyBlock / kDepth], if kDepth > 1
+  QueryPanels<E> queries;
+  QueryPanels<E> grad_out;
+  Real* ones;  // [kWidth]: what dQ is rescaled by from block to block
+  size_t bytes;
+
+  // With memory == nullptr: only the size.
+  GradWorkspace(void* memory, int head_dim, int num_tiles) {
+    Carver carver(memory);
+    int const depth = (head_dim + E::kDepth - 1) / E::kDepth;
+    int const padded_depth = round_up(depth, kLanes<Operand>);
+    int const padded_dim = round_up(head_dim, kLanes<Real>);
+    int const num_queries = num_tiles * kWidth;
+    tiles = carver.take<GradTile<E>>(num_tiles);
+    ones = carver.take<Real>(kWidth);
+    constexpr int kScores = kGradKeyBlock * kWidth;
+    scores = {carver.take<Real>(kScores), carver.take<Real>(kScores), carver.take<Real>(kScores),
+              carver.take<Uint<Real>>(kScores)};
+    weights.stride = packed_stride<Operand>(num_queries / E::kDepth);
+    weights.probs = carver.take<Operand>(kGradKeyBlock * weights.stride);
+    weights.grad_scores = carver.take<Operand>(kGradKeyBlock * weights.stride);
+    auto take_block = [&](int rows, int length) -> OperandBlock<E> {
+      int64_t const stride = packed_stride<Operand>(length);
+      return {carver.take<Operand>(rows * stride), stride};
+    };
+    keys = take_block(kGradKeyBlock, depth);
+    values = take_block(kGradKeyBlock, depth);
+    if constexpr (E::kDepth > 1) key_pairs = take_block(kGradKeyBlock / E::kDepth, head_dim);
+    auto take_panels = [&]() -> QueryPanels<E> {
+      return {carver.take<Operand>(QueryPanels<E>::operands(num_queries, head_dim)),
+              num_queries / E::kDepth, padded_dim / kLanes<Operand>};
+    };
+    queries = take_panels();
+    grad_out = take_panels();
+    for (int t = 0; t < num_tiles; ++t) {
+      Operand* const tile_queries = carver.take<Operand>(padded_depth * kWidth);
+      Operand* const tile_grad_out = carver.take<Operand>(padded_depth * kWidth);
+      Real* const tile_grad_q = carver.take<Real>(padded_dim * kWidth);
+      if (memory == nullptr) continue;
+      tiles[t].queries = tile_queries;
+      tiles[t].grad_out = tile_grad_out;
+      tiles[t].grad_q = tile_grad_q;
+    }
+    bytes = carver.bytes();
+  }
+};
+
+template <class E>
+class ChunkBackward : ChunkQueries<E> {
+  using Base = ChunkQueries<E>;
+  using Base::chunk_, Base::group_, Base::num_tiles_, Base::params_, Base::rule_;
+  using Base::kCapacity, Base::kSize;
+  using typename Base::Operand;
+  using typename Base::Query;
+  using typename Base::Real;
+  using typename Base::Rows;
+  using typename Base::Storage;
+
+ public:
+  ChunkBackward(BwdParams const& params, BackwardChunk const& chunk, void* memory)
+      : Base(params.forward, chunk.queries),
+        grads_(params),
+        turn_(chunk.turn),
+        sums_(chunk.key_sums, chunk.queries.k_seq.length, params.forward.head_dim),
+        sink_sums_(chunk.sink_sums),
+        workspace_(memory, params.forward.head_dim, num_tiles_) {
+    if (!rule_.has_softcap) workspace_.scores.softcap_slopes = nullptr;
+    if (!Base::drops()) workspace_.scores.keep = nullptr;
+    for (int i = 0; i < kCapacity; ++i) workspace_.ones[i] = 1;
+    if (sink_sums_ != nullptr) __builtin_memset(sink_sums_, 0, group_ * sizeof(double));
+  }
+
+  void run() {
+    begin_ = chunk_.k_seq.length;
+    end_ = 0;
+    for (int t = 0; t < num_tiles_; ++t) {
+      GradTile<E>& tile = workspace_.tiles[t];
+      start_tile(tile, t);
+      if (tile.begin >= tile.end) continue;
+      begin_ = smaller(begin_, tile.begin / kKeyStep * kKeyStep);
+      end_ = larger(end_, tile.end);
+    }
+    if constexpr (sizeof(Real) == sizeof(double)) refine_lse();
+    if (sink_sums_ != nullptr) {
+      for (int t = 0; t < num_tiles_; ++t) add_sink_grads(workspace_.tiles[t], t);
+    }
+    for_blocks([&](int32_t begin, int32_t end) { visit_block(begin, end); });
+    for (int t = 0; t < num_tiles_; ++t) finish_tile(workspace_.tiles[t], t);
+  }
+
+ private:
+  // Calls step(begin, end) on the blocks of keys that the chunk sees, last to first.
+  template <class Step>
+  void for_blocks(Step const& step) const {
+    for (int32_t end = end_; end > begin_;) {
+      int32_t const begin = larger(begin_, (end - 1) / kGradKeyBlock * kGradKeyBlock);
+      step(begin, end);
+      end = begin;
+    }
+  }
+
+  void start_tile(GradTile<E>& tile, int index) {
+    Query queries[kCapacity];
+    Base::place_queries(tile, index, queries);
+    int const lanes = tile.vectors * kSize;
+    Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
+    Base::pack_lanes(tile.grad_out, grads_.grad_out, tile.vectors, queries);
+    pack_panels(workspace_.queries, params_.q, tile, index, queries);
+    pack_panels(workspace_.grad_out, grads_.grad_out, tile, index, queries);
+    for (int n = 0; n < tile.vectors; ++n) start_rows(tile, n, queries + n * kSize);
+    __builtin_memset(tile.grad_q, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
+  }
+
+  void pack_panels(QueryPanels<E> const& panels, TensorRef const& tensor, GradTile<E> const& tile,
+                   int index, Query const* queries) const {
+    Storage const* rows[kCapacity];
+    for (int i = 0; i < tile.num_queries; ++i) rows[i] = Base::row_ptr(tensor, queries[i]);
+    panels.pack(index * kCapacity, tile.num_queries, rows, params_.head_dim);
+  }
+
+  // lse and delta of one vector of queries.
+  void start_rows(GradTile<E>& tile, int n, Query const* queries) const {
+    Storage const* out[kSize];
+    Storage const* grad_out[kSize];
+    for (int i = 0; i < kSize; ++i) {
+      out[i] = Base::row_ptr(params_.out, queries[i]);
+      grad_out[i] = Base::row_ptr(grads_.grad_out, queries[i]);
+    }
+    Real* const delta = tile.delta + n * kSize;
+    store(delta, row_products<E>(out, grad_out, params_.head_dim));
+    for (int i = 0; i < kSize; ++i) {
+      int64_t const at = Base::lse_of(queries[i]);
+      float const lse = params_.lse[at];
+      bool const empty = lse == -__builtin_inff();
+      // An infinite lse makes every probability of the row zero.
+      tile.lse[n * kSize + i] = empty ? Real(__builtin_inf()) : Real(lse * kLog2eDouble);
+      if (grads_.grad_lse != nullptr) delta[i] -= Real(grads_.grad_lse[at]);
+      if (empty) delta[i] = 0;
+    }
+  }
+
+  // A float's lse is not enough for doubles: what the probabilities relative to it really sum up to
+  // makes up for the difference.
+  void refine_lse() {
+    for (int t = 0; t < num_tiles_; ++t) {
+      GradTile<E>& tile = workspace_.tiles[t];
+      alignas(kVectorBytes) Real sums[kCapacity] = {};
+      for_blocks([&](int32_t block, int32_t block_end) {
+        int32_t const end = smaller(block_end, tile.end);
+        if (block >= end) return;
+        Rows const keys = Base::rows_of_dims(params_.k, block, end, workspace_.keys);
+        with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+          score_keys<kVectors>(tile, block, end, keys);
+          add_probs<E, kVectors>(rule_.scale, end - block, tile, workspace_.scores.scores, sums);
+        });
+      });
+      Query query = Base::first_query(t);
+      for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
+        sums[i] += sink_prob(tile.lse[i], query);
+      }
+      for (int i = 0; i < tile.vectors * kSize; ++i) {
+        Real const sum = sums[smaller(i, tile.num_queries - 1)];
+        if (sum > 0) tile.lse[i] += log_of(sum) * Real(kLog2eDouble);
+      }
+    }
+  }
+
+  // The share of the sink in the softmax of a row; 0 without a sink.
+  Real sink_prob(Real lse, Query query) const {
+    if (params_.sink == nullptr) return 0;
+    return exp2_of(Real(params_.sink[Base::head_of(query)] * kLog2eDouble) - lse);
+  }
+
+  void add_sink_grads(GradTile<E> const& tile, int index) const {
+    Query query = Base::first_query(index);
+    for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
+      sink_sums_[query.in_group] -= double(sink_prob(tile.lse[i], query) * tile.delta[i]);
+    }
+  }
+
+  void visit_block(int32_t begin, int32_t end) {
+    Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
+    Rows const values = Base::rows_of_dims(params_.v, begin, end, workspace_.values);
+    Rows key_pairs = keys;
+    if constexpr (E::kDepth > 1) {
+      key_pairs = Base::rows_of_keys(params_.k, begin, end, workspace_.key_pairs);
+    }
+    for (int t = 0; t < num_tiles_; ++t) {
+      GradTile<E>& tile = workspace_.tiles[t];
+      int32_t const first = smaller(end, larger(begin, tile.begin / kKeyStep * kKeyStep));
+      int32_t const last = larger(first, smaller(end, tile.end));
+      WeightBlock<E> const weights = workspace_.weights.at_query(t * kCapacity);
+      int64_t const skipped = first - begin;
+      if (first < last) {
+        with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+          step<kVectors>(tile, first, last, keys.after_keys(skipped), values.after_keys(skipped),
+                         key_pairs.after_values(skipped), weights.at_key(skipped));
+        });
+      }
+      clear_weights(weights, tile.vectors, 0, first - begin);
+      clear_weights(weights, tile.vectors, last - begin, end - begin);
+    }
+    turn_.wait_for(begin);
+    add_key_grads(begin, end);
+    turn_.leave(begin);
+  }
+
+  static void clear_weights(WeightBlock<E> const& weights, int vectors, int first, int last) {
+    size_t const bytes = vectors * kSize / E::kDepth * sizeof(Operand);
+    for (int row = first; row < last; ++row) {
+      __builtin_memset(weights.probs + row * weights.stride, 0, bytes);
+      __builtin_memset(weights.grad_scores + row * weights.stride, 0, bytes);
+    }
+  }
+
+  template <int kVectors>
+  void step(GradTile<E>& tile, int32_t begin, int32_t end, Rows keys, Rows values, Rows key_pairs,
+            WeightBlock<E> const& weights) {
+    constexpr int kWidth = kVectors * kSize;
+    ScoreBlock<Real> const& scores = workspace_.scores;
+    int const num_keys = end - begin;
+
+    // Scores = K Q^T, dP = V dO^T
+    score_keys<kVectors>(tile, begin, end, keys);
+    multiply_keys<E, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
+                                      Base::depth(), scores.grad_probs, nullptr);
+
+    // P = exp(scores - lse), dS = P (dP - delta)
+    if (Base::drops()) mark_kept<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores.keep);
+    if (num_keys % 2 != 0) pad_scores(num_keys * kWidth, kWidth);
+    bool const modified = Base::drops() || rule_.has_softcap;
+    auto const differentiate = modified ? &cpu::FA2_CPU_LEVEL::differentiate<E, kVectors, true>
+                                        : &cpu::FA2_CPU_LEVEL::differentiate<E, kVectors, false>;
+    differentiate(rule_.scale, Base::keep_factor(), num_keys, tile, scores, weights);
+
+    // dQ += K^T dS
+    Operand const* const grad_scores = reinterpret_cast<Operand const*>(scores.scores);
+    multiply_values<E, kVectors>(key_pairs.data, key_pairs.stride,
+                                 (num_keys + E::kDepth - 1) / E::kDepth, grad_scores,
+                                 params_.head_dim, workspace_.ones, tile.grad_q);
+  }
+
+  template <int kVectors>
+  void score_keys(GradTile<E> const& tile, int32_t begin, int32_t end, Rows keys) {
+    constexpr int kWidth = kVectors * kSize;
+    Base::for_score_ranges(tile, begin, end, [&](int32_t first, int32_t last, bool adjusted) {
+      int const skipped = (first - begin) * kWidth;
+      Real* const scores = workspace_.scores.scores + skipped;
+      multiply_keys<E, kVectors, false>(keys.data + (first - begin) * keys.stride, keys.stride,
+                                        last - first, tile.queries, Base::depth(), scores, nullptr);
+      if (!adjusted) return;
+      alignas(kVectorBytes) Real maxima[kWidth] = {};
+      Real* const slopes = workspace_.scores.softcap_slopes;
+      adjust_scores<E, kVectors>(rule_, tile, first, last - first, scores, maxima,
+                                 slopes == nullptr ? nullptr : slopes + skipped);
+    });
+  }
+
+  // A row of scores whose probabilities are zero.
+  void pad_scores(int first, int width) const {
+    for (int i = first; i < first + width; ++i) {
+      workspace_.scores.scores[i] = -Real(__builtin_inf());
+      workspace_.scores.grad_probs[i] = 0;
+      if (rule_.has_softcap) workspace_.scores.softcap_slopes[i] = 0;
+    }
+  }
+
+  // dV += P^T dO, dK += dS^T Q
+  void add_key_grads(int32_t begin, int32_t end) {
+    LaneWindow const window{chunk_, params_.window, group_};
+    for (int index = 0; index < workspace_.queries.num_panels(); ++index) {
+      int64_t const at = begin * sums_.stride + index * QueryPanels<E>::kPanelDims;
+      auto add = [&]<int kVectors>(Operand const* weights, QueryPanels<E> const& rows,
+                                   Real* grads) FA2_CPU_INLINE_LAMBDA {
+        multiply_queries<E, kVectors>(weights, workspace_.weights.stride, window, begin,
+                                      end - begin, rows.panel(index), grads + at, sums_.stride);
+      };
+      with_vectors(workspace_.queries.panel_vectors(index),
+                   [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+                     add.template operator()<kVectors>(workspace_.weights.probs,
+                                                       workspace_.grad_out, sums_.grad_v);
+                     add.template operator()<kVectors>(workspace_.weights.grad_scores,
+                                                       workspace_.queries, sums_.grad_k);
+                   });
+    }
+  }
+
+  void finish_tile(GradTile<E> const& tile, int index) const {
+    Query query = Base::first_query(index);
+    for (int n = 0; n < tile.vectors; ++n) {
+      int const count = smaller(kSize, tile.num_queries - n * kSize);
+      Storage* rows[kSize];
+      for (int i = 0; i < count; ++i, query = Base::next(query)) {
+        rows[i] = Base::row_ptr(grads_.grad_q, query);
+      }
+      unpack_outputs<E>(rows, count, tile.grad_q + n * kSize, tile.vectors * kSize,
+                        broadcast(Real(params_.softmax_scale)), params_.head_dim);
+    }
+  }
+
+  BwdParams const& grads_;
+  Turn& turn_;
+  KeyGradSums<E> const sums_;
+  double* const sink_sums_;
+  GradWorkspace<E> workspace_;
+  int32_t begin_ = 0;  // keys [begin_, end_) are seen by some query
+  int32_t end_ = 0;
+};
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL
