@@ -1,5 +1,6 @@
 """Exact, IO-aware attention for PyTorch, on CUDA and on the CPU."""
 
+from flash_attn2 import ops as ops  # defines torch.ops.flash_attn2
 from flash_attn2._build_info import build_info
 from flash_attn2._version import __version__
 from flash_attn2.functional import (

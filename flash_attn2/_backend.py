@@ -1,6 +1,6 @@
 """Which native module serves a tensor.
 
-Each backend is one pybind11 module with the same `forward(problem)` (see csrc/bindings). They are
+Each backend is one pybind11 module with the same functions (see csrc/bindings). They are
 imported on first use: importing the package loads no native code and needs no CUDA driver.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -34,15 +35,35 @@ class Backend:
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
 
+    def dtype_name(self, dtype: torch.dtype) -> str:
+        """What the module calls `dtype`. TypeError when it does not compute in it."""
+        if (name := self.dtype_names.get(dtype)) is None:
+            allowed = " or ".join(self.dtype_names.values())
+            raise TypeError(f"q must be {allowed} on the {self.name} backend, got {dtype}")
+        return name
+
     def forward(self, problem: dict[str, Any], device: torch.device) -> None:
         """Run `problem` (the fields are in csrc/bindings/params.cpp) on `device`."""
+        self._call(self.module.forward, problem, device)
+
+    def backward(self, problem: dict[str, Any], device: torch.device) -> None:
+        """Likewise its gradient, with a `workspace`."""
+        self._call(self.module.backward, problem, device)
+
+    def backward_workspace(self, problem: dict[str, Any], device: torch.device) -> int:
+        """Bytes of the workspace that `backward` needs."""
+        num_bytes: int = self._call(self.module.backward_workspace, problem, device)
+        return num_bytes
+
+    def _call(
+        self, function: Callable[..., Any], problem: dict[str, Any], device: torch.device
+    ) -> Any:
         if self.name == "cuda":
             with torch.cuda.device(device):
                 problem["execution"] = torch.cuda.current_stream().cuda_stream
-                self.module.forward(problem)
-        else:
-            problem["execution"] = torch.get_num_threads()
-            self.module.forward(problem)
+                return function(problem)
+        problem["execution"] = torch.get_num_threads()
+        return function(problem)
 
 
 @functools.cache

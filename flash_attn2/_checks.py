@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn2._launch import Options, Packing
+from flash_attn2._launch import Options, Packing, Saved
 
 MAX_HEAD_DIM = 256
 MAX_SEQLEN = 2**29 - 1  # kMaxSeqlen in csrc/core/params.h
@@ -30,12 +30,27 @@ def require_tensor(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 
 
-def check_types(q: Any, k: Any, v: Any, options: Options) -> None:
-    """Python types of what the ops would refuse with an error of their own."""
+def require_tensors(q: Any, k: Any, v: Any) -> None:
+    """TypeError unless all are tensors."""
     if not (type(q) is type(k) is type(v) is Tensor):
         require_tensor("q", q)
         require_tensor("k", k)
         require_tensor("v", v)
+
+
+def require_packed(name: str, packed: Any, dims: tuple[str | int, ...]) -> None:
+    """Error unless `packed` is a tensor of these dimensions, named or fixed."""
+    require_tensor(name, packed)
+    if len(dims) != packed.ndim or any(
+        isinstance(dim, int) and dim != size for dim, size in zip(dims, packed.shape, strict=True)
+    ):
+        raise ValueError(
+            f"{name} must be ({', '.join(map(str, dims))}), got shape {tuple(packed.shape)}"
+        )
+
+
+def check_types(options: Options) -> None:
+    """Python types of what the ops would refuse with an error of their own."""
     if options.alibi_slopes is not None:
         require_tensor("alibi_slopes", options.alibi_slopes)
     if options.sink is not None:
@@ -64,6 +79,7 @@ def make_options(
     softcap: float,
     alibi_slopes: Tensor | None,
     sink: Tensor | None,
+    deterministic: bool = False,
 ) -> Options:
     """The arguments that the public functions share; `causal` is a window with right = 0."""
     try:
@@ -78,7 +94,14 @@ def make_options(
             f"window_size must hold integers from 0 up, or -1 for no bound, got {window_size}"
         )
     return Options(
-        softmax_scale, left, 0 if causal else right, softcap, alibi_slopes, sink, dropout_p
+        softmax_scale,
+        left,
+        0 if causal else right,
+        softcap,
+        alibi_slopes,
+        sink,
+        dropout_p,
+        bool(deterministic),
     )
 
 
@@ -142,6 +165,33 @@ def check_varlen(
             f"seqused_k must have one element per sequence, {batch}, got {seqused_k.shape[0]}"
         )
     _check_per_head(q, batch, alibi_slopes, sink)
+
+
+def check_results(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    saved: Saved,
+    lse_shape: tuple[int, ...],
+    dropout_p: float,
+) -> None:
+    """Shapes, dtypes and devices of a forward pass's results, and of gradients of any dtype."""
+    for name, tensor, shape, dtype in (
+        ("out", saved.out, q.shape, q.dtype),
+        ("grad_out", grad_out, q.shape, None),
+        ("lse", saved.lse, lse_shape, torch.float32),
+        ("grad_lse", grad_lse, lse_shape, None),
+        ("rng_state", saved.rng_state if dropout_p > 0 else None, (2,), torch.int64),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+        if dtype is not None and tensor.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+        _check_device(name, tensor, q.device)
+    if dropout_p > 0 and saved.rng_state is None:
+        raise ValueError("rng_state must be that of the forward pass, got None")
 
 
 def check_lengths(q: Tensor, k: Tensor, packing: Packing) -> None:
@@ -210,9 +260,10 @@ def _require_dims(q: Tensor, k: Tensor, v: Tensor, dims: tuple[str, ...]) -> Non
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     """What dense and packed tensors share."""
-    if k.shape != v.shape:
+    shape_q, shape_k, shape_v = q.shape, k.shape, v.shape
+    if shape_k != shape_v:
         raise ValueError(
-            f"v must have the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}; "
+            f"v must have the shape of k, {tuple(shape_k)}, got {tuple(shape_v)}; "
             "head dimensions of k and v that differ are not supported"
         )
     dtype, device = q.dtype, q.device
@@ -222,10 +273,10 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {dtype}")
     if k.device != device or v.device != device:
         raise ValueError(f"q, k and v must be on one device, got {device}, {k.device}, {v.device}")
-    *_, num_heads, head_dim = q.shape
-    *_, num_heads_kv, head_dim_k = k.shape
-    if head_dim_k != head_dim:
-        raise ValueError(f"k must have the head_dim of q, {head_dim}, got {head_dim_k}")
+    num_heads, head_dim = shape_q[-2], shape_q[-1]
+    num_heads_kv = shape_k[-2]
+    if shape_k[-1] != head_dim:
+        raise ValueError(f"k must have the head_dim of q, {head_dim}, got {shape_k[-1]}")
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
     if num_heads_kv == 0 or num_heads == 0 or num_heads % num_heads_kv != 0:

@@ -6,6 +6,7 @@ backend reads, allocate the results, and hand over pointers, shapes and strides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ _empty = torch.empty
 _empty_like = torch.empty_like
 
 Result = tuple[Tensor, Tensor, Tensor | None]
+Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+_WORKSPACE_ALIGNMENT = 256
 
 
 class Options(NamedTuple):
@@ -31,6 +35,7 @@ class Options(NamedTuple):
     alibi_slopes: Tensor | None = None
     sink: Tensor | None = None
     dropout_p: float = 0.0
+    deterministic: bool = False
 
 
 class Packing(NamedTuple):
@@ -43,37 +48,71 @@ class Packing(NamedTuple):
     max_seqlen_k: int
 
 
+class Saved(NamedTuple):
+    """Inputs and results of a forward pass: the tensors that its backward pass reads."""
+
+    q: Tensor
+    k: Tensor | None
+    v: Tensor | None
+    out: Tensor
+    lse: Tensor
+    rng_state: Tensor | None
+
+
+def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of queries, keys and values.
+
+    Without v, k is (..., 2, num_heads_kv, head_dim) and holds keys and values. Without k, q is
+    (..., 3, num_heads, head_dim) and holds all three.
+    """
+    if k is None:
+        return q.unbind(-3)  # type: ignore[return-value]
+    if v is None:
+        return q, *k.unbind(-3)  # type: ignore[return-value]
+    return q, k, v
+
+
 def dense(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     """(batch, seqlen, num_heads, head_dim) -> out, lse (batch, num_heads, seqlen_q), rng_state."""
     batch, seqlen_q, num_heads, _ = q.shape
     lse = _empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device)
-    lengths = {"batch": batch, "seqlen_q": seqlen_q, "seqlen_k": k.shape[1]}
-    return _forward(q, k, v, lse, options, lengths)
+    return _forward(q, k, v, lse, options, _dense_lengths(q, k))
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Result:
     """Packed (total, num_heads, head_dim) -> out, lse (num_heads, total_q), rng_state."""
     total_q, num_heads, _ = q.shape
     lse = _empty(num_heads, total_q, dtype=torch.float32, device=q.device)
-    cu_seqlens_q = packing.cu_seqlens_q.contiguous()
-    cu_seqlens_k = packing.cu_seqlens_k.contiguous()
-    lengths = {
-        "batch": cu_seqlens_q.shape[0] - 1,
-        "seqlen_q": packing.max_seqlen_q,
-        "seqlen_k": packing.max_seqlen_k,
-        "total_q": total_q,
-        "total_k": k.shape[0],
-        "cu_seqlens_q": cu_seqlens_q.data_ptr(),
-        "cu_seqlens_k": cu_seqlens_k.data_ptr(),
-    }
-    if (seqused_k := packing.seqused_k) is not None:
-        seqused_k = seqused_k.contiguous()
-        lengths["seqused_k"] = seqused_k.data_ptr()
-    out, lse, rng_state = _forward(q, k, v, lse, options, lengths)
-    if cu_seqlens_q.is_cpu and (end := int(cu_seqlens_q[-1])) < total_q:
+    packing = _contiguous_packing(packing)
+    out, lse, rng_state = _forward(q, k, v, lse, options, _packed_lengths(q, k, packing))
+    if packing.cu_seqlens_q.is_cpu and (end := int(packing.cu_seqlens_q[-1])) < total_q:
         out[end:] = 0
         lse[:, end:] = -torch.inf
     return out, lse, rng_state
+
+
+def dense_backward(
+    grad_out: Tensor | None, grad_lse: Tensor | None, saved: Saved, options: Options
+) -> Gradients:
+    """Gradients of q, k, v (each as `saved` holds it, None where that is None) and of the sink.
+
+    Of grad_out and grad_lse, None is zeros.
+    """
+    lengths = _dense_lengths(saved.q, saved.q if saved.k is None else saved.k)
+    return _backward(grad_out, grad_lse, saved, options, lengths, _empty)
+
+
+def varlen_backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    saved: Saved,
+    packing: Packing,
+    options: Options,
+) -> Gradients:
+    """As `dense_backward`; zeros for rows of no sequence and for keys past seqused_k."""
+    packing = _contiguous_packing(packing)
+    lengths = _packed_lengths(saved.q, saved.q if saved.k is None else saved.k, packing)
+    return _backward(grad_out, grad_lse, saved, options, lengths, torch.zeros)
 
 
 def draw_rng_state(device: torch.device) -> Tensor:
@@ -84,52 +123,139 @@ def draw_rng_state(device: torch.device) -> Tensor:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, lse: Tensor, options: Options, lengths: dict[str, int]
 ) -> Result:
-    softmax_scale, window_left, window_right, softcap, slopes, sink, dropout_p = options
     backend = _backend.serving(q)
-    if (dtype_name := backend.dtype_names.get(q.dtype)) is None:
-        allowed = " or ".join(backend.dtype_names.values())
-        raise TypeError(f"q must be {allowed} on the {backend.name} backend, got {q.dtype}")
-    *_, num_heads, head_dim = q.shape
-    if backend.aligned:
-        q, k, v = _aligned(q), _aligned(k), _aligned(v)
-    else:
-        q, k, v = _unit_stride(q), _unit_stride(k), _unit_stride(v)
+    dtype_name = backend.dtype_name(q.dtype)
+    head_dim = q.shape[-1]
+    readable = _aligned if backend.aligned else _unit_stride
+    q, k, v = readable(q), readable(k), readable(v)
     out = _empty_like(q, memory_format=torch.contiguous_format)
+    options = _contiguous_options(options)
+    rng_state = draw_rng_state(q.device) if options.dropout_p > 0 else None
+    if lse.numel() != 0:
+        problem = _problem(q, k, v, out, lse, rng_state, options, head_dim, lengths)
+        problem["dtype"] = dtype_name
+        backend.forward(problem, q.device)
+    return _without_padding(out, head_dim), lse, rng_state
 
+
+def _backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    saved: Saved,
+    options: Options,
+    lengths: dict[str, int],
+    allocate: Callable[..., Tensor],
+) -> Gradients:
+    q, k, v = unpacked(*saved[:3])
+    backend = _backend.serving(q)
+    dtype_name = backend.dtype_name(q.dtype)
+    head_dim = q.shape[-1]
+    readable = _aligned if backend.aligned else _unit_stride
+    q, k, v, out = readable(q), readable(k), readable(v), readable(saved.out)
+    options = _contiguous_options(options)
+
+    def gradient_of(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        return allocate(*x.shape[:-1], q.shape[-1], dtype=q.dtype, device=q.device)
+
+    grads = [gradient_of(x) for x in saved[:3]]
+    grad_sink = None if options.sink is None else _empty_like(options.sink)
+    lse, rng_state = saved.lse.contiguous(), _contiguous(saved.rng_state)
+    if lse.numel() != 0:
+        if grad_out is None:
+            grad_out = q.new_zeros(q.shape[-1]).expand(q.shape)
+        else:
+            grad_out = readable(grad_out.to(q.dtype))
+        grad_q, grad_k, grad_v = unpacked(*grads)  # type: ignore[arg-type]
+        problem = _problem(q, k, v, out, lse, rng_state, options, head_dim, lengths)
+        problem.update(
+            dtype=dtype_name,
+            grad_out=_strided(grad_out),
+            grad_q=_strided(grad_q),
+            grad_k=_strided(grad_k),
+            grad_v=_strided(grad_v),
+            deterministic=options.deterministic or torch.are_deterministic_algorithms_enabled(),
+        )
+        if grad_lse is not None:
+            grad_lse = grad_lse.to(torch.float32).contiguous()
+            problem["grad_lse"] = grad_lse.data_ptr()
+        if grad_sink is not None:
+            problem["grad_sink"] = grad_sink.data_ptr()
+        num_bytes = backend.backward_workspace(problem, q.device) + _WORKSPACE_ALIGNMENT
+        workspace = _empty(num_bytes, dtype=torch.uint8, device=q.device)
+        problem["workspace"] = _round_up(workspace.data_ptr(), _WORKSPACE_ALIGNMENT)
+        backend.backward(problem, q.device)
+    else:
+        for grad in (*grads, grad_sink):
+            if grad is not None:
+                grad.zero_()
+    grads = [None if grad is None else _without_padding(grad, head_dim) for grad in grads]
+    return *grads, grad_sink  # type: ignore[return-value]
+
+
+def _problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rng_state: Tensor | None,
+    options: Options,
+    head_dim: int,
+    lengths: dict[str, int],
+) -> dict[str, Any]:
+    """The fields that forward and backward share, but for the dtype.
+
+    Tensors are laid out as the backend reads them; head_dim is that before any padding.
+    """
+    scale, window_left, window_right, softcap, slopes, sink, dropout_p, _ = options
+    shape = q.shape
     problem: dict[str, Any] = {
         **lengths,
-        "dtype": dtype_name,
-        "num_heads": num_heads,
+        "num_heads": shape[-2],
         "num_heads_kv": k.shape[-2],
-        "head_dim": out.shape[-1],
+        "head_dim": shape[-1],
         "q": _strided(q),
         "k": _strided(k),
         "v": _strided(v),
         "out": _strided(out),
         "lse": lse.data_ptr(),
-        "softmax_scale": head_dim**-0.5 if softmax_scale is None else softmax_scale,
+        "softmax_scale": head_dim**-0.5 if scale is None else scale,
         "window_left": window_left,
         "window_right": window_right,
         "softcap": softcap,
     }
     if slopes is not None:
-        slopes = slopes.contiguous()
         problem["alibi_slopes"] = slopes.data_ptr()
         problem["alibi_batch_stride"] = slopes.stride(0) if slopes.ndim == 2 else 0
     if sink is not None:
-        sink = sink.contiguous()
         problem["sink"] = sink.data_ptr()
-    rng_state = None
-    if dropout_p > 0:
-        rng_state = draw_rng_state(q.device)
+    if rng_state is not None:
         problem["drop_prob"] = dropout_p
         problem["rng_state"] = rng_state.data_ptr()
+    return problem
 
-    if lse.numel() != 0:
-        backend.forward(problem, q.device)
-    if out.shape[-1] != head_dim:
-        out = out[..., :head_dim].contiguous()
-    return out, lse, rng_state
+
+def _dense_lengths(q: Tensor, k: Tensor) -> dict[str, int]:
+    shape = q.shape
+    return {"batch": shape[0], "seqlen_q": shape[1], "seqlen_k": k.shape[1]}
+
+
+def _packed_lengths(q: Tensor, k: Tensor, packing: Packing) -> dict[str, int]:
+    cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k = packing
+    lengths = {
+        "batch": cu_seqlens_q.shape[0] - 1,
+        "seqlen_q": max_seqlen_q,
+        "seqlen_k": max_seqlen_k,
+        "total_q": q.shape[0],
+        "total_k": k.shape[0],
+        "cu_seqlens_q": cu_seqlens_q.data_ptr(),
+        "cu_seqlens_k": cu_seqlens_k.data_ptr(),
+    }
+    if seqused_k is not None:
+        lengths["seqused_k"] = seqused_k.data_ptr()
+    return lengths
 
 
 def _strided(t: Tensor) -> tuple[int, ...]:
@@ -139,8 +265,36 @@ def _strided(t: Tensor) -> tuple[int, ...]:
     return t.data_ptr(), batch_stride, strides[-3], strides[-2]
 
 
+# Pointers are taken after these, from tensors that the caller holds until the kernel has run.
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _contiguous_options(options: Options) -> Options:
+    if options.alibi_slopes is None and options.sink is None:
+        return options
+    return options._replace(
+        alibi_slopes=_contiguous(options.alibi_slopes), sink=_contiguous(options.sink)
+    )
+
+
+def _contiguous_packing(packing: Packing) -> Packing:
+    cu_seqlens_q, cu_seqlens_k, seqused_k, *bounds = packing
+    if (
+        cu_seqlens_q.is_contiguous()
+        and cu_seqlens_k.is_contiguous()
+        and (seqused_k is None or seqused_k.is_contiguous())
+    ):
+        return packing
+    return Packing(
+        cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), _contiguous(seqused_k), *bounds
+    )
+
+
 def _unit_stride(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 else t.clone(memory_format=torch.contiguous_format)
+    return t if t.stride()[-1] == 1 else t.clone(memory_format=torch.contiguous_format)
 
 
 def _aligned(t: Tensor) -> Tensor:
@@ -151,3 +305,11 @@ def _aligned(t: Tensor) -> Tensor:
     if last == 1 and t.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in outer):
         return t
     return t.clone(memory_format=torch.contiguous_format)
+
+
+def _without_padding(t: Tensor, head_dim: int) -> Tensor:
+    return t if t.shape[-1] == head_dim else t[..., :head_dim].contiguous()
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return value + -value % multiple

@@ -16,7 +16,10 @@ They share these arguments:
     softcap        cap > 0: scores become cap * tanh(score / cap) (Gemma 2); 0: none
     alibi_slopes   float32 (num_heads,) or (batch, num_heads): the bias is
                    -slope * |i + seqlen_k - seqlen_q - j| (Press et al. 2021)
-    deterministic  asks for a bitwise reproducible backward; the forward always is
+    deterministic  the gradients are bitwise the same in every run, as out always is: dQ is summed
+                   in a fixed order instead of as blocks of keys finish (CUDA), and the work is cut
+                   up independently of the number of threads (CPU). It costs some speed and next to
+                   no memory. torch.use_deterministic_algorithms(True) asks for it too
     return_attn_probs  return (out, lse, probs); see below
     sink           float32 (num_heads,): a logit per head that joins the softmax denominator only
 
@@ -24,18 +27,25 @@ A query that sees no key gives output 0 and lse -inf (the sink, where there is o
 
 With `return_attn_probs`, lse is the natural-log normaliser in float32, and probs is the softmax
 in q's dtype, (batch, num_heads, seqlen_q, seqlen_k), negative where dropout dropped the entry and
-not scaled by 1 / (1 - dropout_p). It takes quadratic memory: a means of inspection.
+not scaled by 1 / (1 - dropout_p). It takes quadratic memory: a means of inspection, which has no
+gradient.
 
-dtypes: float16 and bfloat16 everywhere, float32 and float64 on the CPU. Tensors may have any
-strides; a last stride other than 1 costs a copy. Errors: TypeError and ValueError name the
-argument; NotImplementedError where a gradient would be needed, as backward comes with release 0.2.
+out and lse have gradients with respect to the tensors of queries, keys and values, as they were
+given (packed ones get one packed gradient), and to sink. Attention is recomputed for them: of a
+call nothing is kept but its tensors, out, lse and the 16 bytes that make the dropout mask.
+alibi_slopes get no gradient, and there is no second derivative: NotImplementedError.
+
+dtypes: float16 and bfloat16 everywhere, float32 and float64 on the CPU; inside torch.autocast,
+float32 becomes its dtype. Tensors may have any strides; a last stride other than 1 costs a copy.
+Errors: TypeError and ValueError name the argument.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from flash_attn2 import _checks, ops, reference
+from flash_attn2 import _autograd, _checks, _launch, reference
 from flash_attn2._checks import make_options
 from flash_attn2._launch import Options, Packing
 
@@ -63,8 +73,9 @@ def flash_attn_func(
     head_dim) with num_heads a multiple of num_heads_kv. Returns out, shaped as q, or
     (out, lse (batch, num_heads, seqlen_q), probs).
     """
+    _checks.require_tensors(q, k, v)
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
     return _dense(q, k, v, options, return_attn_probs)
 
@@ -84,11 +95,12 @@ def flash_attn_kvpacked_func(
     sink: Tensor | None = None,
 ) -> Attention:
     """`flash_attn_func` with k and v in one tensor (batch, seqlen_k, 2, num_heads_kv, head_dim)."""
-    k, v = _unpack("kv", kv, ("batch", "seqlen_k", 2, "num_heads_kv", "head_dim"))
+    _checks.require_tensor("q", q)
+    _checks.require_packed("kv", kv, ("batch", "seqlen_k", 2, "num_heads_kv", "head_dim"))
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _dense(q, k, v, options, return_attn_probs)
+    return _dense(q, kv, None, options, return_attn_probs)
 
 
 def flash_attn_qkvpacked_func(
@@ -105,11 +117,11 @@ def flash_attn_qkvpacked_func(
     sink: Tensor | None = None,
 ) -> Attention:
     """`flash_attn_func` with q, k and v in one tensor (batch, seqlen, 3, num_heads, head_dim)."""
-    q, k, v = _unpack("qkv", qkv, ("batch", "seqlen", 3, "num_heads", "head_dim"))
+    _checks.require_packed("qkv", qkv, ("batch", "seqlen", 3, "num_heads", "head_dim"))
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _dense(q, k, v, options, return_attn_probs)
+    return _dense(qkv, None, None, options, return_attn_probs)
 
 
 def flash_attn_varlen_func(
@@ -143,12 +155,14 @@ def flash_attn_varlen_func(
     max_seqlen_k), 0 outside the sequences.
 
     On the CPU the contents of cu_seqlens and seqused_k are checked, and rows past cu_seqlens_q[-1]
-    are 0. On a GPU they are clamped to the tensors, and those rows are unspecified.
+    are 0. On a GPU they are clamped to the tensors, and those rows are unspecified. Gradients of
+    rows that belong to no sequence, and of keys that do not count, are 0 everywhere.
     """
     if block_table is not None:
         raise NotImplementedError("block_table: paged keys and values come with release 0.3")
+    _checks.require_tensors(q, k, v)
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
     packing = Packing(cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k)
     return _varlen(q, k, v, packing, options, return_attn_probs)
@@ -174,12 +188,13 @@ def flash_attn_varlen_kvpacked_func(
     seqused_k: Tensor | None = None,
 ) -> Attention:
     """`flash_attn_varlen_func` with k and v in one tensor (total_k, 2, num_heads_kv, head_dim)."""
-    k, v = _unpack("kv", kv, ("total_k", 2, "num_heads_kv", "head_dim"))
+    _checks.require_tensor("q", q)
+    _checks.require_packed("kv", kv, ("total_k", 2, "num_heads_kv", "head_dim"))
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
     packing = Packing(cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k)
-    return _varlen(q, k, v, packing, options, return_attn_probs)
+    return _varlen(q, kv, None, packing, options, return_attn_probs)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -199,39 +214,41 @@ def flash_attn_varlen_qkvpacked_func(
     seqused_k: Tensor | None = None,
 ) -> Attention:
     """`flash_attn_varlen_func` with q, k and v in one tensor (total, 3, num_heads, head_dim)."""
-    q, k, v = _unpack("qkv", qkv, ("total", 3, "num_heads", "head_dim"))
+    _checks.require_packed("qkv", qkv, ("total", 3, "num_heads", "head_dim"))
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
     packing = Packing(cu_seqlens, cu_seqlens, seqused_k, max_seqlen, max_seqlen)
-    return _varlen(q, k, v, packing, options, return_attn_probs)
+    return _varlen(qkv, None, None, packing, options, return_attn_probs)
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, options: Options, return_attn_probs: bool) -> Attention:
-    _checks.check_types(q, k, v, options)
-    out, lse, rng_state = ops.forward(q, k, v, options)
+def _dense(
+    q: Tensor, k: Tensor | None, v: Tensor | None, options: Options, return_attn_probs: bool
+) -> Attention:
+    _checks.check_types(options)
+    out, lse, rng_state = _autograd.forward(q, k, v, None, options)
     if not return_attn_probs:
         return out
-    return out, lse, reference.probabilities(q, k, options, rng_state)
+    q, k, _ = _launch.unpacked(q, k, v)
+    with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
+        q, k = q.to(out.dtype), k.to(out.dtype)
+        return out, lse, reference.probabilities(q, k, options, rng_state)
 
 
 def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options, return_attn_probs: bool
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    packing: Packing,
+    options: Options,
+    return_attn_probs: bool,
 ) -> Attention:
-    _checks.check_types(q, k, v, options)
+    _checks.check_types(options)
     _checks.check_packing_types(packing)
-    out, lse, rng_state = ops.varlen_forward(q, k, v, packing, options)
+    out, lse, rng_state = _autograd.forward(q, k, v, packing, options)
     if not return_attn_probs:
         return out
-    return out, lse, reference.varlen_probabilities(q, k, packing, options, rng_state)
-
-
-def _unpack(name: str, packed: Tensor, dims: tuple[str | int, ...]) -> tuple[Tensor, ...]:
-    """Views of the tensors that `packed` holds along the only dimension of `dims` that is fixed."""
-    _checks.require_tensor(name, packed)
-    at = next(i for i, dim in enumerate(dims) if isinstance(dim, int))
-    if packed.ndim != len(dims) or packed.shape[at] != dims[at]:
-        raise ValueError(
-            f"{name} must be ({', '.join(map(str, dims))}), got shape {tuple(packed.shape)}"
-        )
-    return packed.unbind(at)
+    q, k, _ = _launch.unpacked(q, k, v)
+    with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
+        q, k = q.to(out.dtype), k.to(out.dtype)
+        return out, lse, reference.varlen_probabilities(q, k, packing, options, rng_state)

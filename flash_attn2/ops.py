@@ -1,161 +1,191 @@
-"""The `torch.library` ops behind the public functions.
+"""The `torch.library` ops.
 
-    flash_attn2::forward         dense  (batch, seqlen, num_heads, head_dim)
-    flash_attn2::varlen_forward  packed (total, num_heads, head_dim) with cu_seqlens
+    flash_attn2::forward, flash_attn2::backward                 dense tensors
+    flash_attn2::varlen_forward, flash_attn2::varlen_backward   packed sequences, with cu_seqlens
 
-Both return `(out, lse, rng_state)`; rng_state is (seed, offset) in int64, and empty without
-dropout. They have fake implementations, so torch.compile, export and meta tensors work, and an
-autograd key that refuses to run where a gradient would be needed.
-
-The functions `forward` and `varlen_forward` skip the dispatcher, which costs more time than the
-rest of a small call, when nothing would observe the op: plain eager tensors, no gradient, no mode,
-no transform, no tracer.
+Forward returns `(out, lse, rng_state)`; rng_state is (seed, offset) in int64, and empty without
+dropout. Backward returns the gradients of q, k, v and sink, empty for those that are None. Inputs
+may share a tensor (`_launch.unpacked`), and then so do their gradients. All four have fake
+implementations, so torch.compile, export and meta tensors work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
-from flash_attn2 import _checks, _launch
-from flash_attn2._launch import Options, Packing, Result
-
-# Order and defaults of the fields of Options.
-_OPTIONS = """float? softmax_scale=None, SymInt window_left=-1, SymInt window_right=-1,
-    float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sink=None, float dropout_p=0.0"""
-_RESULT = "(Tensor out, Tensor lse, Tensor rng_state)"
-_SCHEMAS = {
-    "forward": f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> {_RESULT}",
-    "varlen_forward": f"""(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k,
-        Tensor? seqused_k, SymInt max_seqlen_q, SymInt max_seqlen_k, {_OPTIONS}) -> {_RESULT}""",
-}
-_TAGS = (
-    torch.Tag.pt2_compliant_tag,
-    torch.Tag.needs_fixed_stride_order,
-    torch.Tag.nondeterministic_seeded,
+from flash_attn2 import _checks
+from flash_attn2._autograd import (
+    Attention,
+    FirstDerivatives,
+    Tensors,
+    apply,
+    attend,
+    checked,
+    differentiate,
+    to_autocast_dtype,
+    without_none,
 )
+from flash_attn2._launch import Options, Packing, Saved
+
+# The ops. Their implementations take (tensors, packing, options).
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
-    """Attention of dense tensors: out, lse, rng_state (None or empty without dropout)."""
-    if torch.compiler.is_compiling() or _observed(q, k, v, options):
-        return _ops.forward(q, k, v, *options)  # type: ignore[no-any-return]
-    return _dense(q, k, v, options)
+def _forward_kernel(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+    q, k, v = inputs
+    return without_none(attend(q, k, v, packing, options), torch.int64)
 
 
-def varlen_forward(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Result:
-    """Attention of packed tensors: out, lse, rng_state (None or empty without dropout)."""
-    if torch.compiler.is_compiling() or _observed(q, k, v, options):
-        return _ops.varlen_forward(q, k, v, *packing, *options)  # type: ignore[no-any-return]
-    return _varlen(q, k, v, packing, options)
-
-
-def _observed(q: Tensor, k: Tensor, v: Tensor, options: Options) -> bool:
-    """Whether something else than a plain eager call of the kernel might be going on."""
-    if (
-        not (q.is_cpu or q.is_cuda)
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() != 0
-        or torch._C._len_torch_function_stack() != 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
-    ):
-        return True
-    grad_enabled = torch.is_grad_enabled()
-    for tensor in (q, k, v, options.alibi_slopes, options.sink):
-        if tensor is None:
-            continue
-        if type(tensor) is not Tensor or tensor.is_neg():
-            return True
-        if grad_enabled and tensor.requires_grad:
-            return True
-    return False
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
-    _checks.check_dense(q, k, v, options.alibi_slopes, options.sink)
-    _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
-    return _launch.dense(q, k, v, options)
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Result:
-    _checks.check_varlen(q, k, v, packing, options.alibi_slopes, options.sink)
-    _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
-    _checks.check_lengths(q, k, packing)
-    return _launch.varlen(q, k, v, packing, options)
-
-
-# Implementations of the ops. Trailing arguments that have their defaults are left out by the
-# dispatcher; Options fills them in.
-
-
-def _forward_kernel(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> tuple[Tensor, ...]:
-    return _without_none(_dense(q, k, v, Options(*options)))
-
-
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *values: Any) -> tuple[Tensor, ...]:
-    options = Options(*values)
-    _checks.check_dense(q, k, v, options.alibi_slopes, options.sink)
-    batch, seqlen_q, num_heads, _ = q.shape
-    return _fake_result(q, (batch, num_heads, seqlen_q), options)
-
-
-def _varlen_forward_kernel(q: Tensor, k: Tensor, v: Tensor, *values: Any) -> tuple[Tensor, ...]:
-    packing, options = _packing_and_options(values)
-    return _without_none(_varlen(q, k, v, packing, options))
-
-
-def _varlen_forward_fake(q: Tensor, k: Tensor, v: Tensor, *values: Any) -> tuple[Tensor, ...]:
-    packing, options = _packing_and_options(values)
-    _checks.check_varlen(q, k, v, packing, options.alibi_slopes, options.sink)
-    total_q, num_heads, _ = q.shape
-    return _fake_result(q, (num_heads, total_q), options)
-
-
-def _packing_and_options(values: tuple[Any, ...]) -> tuple[Packing, Options]:
-    split = len(Packing._fields)
-    return Packing(*values[:split]), Options(*values[split:])
-
-
-def _without_none(result: Result) -> tuple[Tensor, ...]:
-    out, lse, rng_state = result
-    return out, lse, out.new_empty(0, dtype=torch.int64) if rng_state is None else rng_state
-
-
-def _fake_result(q: Tensor, lse_shape: tuple[int, ...], options: Options) -> tuple[Tensor, ...]:
+def _forward_fake(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+    q, k, v = inputs
+    q, _, _ = checked(q, k, v, packing, options)
     return (
         q.new_empty(q.shape),
-        q.new_empty(lse_shape, dtype=torch.float32),
+        q.new_empty(_lse_shape(q), dtype=torch.float32),
         q.new_empty(2 if options.dropout_p > 0 else 0, dtype=torch.int64),
     )
 
 
-def _refuse_gradients(name: str) -> Callable[..., Any]:
-    def autograd(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(
-            isinstance(arg, Tensor) and arg.requires_grad for arg in args
-        ):
-            raise NotImplementedError(
-                f"flash_attn2::{name} got an input that requires grad, and this release computes "
-                "the forward pass only: backward comes with release 0.2. Call it under "
-                "torch.no_grad(), or detach its inputs."
-            )
-        with torch._C._AutoDispatchBelowAutograd():
-            return getattr(_ops, name)(*args)
+def _forward_autograd(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+    if peek_interpreter_stack() is not None:
+        raise NotImplementedError(
+            "torch.func differentiates the functions of flash_attn2 in eager mode, not their ops"
+        )
+    return without_none(apply(Attention, *inputs, packing, options), torch.int64)
 
-    return autograd
 
+def _backward_kernel(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+    grad_out, grad_lse, *rest = inputs
+    saved = Saved(*rest)
+    q, k = _checked_results(grad_out, grad_lse, saved, packing, options)
+    _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
+    if packing is not None:
+        _checks.check_lengths(q, k, packing)
+    return without_none(differentiate(grad_out, grad_lse, saved, packing, options))
+
+
+def _backward_fake(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+    grad_out, grad_lse, *rest = inputs
+    saved = Saved(*rest)
+    _checked_results(grad_out, grad_lse, saved, packing, options)
+    like = (*saved[:3], options.sink)
+    return without_none([None if x is None else x.new_empty(x.shape) for x in like])
+
+
+def _checked_results(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    saved: Saved,
+    packing: Packing | None,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """q and k, after those checks that need no values: a caller of the op may pass anything."""
+    q, k, _ = checked(*saved[:3], packing, options)
+    _checks.check_results(grad_out, grad_lse, q, saved, _lse_shape(q), options.dropout_p)
+    return q, k
+
+
+def _backward_autograd(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+    return apply(FirstDerivatives, *inputs, packing, options)  # type: ignore[no-any-return]
+
+
+def _lse_shape(q: Tensor) -> tuple[int, ...]:
+    *batch, rows, num_heads, _ = q.shape
+    return (*batch, num_heads, rows)
+
+
+class _Pass(NamedTuple):
+    """What the dense and the packed op of one direction share."""
+
+    tensors: str
+    num_tensors: int
+    result: str
+    tags: tuple[torch.Tag, ...]
+    kernel: Callable[..., Tensors]
+    fake: Callable[..., Tensors]
+    autograd: Callable[..., Tensors]
+
+
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+_PASSES = {
+    "forward": _Pass(
+        "Tensor q, Tensor? k, Tensor? v",
+        3,
+        "(Tensor out, Tensor lse, Tensor rng_state)",
+        (*_TAGS, torch.Tag.nondeterministic_seeded),
+        _forward_kernel,
+        _forward_fake,
+        _forward_autograd,
+    ),
+    "backward": _Pass(
+        """Tensor? grad_out, Tensor? grad_lse, Tensor q, Tensor? k, Tensor? v, Tensor out,
+            Tensor lse, Tensor? rng_state""",
+        2 + len(Saved._fields),
+        "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)",
+        _TAGS,
+        _backward_kernel,
+        _backward_fake,
+        _backward_autograd,
+    ),
+}
+_PACKING = """Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? seqused_k, SymInt max_seqlen_q,
+    SymInt max_seqlen_k"""
+_OPTIONS = """float? softmax_scale=None, SymInt window_left=-1, SymInt window_right=-1,
+    float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sink=None, float dropout_p=0.0,
+    bool deterministic=False"""
 
 _library: Any = torch.library.Library("flash_attn2", "DEF")  # type: ignore[no-untyped-call]
 _ops: Any = torch.ops.flash_attn2
-for _name, _kernel, _fake in (
-    ("forward", _forward_kernel, _forward_fake),
-    ("varlen_forward", _varlen_forward_kernel, _varlen_forward_fake),
-):
-    _library.define(_name + _SCHEMAS[_name], tags=_TAGS)
-    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
-    _library.impl(_name, _refuse_gradients(_name), "Autograd")
-    torch.library.register_fake(f"flash_attn2::{_name}", _fake, lib=_library)
+
+
+def _define(name: str, direction: _Pass, packing: str) -> None:
+    begin = direction.num_tensors
+    end = begin + (len(Packing._fields) if packing else 0)
+    arguments = ", ".join(filter(None, (direction.tensors, packing, _OPTIONS)))
+    _library.define(f"{name}({arguments}) -> {direction.result}", tags=direction.tags)
+    op = getattr(_ops, name)
+
+    def implementation(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+        # The dispatcher leaves out trailing arguments that have their defaults.
+        return lambda *args: function(
+            args[:begin], Packing(*args[begin:end]) if packing else None, Options(*args[end:])
+        )
+
+    with_gradient = implementation(direction.autograd)
+
+    def autograd(*args: Any) -> Tensors:
+        if torch.is_grad_enabled() and (
+            forward_ad._current_level >= 0
+            or any(isinstance(x, Tensor) and x.requires_grad for x in args)
+        ):
+            return with_gradient(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)  # type: ignore[no-any-return]
+
+    _library.impl(name, implementation(direction.kernel), "CompositeExplicitAutograd")
+    _library.impl(name, autograd, "Autograd")
+    fake = implementation(direction.fake)
+    torch.library.register_fake(f"flash_attn2::{name}", fake, lib=_library)
+
+
+def _define_autocast(name: str, key: str, device_type: str) -> None:
+    op = getattr(_ops, name)
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def autocast(*args: Any) -> Tensors:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*to_autocast_dtype(device_type, *args[:3]), *args[3:])  # type: ignore[no-any-return]
+
+    _library.impl(name, autocast, key)
+
+
+for _prefix, _packing in (("", ""), ("varlen_", _PACKING)):
+    for _name, _direction in _PASSES.items():
+        _define(_prefix + _name, _direction, _packing)
+    for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _define_autocast(f"{_prefix}forward", _key, _device_type)

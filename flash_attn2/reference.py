@@ -90,9 +90,15 @@ def scores(
 def softmax(s: Tensor, visible: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
     """Probabilities and lse of modified scores; rows without keys have 0 and -inf."""
     seqlen_k = s.shape[-1]
+    nothing = ~visible.any(-1, keepdim=True)
     if sink is not None:
-        s = torch.cat([s, sink.to(s.dtype)[:, None, None].expand(*s.shape[:3], 1)], -1)
-    return torch.softmax(s, -1)[..., :seqlen_k].masked_fill(~visible, 0), torch.logsumexp(s, -1)
+        logits = sink.to(s.dtype)[:, None, None].expand(*s.shape[:3], 1)
+        s = torch.cat([s, logits], -1)
+        nothing = nothing & (logits == -torch.inf)
+    # Finite scores, since the derivative of the softmax of -inf alone is NaN.
+    s = s.masked_fill(nothing, 0)
+    probs = torch.softmax(s, -1)[..., :seqlen_k].masked_fill(~visible, 0)
+    return probs, torch.logsumexp(s, -1).masked_fill(nothing.squeeze(-1), -torch.inf)
 
 
 def negate_dropped(probs: Tensor, rng_state: Tensor | None, dropout_p: float) -> Tensor:

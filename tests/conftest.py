@@ -37,7 +37,9 @@ def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
         allocate = getattr(_launch, name)
 
         def poisoned(*args: Any, allocate: Any = allocate, **kwargs: Any) -> torch.Tensor:
-            return allocate(*args, **kwargs).fill_(torch.nan)
+            result: torch.Tensor = allocate(*args, **kwargs)
+            # All bits set: NaN in every type that a workspace may hold.
+            return result.fill_(torch.nan if result.is_floating_point() else 0xFF)
 
         monkeypatch.setattr(_launch, name, poisoned)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ class Target:
         return torch.randn(*shape).to(self.device, self.dtype)
 
 
+CPU_FLOAT32 = Target("cpu", torch.float32)
 HALF = (torch.float16, torch.bfloat16)
 TARGETS = [
     *(Target("cpu", dtype) for dtype in (*HALF, torch.float32, torch.float64)),
@@ -60,8 +62,10 @@ def cpu_tensors_on(backend: str) -> Iterator[None]:
     before = _backend._for_cpu_tensors
     if backend != "cuda":
         _backend.select(backend)
-    yield
-    _backend._for_cpu_tensors = before
+    try:
+        yield
+    finally:
+        _backend._for_cpu_tensors = before
 
 
 @contextmanager
@@ -69,8 +73,10 @@ def emulator_options(text: str) -> Iterator[None]:
     """Options of the kernel emulator, as in FLASH_ATTN2_EMULATOR."""
     module = _backend.load("sm80-emulated").module
     before = module.set_options(text)
-    yield
-    module.set_options(before)
+    try:
+        yield
+    finally:
+        module.set_options(before)
 
 
 def require_backend(backend: str) -> None:
@@ -84,43 +90,6 @@ def require_backend(backend: str) -> None:
     pytest.skip(reason)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A dense problem. `alibi` is "heads" or "batch": the shape of the slopes."""
-
-    head_dim: int = 64
-    batch: int = 2
-    seqlen_q: int = 113
-    seqlen_k: int = 203
-    num_heads: int = 4
-    num_heads_kv: int = 2
-    alibi: str | None = None
-    sink: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def qkv(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        kv = (self.batch, self.seqlen_k, self.num_heads_kv, self.head_dim)
-        q = target.tensor(self.batch, self.seqlen_q, self.num_heads, self.head_dim)
-        return q, target.tensor(*kv), target.tensor(*kv)
-
-    def all_options(self, device: str) -> dict[str, Any]:
-        return self.options | per_head_options(
-            self.alibi, self.sink, self.batch, self.num_heads, device
-        )
-
-
-def per_head_options(
-    alibi: str | None, sink: bool, batch: int, num_heads: int, device: str
-) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if alibi is not None:
-        shape = (num_heads,) if alibi == "heads" else (batch, num_heads)
-        options["alibi_slopes"] = 0.3 * torch.rand(shape, device=device)
-    if sink:
-        options["sink"] = 2 * torch.randn(num_heads, device=device)
-    return options
-
-
 def lengths(*values: int, device: str = "cpu") -> Tensor:
     """int32 vector."""
     return torch.tensor(values, dtype=torch.int32, device=device)
@@ -131,14 +100,21 @@ def cumulative(*seqlens: int, device: str = "cpu") -> Tensor:
     return torch.tensor([0, *seqlens], device=device).cumsum(0).int()
 
 
-def assert_within_rule(name: str, actual: Tensor, exact: Tensor, low: Tensor) -> None:
-    """Twice the error of the same formula at the tensors' own dtype, plus 1e-5."""
+def assert_within_rule(
+    name: str,
+    actual: Tensor,
+    exact: Tensor,
+    low: Tensor,
+    factor: float = 2,
+    slack: float = 1e-5,
+) -> None:
+    """`factor` times the error of the same formula at the tensors' own dtype, plus `slack`."""
     assert actual.shape == exact.shape
     assert torch.equal(actual.isnan(), exact.isnan()), f"{name} has NaN in other places"
     if actual.numel() == 0:
         return
     error = (actual.double() - exact).nan_to_num().abs().max().item()
-    allowed = 2 * (low.double() - exact).nan_to_num().abs().max().item() + 1e-5
+    allowed = factor * (low.double() - exact).nan_to_num().abs().max().item() + slack
     assert error <= allowed, f"{name} is off by {error:.3g}, allowed is {allowed:.3g}"
 
 
@@ -202,3 +178,60 @@ def compare(actual: tuple[Tensor, ...], exact: tuple[Tensor, ...], low: tuple[Te
     assert_within_rule("out", actual[0], exact[0], low[0])
     assert_lse(actual[1], exact[1])
     assert_within_rule("probs", actual[2], exact[2], low[2])
+
+
+def check_dense_gradients(
+    q: Tensor, k: Tensor, v: Tensor, of_sink: bool = True, **options: Any
+) -> None:
+    """Gradients of flash_attn_func, through out and lse, against those of the reference."""
+    names = ("q", "k", "v", "sink") if of_sink else ("q", "k", "v")
+    inputs = {"q": q, "k": k, "v": v} | options
+    check_gradients(flash_attn_func, attention_reference, inputs, names)
+
+
+def check_varlen_gradients(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, of_sink: bool = True, **options: Any
+) -> None:
+    """As `check_dense_gradients`; what comes in for rows of no sequence is NaN."""
+    names = ("q", "k", "v", "sink") if of_sink else ("q", "k", "v")
+    attend = functools.partial(run_varlen, packing=packing)
+    refer = functools.partial(varlen_attention_reference, packing=packing)
+    inputs = {"q": q, "k": k, "v": v} | options
+    check_gradients(attend, refer, inputs, names, end=int(packing.cu_seqlens_q[-1]))
+
+
+def check_gradients(
+    attend: Callable[..., Any],
+    refer: Callable[..., Any],
+    inputs: dict[str, Any],
+    names: Sequence[str],
+    end: int | None = None,
+) -> None:
+    """Three times the error of autograd at the tensors' own dtype, plus 1e-5, for each name."""
+    q, dtype = inputs["q"], inputs["q"].dtype
+    *batch, rows, num_heads, _ = q.shape
+    grad_out = torch.randn_like(q)
+    grad_lse = torch.randn(*batch, num_heads, rows, device=q.device)
+    if end is not None:
+        grad_out[end:] = torch.nan
+        grad_lse[:, end:] = torch.nan
+    deterministic = inputs.pop("deterministic", False)
+    rng_state = drawn_rng_state(q.device.type)
+
+    def gradients(function: Callable[..., Any], dtype: torch.dtype, **more: Any) -> Any:
+        tensors = inputs | {name: inputs[name].to(dtype) for name in "qkv"}
+        leaves = {x: tensors[x].detach().requires_grad_() for x in names if x in inputs}
+        out, lse, _ = function(**tensors | leaves, **more)
+        grads = (grad_out.to(out.dtype), grad_lse.to(lse.dtype))
+        grads = torch.autograd.grad((out, lse), leaves.values(), grads)
+        return dict(zip(leaves, grads, strict=True))
+
+    actual = gradients(attend, dtype, return_attn_probs=True, deterministic=deterministic)
+    exact = gradients(refer, torch.float64, rng_state=rng_state)
+    low = gradients(refer, dtype, rng_state=rng_state)
+    for name, gradient in actual.items():
+        assert gradient.is_contiguous()
+        slack = 1e-5
+        if name == "sink":  # so few entries that errors may happen to cancel in all of them
+            slack += torch.finfo(dtype).eps * exact[name].abs().max().item()
+        assert_within_rule(f"gradient of {name}", gradient, exact[name], low[name], 3, slack)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import ONE_DTYPE, Case, Target, cumulative, lengths, require_backend, targets
+from cases import Case
+from support import ONE_DTYPE, Target, cumulative, lengths, require_backend, targets
 
 import flash_attn2
 from flash_attn2 import (

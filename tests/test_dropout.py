@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import ONE_DTYPE, Case, Target, cumulative, drawn_rng_state, targets
+from cases import Case
+from support import ONE_DTYPE, Target, cumulative, drawn_rng_state, targets
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func, flash_attn_varlen_func

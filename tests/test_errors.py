@@ -128,6 +128,49 @@ def test_varlen(bad: dict[str, Any], error: type[Exception], message: str) -> No
         flash_attn_varlen_func(**varlen_arguments() | bad)
 
 
+def backward_arguments() -> dict[str, Any]:
+    arguments = dense_arguments()
+    out, lse, _ = torch.ops.flash_attn2.forward(**arguments)
+    grads = {"grad_out": torch.randn_like(out), "grad_lse": torch.randn_like(lse)}
+    return grads | arguments | {"out": out, "lse": lse, "rng_state": None}
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (
+            {"grad_out": torch.randn(2, 6, 4, 8)},
+            ValueError,
+            r"grad_out must have shape \(2, 6, 4, 1",
+        ),
+        ({"grad_out": torch.randn(2, 6, 4, 16, device=META)}, ValueError, r"grad_out .* got meta"),
+        ({"grad_lse": torch.randn(2, 6, 4)}, ValueError, r"grad_lse must have shape \(2, 4, 6\)"),
+        ({"out": torch.randn(2, 5, 4, 16)}, ValueError, r"out must have shape \(2, 6, 4, 16\)"),
+        ({"out": torch.randn(2, 6, 4, 16).half()}, TypeError, r"out must be torch.float32, got"),
+        ({"lse": torch.randn(4, 6)}, ValueError, r"lse must have shape \(2, 4, 6\), got \(4, 6\)"),
+        ({"lse": torch.randn(2, 4, 6).double()}, TypeError, r"lse must be torch.float32, got"),
+        ({"dropout_p": 0.5}, ValueError, r"rng_state must be that of the forward pass, got None"),
+        ({"dropout_p": 0.5, "rng_state": torch.zeros(1)}, ValueError, r"rng_state .* \(2,\)"),
+        ({"k": torch.randn(2, 8, 2, 16)}, ValueError, r"v must have the shape of k"),
+        ({"sink": torch.rand(2)}, ValueError, r"sink must have shape \(4,\)"),
+        ({"softcap": NAN}, ValueError, r"softcap .* got nan"),
+    ],
+)
+def test_backward(bad: dict[str, Any], error: type[Exception], message: str) -> None:
+    """The op, which may be called with anything."""
+    with pytest.raises(error, match=message):
+        torch.ops.flash_attn2.backward(**backward_arguments() | bad)
+
+
+def test_varlen_backward_checks_lengths() -> None:
+    arguments = varlen_arguments()
+    out, lse, _ = torch.ops.flash_attn2.varlen_forward(**arguments, seqused_k=None)
+    saved = {"out": out, "lse": lse, "rng_state": None, "grad_out": out, "grad_lse": None}
+    bad = {"cu_seqlens_k": lengths(0, 9, 19), "seqused_k": None}
+    with pytest.raises(ValueError, match=r"cu_seqlens_k must end .* 18 .* got 19"):
+        torch.ops.flash_attn2.varlen_backward(**arguments | saved | bad)
+
+
 @pytest.mark.parametrize(
     ("head_dim", "message"), [(257, r"head_dim .* 1 to 256, got 257"), (0, r"head_dim .* got 0")]
 )

@@ -7,49 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from support import ONE_DTYPE, Case, Target, check_dense, targets
+from cases import BUCKETS, EVERYTHING, FEATURES, HEAD_DIMS, LAYOUTS, Case
+from support import ONE_DTYPE, Target, check_dense, targets
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func
 from flash_attn2.reference import attention_reference
-
-EVERYTHING = {"causal": True, "window_size": (70, -1), "softcap": 5.0, "dropout_p": 0.2}
-FEATURES = {
-    "plain": Case(),
-    "tile_aligned": Case(seqlen_q=128, seqlen_k=256),
-    "causal": Case(options={"causal": True}),
-    "causal_square": Case(seqlen_q=256, seqlen_k=256, options={"causal": True}),
-    "causal_rows_without_keys": Case(seqlen_q=203, seqlen_k=113, options={"causal": True}),
-    "window": Case(options={"window_size": (40, 25)}),
-    "window_left": Case(options={"window_size": (33, -1)}),
-    "window_right": Case(options={"window_size": (-1, 33)}),
-    "window_causal": Case(seqlen_q=300, seqlen_k=300, options={"window_size": (64, 0)}),
-    "window_diagonal_only": Case(options={"window_size": (0, 0)}),
-    "window_rows_without_keys": Case(seqlen_q=260, seqlen_k=61, options={"window_size": (9, 9)}),
-    "window_beyond_the_keys": Case(options={"window_size": (10**6, 2**40)}),
-    "causal_overrides_right": Case(options={"causal": True, "window_size": (50, 50)}),
-    "softcap": Case(options={"softcap": 1.5, "softmax_scale": 1.0}),
-    "alibi": Case(alibi="heads"),
-    "alibi_per_sequence": Case(alibi="batch", options={"causal": True}),
-    "alibi_more_queries": Case(seqlen_q=203, seqlen_k=113, alibi="heads"),
-    "sink": Case(sink=True),
-    "sink_rows_without_keys": Case(seqlen_q=203, seqlen_k=113, sink=True, options={"causal": True}),
-    "dropout": Case(options={"dropout_p": 0.3}),
-    "dropout_causal": Case(options={"dropout_p": 0.17, "causal": True}),
-    "mha": Case(num_heads=3, num_heads_kv=3),
-    "mqa": Case(num_heads=5, num_heads_kv=1, options={"causal": True}),
-    "one_query": Case(seqlen_q=1, num_heads=8, options={"causal": True}),
-    "one_key": Case(seqlen_k=1),
-    "few_of_both": Case(seqlen_q=3, seqlen_k=5, options={"causal": True}),
-    "scale_zero": Case(options={"softmax_scale": 0.0}),
-    "scale_large": Case(options={"softmax_scale": 4.0}),
-    "everything": Case(alibi="batch", sink=True, options=EVERYTHING),
-    "everything_long": Case(
-        batch=1, seqlen_q=400, seqlen_k=530, alibi="batch", sink=True, options=EVERYTHING
-    ),
-}
-BUCKETS = (32, 64, 96, 128, 192, 256)
-HEAD_DIMS = (*BUCKETS, 1, 8, 13, 40, 72, 80, 100, 160, 224, 248)
 
 
 @targets()
@@ -81,45 +44,6 @@ def test_edges_of_tiles(seqlen_q: int, seqlen_k: int, target: Target) -> None:
     check_dense(q, k, v)
     check_dense(q, k, v, causal=True)
     check_dense(q, k, v, window_size=(20, 3))
-
-
-def heads_outside(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def rows_outside(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).contiguous().transpose(0, 1)
-
-
-def slice_of_larger(x: Tensor) -> Tensor:
-    return F.pad(x, (8, 16, 1, 2, 3, 4), value=torch.nan)[:, 3:-4, 1:-2, 8:-16]
-
-
-def misaligned_rows(x: Tensor) -> Tensor:
-    return F.pad(x, (3, 2), value=torch.nan)[..., 3:-2]
-
-
-def last_stride_two(x: Tensor) -> Tensor:
-    return x.repeat_interleave(2, -1)[..., ::2]
-
-
-def same_for_the_batch(x: Tensor) -> Tensor:
-    return x[:1].expand(x.shape)
-
-
-def same_for_all_heads(x: Tensor) -> Tensor:
-    return x[:, :, :1].expand(x.shape)
-
-
-LAYOUTS = (
-    heads_outside,
-    rows_outside,
-    slice_of_larger,
-    misaligned_rows,
-    last_stride_two,
-    same_for_the_batch,
-    same_for_all_heads,
-)
 
 
 @targets()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support import Case, Target, check_dense
-from test_forward import EVERYTHING
+from cases import EVERYTHING, Case
+from support import Target, check_dense, check_dense_gradients
 
 from flash_attn2 import _backend, build_info
 
@@ -28,6 +28,8 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_level(level: str, head_dim: int, dtype: torch.dtype) -> None:
     assert build_info()["cpu"]["isa"] == level
     target = Target("cpu", dtype)
-    check_dense(*Case(head_dim).qkv(target))
-    case = Case(head_dim, batch=1, alibi="batch", sink=True, options=EVERYTHING)
-    check_dense(*case.qkv(target), **case.all_options("cpu"))
+    plain = Case(head_dim)
+    everything = Case(head_dim, batch=1, alibi="batch", sink=True, options=EVERYTHING)
+    for case in (plain, everything):
+        check_dense(*case.qkv(target), **case.all_options("cpu"))
+        check_dense_gradients(*case.qkv(target), **case.all_options("cpu"))

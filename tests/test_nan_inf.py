@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import TARGETS, Case, Target, targets
+from cases import Case
+from support import TARGETS, Target, targets
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func

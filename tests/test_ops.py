@@ -6,21 +6,28 @@ from typing import Any
 
 import pytest
 import torch
-from support import Case, Target, cumulative, lengths
+from cases import Case
+from support import Target, cumulative, lengths
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flash_attn2 import flash_attn_func, flash_attn_varlen_func, ops
+from flash_attn2 import _autograd, flash_attn_func, flash_attn_varlen_func
 
 CPU = Target("cpu", torch.float32)
 DENSE = torch.ops.flash_attn2.forward.default
 VARLEN = torch.ops.flash_attn2.varlen_forward.default
+DENSE_BACKWARD = torch.ops.flash_attn2.backward.default
+VARLEN_BACKWARD = torch.ops.flash_attn2.varlen_backward.default
 
 
 def dense(seqlen_q: int = 9, seqlen_k: int = 13) -> tuple[Tensor, Tensor, Tensor]:
     return Case(16, 2, seqlen_q, seqlen_k).qkv(CPU)
+
+
+def required() -> list[Tensor]:
+    return [x.requires_grad_() for x in dense()]
 
 
 def packed() -> tuple[Any, ...]:
@@ -28,17 +35,40 @@ def packed() -> tuple[Any, ...]:
     return q, k, v, cumulative(5, 13), cumulative(20, 6), lengths(17, 6), 13, 20
 
 
-OPTIONS = (
-    (),
-    (0.3, 5, 0, 2.0, torch.rand(4), torch.rand(4)),
-    (None, -1, -1, 0.0, None, None, 0.5),
-)
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "default": (),
+    "modified": (0.3, 5, 0, 2.0, torch.rand(4), torch.rand(4)),
+    "dropout": (None, -1, -1, 0.0, None, None, 0.5, True),
+}
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["default", "modified", "dropout"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_opcheck(options: tuple[Any, ...]) -> None:
     torch.library.opcheck(DENSE, (*dense(), *options))
     torch.library.opcheck(VARLEN, (*packed(), *options))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_opcheck_of_gradients(options: tuple[Any, ...]) -> None:
+    for op, gradient_op, (q, k, v, *packing) in (
+        (DENSE, DENSE_BACKWARD, dense()),
+        (VARLEN, VARLEN_BACKWARD, packed()),
+    ):
+        results = op(q, k, v, *packing, *options)
+        grads = [torch.randn_like(x) for x in results[:2]]
+        torch.library.opcheck(gradient_op, (*grads, q, k, v, *results, *packing, *options))
+        with_grad = [x.clone().requires_grad_() for x in (q, k, v)]
+        torch.library.opcheck(op, (*with_grad, *packing, *options))
+
+
+def test_opcheck_of_packed_inputs() -> None:
+    q, k, v, cu_q, cu_k, *_ = packed()
+    kv = torch.stack([k, v], 1).requires_grad_()
+    torch.library.opcheck(VARLEN, (q, kv, None, cu_q, cu_k, None, 13, 20))
+    qkv = torch.randn(2, 9, 3, 4, 16)
+    torch.library.opcheck(DENSE, (qkv.requires_grad_(), None, None))
+    out, lse, _ = DENSE(qkv.detach(), None, None)
+    torch.library.opcheck(DENSE_BACKWARD, (out, None, qkv.detach(), None, None, out, lse, None))
 
 
 @pytest.mark.parametrize(
@@ -120,38 +150,6 @@ def test_export() -> None:
     assert torch.equal(exported(q, k, v), flash_attn_func(q, k, v, causal=True))
 
 
-@pytest.mark.parametrize("which", range(3))
-def test_gradients_are_refused(which: int) -> None:
-    tensors = list(dense())
-    tensors[which].requires_grad_()
-    with pytest.raises(NotImplementedError, match=r"flash_attn2::forward .* release 0.2"):
-        flash_attn_func(*tensors)
-    with torch.no_grad():
-        assert not flash_attn_func(*tensors).requires_grad
-    with torch.inference_mode():
-        flash_attn_func(*tensors)
-
-
-def test_gradients_of_other_inputs_are_refused() -> None:
-    q, k, v = dense()
-    with pytest.raises(NotImplementedError, match=r"release 0.2"):
-        flash_attn_func(q, k, v, sink=torch.zeros(4, requires_grad=True))
-    with pytest.raises(NotImplementedError, match=r"release 0.2"):
-        flash_attn_func(q, k, v, alibi_slopes=torch.zeros(4, requires_grad=True))
-    with pytest.raises(NotImplementedError, match=r"flash_attn2::varlen_forward .* release 0.2"):
-        flash_attn_varlen_func(
-            q[0].requires_grad_(), k[0], v[0], cumulative(9), cumulative(13), 9, 13
-        )
-
-
-def test_compiling_refuses_gradients() -> None:
-    torch._dynamo.reset()
-    q, k, v = dense()
-    compiled = torch.compile(flash_attn_func, fullgraph=True, backend="aot_eager")
-    with pytest.raises(Exception, match=r"release 0.2"):
-        compiled(q.requires_grad_(), k, v)
-
-
 class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -166,27 +164,32 @@ def test_modes_see_the_op() -> None:
     with Recorder() as recorder:
         flash_attn_func(*dense())
         flash_attn_varlen_func(*packed()[:5], 13, 20)
-    assert DENSE in recorder.seen
-    assert VARLEN in recorder.seen
+        flash_attn_func(*required()).sum().backward()
+    assert {DENSE, VARLEN, DENSE_BACKWARD} <= set(recorder.seen)
 
 
 def test_profiler_sees_the_op() -> None:
     with torch.profiler.profile() as profile:
-        flash_attn_func(*dense())
-    assert "flash_attn2::forward" in {event.name for event in profile.events()}
+        flash_attn_func(*required()).sum().backward()
+    seen = {event.name for event in profile.events()}
+    assert {"flash_attn2::forward", "flash_attn2::backward"} <= seen
 
 
 def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_ops", None)
+    monkeypatch.setattr(_autograd, "_ops", None)
     flash_attn_func(*dense())
+    flash_attn_func(*required()).sum().backward()
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 def test_fake_tensors(dropout_p: float) -> None:
-    real = flash_attn_func(*dense(), dropout_p, return_attn_probs=True)
+    def results(*leaves: Tensor) -> tuple[Tensor, ...]:
+        results = flash_attn_func(*leaves, dropout_p, return_attn_probs=True)
+        return *results, *torch.autograd.grad(results[0].sum(), leaves)
+
+    real = results(*required())
     with FakeTensorMode() as mode:
-        arguments = [mode.from_tensor(x) for x in dense()]
-        fake = flash_attn_func(*arguments, dropout_p, return_attn_probs=True)
+        fake = results(*(mode.from_tensor(x) for x in required()))
     for a, b in zip(real, fake, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 

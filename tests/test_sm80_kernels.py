@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from support import Case, Target, check_dense, cpu_tensors_on, emulator_options, require_backend
+from cases import BUCKETS, Case
+from support import Target, check_dense, cpu_tensors_on, emulator_options, require_backend
 
 from flash_attn2 import _backend, flash_attn_func
 
-HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 SECTOR_BYTES = 32
 MMA_FLOP = 16 * 8 * 16
 
@@ -50,7 +50,7 @@ def qkv(seqlen_q: int, seqlen_k: int, heads: int, heads_kv: int, head_dim: int) 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("device", "head_dim"),
-    [*(("sm80", d) for d in HEAD_DIMS), *(("sm86", d) for d in HEAD_DIMS if d > 128)],
+    [*(("sm80", d) for d in BUCKETS), *(("sm86", d) for d in BUCKETS if d > 128)],
 )
 def test_every_kernel(device: str, head_dim: int, variant: str, dtype: torch.dtype) -> None:
     """With several CTAs at once, under a random schedule and random copy completion."""
@@ -66,7 +66,7 @@ def test_every_kernel(device: str, head_dim: int, variant: str, dtype: torch.dty
         check_dense(q, k[:, :, :1], v[:, :, :1], **options)
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("head_dim", BUCKETS)
 def test_cost_is_the_least_possible(head_dim: int) -> None:
     seqlen = 384  # whole tiles of every kernel
     q, k, v = qkv(seqlen, seqlen, 2, 1, head_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from support import ONE_DTYPE, Case, Target, run_varlen, targets
-from test_forward import FEATURES
-from test_varlen import CASES, Packed
+from cases import FEATURES, PACKED_FEATURES, Case, Packed
+from support import ONE_DTYPE, Target, run_varlen, targets
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func
@@ -21,18 +21,23 @@ from flash_attn2 import flash_attn_func
 def num_threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def assert_same_for_any_number_of_threads(attend: Callable[[], Tensor]) -> None:
+def assert_same_for_any_number_of_threads(attend: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """The result, and the gradients."""
+    leaves = [x.requires_grad_() for x in inputs]
     results = []
     for count in (1, 2, 7):
         with num_threads(count):
             torch.manual_seed(5)
-            results.append(attend())
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+            out = attend(*leaves)
+            results.append([out, *torch.autograd.grad(out, leaves, torch.ones_like(out))])
+    assert all(map(torch.equal, results[0], results[1]))
+    assert all(map(torch.equal, results[0], results[2]))
 
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -41,30 +46,35 @@ DTYPES = (torch.bfloat16, torch.float32)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", FEATURES.values(), ids=FEATURES.keys())
 def test_dense_result_does_not_depend_on_threads(case: Case, dtype: torch.dtype) -> None:
-    q, k, v = case.qkv(Target("cpu", dtype))
-    options = case.all_options("cpu")
-    assert_same_for_any_number_of_threads(lambda: flash_attn_func(q, k, v, **options))
+    options = case.all_options("cpu") | {"deterministic": True}
+    attend = functools.partial(flash_attn_func, **options)
+    assert_same_for_any_number_of_threads(attend, *case.qkv(Target("cpu", dtype)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("case", PACKED_FEATURES.values(), ids=PACKED_FEATURES.keys())
 def test_varlen_result_does_not_depend_on_threads(case: Packed, dtype: torch.dtype) -> None:
-    q, k, v = case.qkv(Target("cpu", dtype))
-    options = case.all_options("cpu")
-    packing = case.packing("cpu")
-    assert_same_for_any_number_of_threads(lambda: run_varlen(q, k, v, packing, **options))
+    options = case.all_options("cpu") | {"deterministic": True}
+    attend = functools.partial(run_varlen, packing=case.packing("cpu"), **options)
+    assert_same_for_any_number_of_threads(attend, *case.qkv(Target("cpu", dtype)))
 
 
 @targets(ONE_DTYPE)
 def test_concurrent_calls_do_not_disturb_each_other(target: Target) -> None:
     shapes = [(64, 113, 203), (128, 60, 90), (32, 1, 300), (96, 150, 20)]
     problems = [Case(d, 1, sq, sk).qkv(target) for d, sq, sk in shapes]
-    expected = [flash_attn_func(*problem, causal=True) for problem in problems]
-    repeats = 2 if target.backend == "sm80-emulated" else 20
+
+    def run(problem: tuple[Tensor, ...]) -> list[Tensor]:
+        leaves = [x.requires_grad_() for x in problem]
+        out = flash_attn_func(*leaves, causal=True, deterministic=True)
+        return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+    expected = [run(problem) for problem in problems]
+    repeats = 1 if target.backend == "sm80-emulated" else 20
     with ThreadPoolExecutor(len(problems)) as pool:
         for _ in range(repeats):
-            results = pool.map(lambda problem: flash_attn_func(*problem, causal=True), problems)
-            assert all(map(torch.equal, results, expected))
+            for results, right in zip(pool.map(run, problems), expected, strict=True):
+                assert all(map(torch.equal, results, right))
 
 
 def test_gil_is_released() -> None:

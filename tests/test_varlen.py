@@ -2,109 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 import torch
+from cases import PACKED_FEATURES, USED, Packed
 from support import (
     ONE_DTYPE,
     Target,
     check_varlen,
-    cumulative,
-    lengths,
-    per_head_options,
     run_varlen,
     targets,
 )
-from torch import Tensor
 
 from flash_attn2 import flash_attn_func
 from flash_attn2._launch import Packing
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A packed problem. Rows past the sequences, and keys past seqused_k, hold NaN."""
-
-    seqlens_q: tuple[int, ...] = (5, 113, 1, 64, 0, 130)
-    seqlens_k: tuple[int, ...] = (70, 113, 9, 0, 12, 97)
-    seqused_k: tuple[int, ...] | None = None
-    spare_rows: int = 0
-    slack: int = 0  # of max_seqlen over the longest sequence
-    head_dim: int = 64
-    num_heads: int = 4
-    num_heads_kv: int = 2
-    alibi: str | None = None
-    sink: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def qkv(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        def rows(seqlens: tuple[int, ...], num_heads: int) -> Tensor:
-            x = target.tensor(sum(seqlens) + self.spare_rows, num_heads, self.head_dim)
-            x[sum(seqlens) :] = torch.nan
-            return x
-
-        q, k, v = (
-            rows(self.seqlens_q, self.num_heads),
-            rows(self.seqlens_k, self.num_heads_kv),
-            rows(self.seqlens_k, self.num_heads_kv),
-        )
-        begin = 0
-        for seqlen, used in zip(self.seqlens_k, self.seqused_k or self.seqlens_k, strict=True):
-            k[begin + used : begin + seqlen] = torch.nan
-            v[begin + used : begin + seqlen] = torch.nan
-            begin += seqlen
-        return q, k, v
-
-    def packing(self, device: str) -> Packing:
-        return Packing(
-            cumulative(*self.seqlens_q, device=device),
-            cumulative(*self.seqlens_k, device=device),
-            None if self.seqused_k is None else lengths(*self.seqused_k, device=device),
-            max(self.seqlens_q) + self.slack,
-            max(self.seqlens_k) + self.slack,
-        )
-
-    def all_options(self, device: str) -> dict[str, Any]:
-        return self.options | per_head_options(
-            self.alibi, self.sink, len(self.seqlens_q), self.num_heads, device
-        )
-
-
-USED = (70, 60, 0, 0, 11, 96)
-CASES = {
-    "plain": Packed(),
-    "causal": Packed(options={"causal": True}),
-    "window": Packed(options={"window_size": (30, 7)}),
-    "one_sequence": Packed((150,), (211,), options={"causal": True}),
-    "all_empty": Packed((0, 0), (0, 0)),
-    "no_keys": Packed((3, 4), (0, 0)),
-    "many_short": Packed(tuple(range(20)), tuple(range(20)), options={"causal": True}),
-    "loose_bounds": Packed(slack=100, options={"causal": True}),
-    "spare_rows": Packed(spare_rows=37, options={"causal": True}),
-    "seqused_k": Packed(seqused_k=USED),
-    "seqused_k_causal": Packed(seqused_k=USED, options={"causal": True}),
-    "alibi": Packed(alibi="heads", options={"causal": True}),
-    "alibi_per_sequence": Packed(alibi="batch"),
-    "sink": Packed(sink=True, options={"causal": True}),
-    "softcap": Packed(options={"softcap": 2.0, "softmax_scale": 1.0}),
-    "dropout": Packed(options={"dropout_p": 0.25}),
-    "mqa": Packed(num_heads=6, num_heads_kv=1, options={"causal": True}),
-    "everything": Packed(
-        seqused_k=USED,
-        spare_rows=5,
-        slack=3,
-        head_dim=96,
-        alibi="batch",
-        sink=True,
-        options={"causal": True, "window_size": (80, 0), "softcap": 5.0, "dropout_p": 0.2},
-    ),
-}
-
-
 @targets()
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("case", PACKED_FEATURES.values(), ids=PACKED_FEATURES.keys())
 def test_features(case: Packed, target: Target) -> None:
     options = case.all_options(target.device)
     check_varlen(*case.qkv(target), case.packing(target.device), **options)

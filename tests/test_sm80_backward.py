@@ -1,0 +1,127 @@
+"""The sm80 backward kernels in the emulator: every variant that is built, and what each costs.
+
+The emulator counts exactly, so costs are compared with the least that is possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import BUCKETS, Case
+from support import (
+    Target,
+    check_dense_gradients,
+    cpu_tensors_on,
+    emulator_options,
+    require_backend,
+)
+from test_sm80_kernels import MMA_FLOP, SECTOR_BYTES, VARIANTS, qkv
+from torch import Tensor
+
+from flash_attn2 import _backend, flash_attn_func
+
+
+@pytest.fixture(autouse=True)
+def _emulated() -> Iterator[None]:
+    require_backend("sm80-emulated")
+    with cpu_tensors_on("sm80-emulated"):
+        yield
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("device", "head_dim"),
+    [*(("sm80", d) for d in BUCKETS), *(("sm86", d) for d in BUCKETS if d > 96)],
+)
+def test_every_kernel(device: str, head_dim: int, variant: str, deterministic: bool) -> None:
+    """With several CTAs at once, under a random schedule and random copy completion.
+
+    Where the result must be reproducible, any order of summation left to chance is an error.
+    """
+    target = Target("sm80-emulated", torch.bfloat16 if deterministic else torch.float16)
+    case = VARIANTS[variant]
+    q, k, v = Case(head_dim, batch=1, seqlen_q=134, seqlen_k=150, num_heads=2).qkv(target)
+    options = case.options | {"deterministic": deterministic}
+    if case.alibi:
+        options["alibi_slopes"] = torch.tensor([[0.3, 0.1]])
+    if case.sink:
+        options["sink"] = torch.tensor([1.0, -2.0])
+    sums = "ordered" if deterministic else "free"
+    with emulator_options(f"device={device},ctas=3,async=random,seed={head_dim},sums={sums}"):
+        check_dense_gradients(q, k[:, :, :1], v[:, :, :1], **options)
+
+
+def counted(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> dict[str, float]:
+    """What the backward pass of one call costs."""
+    module = _backend.load("sm80-emulated").module
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = flash_attn_func(*leaves, **options)
+    grad_out = torch.randn_like(out)
+    module.reset_counters()
+    torch.autograd.grad(out, leaves, grad_out)
+    return module.counters()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("head_dim", BUCKETS)
+def test_cost_is_the_least_possible(head_dim: int, deterministic: bool) -> None:
+    seqlen, heads = 256, 2  # whole tiles of every kernel
+    q, k, v = qkv(seqlen, seqlen, heads, 1, head_dim)
+    cost = counted(q, k, v, deterministic=deterministic)
+    sums = 4 * q.numel()  # float32
+
+    assert cost["mma"] * MMA_FLOP == 5 * heads * seqlen * seqlen * head_dim
+    for unit in ("ldmatrix", "cp_async", "shared_loads", "shared_stores"):
+        assert cost[f"{unit}.wavefronts"] == cost[f"{unit}.ideal_wavefronts"], unit
+    # Keys and values once, for all heads of the group.
+    assert cost["read.k.sectors"] * SECTOR_BYTES == k.nbytes
+    assert cost["read.v.sectors"] * SECTOR_BYTES == v.nbytes
+    # Queries and gradients of the output once for each block of keys.
+    blocks = cost["read.q.bytes"] / q.nbytes
+    assert blocks == seqlen // 128 or (head_dim in (96, 192, 256) and blocks == seqlen // 64)
+    assert cost["read.grad_out.bytes"] == (blocks + 1) * q.nbytes
+    assert cost["read.out.sectors"] * SECTOR_BYTES == q.nbytes
+    # Gradients once, in whole sectors.
+    for name, tensor in {"grad_q": q, "grad_k": k, "grad_v": v}.items():
+        assert cost[f"write.{name}.sectors"] * SECTOR_BYTES == tensor.nbytes
+    # The float32 sums of dQ are cleared, added to by each block of keys, and read; two numbers for
+    # each row are written, and read by each block. A fixed order takes a semaphore for each tile.
+    rows = seqlen * heads
+    order = (
+        cost["atomic.workspace.bytes"] - blocks * sums,
+        cost["write.workspace.bytes"] - sums - 8 * rows,
+        cost["read.workspace.bytes"] - sums - blocks * 8 * rows,
+    )
+    assert max(order) <= (2 * 4 * blocks * rows / 32 if deterministic else 0)
+    assert cost["atomic.workspace.sectors"] * SECTOR_BYTES <= (blocks + 0.02) * sums
+
+
+@pytest.mark.parametrize(
+    ("options", "visible_tiles"),
+    [
+        # Two blocks of 128 keys against tiles of 64 queries.
+        ({"causal": True}, 4 + 2),
+        ({"window_size": (64, 0)}, 3 + 2),
+        ({"window_size": (0, 0)}, 2 + 2),
+        ({"window_size": (-1, 64)}, 4 + 3),
+    ],
+    ids=str,
+)
+def test_hidden_tiles_are_skipped(options: dict[str, Any], visible_tiles: int) -> None:
+    q, k, v = qkv(256, 256, 1, 1, 64)
+    cost = counted(q, k, v, **options)
+    assert cost["mma"] * MMA_FLOP == visible_tiles * 5 * 128 * 64 * 64
+    assert cost["read.q.bytes"] == visible_tiles * 64 * 64 * 2
+
+
+def test_narrow_heads_read_only_their_columns() -> None:
+    q, k, v = qkv(128, 128, 1, 1, 40)
+    cost = counted(q, k, v)
+    for name in ("q", "k", "v", "out"):
+        assert cost[f"read.{name}.bytes"] == q.nbytes
+    for name in ("grad_q", "grad_k", "grad_v"):
+        assert cost[f"write.{name}.bytes"] == q.nbytes
