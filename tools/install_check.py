@@ -21,9 +21,9 @@ def standard_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tor
 
 
 torch.manual_seed(0)
-inputs = [torch.randn(2, 100, 4, 64, requires_grad=True) for _ in range(3)]
-exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
-out = flash_attn2.flash_attn_func(*inputs, causal=True)
+q, k, v = inputs = tuple(torch.randn(2, 100, 4, 64, requires_grad=True) for _ in range(3))
+exact_inputs = tuple(x.detach().double().requires_grad_() for x in inputs)
+out = flash_attn2.flash_attn_func(q, k, v, causal=True)
 exact_out = standard_attention(*exact_inputs)
 assert isinstance(out, torch.Tensor)
 grad_out = torch.randn_like(out)
