@@ -425,7 +425,7 @@ class BwdMainloop {
     auto const sA = ldsm_view<SmemP>(smem_.grad_scores() + row_warp * kMQ * SmemP::kSubTile,
                                      LdsmLanes::cols_first(lane()));
     auto const sB = ldsm_view<SmemKV>(smem_.k + col_warp * (kNumQ / 2) * SmemKV::kSubTile,
-                                      LdsmLanes::rows_first(lane()));
+                                      LdsmLanes::rows_first(lane_index()));
     CUTE_UNROLL
     for (int k = 0; k < kTile.block_n / 16; ++k) {
       auto rA = make_tensor<Element>(Shape<_8, Int<kMQ>>{});
