@@ -57,7 +57,7 @@ void backward(BwdParams const& params, DeviceInfo const& device, cudaStream_t st
   BwdArgs const args = args_of(params, plan);
 
   if (plan.rows_grid > 0) rows.row_stats(args, plan.rows_grid, stream);
-  if (plan.grid > 0) instance.launch(args, plan, stream);
+  if (plan.grid > 0) instance.launch(args, plan.grid, stream);
   if (plan.rows_grid > 0) rows.grad_q(args, plan.rows_grid, stream);
   if (params.grad_sink != nullptr) rows.grad_sink(args, params.forward.num_heads, stream);
 }

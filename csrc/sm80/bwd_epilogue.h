@@ -39,23 +39,12 @@ struct BwdEpilogue {
                                      TensorRef const& grad, Element const* tile) {
     using Copies = typename Config::CopiesKV;
     int const thread = thread_index();
-    int const col = Copies::col(thread);
-    int row = Copies::row(thread);
-    Element* to = head_ptr<Element>(grad, work.batch, work.first_row_k, work.head_kv) +
-                  (work.col_begin + row) * grad.row_stride + col;
-    CUTE_UNROLL
-    for (int pass = 0; pass < Copies::kPasses; ++pass) {
-      CUTE_UNROLL
-      for (int c = 0; c < Copies::kChunks; ++c) {
-        int const chunk = c * Copies::kThreadsPerRow * 8;
-        if (work.col_begin + row < work.seqlen_k && col + chunk < args.problem.forward.head_dim) {
-          *reinterpret_cast<uint128_t*>(to + chunk) =
-              *reinterpret_cast<uint128_t const*>(tile + SmemKV::offset(row, col + chunk));
-        }
-      }
-      row += Copies::kRowsPerPass;
-      to += Copies::kRowsPerPass * grad.row_stride;
-    }
+    int const row = Copies::row(thread), col = Copies::col(thread);
+    Element* const to = head_ptr<Element>(grad, work.batch, work.first_row_k, work.head_kv) +
+                        (work.col_begin + row) * grad.row_stride + col;
+    store_tile<Copies, SmemKV, Copies::kPasses>(tile, row, col, to, grad.row_stride,
+                                                work.seqlen_k - work.col_begin,
+                                                args.problem.forward.head_dim);
   }
 };
 

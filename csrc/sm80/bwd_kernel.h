@@ -9,8 +9,12 @@ namespace fa2::sm80 {
 
 template <class Config>
 struct BwdKernel {
+  using Args = BwdArgs;
   using Smem = typename Config::Smem;
   static constexpr BwdTile kTile = Config::kTile;
+  static constexpr int kThreads = kTile.threads();
+  static constexpr int kCtasPerSm = kTile.ctas_per_sm;
+  static constexpr int kSmemBytes = sizeof(Smem);
 
   CUTE_DEVICE void operator()(BwdArgs const& args, char* smem_bytes) const {
     Smem& smem = *reinterpret_cast<Smem*>(smem_bytes);

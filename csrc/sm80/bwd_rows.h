@@ -45,7 +45,9 @@ struct QueryTile {
 // probabilities of 0 too. Also clears the sums of dQ and the semaphores.
 template <class Element>
 struct RowStatsKernel {
+  using Args = BwdArgs;
   static constexpr int kThreads = 128;
+  static constexpr int kCtasPerSm = 1;
   static constexpr int kLanesPerRow = 8;
   static constexpr int kSmemBytes = 0;
 
@@ -116,7 +118,9 @@ struct RowStatsKernel {
 // the sums, two sectors of each row.
 template <class Element>
 struct GradQKernel {
+  using Args = BwdArgs;
   static constexpr int kThreads = 256;
+  static constexpr int kCtasPerSm = 1;
   static constexpr int kSmemBytes = 0;
 
   CUTE_DEVICE void operator()(BwdArgs const& args, char*) const {
@@ -150,7 +154,9 @@ struct GradQKernel {
 
 // d sink = -sum over all rows of a head of exp(sink - lse) * D, in a fixed order. One CTA a head.
 struct GradSinkKernel {
+  using Args = BwdArgs;
   static constexpr int kThreads = 256;
+  static constexpr int kCtasPerSm = 1;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kSmemBytes = kWarps * sizeof(float);
 

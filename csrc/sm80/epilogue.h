@@ -76,22 +76,12 @@ struct FwdEpilogue {
     WorkTile const& work = smem.work;
     int const lane = lane_index();
     int const col = Copies::col(lane);
-    int row = Mainloop::warp_row_begin() + Mainloop::column_warp() * kRows + Copies::row(lane);
-    Element* to = head_ptr<Element>(p.out, work.batch, work.first_row_q, work.head) +
-                  (work.row_begin + row) * p.out.row_stride + col;
-    CUTE_UNROLL
-    for (int pass = 0; pass < kRows / Copies::kRowsPerPass; ++pass) {
-      CUTE_UNROLL
-      for (int c = 0; c < Copies::kChunks; ++c) {
-        int const chunk = c * Copies::kThreadsPerRow * 8;
-        if (work.row_begin + row < work.seqlen_q && col + chunk < p.head_dim) {
-          *reinterpret_cast<uint128_t*>(to + chunk) =
-              *reinterpret_cast<uint128_t const*>(smem.out + SmemO::offset(row, col + chunk));
-        }
-      }
-      row += Copies::kRowsPerPass;
-      to += Copies::kRowsPerPass * p.out.row_stride;
-    }
+    int const row =
+        Mainloop::warp_row_begin() + Mainloop::column_warp() * kRows + Copies::row(lane);
+    Element* const to = head_ptr<Element>(p.out, work.batch, work.first_row_q, work.head) +
+                        (work.row_begin + row) * p.out.row_stride + col;
+    store_tile<Copies, SmemO, kRows / Copies::kRowsPerPass>(
+        smem.out, row, col, to, p.out.row_stride, work.seqlen_q - work.row_begin, p.head_dim);
   }
 };
 

@@ -8,13 +8,6 @@
 
 namespace fa2::sm80 {
 
-template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kTile.threads(), Kernel::kTile.ctas_per_sm)
-    fwd_entry(__grid_constant__ FwdArgs const args) {
-  extern __shared__ __align__(128) char smem[];
-  Kernel{}(args, smem);
-}
-
 template <class Config>
 FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
   using StreamK = typename Config::StreamK;
@@ -34,16 +27,14 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
 
 template <class Config>
 void launch_fwd(FwdParams const& params, FwdPlan const& plan, cudaStream_t stream) {
-  using Kernel = FwdKernel<Config>;
-  launch(&fwd_entry<Kernel>, fwd_args<Config>(params, plan), plan.grid, Kernel::kTile.threads(),
-         sizeof(typename Config::Smem), stream);
+  launch<FwdKernel<Config>>(fwd_args<Config>(params, plan), plan.grid, stream);
 }
 
 // `kDType` names `Element` to the host, which knows no device types.
 template <class Element, DType kDType, int kBucket, Variant kVariant, bool kSmall>
 constexpr FwdInstance fwd_instance() {
   using Config = FwdConfig<Element, fwd_tile(kBucket, kVariant, kSmall), kVariant>;
-  return {{kDType, kBucket, kVariant, kSmall}, sizeof(typename Config::Smem), &launch_fwd<Config>};
+  return {{kDType, kBucket, kVariant, kSmall}, FwdKernel<Config>::kSmemBytes, &launch_fwd<Config>};
 }
 
 }  // namespace fa2::sm80

@@ -1,6 +1,7 @@
 #pragma once
 
-// Launches of kernels that are classes: Kernel{}(args, smem).
+// Launches of kernels that are classes: Kernel{}(args, smem), with Args, kThreads, kCtasPerSm and
+// kSmemBytes.
 
 #include <cuda_runtime.h>
 
@@ -8,19 +9,27 @@
 
 namespace fa2::sm80 {
 
-template <class Args>
-void launch(void (*entry)(Args), Args const& args, int grid, int threads, int smem_bytes,
-            cudaStream_t stream) {
-  if (smem_bytes > 48 * 1024) {  // what a kernel may have without asking
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kCtasPerSm)
+    entry(__grid_constant__ typename Kernel::Args const args) {
+  extern __shared__ __align__(128) char smem[];
+  Kernel{}(args, smem);
+}
+
+template <class Kernel>
+void launch(typename Kernel::Args const& args, int grid, cudaStream_t stream) {
+  constexpr int kSmemBytes = Kernel::kSmemBytes;
+  auto* const function = &entry<Kernel>;
+  if constexpr (kSmemBytes > 48 * 1024) {  // what a kernel may have without asking
     FA2_CUDA_CHECK(
-        cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_bytes));
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes));
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(grid);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = smem_bytes;
+  config.blockDim = dim3(Kernel::kThreads);
+  config.dynamicSmemBytes = kSmemBytes;
   config.stream = stream;
-  FA2_CUDA_CHECK(cudaLaunchKernelEx(&config, entry, args));
+  FA2_CUDA_CHECK(cudaLaunchKernelEx(&config, function, args));
 }
 
 }  // namespace fa2::sm80

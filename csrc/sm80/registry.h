@@ -15,20 +15,22 @@ struct FwdInstance {
   void (*launch)(FwdParams const&, FwdPlan const&, cudaStream_t);
 };
 
+// Launches a backward kernel with so many CTAs.
+using BwdLaunch = void (*)(BwdArgs const&, int grid, cudaStream_t);
+
 // The main backward kernel.
 struct BwdInstance {
   KernelKey key;
   int32_t smem_bytes;
-  void (*launch)(BwdArgs const&, BwdPlan const&, cudaStream_t);
+  BwdLaunch launch;  // a CTA for each key block
 };
 
 // The backward kernels that go over queries (bwd_rows.h).
 struct BwdRowsInstance {
-  using Launch = void (*)(BwdArgs const&, int grid, cudaStream_t);
   DType dtype;
-  Launch row_stats;  // a CTA for each query tile
-  Launch grad_q;     // the same
-  Launch grad_sink;  // a CTA for each head
+  BwdLaunch row_stats;  // a CTA for each query tile
+  BwdLaunch grad_q;     // the same
+  BwdLaunch grad_sink;  // a CTA for each head
 };
 
 // Throw Error that says what was asked for and what is built.

@@ -110,4 +110,24 @@ CUTE_DEVICE void copy_tile(char const* source, int64_t pass_bytes, int rows, int
   }
 }
 
+// The way back, for a thread whose first row and column of the tile are given, in kPasses steps of
+// rows. `to` is where they lie in memory; what copy_tile fills with zeros is not stored.
+template <class Copies, class Smem, int kPasses, class Element>
+CUTE_DEVICE void store_tile(Element const* tile, int row, int col, Element* to, int64_t row_stride,
+                            int rows, int head_dim) {
+  CUTE_UNROLL
+  for (int pass = 0; pass < kPasses; ++pass) {
+    CUTE_UNROLL
+    for (int c = 0; c < Copies::kChunks; ++c) {
+      int const chunk = c * Copies::kThreadsPerRow * 8;
+      if (row < rows && col + chunk < head_dim) {
+        *reinterpret_cast<uint128_t*>(to + chunk) =
+            *reinterpret_cast<uint128_t const*>(tile + Smem::offset(row, col + chunk));
+      }
+    }
+    row += Copies::kRowsPerPass;
+    to += Copies::kRowsPerPass * row_stride;
+  }
+}
+
 }  // namespace fa2
