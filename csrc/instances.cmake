@@ -14,6 +14,7 @@ set(FA2_SMALL_BWD_BUCKETS 128 192 256)  # has_small_bwd_tile in sm80/bwd_tiles.h
 set(FA2_HOST_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/host/device.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/host/plan.cpp"
+    "${CMAKE_CURRENT_LIST_DIR}/sm80/append.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/backward.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/forward.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/registry.cpp")
@@ -22,6 +23,7 @@ set(FA2_HOST_SOURCES
 # the C++ type of the instance, `value` the expression that makes it, `header` where that is declared.
 function(fa2_add_instance kind name header value)
   set(type_fwd FwdInstance)
+  set(type_cache CacheInstance)
   set(type_bwd BwdInstance)
   set(type_bwd_rows BwdRowsInstance)
   set(type ${type_${kind}})
@@ -57,6 +59,19 @@ macro(fa2_add_kernels kind bucket element small_buckets)
   endforeach()
 endmacro()
 
+# The split kernels of one bucket and element; a KV cache knows no dropout.
+macro(fa2_add_split_kernels bucket element)
+  foreach(variant Plain Modified)
+    foreach(rows few many)
+      set(is_few_few true)
+      set(is_few_many false)
+      string(TOLOWER "split_hd${bucket}_${element}_${variant}_${rows}" name)
+      fa2_add_instance(fwd ${name} split_launch.h
+        "split_instance<${FA2_ELEMENT_TYPE_${element}}, DType::${FA2_DTYPE_${element}}, ${bucket}, Variant::k${variant}, ${is_few_${rows}}>()")
+    endforeach()
+  endforeach()
+endmacro()
+
 # Writes the kernels and the tables of them into `directory` and sets `result` to the sources.
 # FLASH_ATTN2_HEAD_DIMS may restrict the buckets for development.
 function(fa2_generate_instances directory result)
@@ -73,7 +88,10 @@ function(fa2_generate_instances directory result)
       endif()
       fa2_add_kernels(fwd ${bucket} ${element} FA2_SMALL_FWD_BUCKETS)
       fa2_add_kernels(bwd ${bucket} ${element} FA2_SMALL_BWD_BUCKETS)
+      fa2_add_split_kernels(${bucket} ${element})
     endforeach()
+    fa2_add_instance(cache cache_${element} cache_launch.h
+      "cache_instance<${FA2_ELEMENT_TYPE_${element}}, DType::${FA2_DTYPE_${element}}>()")
     fa2_add_instance(bwd_rows bwd_rows_${element} bwd_rows_launch.h
       "bwd_rows_instance<${FA2_ELEMENT_TYPE_${element}}, DType::${FA2_DTYPE_${element}}>()")
   endforeach()
@@ -90,6 +108,12 @@ namespace fa2::sm80 {
 std::span<FwdInstance const* const> fwd_instances() {
   static FwdInstance const* const table[] = {
 @entries_fwd@  };
+  return table;
+}
+
+std::span<CacheInstance const* const> cache_instances() {
+  static CacheInstance const* const table[] = {
+@entries_cache@  };
   return table;
 }
 

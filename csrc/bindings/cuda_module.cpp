@@ -12,6 +12,7 @@
 #include "host/device.h"
 #include "host/error.h"
 #include "host/plan.h"
+#include "sm80/append.h"
 #include "sm80/backward.h"
 #include "sm80/forward.h"
 
@@ -35,6 +36,17 @@ void forward(py::dict const& problem) {
   auto const [params, stream] = fa2::bindings::read_forward_call(problem);
   py::gil_scoped_release const release;
   fa2::sm80::forward(params, current_device(), reinterpret_cast<cudaStream_t>(stream));
+}
+
+int64_t forward_workspace(py::dict const& problem) {
+  fa2::FwdParams const params = fa2::bindings::read_forward_call(problem).params;
+  return fa2::plan_forward(params, current_device()).workspace.bytes;
+}
+
+void append(py::dict const& problem) {
+  auto const [params, stream] = fa2::bindings::read_append_call(problem);
+  py::gil_scoped_release const release;
+  fa2::sm80::append(params, reinterpret_cast<cudaStream_t>(stream));
 }
 
 std::string plan_forward(py::dict const& problem) {
@@ -72,6 +84,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("forward", &forward, py::arg("problem"),
         "Runs one problem (fields: csrc/bindings/params.cpp) on the current device; `execution` "
         "is the stream.");
+  m.def("forward_workspace", &forward_workspace, py::arg("problem"),
+        "Bytes that `workspace` of this problem must have; 0: none.");
+  m.def("append", &append, py::arg("problem"),
+        "Appends to a KV cache and rotates (fields: csrc/bindings/params.cpp).");
   m.def("plan_forward", &plan_forward, py::arg("problem"),
         "How the current device would run the problem (fields as for forward, no `execution`).");
   m.def("backward_workspace", &backward_workspace, py::arg("problem"),

@@ -1,6 +1,7 @@
 #pragma once
 
-// The dictionary that Python hands over -> FwdParams, BwdParams. Shared by every native module.
+// The dictionary that Python hands over -> FwdParams, AppendParams, BwdParams. Shared by every
+// native module.
 
 #include <pybind11/pybind11.h>
 
@@ -20,6 +21,13 @@ struct ForwardCall {
 // missing field.
 ForwardCall read_forward_call(pybind11::dict const& problem);
 
+struct AppendCall {
+  AppendParams params;
+  int64_t execution;
+};
+
+AppendCall read_append_call(pybind11::dict const& problem);
+
 struct BackwardCall {
   BwdParams params;
   int64_t execution;
@@ -32,5 +40,8 @@ BackwardCall read_backward_call(pybind11::dict const& problem);
 // As above for entry points that take no `execution`.
 FwdParams read_fwd_params(pybind11::dict const& problem);
 BwdParams read_bwd_params(pybind11::dict const& problem);
+
+// A window of so many keys to each side, -1 for no bound.
+Window window(int64_t left, int64_t right);
 
 }  // namespace fa2::bindings

@@ -23,12 +23,24 @@ struct RowState {
   float sum;
 };
 
-// exp2 and log2 come from the caller: each family has its own.
+// The one merge rule: the state of a row over two disjoint sets of keys. What was accumulated
+// relative to one of them counts in the merged row by the factor exp2(its base - merged base).
+// exp2 comes from the caller: each family has its own.
+template <class Exp2>
+FA2_HD RowState merge(RowState a, RowState b, Exp2 const& exp2) {
+  float const base = a.base > b.base ? a.base : b.base;
+  return {base, a.sum * exp2(a.base - base) + b.sum * exp2(b.base - base)};
+}
+
+// A sink is one more key, which has no value.
 template <class Exp2>
 FA2_HD RowState merge_sink(RowState row, float sink, Exp2 const& exp2) {
-  float const logit = sink * kLog2e;
-  float const base = row.base > logit ? row.base : logit;
-  return {base, row.sum * exp2(row.base - base) + exp2(logit - base)};
+  return merge(row, {sink * kLog2e, 1.f}, exp2);
+}
+
+// The state of a row whose natural-log normaliser is `lse`, of outputs that are normalised by it.
+FA2_HD RowState finished_row(float lse) {
+  return lse == -INFINITY ? RowState{kEmptyBase, 0.f} : RowState{lse * kLog2e, 1.f};
 }
 
 // Natural-log normaliser; -inf for a row that attends to nothing. NaN stays NaN.

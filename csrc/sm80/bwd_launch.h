@@ -12,7 +12,8 @@ namespace fa2::sm80 {
 template <class Element, DType kDType, int kBucket, Variant kVariant, bool kSmall>
 constexpr BwdInstance bwd_instance() {
   using Kernel = BwdKernel<BwdConfig<Element, bwd_tile(kBucket, kVariant, kSmall), kVariant>>;
-  return {{kDType, kBucket, kVariant, kSmall}, Kernel::kSmemBytes, &launch<Kernel>};
+  constexpr TileKind kKind = kSmall ? TileKind::kSmall : TileKind::kRegular;
+  return {{kDType, kBucket, kVariant, kKind}, Kernel::kSmemBytes, &launch<Kernel>};
 }
 
 }  // namespace fa2::sm80

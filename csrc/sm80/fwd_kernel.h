@@ -40,7 +40,7 @@ struct FwdKernel {
                        smem.work.row_begin * p.q.row_stride;
     int64_t const pass_bytes = StreamQ::Copies::kRowsPerPass * p.q.row_stride * sizeof(*rows);
     StreamQ stream(rows, p.q.row_stride, pass_bytes, p.head_dim, 0, smem.q);
-    stream.template load<Rows::kBounded>(smem.work.seqlen_q - smem.work.row_begin);
+    stream.template load<Rows::kBounded>(0, smem.work.seqlen_q - smem.work.row_begin);
   }
 };
 

@@ -34,7 +34,8 @@ void launch_fwd(FwdParams const& params, FwdPlan const& plan, cudaStream_t strea
 template <class Element, DType kDType, int kBucket, Variant kVariant, bool kSmall>
 constexpr FwdInstance fwd_instance() {
   using Config = FwdConfig<Element, fwd_tile(kBucket, kVariant, kSmall), kVariant>;
-  return {{kDType, kBucket, kVariant, kSmall}, FwdKernel<Config>::kSmemBytes, &launch_fwd<Config>};
+  constexpr TileKind kKind = kSmall ? TileKind::kSmall : TileKind::kRegular;
+  return {{kDType, kBucket, kVariant, kKind}, FwdKernel<Config>::kSmemBytes, &launch_fwd<Config>};
 }
 
 }  // namespace fa2::sm80

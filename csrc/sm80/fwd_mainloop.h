@@ -14,8 +14,9 @@ enum class Edge { kMasked, kFull };  // key tiles that need a mask, and those th
 template <class Config>
 class FwdMainloop {
   using Element = typename Config::Element;
+  using Args = typename Config::Args;
   using Smem = typename Config::Smem;
-  using SmemQ = typename Config::StreamQ::Smem;
+  using SmemQ = typename Config::SmemQ;
   using SmemK = typename Config::StreamK::Smem;
   using SmemV = typename Config::StreamV::Smem;
   using SmemP = typename Config::SmemP;
@@ -35,18 +36,16 @@ class FwdMainloop {
  public:
   using Output = decltype(make_tensor<float>(AccumulatorLayout<kM, kNumO>{}));
 
-  CUTE_DEVICE FwdMainloop(FwdArgs const& args, Smem& smem)
+  CUTE_DEVICE FwdMainloop(Args const& args, Smem& smem)
       : args_(args),
         smem_(smem),
-        k_stream_(kv_rows(args.problem.k, args, smem.work), args.problem.k.row_stride,
-                  args.k_pass_bytes, args.problem.head_dim, smem.work.tiles.end - 1, smem.k),
-        v_stream_(kv_rows(args.problem.v, args, smem.work), args.problem.v.row_stride,
-                  args.v_pass_bytes, args.problem.head_dim, smem.work.tiles.end - 1, smem.v),
+        k_stream_(Config::keys(args, smem)),
+        v_stream_(Config::values(args, smem)),
         tSsQ_(ldsm_view<SmemQ>(smem.q, LdsmLanes::rows_first(threadIdx.x % 32), warp_row_begin())),
         tSsK_(ldsm_view<SmemK>(smem.k, LdsmLanes::cols_first(threadIdx.x % 32),
                                column_warp() * kNumS * 8)),
         tOsV_(values_of(smem, column_warp())),
-        tOsV_partner_(values_of(smem, kTile.column_warps - 1 - column_warp())),
+        tOsV_partner_(values_of(smem, 1 - column_warp())),
         tPsP_(ldsm_view<SmemP>(smem.probs + (1 - column_warp()) * kDepthO * SmemP::kSubTile,
                                LdsmLanes::rows_first(threadIdx.x % 32), warp_row_begin())),
         published_(operand_offset<SmemP>(warp_row_begin(), threadIdx.x % 32) +
@@ -57,7 +56,7 @@ class FwdMainloop {
   // Needs the copy of Q issued; ends with no copy in flight.
   CUTE_DEVICE void run() {
     int n = smem_.work.tiles.end - 1;
-    k_stream_.template load<Rows::kBounded>(smem_.work.seqlen_k - n * kTile.block_n);
+    k_stream_.template load<Rows::kBounded>(n, smem_.work.seqlen_k - n * kTile.block_n);
     if constexpr (kTile.q_in_registers) keep_queries();
 
     // Masked tiles on the right, full ones, masked ones on the left. One masked body serves both
@@ -80,24 +79,20 @@ class FwdMainloop {
   RowSoftmax<kM> softmax;
   Output output;
 
-  CUTE_DEVICE static int row_warp() { return warp_index() / kTile.column_warps; }
-  CUTE_DEVICE static int column_warp() { return warp_index() % kTile.column_warps; }
+  // Column warps split the keys; where they come in pairs, also the columns of O.
+  static constexpr int kColumnWarps = kTile.column_warps * kTile.key_warps;
+  CUTE_DEVICE static int row_warp() { return warp_index() / kColumnWarps; }
+  CUTE_DEVICE static int column_warp() { return warp_index() % kColumnWarps; }
   CUTE_DEVICE static int warp_row_begin() { return row_warp() * 16 * kM; }
 
  private:
-  CUTE_DEVICE static Element const* kv_rows(TensorRef const& t, FwdArgs const& args,
-                                            WorkTile const& work) {
-    return head_ptr<Element const>(t, work.batch, work.first_row_k,
-                                   work.head / args.problem.group());
-  }
-
   template <Edge kEdge>
   CUTE_DEVICE void step(int n, bool more) {
     // K(n) has landed and nobody reads V(n + 1) any longer: V(n) streams in behind the scores.
     cp_async_wait_group<0>();
     __syncthreads();
     constexpr Rows kCheck = kEdge == Edge::kMasked ? Rows::kBounded : Rows::kAll;
-    v_stream_.template load<kCheck>(smem_.work.seqlen_k - n * kTile.block_n);
+    v_stream_.template load<kCheck>(n, smem_.work.seqlen_k - n * kTile.block_n);
 
     // S = Q K'
     Scores scores;
@@ -110,7 +105,7 @@ class FwdMainloop {
     // V(n) has landed and nobody reads K(n) any longer: K(n - 1) streams in behind the rest.
     cp_async_wait_group<0>();
     bool const rescale_now = sync_and_vote(outgrown);
-    if (more) k_stream_.template load<Rows::kAll>(kTile.block_n);
+    if (more) k_stream_.template load<Rows::kAll>(n - 1, kTile.block_n);
 
     // P = exp(S - base), O += P V
     if (__builtin_expect(rescale_now, 0)) rescale(largest);
@@ -185,28 +180,35 @@ class FwdMainloop {
   }
 
   CUTE_DEVICE void modify(Scores& scores, int n) const {
-    WorkTile const& work = smem_.work;
+    auto const& work = smem_.work;
     if (args_.problem.score_mod.softcap > 0.f) {
       cap_scores(scores, args_.scales);
     } else {
       scale_scores(scores, args_.scales);
     }
-    if (work.alibi_slope != 0.f) {
-      add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(),
-                           warp_first_col(n) + lane_col(lane_index()),
-                           work.seqlen_k - work.seqlen_q);
+    int const first_col = warp_first_col(n) + lane_col(lane_index());
+    int const diagonal = work.seqlen_k - work.seqlen_q;
+    if constexpr (Config::kPacked) {
+      if (args_.problem.score_mod.alibi_slopes != nullptr) {
+        add_alibi<kM, kNumS>(scores, lane_first_row(), first_col, diagonal,
+                             [&](int row) { return Config::alibi_row(args_, work, row); });
+      }
+    } else if (work.alibi_slope != 0.f) {
+      add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(), first_col, diagonal);
     }
   }
 
   CUTE_DEVICE void mask(Scores& scores, int n) const {
-    WorkTile const& work = smem_.work;
-    mask_scores<kM, kNumS>(
-        scores, lane_first_row(), warp_first_col(n) + lane_col(lane_index()),
-        [&](int row) { return visible_cols(row, work.seqlen_q, work.seqlen_k, work.window); });
+    auto const& work = smem_.work;
+    mask_scores<kM, kNumS>(scores, lane_first_row(), warp_first_col(n) + lane_col(lane_index()),
+                           [&](int row) {
+                             int const query = Config::query_of(args_, row);
+                             return visible_cols(query, work.seqlen_q, work.seqlen_k, work.window);
+                           });
   }
 
   CUTE_DEVICE void drop(Probs& probs, int n) const {
-    WorkTile const& work = smem_.work;
+    auto const& work = smem_.work;
     DropoutKey const key{work.rng_seed, work.rng_offset,
                          uint32_t(work.batch * args_.problem.num_heads + work.head),
                          args_.keep_below};
@@ -236,7 +238,8 @@ class FwdMainloop {
 
   // This warp's columns of V, at the keys of a column warp.
   CUTE_DEVICE static auto values_of(Smem& smem, int key_warp) {
-    return ldsm_view<SmemV>(smem.v + column_warp() * (kNumO / 2) * SmemV::kSubTile,
+    int const first_sub_tile = kPairs ? column_warp() * (kNumO / 2) : 0;
+    return ldsm_view<SmemV>(smem.v + first_sub_tile * SmemV::kSubTile,
                             LdsmLanes::rows_first(threadIdx.x % 32), key_warp * kDepthO * 16);
   }
 
@@ -270,7 +273,7 @@ class FwdMainloop {
   }
 
  private:
-  FwdArgs const& args_;
+  Args const& args_;
   Smem& smem_;
   typename Config::StreamK k_stream_;
   typename Config::StreamV v_stream_;

@@ -6,6 +6,7 @@
 
 #include "host/plan.h"
 #include "sm80/bwd_args.h"
+#include "sm80/cache_args.h"
 
 namespace fa2::sm80 {
 
@@ -13,6 +14,13 @@ struct FwdInstance {
   KernelKey key;
   int32_t smem_bytes;
   void (*launch)(FwdParams const&, FwdPlan const&, cudaStream_t);
+};
+
+// The small kernels that a KV cache needs.
+struct CacheInstance {
+  DType dtype;
+  void (*combine)(CombineArgs const&, int grid, cudaStream_t);
+  void (*append)(AppendArgs const&, int grid, cudaStream_t);
 };
 
 // Launches a backward kernel with so many CTAs.
@@ -35,6 +43,7 @@ struct BwdRowsInstance {
 
 // Throw Error that says what was asked for and what is built.
 FwdInstance const& find_forward(KernelKey const& key);
+CacheInstance const& find_cache(DType dtype);
 BwdInstance const& find_backward(KernelKey const& key);
 BwdRowsInstance const& find_backward_rows(DType dtype);
 

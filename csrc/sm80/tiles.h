@@ -24,8 +24,9 @@ struct FwdTile {
                         // exchanges P through shared memory; fewer ldmatrix for wide heads
   bool q_in_registers;  // or read anew from shared memory in every step
   int ctas_per_sm;
+  int key_warps = 1;  // warps that split the keys of a step, each with a softmax of its own
 
-  constexpr int warps() const { return row_warps * column_warps; }
+  constexpr int warps() const { return row_warps * column_warps * key_warps; }
   constexpr int threads() const { return warps() * 32; }
 };
 
@@ -50,6 +51,27 @@ constexpr FwdTile fwd_tile(int bucket, Variant variant, bool small) {
     default:
       if (small) return {256, 256, 64, 32, 4, 1, false, 1};
       return {256, 256, 128, 64, 4, 2, false, 1};
+  }
+}
+
+// Of the split kernel, whose rows are the heads of a group side by side. Up to kFewRows of them,
+// as in decoding, fill one row of tensor-core tiles: there the warps split the keys, and each key
+// is read from shared memory once.
+inline constexpr int kFewRows = 16;
+
+constexpr FwdTile split_tile(int bucket, Variant variant, bool few_rows) {
+  bool const plain = variant == Variant::kPlain;
+  if (few_rows) {
+    int const block_n = bucket > 128 ? 64 : 128, ctas = bucket > 128 ? 1 : 2;
+    return {bucket, bucket, kFewRows, block_n, 1, 1, bucket <= 128, ctas, 4};
+  }
+  switch (bucket) {
+    case 32: return {32, 32, 128, 64, 4, 1, true, 2};
+    case 64: return {64, 64, 128, 64, 4, 1, true, 2};
+    case 96: return {96, 96, 128, plain ? 64 : 32, 4, 1, false, 2};
+    case 128: return {128, 128, 128, plain ? 48 : 32, 4, 1, false, 2};
+    case 192: return {192, 192, 64, 64, 4, 1, false, 1};
+    default: return {256, 256, 64, 32, 4, 1, false, 1};
   }
 }
 

@@ -4,16 +4,20 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <random>
 #include <set>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "check.h"
 #include "core/block_range.h"
 #include "core/dropout.h"
 #include "core/mask.h"
 #include "core/online_softmax.h"
+#include "core/paging.h"
 #include "core/philox.h"
+#include "core/rotary.h"
 #include "core/score_mod.h"
 #include "core/seq_info.h"
 
@@ -218,6 +222,92 @@ TEST(seq_info_keeps_hostile_lengths_inside_the_tensor) {
   }
 }
 
+TEST(seq_info_counts_what_is_appended_and_leaves_out_the_padding) {
+  std::array<int32_t, 3> const cached{10, 0, 98};
+  std::array<int32_t, 4> const cu_appended{0, 5, 6, 10};
+  std::array<int32_t, 3> const leftpad{3, 0, 99};
+  SeqLens seqs{.seqused = cached.data(), .max_seqlen = 100, .leftpad = leftpad.data()};
+  auto expect = [&](int32_t batch, int64_t first_row, int32_t length) {
+    SeqInfo const info = seq_info(seqs, batch);
+    EXPECT_EQ(info.first_row, first_row) << "sequence " << batch;
+    EXPECT_EQ(info.length, length) << "sequence " << batch;
+  };
+  seqs.appended = 4;
+  expect(0, 3, 11);
+  expect(1, 0, 4);
+  expect(2, 99, 1);  // what is beyond the cache does not count
+  seqs.cu_appended = cu_appended.data();
+  expect(0, 3, 12);
+  expect(1, 0, 1);
+  EXPECT_EQ(cached_rows(seqs, 2), 98);
+
+  SeqLens const given{.max_seqlen = 17, .appended = 4};  // the caller counted
+  EXPECT_EQ(seq_info(given, 0).length, 17);
+  EXPECT_EQ(cached_rows(given, 0), 13);
+}
+
+TEST(seq_info_keeps_a_hostile_cache_inside_the_tensor) {
+  constexpr std::array<int32_t, 7> kHostile{kIntMin, -7, 0, 3, 20, 1000, kIntMax};
+  for (int32_t const used : kHostile) {
+    for (int32_t const padding : kHostile) {
+      for (int32_t const end : kHostile) {
+        std::array<int32_t, 2> const cu_appended{3, end};
+        SeqLens const seqs{.seqused = &used,
+                           .max_seqlen = 20,
+                           .leftpad = &padding,
+                           .cu_appended = cu_appended.data()};
+        SeqInfo const info = seq_info(seqs, 0);
+        EXPECT(0 <= info.first_row && 0 <= info.length && info.first_row + info.length <= 20);
+        EXPECT(0 <= cached_rows(seqs, 0) && cached_rows(seqs, 0) <= 20);
+      }
+    }
+  }
+}
+
+// ---- paging -----------------------------------------------------------------------------------
+
+TEST(rows_are_found_through_the_block_table) {
+  std::array<int32_t, 6> const table{4, 2, 0, 1, 3, 4};  // two sequences of three pages
+  TensorRef const tensor{.batch_stride = 1000, .row_stride = 10};
+  PagedKV const pages{
+      .block_table = table.data(), .table_stride = 3, .page_size = 7, .num_pages = 5};
+  EXPECT_EQ(kv_row_offset(tensor, pages, 0, 0), 4000);
+  EXPECT_EQ(kv_row_offset(tensor, pages, 0, 6), 4060);
+  EXPECT_EQ(kv_row_offset(tensor, pages, 0, 7), 2000);
+  EXPECT_EQ(kv_row_offset(tensor, pages, 1, 13), 3060);
+  EXPECT_EQ(kv_row_offset(tensor, {}, 3, 12), 3120);
+}
+
+TEST(hostile_pages_are_read_inside_the_tensor_and_never_written) {
+  PagedKV const pages{.num_pages = 5};
+  for (int32_t const entry : {kIntMin, -1, 0, 4, 5, kIntMax}) {
+    int32_t const page = page_within(pages, entry);
+    EXPECT(0 <= page && page < 5);
+    EXPECT_EQ(is_page(pages, entry), page == entry);
+  }
+}
+
+// ---- rotary -----------------------------------------------------------------------------------
+
+// Every entry turns with one other, by one angle, in opposite directions.
+TEST(rotary_terms_are_pairs) {
+  for (bool const interleaved : {false, true}) {
+    Rotary const rotary{.rows = 10, .dim = 12, .interleaved = interleaved};
+    std::set<int32_t> angles;
+    for (int32_t d = 0; d < rotary.dim; ++d) {
+      RotaryTerm const term = rotary_term(rotary, d), other = rotary_term(rotary, term.partner);
+      EXPECT_EQ(other.partner, d);
+      EXPECT_EQ(other.angle, term.angle);
+      EXPECT_EQ(term.sign, d < term.partner ? -1 : 1);
+      EXPECT_EQ(term.partner - d, -term.sign * (interleaved ? 1 : 6));
+      angles.insert(term.angle);
+    }
+    EXPECT_EQ(angles.size(), 6u);
+    EXPECT_EQ(rotary_row(rotary, 9), 9);
+    EXPECT_EQ(rotary_row(rotary, int64_t{1} << 33), 9);
+  }
+}
+
 TEST(addresses_are_64_bit) {
   FwdParams params{.batch = 4, .num_heads = 8, .num_heads_kv = 2, .head_dim = 64};
   params.seqs_q.max_seqlen = kMaxSeqlen;
@@ -380,6 +470,40 @@ TEST(lse_and_scale_of_a_row) {
   EXPECT_NEAR(row_scale(row), 0.2, 1e-7);
   EXPECT(std::isnan(row_lse({2.f, NAN})));
   EXPECT(std::isnan(row_scale({2.f, NAN})));
+}
+
+// Any order and any grouping of the parts of a row gives the row.
+TEST(merge_is_associative_and_commutative) {
+  std::mt19937 random(7);
+  std::uniform_real_distribution<float> uniform(-1.f, 1.f);
+  for (int trial = 0; trial < 200; ++trial) {
+    float const spread = trial % 2 == 0 ? 3.f : 60.f;
+    std::vector<RowState> parts(1 + trial % 9);
+    double sum = 0;
+    for (RowState& part : parts) {
+      bool const empty = uniform(random) < -0.7f;
+      part = empty ? RowState{kEmptyBase, 0.f}
+                   : RowState{spread * uniform(random), 1.f + uniform(random)};
+      if (!empty) sum += part.sum * std::exp2(double(part.base));
+    }
+    double const lse = sum == 0 ? -INFINITY : std::log(sum);
+    while (parts.size() > 1) {
+      std::shuffle(parts.begin(), parts.end(), random);
+      RowState const last = parts.back();
+      parts.pop_back();
+      parts.front() = merge(parts.front(), last, exp2_of);
+    }
+    EXPECT_NEAR(row_lse(parts.front()), lse, 1e-6);
+  }
+}
+
+TEST(merge_takes_finished_rows) {
+  RowState const merged = merge(finished_row(1.5f), finished_row(-2.f), exp2_of);
+  EXPECT_NEAR(row_lse(merged), std::log(std::exp(1.5) + std::exp(-2.0)), 1e-6);
+  RowState const nothing = finished_row(-INFINITY);
+  EXPECT_NEAR(row_lse(merge(nothing, finished_row(3.f), exp2_of)), 3.0, 1e-6);
+  EXPECT_EQ(row_lse(merge(nothing, nothing, exp2_of)), -INFINITY);
+  EXPECT(std::isnan(row_lse(merge(finished_row(NAN), finished_row(0.f), exp2_of))));
 }
 
 TEST(sink_joins_the_denominator) {

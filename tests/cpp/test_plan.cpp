@@ -59,14 +59,17 @@ TEST(variant_follows_from_what_the_problem_asks) {
 
 TEST(wide_heads_have_a_tile_for_little_shared_memory) {
   for (int head_dim : {32, 128, 192, 256}) {
-    EXPECT(!plan_forward(problem(head_dim), kA100).key.small);
-    EXPECT_EQ(plan_forward(problem(head_dim), kRtx3090).key.small, head_dim > 128);
+    EXPECT(plan_forward(problem(head_dim), kA100).key.tile == TileKind::kRegular);
+    EXPECT_EQ(plan_forward(problem(head_dim), kRtx3090).key.tile == TileKind::kSmall,
+              head_dim > 128);
   }
 }
 
 TEST(grid_covers_every_query_block_of_every_head) {
-  for (int seqlen : {1, 127, 128, 129, 4096}) {
-    FwdPlan const plan = plan_forward(problem(128, seqlen), kA100);
+  for (int seqlen : {127, 128, 129, 4096}) {
+    FwdParams p = problem(128, seqlen, 100);
+    p.num_heads_kv = p.num_heads;
+    FwdPlan const plan = plan_forward(p, kA100);
     EXPECT_EQ(plan.num_m_blocks, (seqlen + plan.tile.block_m - 1) / plan.tile.block_m);
     EXPECT_EQ(plan.grid, plan.num_m_blocks * 3 * 8);
   }
@@ -100,6 +103,82 @@ TEST(plan_is_printable) {
             "grid 192");
 }
 
+// ---- splits ------------------------------------------------------------------------------------
+
+int32_t const kTable[8] = {};
+
+FwdParams decode(int batch, int seqlen_q, int seqlen_k) {
+  FwdParams p = problem(128, seqlen_q, seqlen_k);
+  p.batch = batch;
+  return p;
+}
+
+TEST(heads_of_a_group_share_a_tile) {
+  FwdPlan plan = plan_forward(decode(64, 1, 1000), kA100);  // 4 rows
+  EXPECT(plan.key.tile == TileKind::kFewRows);
+  EXPECT_EQ(plan.grid, 64 * 2);
+  EXPECT_EQ(plan.num_splits, 1);
+  EXPECT_EQ(plan.workspace.bytes, 0);
+  FwdParams p = decode(64, 40, 1000);  // 160 rows
+  p.pages = {.block_table = kTable, .table_stride = 4, .page_size = 256, .num_pages = 8};
+  plan = plan_forward(p, kA100);
+  EXPECT(plan.key.tile == TileKind::kManyRows);
+  EXPECT_EQ(plan.num_m_blocks, 2);
+  EXPECT_EQ(plan.grid, 2 * 64 * 2);
+}
+
+TEST(few_queries_are_packed_where_that_saves_rows) {
+  EXPECT(plan_forward(decode(64, 40, 1000), kA100).key.tile == TileKind::kManyRows);  // 256 of 512
+  EXPECT(plan_forward(decode(64, 100, 1000), kA100).key.tile == TileKind::kRegular);  // 512 of 512
+  EXPECT(plan_forward(decode(64, 2000, 1000), kA100).key.tile == TileKind::kRegular);
+  EXPECT(plan_forward(decode(1, kMaxSeqlen, 1000), kA100).key.tile == TileKind::kRegular);
+}
+
+TEST(keys_are_split_until_the_device_is_full) {
+  FwdPlan const plan = plan_forward(decode(1, 1, 32768), kA100);
+  EXPECT(plan.num_splits > 32);
+  EXPECT_EQ(plan.grid, 2 * plan.num_splits);
+  EXPECT_EQ(plan.combine_grid, 8);
+  EXPECT(plan.workspace.bytes >= plan.num_splits * 8 * (128 + 1) * 4);
+  EXPECT_EQ(plan_forward(decode(1, 1, 256), kA100).num_splits, 1);      // merging would cost more
+  EXPECT_EQ(plan_forward(decode(216, 1, 32768), kA100).num_splits, 1);  // full
+  int const halves = plan_forward(decode(54, 1, 32768), kA100).num_splits;
+  EXPECT_EQ(halves, 2);  // 108 blocks for 216 places
+}
+
+TEST(a_window_bounds_the_splits) {
+  FwdParams p = decode(1, 1, 1 << 20);
+  p.window = {.left = 255, .right = 0};
+  EXPECT_EQ(plan_forward(p, kA100).num_splits, 1);
+}
+
+TEST(splits_may_be_given) {
+  FwdParams p = decode(1, 1, 64);
+  for (int splits : {1, 3, 128}) {
+    p.num_splits = splits;
+    EXPECT_EQ(plan_forward(p, kA100).num_splits, splits);
+  }
+  p.num_splits = 129;
+  EXPECT(error_of(p).find("129") != std::string::npos);
+  p.num_splits = 2;
+  p.dropout.drop_prob = 0.1f;
+  EXPECT(error_of(p).find("dropout") != std::string::npos);
+}
+
+TEST(long_keys_of_few_queries_are_split_without_a_cache) {
+  EXPECT(plan_forward(problem(128, 128, 65536), kA100).num_splits > 1);
+  EXPECT(plan_forward(problem(128, 128, 256), kA100).key.tile == TileKind::kRegular);
+  FwdParams p = problem(128, 128, 65536);
+  p.num_splits = 1;
+  EXPECT(plan_forward(p, kA100).key.tile == TileKind::kRegular);
+}
+
+TEST(split_plan_is_printable) {
+  EXPECT_EQ(to_string(plan_forward(decode(54, 1, 32768), kA100)),
+            "float16 head_dim<=128 plain split, few rows: tile 16x128, warps 1x4, 1 row blocks, 2 "
+            "splits, grid 216, workspace 445952 bytes");
+}
+
 // ---- backward ---------------------------------------------------------------------------------
 
 BwdParams backward_problem(int head_dim, int seqlen_q = 1000, int seqlen_k = 1000) {
@@ -113,8 +192,9 @@ TEST(backward_takes_the_kernel_of_its_bucket_and_variant) {
     BwdPlan const plan = plan_backward(backward_problem(bucket - 8), kA100);
     EXPECT_EQ(plan.key.bucket, bucket);
     EXPECT_EQ(plan.tile.head_dim, bucket);
-    EXPECT(!plan.key.small);
-    EXPECT_EQ(plan_backward(backward_problem(bucket), kRtx3090).key.small, bucket > 96);
+    EXPECT(plan.key.tile == TileKind::kRegular);
+    EXPECT_EQ(plan_backward(backward_problem(bucket), kRtx3090).key.tile == TileKind::kSmall,
+              bucket > 96);
   }
   BwdParams p = backward_problem(64);
   p.forward.dropout.drop_prob = 0.1f;

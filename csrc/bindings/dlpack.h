@@ -1,0 +1,67 @@
+#pragma once
+
+// As much of DLPack's C interface, version 1, as it takes to look at a tensor without a call into
+// Python: the layout of its structures, and the table of functions that a tensor type publishes as
+// `__dlpack_c_exchange_api__` (torch.Tensor does from torch 2.10 on).
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace fa2::bindings::dlpack {
+
+struct Device {
+  int32_t type;
+  int32_t index;
+};
+inline constexpr int32_t kCpu = 1;
+
+struct ElementType {
+  uint8_t code;
+  uint8_t bits;
+  uint16_t lanes;
+};
+inline constexpr uint8_t kFloat = 2;
+inline constexpr uint8_t kBFloat = 4;
+
+// Owns nothing: shape and strides (in elements) are those of the object that it describes.
+struct Tensor {
+  void* memory;
+  Device device;
+  int32_t ndim;
+  ElementType element;
+  int64_t const* shape;
+  int64_t const* strides;
+  uint64_t byte_offset;
+
+  void* data() const { return static_cast<char*>(memory) + byte_offset; }
+};
+
+struct ExchangeApi {
+  uint32_t major_version;
+  uint32_t minor_version;
+  ExchangeApi const* older;
+  void (*unused[3])();
+  // Returns 0, or -1 with a Python exception.
+  int (*describe)(void* object, Tensor* tensor);
+
+  // The table of a published capsule, or null if it has none of version 1.
+  static ExchangeApi const* of(pybind11::capsule const& capsule) {
+    void* const newest = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+    if (newest == nullptr) throw pybind11::error_already_set();
+    auto const* api = static_cast<ExchangeApi const*>(newest);
+    while (api != nullptr && api->major_version != 1) api = api->older;
+    return api;
+  }
+
+  // Nothing if the tensor has no memory to look at.
+  std::optional<Tensor> look_at(pybind11::handle tensor) const {
+    Tensor description;
+    if (describe(tensor.ptr(), &description) == 0) return description;
+    PyErr_Clear();
+    return std::nullopt;
+  }
+};
+
+}  // namespace fa2::bindings::dlpack

@@ -1,0 +1,32 @@
+#pragma once
+
+// From the split kernel to an entry of the registry. Included by the generated instances only.
+
+#include "sm80/launch.h"
+#include "sm80/registry.h"
+#include "sm80/split_kernel.h"
+
+namespace fa2::sm80 {
+
+template <class Config>
+void launch_split(FwdParams const& params, FwdPlan const& plan, cudaStream_t stream) {
+  SplitArgs const args{
+      .problem = params,
+      .scales = score_scales(float(params.softmax_scale), params.score_mod.softcap),
+      .group = {params.group()},
+      .page_size = {params.pages.block_table != nullptr ? params.pages.page_size : 1},
+      .num_m_blocks = plan.num_m_blocks,
+      .partials = plan.partials(params.workspace),
+  };
+  launch<SplitKernel<Config>>(args, plan.grid, stream);
+}
+
+template <class Element, DType kDType, int kBucket, Variant kVariant, bool kFew>
+constexpr FwdInstance split_instance() {
+  using Config = SplitConfig<Element, split_tile(kBucket, kVariant, kFew), kVariant>;
+  constexpr TileKind kKind = kFew ? TileKind::kFewRows : TileKind::kManyRows;
+  return {
+      {kDType, kBucket, kVariant, kKind}, SplitKernel<Config>::kSmemBytes, &launch_split<Config>};
+}
+
+}  // namespace fa2::sm80

@@ -1,0 +1,132 @@
+"""The split kernels in the emulator: every variant that is built, and what each of them costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cache_cases import CacheCase, check_kvcache
+from cases import BUCKETS
+from support import Target, cpu_tensors_on, emulator_options, require_backend
+
+from flash_attn2 import _backend, flash_attn_with_kvcache
+
+MMA_FLOP = 16 * 8 * 16
+HEAD_DIM = 128
+KEYS = 768  # whole tiles of every kernel, in 1, 2, 3 and 4 splits
+
+
+@pytest.fixture(autouse=True)
+def _emulated() -> Iterator[None]:
+    require_backend("sm80-emulated")
+    with cpu_tensors_on("sm80-emulated"):
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("modifier", [None, "alibi"])
+@pytest.mark.parametrize("seqlen_q", [2, 50], ids=["few", "many"])
+@pytest.mark.parametrize("head_dim", BUCKETS)
+def test_every_kernel(
+    head_dim: int, seqlen_q: int, modifier: str | None, dtype: torch.dtype
+) -> None:
+    """With several CTAs at once, and as little shared memory as any device has."""
+    case = CacheCase(
+        head_dim,
+        seqlen_q=seqlen_q,
+        page_size=48,
+        mask="window",
+        modifier=modifier,
+        leftpad=True,
+        num_splits=2,
+    )
+    with emulator_options(f"device=sm86,ctas=3,async=random,seed={head_dim}"):
+        check_kvcache(**case.arguments(Target("sm80-emulated", dtype)))
+
+
+def problem(heads: int, heads_kv: int, seqlen_q: int = 1, page_size: int | None = None) -> Any:
+    target = Target("sm80-emulated", torch.float16)
+    shape = (1, KEYS) if page_size is None else (KEYS // page_size, page_size)
+    arguments: dict[str, Any] = {
+        "q": target.tensor(1, seqlen_q, heads, HEAD_DIM),
+        "k_cache": target.tensor(*shape, heads_kv, HEAD_DIM),
+        "v_cache": target.tensor(*shape, heads_kv, HEAD_DIM),
+    }
+    if page_size is not None:
+        arguments["block_table"] = torch.randperm(shape[0]).int()[None]
+    return arguments
+
+
+def counted(**arguments: Any) -> dict[str, dict[str, float]]:
+    """What each kernel of a call costs, by name."""
+    module = _backend.load("sm80-emulated").module
+    module.reset_counters()
+    flash_attn_with_kvcache(**arguments)
+    kernels = {}
+    for name in ("SplitKernel", "CombineKernel"):
+        found = [c for kernel, c in module.counters_by_kernel().items() if name in kernel]
+        if found:
+            (kernels[name],) = found
+    return kernels
+
+
+@pytest.mark.parametrize("num_splits", [1, 2, 3])
+@pytest.mark.parametrize("page_size", [None, 1, 16, 48])
+@pytest.mark.parametrize(
+    ("heads", "heads_kv", "seqlen_q"), [(2, 2, 1), (8, 2, 1), (16, 1, 1), (8, 2, 4), (8, 1, 40)]
+)
+def test_keys_are_read_once(
+    heads: int, heads_kv: int, seqlen_q: int, page_size: int | None, num_splits: int
+) -> None:
+    """Whatever the group, the pages and the splits: the heads of a group share what is read."""
+    arguments = problem(heads, heads_kv, seqlen_q, page_size)
+    cost = counted(**arguments, num_splits=num_splits)["SplitKernel"]
+    blocks = -(-heads // heads_kv * seqlen_q // 128)  # of rows: one, but for 320
+    for name in ("k", "v"):
+        num_bytes = arguments[f"{name}_cache"].nbytes
+        assert cost[f"read.{name}.distinct_sectors"] * 32 == num_bytes
+        assert cost[f"read.{name}.bytes"] == blocks * num_bytes
+    assert cost["read.q.bytes"] == num_splits * arguments["q"].nbytes
+
+
+@pytest.mark.parametrize(("seqlen_q", "rows"), [(1, 16), (32, 128)])
+def test_cost_is_the_least_possible(seqlen_q: int, rows: int) -> None:
+    """Tensor cores see `rows` rows; a key is read from shared memory by one warp, or by four."""
+    cost = counted(**problem(4, 1, seqlen_q), num_splits=1)["SplitKernel"]
+    assert cost["mma"] * MMA_FLOP == 2 * rows * KEYS * HEAD_DIM
+    for unit in ("ldmatrix", "cp_async"):
+        assert cost[f"{unit}.wavefronts"] == cost[f"{unit}.ideal_wavefronts"], unit
+
+
+@pytest.mark.parametrize("num_splits", [2, 4])
+def test_partial_results_go_through_memory_once(num_splits: int) -> None:
+    arguments = problem(8, 2)
+    kernels = counted(**arguments, num_splits=num_splits)
+    partials = num_splits * 8 * (HEAD_DIM + 1) * 4
+    assert kernels["SplitKernel"]["write.workspace.bytes"] == partials
+    assert kernels["CombineKernel"]["read.workspace.bytes"] == partials
+    assert kernels["CombineKernel"]["write.out.bytes"] == arguments["q"].nbytes
+    assert kernels["CombineKernel"]["ctas"] == 8
+
+
+def test_empty_splits_cost_next_to_nothing() -> None:
+    arguments = problem(8, 2)
+    cost = counted(**arguments, num_splits=128)["SplitKernel"]
+    tiles = KEYS // 128
+    assert cost["write.workspace.bytes"] == 8 * (tiles * HEAD_DIM + 128) * 4
+    assert cost["read.k.bytes"] == arguments["k_cache"].nbytes
+
+
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_keys_past_the_end_are_not_read(page_size: int | None) -> None:
+    cost = counted(**problem(8, 2, page_size=page_size), cache_seqlens=700, num_splits=2)
+    for name in ("k", "v"):
+        assert cost["SplitKernel"][f"read.{name}.bytes"] == 700 * 2 * HEAD_DIM * 2
+
+
+def test_hidden_pages_are_not_read() -> None:
+    arguments = problem(8, 2, page_size=16)
+    cost = counted(**arguments, window_size=(100, 0), num_splits=1)["SplitKernel"]
+    assert cost["read.k.bytes"] == 128 * 2 * HEAD_DIM * 2  # one tile
