@@ -11,6 +11,7 @@ from flash_attn2.functional import (
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
 )
+from flash_attn2.kvcache import flash_attn_with_kvcache
 from flash_attn2.padding import pad_input, unpad_input
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "flash_attn_varlen_func",
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
     "pad_input",
     "unpad_input",
 ]

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from flash_attn2 import _checks, _launch
-from flash_attn2._launch import Gradients, Options, Packing, Result, Saved
+from flash_attn2._launch import Gradients, Options, Packing, PlainOptions, Result, Saved
 
 Tensors = tuple[Tensor, ...]
 
@@ -52,6 +52,32 @@ def forward(
             return result
     op = _ops.forward if packing is None else _ops.varlen_forward
     return op(q, k, v, *(packing or ()), *options)  # type: ignore[no-any-return]
+
+
+def plain_forward(
+    q: Any, k: Any, v: Any, options: PlainOptions, deterministic: bool
+) -> Tensor | None:
+    """`out` of `flash_attn_func` by `_launch.plain`, or None: not such a call, or it is observed.
+
+    Nothing need be checked before.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not (type(q) is type(k) is type(v) is Tensor and q.is_cpu)
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    circumstances = _circumstances((q, k, v))
+    if circumstances == _PLAIN:
+        return _launch.plain(q, k, v, None, options)
+    if circumstances != _DIFFERENTIATED or q.ndim != 4:
+        return None
+    lse = _launch.dense_lse(q)
+    out = _launch.plain(q, k, v, lse, options)
+    if out is None:
+        return None
+    result: Tensor = PlainAttention.apply(q, k, v, (out, lse), options, deterministic)  # type: ignore[no-untyped-call]
+    return result
 
 
 def backward(
@@ -217,6 +243,38 @@ class Attention(torch.autograd.Function):
             grads[:3] = (None if x is None else g for x, g in zip(saved, grad_qkv, strict=False))
             grads[_SINK] = None if values[_SINK] is None else grad_sink
         return tuple(grads)
+
+
+class PlainAttention(torch.autograd.Function):
+    """`Attention` after a plain call, with fewer arguments, each of which takes time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        result: tuple[Tensor, Tensor],
+        options: PlainOptions,
+        deterministic: bool,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, *result)
+        ctx.options = options, deterministic
+        return result[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_out is None:
+            return (None,) * 6
+        (dropout_p, scale, causal, window_size, softcap), deterministic = ctx.options
+        options = _checks.make_options(
+            dropout_p, scale, causal, window_size, softcap, None, None, deterministic
+        )
+        q, k, v, out, lse = ctx.saved_tensors
+        saved = Saved(q, k, v, out, lse, None)
+        grad_q, grad_k, grad_v, _ = backward(grad_out, None, saved, None, options)
+        return grad_q, grad_k, grad_v, None, None, None
 
 
 class TransformedAttention(torch.autograd.Function):

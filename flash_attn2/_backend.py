@@ -34,6 +34,9 @@ class Backend:
     module: ModuleType
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
+    forward_takes_workspace: bool
+    forward_plain: Callable[..., bool] | None  # for plain calls, see `_launch`
+    backward_plain: Callable[..., bool] | None
 
     def dtype_name(self, dtype: torch.dtype) -> str:
         """What the module calls `dtype`. TypeError when it does not compute in it."""
@@ -45,6 +48,15 @@ class Backend:
     def forward(self, problem: dict[str, Any], device: torch.device) -> None:
         """Run `problem` (the fields are in csrc/bindings/params.cpp) on `device`."""
         self._call(self.module.forward, problem, device)
+
+    def forward_workspace(self, problem: dict[str, Any], device: torch.device) -> int:
+        """Bytes of the workspace that `forward` needs; 0: none."""
+        num_bytes: int = self._call(self.module.forward_workspace, problem, device)
+        return num_bytes
+
+    def append(self, problem: dict[str, Any], device: torch.device) -> None:
+        """Likewise an append to a KV cache."""
+        self._call(self.module.append, problem, device)
 
     def backward(self, problem: dict[str, Any], device: torch.device) -> None:
         """Likewise its gradient, with a `workspace`."""
@@ -80,7 +92,24 @@ def load(name: str) -> Backend:
         dtype_names |= {torch.float32: "float32", torch.float64: "float64"}
         if (isa := _env.cpu_isa()) != "auto":
             module.set_isa(isa)
-    return Backend(name, module, dtype_names, aligned=name != "cpu")
+    return Backend(
+        name,
+        module,
+        dtype_names,
+        aligned=name != "cpu",
+        forward_takes_workspace=hasattr(module, "forward_workspace"),
+        forward_plain=_plain(module, "forward_plain"),
+        backward_plain=_plain(module, "backward_plain"),
+    )
+
+
+def _plain(module: ModuleType, name: str) -> Callable[..., bool] | None:
+    # Through which native code looks at tensors of any torch from 2.10 on.
+    exchange_api = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    function = getattr(module, name, None)
+    if exchange_api is None or function is None:
+        return None
+    return functools.partial(function, exchange_api)
 
 
 _for_cpu_tensors: Backend | None = None

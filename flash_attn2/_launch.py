@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from flash_attn2 import _backend
+from flash_attn2._backend import Backend
 
 # Results are allocated through these names, so that tests can poison them.
 _empty = torch.empty
@@ -74,9 +75,19 @@ def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Ten
 
 def dense(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     """(batch, seqlen, num_heads, head_dim) -> out, lse (batch, num_heads, seqlen_q), rng_state."""
-    batch, seqlen_q, num_heads, _ = q.shape
-    lse = _empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device)
+    lse = dense_lse(q)
+    plain_options = _plain_options(options)
+    if plain_options is not None:
+        out = plain(q, k, v, lse, plain_options)
+        if out is not None:
+            return out, lse, None
     return _forward(q, k, v, lse, options, _dense_lengths(q, k))
+
+
+def dense_lse(q: Tensor) -> Tensor:
+    """Memory for the lse of queries (batch, seqlen_q, num_heads, head_dim)."""
+    batch, seqlen_q, num_heads, _ = q.shape
+    return _empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device)
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Result:
@@ -98,8 +109,13 @@ def dense_backward(
 
     Of grad_out and grad_lse, None is zeros.
     """
+    plain_options = _plain_options(options)
+    if plain_options is not None and grad_out is not None and grad_lse is None:
+        grads = _plain_backward(grad_out, saved, plain_options, _deterministic(options))
+        if grads is not None:
+            return grads
     lengths = _dense_lengths(saved.q, saved.q if saved.k is None else saved.k)
-    return _backward(grad_out, grad_lse, saved, options, lengths, _empty)
+    return _backward(grad_out, grad_lse, saved, options, lengths, _empty_like)
 
 
 def varlen_backward(
@@ -112,7 +128,72 @@ def varlen_backward(
     """As `dense_backward`; zeros for rows of no sequence and for keys past seqused_k."""
     packing = _contiguous_packing(packing)
     lengths = _packed_lengths(saved.q, saved.q if saved.k is None else saved.k, packing)
-    return _backward(grad_out, grad_lse, saved, options, lengths, torch.zeros)
+    return _backward(grad_out, grad_lse, saved, options, lengths, torch.zeros_like)
+
+
+# Plain calls: the native module looks at the tensors and checks everything for itself, and takes
+# what needs neither a copy nor an error message (csrc/bindings/plain_call.h). Otherwise nothing
+# happens. A tiny call takes half the time or less this way.
+
+# dropout_p, softmax_scale, causal, window_size, softcap as in `functional`.
+PlainOptions = tuple[float, float | None, bool, tuple[int, int], float]
+
+
+def plain(
+    q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None, options: PlainOptions
+) -> Tensor | None:
+    """`out` of dense tensors, or None. Fills `lse`, where given. Nothing need be checked before."""
+    backend = _backend.serving(q)
+    if backend.forward_plain is None:
+        return None
+    out = _empty_like(q, memory_format=torch.contiguous_format)
+    lse_pointer = 0 if lse is None else lse.data_ptr()
+    num_threads = torch.get_num_threads()
+    done = backend.forward_plain((q, k, v, out), lse_pointer, options, num_threads)
+    return out if done else None
+
+
+def _plain_backward(
+    grad_out: Tensor, saved: Saved, options: PlainOptions, deterministic: bool
+) -> Gradients | None:
+    q, k, v, out, lse, _ = saved
+    backend = _backend.serving(q)
+    if backend.backward_plain is None or k is None or v is None:
+        return None
+    grad_q, grad_k, grad_v = (
+        _empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
+    )
+    lse = lse.contiguous()
+    done = backend.backward_plain(
+        (q, k, v, out),
+        lse.data_ptr(),
+        (grad_out, grad_q, grad_k, grad_v),
+        options,
+        deterministic,
+        torch.get_num_threads(),
+    )
+    return (grad_q, grad_k, grad_v, None) if done else None
+
+
+def _plain_options(options: Options) -> PlainOptions | None:
+    scale, left, right, softcap, slopes, sink, dropout_p, _ = options
+    if slopes is not None or sink is not None or dropout_p > 0:
+        return None
+    return dropout_p, scale, False, (left, right), softcap
+
+
+def _deterministic(options: Options) -> bool:
+    return options.deterministic or torch.are_deterministic_algorithms_enabled()
+
+
+def run_forward(backend: Backend, problem: dict[str, Any], device: torch.device) -> None:
+    """Run a problem with the workspace that the backend asks for."""
+    if backend.forward_takes_workspace:
+        num_bytes = backend.forward_workspace(problem, device)
+        if num_bytes != 0:
+            workspace = _empty(num_bytes + _WORKSPACE_ALIGNMENT, dtype=torch.uint8, device=device)
+            problem["workspace"] = _round_up(workspace.data_ptr(), _WORKSPACE_ALIGNMENT)
+    backend.forward(problem, device)
 
 
 def draw_rng_state(device: torch.device) -> Tensor:
@@ -134,7 +215,7 @@ def _forward(
     if lse.numel() != 0:
         problem = _problem(q, k, v, out, lse, rng_state, options, head_dim, lengths)
         problem["dtype"] = dtype_name
-        backend.forward(problem, q.device)
+        run_forward(backend, problem, q.device)
     return _without_padding(out, head_dim), lse, rng_state
 
 
@@ -157,7 +238,9 @@ def _backward(
     def gradient_of(x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
-        return allocate(*x.shape[:-1], q.shape[-1], dtype=q.dtype, device=q.device)
+        if x.shape[-1] != q.shape[-1]:
+            x = x[..., :1].expand(*x.shape[:-1], q.shape[-1])  # with the padding of q
+        return allocate(x, memory_format=torch.contiguous_format)
 
     grads = [gradient_of(x) for x in saved[:3]]
     grad_sink = None if options.sink is None else _empty_like(options.sink)
@@ -175,7 +258,7 @@ def _backward(
             grad_q=_strided(grad_q),
             grad_k=_strided(grad_k),
             grad_v=_strided(grad_v),
-            deterministic=options.deterministic or torch.are_deterministic_algorithms_enabled(),
+            deterministic=_deterministic(options),
         )
         if grad_lse is not None:
             grad_lse = grad_lse.to(torch.float32).contiguous()

@@ -48,6 +48,7 @@ from torch import Tensor
 from flash_attn2 import _autograd, _checks, _launch, reference
 from flash_attn2._checks import make_options
 from flash_attn2._launch import Options, Packing
+from flash_attn2.kvcache import varlen_over_pages
 
 Attention = Tensor | tuple[Tensor, Tensor, Tensor]
 
@@ -73,6 +74,11 @@ def flash_attn_func(
     head_dim) with num_heads a multiple of num_heads_kv. Returns out, shaped as q, or
     (out, lse (batch, num_heads, seqlen_q), probs).
     """
+    if alibi_slopes is None and sink is None and not return_attn_probs:
+        plain_options = dropout_p, softmax_scale, causal, window_size, softcap
+        out = _autograd.plain_forward(q, k, v, plain_options, deterministic)
+        if out is not None:
+            return out
     _checks.require_tensors(q, k, v)
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
@@ -157,14 +163,18 @@ def flash_attn_varlen_func(
     On the CPU the contents of cu_seqlens and seqused_k are checked, and rows past cu_seqlens_q[-1]
     are 0. On a GPU they are clamped to the tensors, and those rows are unspecified. Gradients of
     rows that belong to no sequence, and of keys that do not count, are 0 everywhere.
+
+    With block_table, int32 (batch, pages), k and v are (num_pages, page_size, num_heads_kv,
+    head_dim), and cu_seqlens_k or seqused_k give only the numbers of keys. Pages are those of
+    `flash_attn_with_kvcache`, which see; there is neither dropout nor a gradient.
     """
-    if block_table is not None:
-        raise NotImplementedError("block_table: paged keys and values come with release 0.3")
     _checks.require_tensors(q, k, v)
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
     packing = Packing(cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k)
+    if block_table is not None:
+        return _varlen_over_pages(q, k, v, packing, block_table, options, return_attn_probs)
     return _varlen(q, k, v, packing, options, return_attn_probs)
 
 
@@ -252,3 +262,24 @@ def _varlen(
     with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
         q, k = q.to(out.dtype), k.to(out.dtype)
         return out, lse, reference.varlen_probabilities(q, k, packing, options, rng_state)
+
+
+def _varlen_over_pages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    block_table: Tensor,
+    options: Options,
+    return_attn_probs: bool,
+) -> Attention:
+    _checks.check_types(options)
+    _checks.check_packing_types(packing)
+    _checks.require_tensor("block_table", block_table)
+    out, lse, lengths_k = varlen_over_pages(q, k, v, packing, block_table, options)
+    if not return_attn_probs:
+        return out
+    with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
+        q = q.to(out.dtype)
+        probs = reference.paged_probabilities(q, k, lengths_k, packing, block_table, options)
+        return out, lse, probs

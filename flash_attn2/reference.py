@@ -7,6 +7,7 @@ rule is about.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,13 +152,107 @@ def varlen_attention_reference(
     out, lse, probs = attention_reference(
         dense_q, dense_k, dense_v, lengths_q=lengths_q, lengths_k=lengths_k, **options
     )
-    rows = _rows(packing.cu_seqlens_q, packing.max_seqlen_q)
-    exists = rows < packing.cu_seqlens_q[1:, None]
-    packed_out = torch.zeros_like(q)
-    packed_out[rows[exists]] = out[exists]
-    packed_lse = lse.new_full((q.shape[1], q.shape[0]), -torch.inf)
-    packed_lse[:, rows[exists]] = rearrange(lse, "b h i -> h b i")[:, exists]
-    return packed_out, packed_lse, probs
+    return *_to_packed(out, lse, packing.cu_seqlens_q, q.shape[0]), probs
+
+
+def rotated(
+    x: Tensor, rotary_cos: Tensor, rotary_sin: Tensor, positions: Tensor, interleaved: bool
+) -> Tensor:
+    """Rows (batch, seqlen, num_heads, head_dim) turned by their positions (batch, seqlen).
+
+    Bit for bit as the kernels do it: each product and each sum is rounded to float32 (of float64:
+    to float64), the result to x's dtype. Entries of a head past rotary_dim stay as they are.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = (table[positions].to(dtype)[:, :, None] for table in (rotary_cos, rotary_sin))
+    rotary_dim = 2 * rotary_cos.shape[1]
+    turning, rest = x[..., :rotary_dim].to(dtype), x[..., rotary_dim:]
+    entries = "(pair two)" if interleaved else "(two pair)"
+    x_0, x_1 = rearrange(turning, f"... {entries} -> two ... pair", two=2)
+    turned = torch.stack([x_0 * cos - x_1 * sin, x_0 * sin + x_1 * cos])
+    turned = rearrange(turned, f"two ... pair -> ... {entries}")
+    return torch.cat([turned.to(x.dtype), rest], -1)
+
+
+def gathered(cache: Tensor, table: Tensor, first: Tensor, lengths: Tensor, seqlen: int) -> Tensor:
+    """Rows of a cache as (batch, seqlen, ...): `lengths` of each sequence from `first` on, then
+    zeros, whatever the cache and the table hold there."""
+    num_pages, page_size = cache.shape[:2]
+    row = torch.arange(seqlen, device=cache.device)
+    position = first[:, None] + row
+    column = (position // page_size).clamp(max=table.shape[1] - 1)
+    page = table.long().gather(1, column).clamp(0, num_pages - 1)
+    beyond = rearrange(row >= lengths[:, None], "b j -> b j 1 1")
+    return cache[page, position % page_size].masked_fill(beyond, 0)
+
+
+def kvcache_attention_reference(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: Tensor | int | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    *,
+    rotary_interleaved: bool = True,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k_new: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`flash_attn_with_kvcache`: out, lse, and copies of the caches as the call leaves them.
+
+    Rotation and append are in the dtype of the tensors, attention in `dtype` (None: the same);
+    options as for `attention_reference`, lengths excepted.
+    """
+    total_q = q.shape[0]
+    q, lengths_q = _dense_rows(q, cu_seqlens_q)
+    table = torch.arange(q.shape[0], device=q.device)[:, None]  # a page is a row of the batch
+    if cache_batch_idx is not None:
+        table = cache_batch_idx[:, None]
+    if block_table is not None:
+        table = block_table
+    held: Any = table.shape[1] * k_cache.shape[1] if cache_seqlens is None else cache_seqlens
+    ends = torch.zeros_like(lengths_q) + held
+
+    if k is not None and v is not None:
+        cu_seqlens_new = cu_seqlens_q if cu_seqlens_k_new is None else cu_seqlens_k_new
+        k, lengths_new = _dense_rows(k, cu_seqlens_new)
+        v, _ = _dense_rows(v, cu_seqlens_new)
+        if rotary_cos is not None and rotary_sin is not None:
+            row_q, row_k = (torch.arange(x.shape[1], device=q.device) for x in (q, k))
+            if not options.get("causal") and max(options.get("window_size", (-1, -1))) < 0:
+                row_q = torch.zeros_like(row_q)
+            turn = functools.partial(rotated, rotary_cos=rotary_cos, rotary_sin=rotary_sin)
+            last = rotary_cos.shape[0] - 1  # for rows past the end of a sequence
+            at_q, at_k = ((ends[:, None] + row).clamp(max=last) for row in (row_q, row_k))
+            q = turn(q, positions=at_q, interleaved=rotary_interleaved)
+            k = turn(k, positions=at_k, interleaved=rotary_interleaved)
+        exists = torch.arange(k.shape[1], device=q.device) < lengths_new[:, None]
+        sequence, row = exists.nonzero(as_tuple=True)
+        position, page_size = ends[sequence] + row, k_cache.shape[1]
+        place = table[sequence, position // page_size].long(), position % page_size
+        k_cache = k_cache.index_put(place, k[exists])
+        v_cache = v_cache.index_put(place, v[exists])
+        ends = ends + lengths_new
+
+    first = torch.zeros_like(ends) if cache_leftpad is None else cache_leftpad.long()
+    lengths_k = ends - first
+    dense_k, dense_v = (
+        gathered(x, table, first, lengths_k, int(lengths_k.max())) for x in (k_cache, v_cache)
+    )
+    q, dense_k, dense_v = (x.to(dtype or q.dtype) for x in (q, dense_k, dense_v))
+    out, lse, _ = attention_reference(
+        q, dense_k, dense_v, lengths_q=lengths_q, lengths_k=lengths_k, **options
+    )
+    if cu_seqlens_q is not None:
+        out, lse = _to_packed(out, lse, cu_seqlens_q, total_q)
+    return out, lse, k_cache, v_cache
 
 
 def probabilities(
@@ -186,6 +281,16 @@ def varlen_probabilities(
     return probabilities(dense_q, dense_k, options, rng_state, lengths_q, lengths_k)
 
 
+def paged_probabilities(
+    q: Tensor, k: Tensor, lengths_k: Tensor, packing: Packing, block_table: Tensor, options: Options
+) -> Tensor:
+    """As `varlen_probabilities`, of keys in pages."""
+    dense_q, lengths_q = _to_dense(q, packing.cu_seqlens_q, packing.max_seqlen_q)
+    first = torch.zeros_like(lengths_k)
+    dense_k = gathered(k, block_table, first, lengths_k, packing.max_seqlen_k)
+    return probabilities(dense_q, dense_k, options, None, lengths_q, lengths_k)
+
+
 def _per_query_head(k: Tensor, q: Tensor) -> Tensor:
     return repeat(k, "b j h d -> b j (h g) d", g=q.shape[2] // k.shape[2])
 
@@ -197,6 +302,25 @@ def _rows(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
 
 def _keys(packing: Packing) -> tuple[Tensor, int, Tensor | None]:
     return packing.cu_seqlens_k, packing.max_seqlen_k, packing.seqused_k
+
+
+def _dense_rows(x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Dense rows, and how many of each sequence count, of a tensor that is dense or packed."""
+    if cu_seqlens is None:
+        return x, torch.full((x.shape[0],), x.shape[1], device=x.device)
+    return _to_dense(x, cu_seqlens, int(cu_seqlens.diff().max()))
+
+
+def _to_packed(out: Tensor, lse: Tensor, cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """(batch, seqlen, ...) -> (total, ...), and lse (num_heads, total): 0 and -inf in rows that
+    belong to no sequence."""
+    rows = _rows(cu_seqlens, out.shape[1])
+    exists = rows < cu_seqlens[1:, None]
+    packed_out = out.new_zeros(total, *out.shape[2:])
+    packed_out[rows[exists]] = out[exists]
+    packed_lse = lse.new_full((lse.shape[1], total), -torch.inf)
+    packed_lse[:, rows[exists]] = rearrange(lse, "b h i -> h b i")[:, exists]
+    return packed_out, packed_lse
 
 
 def _to_dense(

@@ -148,14 +148,6 @@ def test_seqused_k_by_name() -> None:
     assert torch.equal(used, short)
 
 
-def test_block_table_is_announced() -> None:
-    q, k, v = (x.flatten(0, 1) for x in Case(seqlen_q=4, seqlen_k=4).qkv(CPU))
-    cu = cumulative(4, 4)
-    table = torch.zeros(2, 1, dtype=torch.int32)
-    with pytest.raises(NotImplementedError, match=r"block_table.*release"):
-        flash_attn_varlen_func(q, k, v, cu, cu, 4, 4, block_table=table)
-
-
 @pytest.mark.parametrize("name", ["auto", "cpu", "sm80-emulated"])
 def test_environment_selects_the_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = "cpu" if name == "auto" else name

@@ -1,0 +1,178 @@
+"""Attention over a KV cache, for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flash_attn2 import _autograd, _checks, _kvcache_checks, _kvcache_ops
+from flash_attn2._kvcache_launch import Cache, New
+from flash_attn2._launch import Options, Packing
+
+
+def flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    alibi_slopes: Tensor | None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+    *,
+    sink: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    cu_seqlens_k_new: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of new queries over a cache of keys and values, which first takes in new ones.
+
+    q is (batch, seqlen_q, num_heads, head_dim), k_cache and v_cache are (batch_cache,
+    seqlen_cache, num_heads_kv, head_dim) with batch_cache >= batch. Returns out, shaped as q, or
+    (out, lse (batch, num_heads, seqlen_q)). softmax_scale, causal, window_size, softcap,
+    alibi_slopes and sink mean what they mean in `flash_attn_func`; masks and ALiBi are aligned to
+    the last key that counts, so that the queries are the last of their sequence.
+
+    Lengths. cache_seqlens, an int or int32 (batch,), says how many rows of the cache each sequence
+    holds before the call; None: all of them. cache_leftpad, int32 (batch,), says how many rows in
+    front do not count; cache_seqlens includes them. What the cache holds elsewhere is not read.
+
+    Append. k and v, (batch, seqlen_new, num_heads_kv, head_dim), are written into the cache behind
+    the cache_seqlens rows, in place, and count in this call; cache_seqlens itself is not changed.
+
+    Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in q's dtype, the
+    first rotary_dim entries of each head of k and q turn; k and v must be given. Positions are
+    those in the cache, padding included: row i of k is at cache_seqlens + i. With `causal` or a
+    window so is row i of q, otherwise all of q is at cache_seqlens. rotary_interleaved: pairs are
+    entries (2 i, 2 i + 1), else (i, i + rotary_dim / 2). The arithmetic is in float32.
+
+    Where sequences lie. cache_batch_idx, int32 (batch,), gives the row of the cache of each
+    sequence; None: 0, 1, 2 ... With block_table, int32 (batch, pages), the caches are
+    (num_pages, page_size, num_heads_kv, head_dim) with any page_size from 1, and position j of
+    sequence b is row j % page_size of page block_table[b, j // page_size]. Sequences may share
+    pages. Entries of the table past the end of a sequence are not looked at.
+
+    Packed queries. With cu_seqlens_q, int32 (batch + 1,), q is (total_q, num_heads, head_dim) and
+    lse (num_heads, total_q), as in `flash_attn_varlen_func`: sequences with one query and with
+    many go in one call. k and v are then (total_new, num_heads_kv, head_dim), with their own
+    cu_seqlens_k_new where it differs from cu_seqlens_q. max_seqlen_q bounds the number of queries
+    of a sequence; None: the exact bound on the CPU, total_q on a GPU, where asking would wait.
+
+    num_splits is the number of parts that the keys of a sequence are cut into, to be worked on at
+    once and merged: 1 to 128, or 0 to have it chosen. It does not change the result beyond
+    rounding; for a given number, results do not depend on the rest of the batch.
+
+    The caches are used where they lie and never copied: their last stride is 1, and on a GPU
+    head_dim is a multiple of 8 and rows start on 16 bytes. Lengths and tables on a GPU are not
+    read by the host: a call can be captured in a CUDA graph. There, reads are confined to the
+    tensors, new rows that have no place are dropped, and positions past the rotary tables take
+    their last row. On the CPU all of that is a ValueError, as are two new rows in one place.
+
+    There is no gradient: NotImplementedError if grad mode is on and a tensor requires grad. Inside
+    torch.autocast, q, k, v and the rotary tables get its dtype, which must be that of the cache.
+    """
+    _checks.require_tensor("q", q)
+    _checks.require_tensor("k_cache", k_cache)
+    _checks.require_tensor("v_cache", v_cache)
+    options = _checks.make_options(
+        0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+    )
+    _checks.check_types(options)
+    _kvcache_checks.check_types(
+        max_seqlen_q,
+        num_splits,
+        k=k,
+        v=v,
+        rotary_cos=rotary_cos,
+        rotary_sin=rotary_sin,
+        cache_batch_idx=cache_batch_idx,
+        cache_leftpad=cache_leftpad,
+        block_table=block_table,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k_new=cu_seqlens_k_new,
+    )
+    _kvcache_checks.check_together("k", k, "v", v)
+    _kvcache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
+    device_type = "cuda" if q.is_cuda else "cpu"
+    if torch.is_autocast_enabled(device_type):
+        q, k, v, rotary_cos, rotary_sin = _autograd.to_autocast_dtype(
+            device_type, q, k, v, rotary_cos, rotary_sin
+        )
+    new, seqlen_new = None, 0
+    if k is not None and v is not None:
+        advances = options.window_left >= 0 or options.window_right >= 0
+        new = New(k, v, rotary_cos, rotary_sin, bool(rotary_interleaved), advances)
+        if cu_seqlens_k_new is None:
+            cu_seqlens_k_new = cu_seqlens_q
+        if cu_seqlens_k_new is None:
+            seqlen_new = k.shape[1] if k.ndim == 4 else 0
+    elif rotary_cos is not None:
+        raise ValueError("rotary_cos must come with k, whose rows say where q is, got k=None")
+    elif cu_seqlens_k_new is not None:
+        raise ValueError("cu_seqlens_k_new must come with k, got k=None")
+    seqlens, seqlen = _cache_lengths(cache_seqlens)
+    cache = Cache(
+        seqlens,
+        seqlen,
+        cache_batch_idx,
+        cache_leftpad,
+        block_table,
+        cu_seqlens_q,
+        max_seqlen_q,
+        cu_seqlens_k_new,
+        seqlen_new,
+    )
+    out, lse = _kvcache_ops.append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options)
+    return (out, lse) if return_softmax_lse else out
+
+
+def varlen_over_pages(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`flash_attn_varlen_func` of keys in pages: out, lse, and the number of keys of a sequence."""
+    cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k = packing
+    if options.dropout_p != 0:
+        raise NotImplementedError(
+            f"dropout_p must be 0 with block_table, got {options.dropout_p}: paged keys are for "
+            "inference"
+        )
+    device_type = "cuda" if q.is_cuda else "cpu"
+    if torch.is_autocast_enabled(device_type):
+        (q,) = _autograd.to_autocast_dtype(device_type, q)
+    _kvcache_checks.check_paged(q, k, v, packing, block_table)
+    lengths_k = cu_seqlens_k.diff() if seqused_k is None else seqused_k
+    pages = -(-max_seqlen_k // k.shape[1])
+    cache = Cache(
+        cache_seqlens=lengths_k,
+        cache_seqlen=None,
+        cache_batch_idx=None,
+        cache_leftpad=None,
+        block_table=block_table[:, :pages],
+        cu_seqlens_q=cu_seqlens_q,
+        max_seqlen_q=max_seqlen_q,
+        cu_seqlens_k_new=None,
+        seqlen_new=0,
+    )
+    return *_kvcache_ops.append_and_attend(q, k, v, None, cache, 0, options), lengths_k
+
+
+def _cache_lengths(cache_seqlens: object) -> tuple[Tensor | None, int | None]:
+    if cache_seqlens is None or isinstance(cache_seqlens, Tensor):
+        return cache_seqlens, None
+    if not isinstance(cache_seqlens, (int, torch.SymInt)):
+        raise TypeError(
+            "cache_seqlens must be an int or an int32 torch.Tensor, "
+            f"got {type(cache_seqlens).__name__}"
+        )
+    return None, cache_seqlens  # type: ignore[return-value]
