@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import flash_attn2
-from flash_attn2.bench.report import describe_machine
+from flash_attn2.bench.record import describe_machine
 
 Results = dict[str, dict[str, Any]]  # what was measured, by attention; the first is ours
 

@@ -1,0 +1,354 @@
+"""The memory of a decoding loop: keys and values of many sequences in pages (Kwon et al. 2023).
+
+`PagedKVCache` knows which page belongs to whom; `flash_attn_with_kvcache` writes and reads them:
+
+    cache = PagedKVCache(num_layers, num_pages, page_size, num_heads_kv, head_dim)
+    sequences = [cache.allocate() for _ in prompts]
+
+    step = cache.append(sequences, [len(prompt) for prompt in prompts])  # then 1 for each new token
+    for layer, (k_cache, v_cache) in zip(model, cache.layers):
+        q, k, v = ...  # of the new tokens of all sequences, packed: (total, heads, head_dim)
+        out = flash_attn_with_kvcache(q, k_cache, v_cache, k, v, causal=True, **step._asdict())
+
+All bookkeeping is done on the host. Sequences may share pages; a page that is shared is never
+written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flash_attn2 import _checks
+from flash_attn2._checks import MAX_HEAD_DIM, MAX_SEQLEN
+
+__all__ = ["OutOfPagesError", "PagedKVCache", "Step", "Usage"]
+
+_NO_PAGE = -1  # kernels drop what they would write there
+
+
+class OutOfPagesError(RuntimeError):
+    """The cache has fewer free pages than were needed; nothing has changed."""
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(needed, free)
+        self.needed = needed
+        self.free = free
+
+    def __str__(self) -> str:
+        return f"{self.needed} pages are needed, {self.free} are free"
+
+
+class Step(NamedTuple):
+    """Arguments of `flash_attn_with_kvcache` for a batch of sequences, on the cache's device."""
+
+    cache_seqlens: Tensor
+    """int32 (batch,): tokens that each sequence held before the step."""
+    block_table: Tensor
+    """int32 (batch, columns): the pages of each sequence, which are enough for the step's tokens
+    too; what follows them is never read."""
+    cu_seqlens_q: Tensor
+    """int32 (batch + 1,): the rows of each sequence's tokens in the step, packed."""
+    max_seqlen_q: int
+    """The most tokens of one sequence in the step."""
+
+
+class Usage(NamedTuple):
+    """What a `PagedKVCache` holds."""
+
+    pages_used: int
+    pages_free: int
+    pages_shared: int
+    """Pages of more than one sequence."""
+    pages_unshared: int
+    """Pages that the sequences would take if they shared none."""
+    bytes_used: int
+    bytes_total: int
+    """Of keys and values; allocated once, in the constructor."""
+
+
+class _Held:
+    """A sequence: its tokens lie in its pages, in order, and fill all but the last."""
+
+    __slots__ = ("length", "pages")
+
+    def __init__(self, length: int, pages: array[int]) -> None:
+        self.length = length
+        self.pages = pages
+
+
+class PagedKVCache:
+    """Keys and values of many sequences, for all layers of a model.
+
+        num_layers, num_heads_kv, head_dim  of the model
+        num_pages     pages that all sequences share among them, of `page_size` tokens in each layer
+        page_size     tokens per page, at least 1
+        dtype, device as of `torch.empty`
+        max_seqlen    most tokens that a sequence may hold; None: what all pages hold
+        max_batch     most sequences in a step. Where it is given, every step writes its tensors
+                      over those of the last one, at the same addresses, so that CUDA graphs can be
+                      captured. Behind the batch they describe empty sequences, up to max_batch: a
+                      graph of a larger batch may be replayed for a smaller one
+
+    `layers[i]` is (k_cache, v_cache) of layer i, each (num_pages, page_size, num_heads_kv,
+    head_dim). Sequences go by ids, which are never used again.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_pages: int,
+        page_size: int,
+        num_heads_kv: int,
+        head_dim: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        *,
+        max_seqlen: int | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        for name, size in (
+            ("num_layers", num_layers),
+            ("num_pages", num_pages),
+            ("page_size", page_size),
+            ("num_heads_kv", num_heads_kv),
+            ("head_dim", head_dim),
+            ("max_seqlen", max_seqlen),
+            ("max_batch", max_batch),
+        ):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in _checks._FLOAT_DTYPES:
+            raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+        capacity = num_pages * page_size
+
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.max_seqlen = min(capacity if max_seqlen is None else max_seqlen, MAX_SEQLEN)
+        self.max_batch = max_batch
+        shape = (num_layers, 2, num_pages, page_size, num_heads_kv, head_dim)
+        # Tensors of inference mode could not be written outside it.
+        with torch.inference_mode(False):
+            self._storage = torch.empty(shape, dtype=dtype, device=device)
+            if max_batch is not None:
+                columns = self._pages_for(min(self.max_seqlen, capacity))
+                self._fixed = _unpack(
+                    torch.empty(
+                        1 + max_batch * (2 + columns), dtype=torch.int32, device=self.device
+                    ),
+                    max_batch,
+                    columns,
+                )
+        self.layers = tuple((kv[0], kv[1]) for kv in self._storage)
+
+        self._sequences: dict[int, _Held] = {}
+        self._ids = itertools.count()
+        self._references = [0] * num_pages
+        self._free = list(range(num_pages - 1, -1, -1))  # a stack
+
+    @property
+    def device(self) -> torch.device:
+        return self._storage.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._storage.dtype
+
+    def __len__(self) -> int:
+        """How many sequences the cache holds."""
+        return len(self._sequences)
+
+    def __contains__(self, sequence: object) -> bool:
+        return sequence in self._sequences
+
+    def length(self, sequence: int) -> int:
+        """How many tokens a sequence holds."""
+        return self._find(sequence).length
+
+    def allocate(self) -> int:
+        """The id of a new sequence, which holds nothing yet."""
+        return self._add(0, array("i"))
+
+    def fork(self, sequence: int, length: int | None = None) -> int:
+        """The id of a new sequence that holds the first `length` tokens of another; None: all.
+
+        It takes no memory until one of the two continues in the page where it ends.
+        """
+        parent = self._find(sequence)
+        length = parent.length if length is None else _bounded("length", length, parent.length)
+        pages = parent.pages[: self._pages_for(length)]
+        for page in pages:
+            self._references[page] += 1
+        return self._add(length, pages)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Keeps the first `length` tokens of a sequence."""
+        held = self._find(sequence)
+        held.length = _bounded("length", length, held.length)
+        kept = self._pages_for(length)
+        self._release(held.pages[kept:])
+        del held.pages[kept:]
+
+    def free(self, sequence: int) -> None:
+        """Forgets a sequence; pages that no other shares become free."""
+        self._release(self._find(sequence).pages)
+        del self._sequences[sequence]
+
+    def append(self, sequences: Sequence[int], counts: int | Sequence[int]) -> Step:
+        """Makes room for `counts[i]` more tokens in `sequences[i]`; an int stands for all of them.
+
+        The sequences then count as holding these tokens, which attention has to write, in every
+        layer, before the next `append`: that is when a page is copied if a sequence continues in
+        it that shares it. Either all sequences get room or, with an OutOfPagesError, none. With a
+        count of 0 a sequence stays as it is.
+        """
+        held = [self._find(sequence) for sequence in sequences]
+        if isinstance(counts, int):
+            counts = [counts] * len(held)
+        self._check_step(sequences, held, counts)
+        needed = self._pages_needed(held, counts)
+        if needed > len(self._free):
+            raise OutOfPagesError(needed, len(self._free))
+        seqlens = [sequence.length for sequence in held]
+        for sequence, count in zip(held, counts, strict=True):
+            if count > 0:
+                self._extend(sequence, count)
+        return self._step(held, seqlens, counts)
+
+    def usage(self) -> Usage:
+        """Pages and bytes in use."""
+        free = len(self._free)
+        used = self.num_pages - free
+        size = self._storage.nbytes
+        return Usage(
+            pages_used=used,
+            pages_free=free,
+            pages_shared=sum(count > 1 for count in self._references),
+            pages_unshared=sum(self._references),
+            bytes_used=size // self.num_pages * used,
+            bytes_total=size,
+        )
+
+    def _find(self, sequence: int) -> _Held:
+        held = self._sequences.get(sequence)
+        if held is None:
+            raise ValueError(f"sequence must be one that the cache holds, got {sequence!r}")
+        return held
+
+    def _add(self, length: int, pages: array[int]) -> int:
+        sequence = next(self._ids)
+        self._sequences[sequence] = _Held(length, pages)
+        return sequence
+
+    def _pages_for(self, length: int) -> int:
+        return -(-length // self.page_size)
+
+    def _check_step(
+        self, sequences: Sequence[int], held: list[_Held], counts: Sequence[int]
+    ) -> None:
+        if self.max_batch is not None and len(held) > self.max_batch:
+            raise ValueError(
+                f"sequences must be at most max_batch = {self.max_batch}, got {len(held)}"
+            )
+        if len(counts) != len(held):
+            raise ValueError(
+                f"counts must have one number per sequence, {len(held)}, got {len(counts)}"
+            )
+        if len(set(sequences)) != len(held):
+            twice = next(s for s, times in Counter(sequences).items() if times > 1)
+            raise ValueError(f"sequences must differ, got {twice} more than once")
+        for sequence, before, count in zip(sequences, held, counts, strict=True):
+            if count < 0:
+                raise ValueError(f"counts must not be negative, got {count} of sequence {sequence}")
+            if before.length + count > self.max_seqlen:
+                raise ValueError(
+                    f"counts must not lead beyond max_seqlen = {self.max_seqlen}: sequence "
+                    f"{sequence} holds {before.length} tokens, got {count} more"
+                )
+
+    def _pages_needed(self, held: list[_Held], counts: Sequence[int]) -> int:
+        needed = 0
+        writers: Counter[int] = Counter()  # by page
+        for sequence, count in zip(held, counts, strict=True):
+            if count > 0:
+                needed += self._pages_for(sequence.length + count) - len(sequence.pages)
+                if sequence.length % self.page_size != 0:
+                    writers[sequence.pages[-1]] += 1
+        # Once all others that share a page have made copies, it belongs to one sequence alone.
+        return needed + sum(min(n, self._references[page] - 1) for page, n in writers.items())
+
+    def _extend(self, sequence: _Held, count: int) -> None:
+        pages = sequence.pages
+        if sequence.length % self.page_size != 0 and self._references[pages[-1]] > 1:
+            copy = self._take()
+            self._storage[:, :, copy].copy_(self._storage[:, :, pages[-1]])
+            self._references[pages[-1]] -= 1
+            pages[-1] = copy
+        sequence.length += count
+        pages.extend(self._take() for _ in range(self._pages_for(sequence.length) - len(pages)))
+
+    def _take(self) -> int:
+        page = self._free.pop()
+        self._references[page] = 1
+        return page
+
+    def _release(self, pages: array[int]) -> None:
+        for page in reversed(pages):
+            self._references[page] -= 1
+            if self._references[page] == 0:
+                self._free.append(page)
+
+    def _step(self, held: list[_Held], seqlens: list[int], counts: Sequence[int]) -> Step:
+        """The tensors of a step, by one copy to the device."""
+        batch = len(held)
+        rows = batch if self.max_batch is None else self.max_batch
+        columns = max((len(sequence.pages) for sequence in held), default=1) or 1
+        data = array("i", itertools.accumulate(counts, initial=0))
+        data.extend([data[-1]] * (rows - batch))
+        data.extend(seqlens)
+        data.extend([0] * (rows - batch))
+        none = array("i", [_NO_PAGE]) * columns
+        for sequence in held:
+            data += sequence.pages
+            data += none[len(sequence.pages) :]
+        data += none * (rows - batch)
+        packed = torch.frombuffer(data, dtype=torch.int32)
+        if self.device.type == "cuda":
+            packed = packed.pin_memory()
+        tensors = _unpack(packed.to(self.device, non_blocking=True), rows, columns)
+        if self.max_batch is not None:
+            for fixed, new in zip(self._fixed, tensors, strict=True):
+                fixed[..., : new.shape[-1]].copy_(new)
+            tensors = self._fixed
+        cu_seqlens_q, cache_seqlens, block_table = tensors
+        return Step(
+            cache_seqlens[:batch],
+            block_table[:batch],
+            cu_seqlens_q[: batch + 1],
+            max(counts, default=0),
+        )
+
+
+def _unpack(packed: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """cu_seqlens_q, cache_seqlens and block_table of `rows` sequences, one after another."""
+    lengths, table = packed[: 2 * rows + 1], packed[2 * rows + 1 :]
+    return lengths[: rows + 1], lengths[rows + 1 :], table.view(rows, columns)
+
+
+def _bounded(name: str, value: int, most: int) -> int:
+    value = operator.index(value)
+    if not 0 <= value <= most:
+        raise ValueError(
+            f"{name} must be from 0 to the length of the sequence, {most}, got {value}"
+        )
+    return value

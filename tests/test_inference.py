@@ -1,0 +1,353 @@
+"""PagedKVCache against lists of tokens: contents page by page, sharing, memory, errors."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from torch import Tensor
+
+from flash_attn2.inference import OutOfPagesError, PagedKVCache, Step
+
+LAYERS, PAGES, PAGE_SIZE, MAX_BATCH = 2, 12, 4, 5
+
+
+def small_cache(**options: Any) -> PagedKVCache:
+    return PagedKVCache(LAYERS, PAGES, PAGE_SIZE, 1, 2, **options)
+
+
+def pages_of(cache: PagedKVCache, sequence: int) -> list[int]:
+    step = cache.append([sequence], 0)
+    count = -(-int(step.cache_seqlens) // cache.page_size)
+    return step.block_table[0, :count].tolist()
+
+
+def write(cache: PagedKVCache, step: Step, tokens: list[list[int]]) -> set[int]:
+    """What attention does with a step: keys become the tokens, values their negatives, plus 1000
+    for each layer. Returns the pages written.
+    """
+    written = set()
+    for before, table, new in zip(step.cache_seqlens, step.block_table, tokens, strict=True):
+        for position, token in enumerate(new, int(before)):
+            page, row = int(table[position // cache.page_size]), position % cache.page_size
+            assert 0 <= page < cache.num_pages
+            written.add(page)
+            for layer, (k, v) in enumerate(cache.layers):
+                k[page, row], v[page, row] = token + 1000 * layer, -token - 1000 * layer
+    return written
+
+
+def read(cache: PagedKVCache, sequence: int) -> list[int]:
+    """The tokens of a sequence, which all layers hold."""
+    pages, length = pages_of(cache, sequence), cache.length(sequence)
+    layers = []
+    for layer, (k, v) in enumerate(cache.layers):
+        keys: Tensor = k[pages].flatten(0, 1)[:length]
+        assert torch.equal(v[pages].flatten(0, 1)[:length], -keys)
+        assert torch.equal(keys[..., :1].expand_as(keys), keys)
+        layers.append((keys[:, 0, 0] - 1000 * layer).tolist())
+    assert all(tokens == layers[0] for tokens in layers)
+    return [int(token) for token in layers[0]]
+
+
+def append(cache: PagedKVCache, sequence: int, tokens: list[int]) -> None:
+    write(cache, cache.append([sequence], len(tokens)), [tokens])
+
+
+class Decoding(RuleBasedStateMachine):
+    """Random steps, forks, rejections and ends, beside a list of tokens for each sequence."""
+
+    max_batch: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = small_cache(max_batch=self.max_batch)
+        for k, v in self.cache.layers:
+            k.fill_(torch.nan), v.fill_(torch.nan)
+        self.model: dict[int, list[int]] = {}
+        self.tokens = itertools.count()
+
+    def pick(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.model)))
+
+    @rule()
+    def allocate(self) -> None:
+        sequence = self.cache.allocate()
+        assert sequence not in self.model
+        self.model[sequence] = []
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def append(self, data: st.DataObject) -> None:
+        ids = st.lists(st.sampled_from(sorted(self.model)), unique=True, max_size=MAX_BATCH)
+        sequences = data.draw(ids)
+        counts = [data.draw(st.integers(0, 2 * PAGE_SIZE + 1)) for _ in sequences]
+        lengths = [len(self.model[sequence]) for sequence in sequences]
+        tables = {sequence: pages_of(self.cache, sequence) for sequence in self.model}
+        needed = self.needed(sequences, counts, tables)
+        free = self.cache.usage().pages_free
+        if needed > free:
+            with pytest.raises(OutOfPagesError) as caught:
+                self.cache.append(sequences, counts)
+            assert (caught.value.needed, caught.value.free) == (needed, free)
+            assert tables == {sequence: pages_of(self.cache, sequence) for sequence in self.model}
+            return
+        step = self.cache.append(sequences, counts)
+        assert self.cache.usage().pages_free == free - needed
+        assert step.cache_seqlens.tolist() == lengths
+        assert step.cu_seqlens_q.tolist() == list(itertools.accumulate(counts, initial=0))
+        assert step.max_seqlen_q == max(counts, default=0)
+        assert step.block_table.shape[0] == len(sequences)
+        assert {tensor.dtype for tensor in step[:3]} == {torch.int32}
+        new = [list(itertools.islice(self.tokens, count)) for count in counts]
+        written = write(self.cache, step, new)
+        for sequence, tokens in zip(sequences, new, strict=True):
+            self.model[sequence] += tokens
+        holders = Counter(page for s in self.model for page in pages_of(self.cache, s))
+        assert all(holders[page] == 1 for page in written)
+
+    def needed(self, sequences: list[int], counts: list[int], tables: dict[int, list[int]]) -> int:
+        """Pages, by going through the sequences one by one."""
+        holders = Counter(page for table in tables.values() for page in table)
+        needed = 0
+        for sequence, count in zip(sequences, counts, strict=True):
+            length, table = len(self.model[sequence]), tables[sequence]
+            needed += -(-(length + count) // PAGE_SIZE) - len(table)
+            if count > 0 and length % PAGE_SIZE != 0 and holders[table[-1]] > 1:
+                holders[table[-1]] -= 1
+                needed += 1
+        return needed
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), whole=st.booleans())
+    def fork(self, data: st.DataObject, whole: bool) -> None:
+        parent = self.pick(data)
+        tokens = self.model[parent]
+        length = None if whole else data.draw(st.integers(0, len(tokens)))
+        used = self.cache.usage().pages_used
+        child = self.cache.fork(parent, length)
+        assert child not in self.model
+        assert self.cache.usage().pages_used == used
+        self.model[child] = tokens[:length]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def truncate(self, data: st.DataObject) -> None:
+        sequence = self.pick(data)
+        length = data.draw(st.integers(0, len(self.model[sequence])))
+        self.cache.truncate(sequence, length)
+        del self.model[sequence][length:]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def free(self, data: st.DataObject) -> None:
+        sequence = self.pick(data)
+        self.cache.free(sequence)
+        del self.model[sequence]
+        assert sequence not in self.cache
+
+    @invariant()
+    def contents_are_those_of_the_model(self) -> None:
+        for sequence, tokens in self.model.items():
+            assert read(self.cache, sequence) == tokens
+        assert len(self.cache) == len(self.model)
+
+    @invariant()
+    def pages_are_those_of_the_sequences(self) -> None:
+        tables = [pages_of(self.cache, sequence) for sequence in self.model]
+        holders = Counter(page for table in tables for page in table)
+        usage = self.cache.usage()
+        assert usage.pages_used == len(holders)
+        assert usage.pages_used + usage.pages_free == PAGES
+        assert usage.pages_shared == sum(count > 1 for count in holders.values())
+        assert usage.pages_unshared == holders.total()
+        assert all(len(table) == len(set(table)) for table in tables)
+
+    def teardown(self) -> None:
+        for sequence in self.model:
+            self.cache.free(sequence)
+        assert self.cache.usage().pages_free == PAGES
+
+
+class DecodingAtFixedAddresses(Decoding):
+    max_batch = MAX_BATCH
+
+
+def stress(machine: type[Decoding]) -> Any:
+    explore = settings().max_examples > settings.get_profile("fixed").max_examples
+    examples = settings().max_examples if explore else 25
+    machine.TestCase.settings = settings(max_examples=examples, stateful_step_count=40)
+    return machine.TestCase
+
+
+TestDecoding = stress(Decoding)
+TestDecodingAtFixedAddresses = stress(DecodingAtFixedAddresses)
+
+
+def test_shared_page_is_copied_when_written() -> None:
+    cache = small_cache()
+    parent = cache.allocate()
+    append(cache, parent, [1, 2, 3, 4, 5, 6])
+    child = cache.fork(parent)
+    assert pages_of(cache, child) == pages_of(cache, parent)
+    assert cache.usage()[:4] == (2, PAGES - 2, 2, 4)
+
+    append(cache, child, [7])
+    assert pages_of(cache, child)[0] == pages_of(cache, parent)[0]
+    assert pages_of(cache, child)[1] != pages_of(cache, parent)[1]
+    assert cache.usage()[:4] == (3, PAGES - 3, 1, 4)
+
+    pages = pages_of(cache, parent)
+    append(cache, parent, [8, 9, 10])  # the page at its end is no longer shared
+    assert pages_of(cache, parent)[:2] == pages
+    assert read(cache, parent) == [1, 2, 3, 4, 5, 6, 8, 9, 10]
+    assert read(cache, child) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_full_pages_are_shared_for_good() -> None:
+    cache = small_cache()
+    prefix = cache.allocate()
+    append(cache, prefix, list(range(8)))
+    children = [cache.fork(prefix) for _ in range(3)]
+    write(cache, cache.append(children, 1), [[10], [11], [12]])
+    assert cache.usage()[:3] == (2 + 3, PAGES - 5, 2)
+    cache.free(prefix)
+    assert [read(cache, child) for child in children] == [[*range(8), i] for i in (10, 11, 12)]
+
+
+def test_rejected_tokens_leave_the_page_of_a_fork_alone() -> None:
+    cache = small_cache()
+    sequence = cache.allocate()
+    append(cache, sequence, [1, 2, 3, 4, 5])
+    other = cache.fork(sequence)
+    cache.truncate(sequence, 2)
+    append(cache, sequence, [6, 7, 8, 9])
+    assert read(cache, sequence) == [1, 2, 6, 7, 8, 9]
+    assert read(cache, other) == [1, 2, 3, 4, 5]
+
+
+def test_all_or_none_get_room() -> None:
+    cache = small_cache()
+    first, second = cache.allocate(), cache.allocate()
+    append(cache, first, [1])
+    with pytest.raises(OutOfPagesError, match="12 pages are needed, 11 are free") as caught:
+        cache.append([first, second], [4, 11 * PAGE_SIZE])
+    assert (caught.value.needed, caught.value.free) == (12, 11)
+    assert read(cache, first) == [1]
+    assert cache.length(second) == 0
+    cache.append([first, second], [3, 11 * PAGE_SIZE])
+    assert cache.usage().pages_free == 0
+
+
+def test_memory() -> None:
+    cache = PagedKVCache(3, 10, 16, 2, 64, torch.bfloat16)
+    (k, v), *_ = cache.layers
+    assert k.shape == v.shape == (10, 16, 2, 64)
+    assert k.dtype is cache.dtype is torch.bfloat16
+    assert len(cache.layers) == 3
+    sequence = cache.allocate()
+    assert cache.usage().bytes_used == 0
+    cache.append([sequence], 17)
+    page = 3 * 2 * 16 * 2 * 64 * 2
+    assert cache.usage()[-2:] == (2 * page, 10 * page)
+
+
+def test_fixed_addresses() -> None:
+    cache = small_cache(max_batch=3, max_seqlen=20)
+    sequences = [cache.allocate() for _ in range(3)]
+    step = cache.append(sequences, [9, 3, 1])
+    assert step.block_table.shape == (3, 5)
+    addresses = [tensor.data_ptr() for tensor in step[:3]]
+    captured = step
+
+    step = cache.append(sequences[1:], [2, 1])
+    assert [tensor.data_ptr() for tensor in step[:3]] == addresses
+    assert step.cache_seqlens.tolist() == [3, 1]
+    # What a graph that was captured with three sequences sees.
+    assert captured.cache_seqlens.tolist() == [3, 1, 0]
+    assert captured.cu_seqlens_q.tolist() == [0, 2, 3, 3]
+    assert captured.block_table[2, 0] == -1
+
+    with pytest.raises(ValueError, match="sequences must be at most max_batch = 3, got 4"):
+        cache.append([*sequences, cache.allocate()], 1)
+
+
+def test_empty_batch() -> None:
+    for cache in (small_cache(), small_cache(max_batch=2)):
+        step = cache.append([], [])
+        assert [tensor.tolist() for tensor in step[:3]] == [[], [], [0]]
+        assert step.max_seqlen_q == 0
+
+
+def test_cache_of_inference_mode_serves_outside_it() -> None:
+    with torch.inference_mode():
+        cache = small_cache(max_batch=1)
+        sequence = cache.allocate()
+        append(cache, sequence, [1])
+    append(cache, sequence, [2])
+    assert read(cache, sequence) == [1, 2]
+
+
+CALLS: dict[str, Callable[[PagedKVCache, int], object]] = {
+    "sequence must be one that the cache holds, got 7": lambda cache, _: cache.length(7),
+    "sequence must be one that the cache holds, got 8": lambda cache, _: cache.append([8], 1),
+    "sequence must be one that the cache holds, got 9": lambda cache, _: cache.free(9),
+    "sequences must differ, got 0 more than once": lambda cache, s: cache.append([s, s], 1),
+    "one number per sequence, 1, got 2": lambda cache, s: cache.append([s], [1, 2]),
+    "counts must not be negative, got -1 of sequence 0": lambda cache, s: cache.append([s], -1),
+    "max_seqlen = 20: sequence 0 holds 5 tokens, got 16 more": (
+        lambda cache, s: cache.append([s], [16])
+    ),
+    "length must be from 0 to the length of the sequence, 5, got 6": (
+        lambda cache, s: cache.truncate(s, 6)
+    ),
+    "length must be from 0 to the length of the sequence, 5, got -1": (
+        lambda cache, s: cache.fork(s, -1)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", CALLS)
+def test_wrong_calls_change_nothing(message: str) -> None:
+    cache = small_cache(max_seqlen=20)
+    sequence = cache.allocate()
+    append(cache, sequence, [1, 2, 3, 4, 5])
+    before = cache.usage()
+    with pytest.raises(ValueError, match=message):
+        CALLS[message](cache, sequence)
+    assert cache.usage() == before
+    assert read(cache, sequence) == [1, 2, 3, 4, 5]
+    assert len(cache) == 1
+
+
+def test_sequences_end() -> None:
+    cache = small_cache()
+    sequence = cache.allocate()
+    cache.free(sequence)
+    assert cache.allocate() != sequence
+    with pytest.raises(ValueError, match=f"got {sequence}"):
+        cache.append([sequence], 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_layers": 0}, ValueError, "num_layers must be at least 1, got 0"),
+        ({"num_pages": -1}, ValueError, "num_pages must be at least 1, got -1"),
+        ({"page_size": 0}, ValueError, "page_size must be at least 1, got 0"),
+        ({"head_dim": 257}, ValueError, "head_dim must be at most 256, got 257"),
+        ({"max_batch": 0}, ValueError, "max_batch must be at least 1, got 0"),
+        ({"dtype": torch.int8}, TypeError, "dtype must be float16, .*, got torch.int8"),
+    ],
+)
+def test_wrong_sizes(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    sizes = {"num_layers": 1, "num_pages": 1, "page_size": 1, "num_heads_kv": 1, "head_dim": 1}
+    with pytest.raises(error, match=message):
+        PagedKVCache(**sizes | change)
