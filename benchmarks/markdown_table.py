@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 OURS, OTHERS = "flash_attn2", ("SDPA", "standard")
+SELF_ATTENTION = "case|time|GFLOP/s|x SDPA|x standard|extra memory|SDPA's|standard's|max error"
+DECODING = "case|time|GB/s|of memory|SDPA's GB/s|x SDPA|x SDPA packed|max error"
 
 
 def main(path: str, pattern: str = "") -> None:
@@ -21,14 +23,13 @@ def main(path: str, pattern: str = "") -> None:
     machine, versions = record["machine"], record["versions"]
     hardware = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     print(f"{hardware}; torch {versions['torch']}, flash_attn2 {versions['flash_attn2']}\n")
-    columns = ["case", "time", "GFLOP/s"]
-    columns += [f"x {name}" for name in OTHERS] + ["extra memory"]
-    columns += [f"{name}'s" for name in OTHERS] + ["max error"]
+    decoding = record["options"].get("mode") == "decode"
+    columns = (DECODING if decoding else SELF_ATTENTION).split("|")
     print(f"| {' | '.join(columns)} |")
     print("|---|" + "---:|" * (len(columns) - 1))
     for result in record["results"]:
         if re.search(pattern, result["case"]["name"]):
-            print(f"| {' | '.join(row(result))} |")
+            print(f"| {' | '.join(decode_row(result) if decoding else row(result))} |")
 
 
 def row(result: dict[str, Any]) -> list[str]:
@@ -40,6 +41,21 @@ def row(result: dict[str, Any]) -> list[str]:
     cells += [memory(contenders[name]) for name in (OURS, *OTHERS)]
     cells.append(f"{ours['error']:.1e}")
     return cells
+
+
+def decode_row(result: dict[str, Any]) -> list[str]:
+    contenders, case = result["contenders"], result["case"]
+    ours = contenders[OURS]
+    return [
+        f"`{case['name']}`",
+        f"{ours['seconds'] * 1e6:.0f} µs",
+        f"{ours['bytes_per_second'] / 1e9:.1f}",
+        f"{ours['share_of_memory']:.0%}",
+        f"{contenders['SDPA']['bytes_per_second'] / 1e9:.1f}",
+        ratio(contenders["SDPA"]),
+        ratio(contenders["SDPA packed"]),
+        f"{ours['error']:.1e}",
+    ]
 
 
 def ratio(contender: dict[str, Any]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+from cache_cases import CacheCase, check_kvcache
 from cases import EVERYTHING, Case
 from support import Target, check_dense, check_dense_gradients
 
@@ -33,3 +37,30 @@ def test_level(level: str, head_dim: int, dtype: torch.dtype) -> None:
     for case in (plain, everything):
         check_dense(*case.qkv(target), **case.all_options("cpu"))
         check_dense_gradients(*case.qkv(target), **case.all_options("cpu"))
+
+
+CACHES = {
+    "decode": CacheCase(seqlen_q=1, heads=(8, 2), new="none"),
+    "decode_pages_splits": CacheCase(128, (8, 2), 1, page_size=16, new="neox", num_splits=3),
+    "many_heads_per_group": CacheCase(40, (16, 1), 1, new="interleaved", modifier="softcap"),
+    "prefill": CacheCase(96, (6, 2), 65, page_size=48, new="partial", leftpad=True),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CACHES.values(), ids=CACHES)
+def test_level_over_a_cache(level: str, case: CacheCase, dtype: torch.dtype) -> None:
+    assert build_info()["cpu"]["isa"] == level
+    check_kvcache(**case.arguments(Target("cpu", dtype)))
+
+
+def test_level_from_the_environment() -> None:
+    script = "import flash_attn2; print(flash_attn2.build_info()['cpu']['isa'])"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"FLASH_ATTN2_CPU_ISA": "baseline"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "baseline"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from cache_cases import CacheCase
 from cases import FEATURES, PACKED_FEATURES, Case, Packed
-from support import ONE_DTYPE, Target, run_varlen, targets
+from support import ONE_DTYPE, Target, lengths, run_varlen, targets
 from torch import Tensor
 
-from flash_attn2 import flash_attn_func
+from flash_attn2 import flash_attn_func, flash_attn_with_kvcache
 
 
 @contextmanager
@@ -59,6 +63,21 @@ def test_varlen_result_does_not_depend_on_threads(case: Packed, dtype: torch.dty
     assert_same_for_any_number_of_threads(attend, *case.qkv(Target("cpu", dtype)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_splits", [1, 5])
+def test_decoding_does_not_depend_on_threads(num_splits: int, dtype: torch.dtype) -> None:
+    target = Target("cpu", dtype)
+    q = target.tensor(3, 1, 8, 64)
+    k, v = (target.tensor(3, 700, 2, 64) for _ in range(2))
+    held = lengths(700, 0, 123)
+    results = []
+    for count in (1, 2, 7):
+        with num_threads(count):
+            out = flash_attn_with_kvcache(q, k, v, cache_seqlens=held, num_splits=num_splits)
+            results.append(out)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 @targets(ONE_DTYPE)
 def test_concurrent_calls_do_not_disturb_each_other(target: Target) -> None:
     shapes = [(64, 113, 203), (128, 60, 90), (32, 1, 300), (96, 150, 20)]
@@ -77,15 +96,36 @@ def test_concurrent_calls_do_not_disturb_each_other(target: Target) -> None:
                 assert all(map(torch.equal, results, right))
 
 
-def test_gil_is_released() -> None:
+def test_concurrent_decoding() -> None:
+    """Each in a cache of its own, appending to it."""
+    target = Target("cpu", torch.bfloat16)
+    problems = [CacheCase(seqlen_q=n, page_size=16).arguments(target) for n in (1, 3, 1, 8)]
+
+    def run(problem: dict[str, Any]) -> list[Tensor]:
+        out = flash_attn_with_kvcache(**problem)
+        return [out, problem["k_cache"].nan_to_num(), problem["v_cache"].nan_to_num()]
+
+    expected = [run(problem) for problem in problems]
+    with ThreadPoolExecutor(len(problems)) as pool:
+        for _ in range(20):
+            for results, right in zip(pool.map(run, problems), expected, strict=True):
+                assert all(map(torch.equal, results, right))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_gil_is_released(direction: str) -> None:
     """Python code runs while the kernel does."""
-    q = torch.randn(1, 4096, 8, 64)
+    q = torch.randn(1, 4096, 8, 64, requires_grad=direction == "backward")
+    out = flash_attn_func(q, q, q)
     running = threading.Event()
     done = threading.Event()
 
     def attend() -> None:
         running.set()
-        flash_attn_func(q, q, q)
+        if direction == "backward":
+            out.sum().backward()
+        else:
+            flash_attn_func(q, q, q)
         done.set()
 
     thread = threading.Thread(target=attend)
@@ -96,3 +136,39 @@ def test_gil_is_released() -> None:
         steps += 1
     thread.join()
     assert steps > 1000
+
+
+COUNT_THREADS = """
+import os, torch
+from flash_attn2 import flash_attn_func, flash_attn_with_kvcache
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def attend():
+    q = torch.randn(8, 300, 8, 64, requires_grad=True)
+    torch.autograd.grad(flash_attn_func(q, q, q).sum(), q)
+    with torch.no_grad():
+        flash_attn_with_kvcache(q[:, :1], q, q)
+
+torch.set_num_threads(1)
+attend()
+before = threads()
+attend()
+counts = [threads() - before]
+torch.set_num_threads(4)
+attend()
+counts.append(threads() - before)
+torch.randn(2000, 2000).exp()
+counts.append(threads() - before)
+print(counts)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_threads_are_as_many_as_torch_says_and_the_same() -> None:
+    """One thread: none is started. Four: three more, which PyTorch's own kernels use as well."""
+    result = subprocess.run(
+        [sys.executable, "-c", COUNT_THREADS], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split("\n")[-2] == "[0, 3, 3]"

@@ -66,8 +66,8 @@ def sample(case: Case) -> tuple[list[int], list[Block]]:
     """The query heads and the row blocks to check."""
     if case.dropout_p:
         return list(range(case.num_heads)), [Block(0, 0, 0, case.total)]
-    heads = _evenly(case.num_heads, _HEADS)
-    sequences = _evenly(len(case.seqlens), _SEQUENCES)
+    heads = evenly(case.num_heads, _HEADS)
+    sequences = evenly(len(case.seqlens), _SEQUENCES)
     blocks = []
     for sequence in sequences:
         seqlen = case.seqlens[sequence]
@@ -82,7 +82,7 @@ def sample(case: Case) -> tuple[list[int], list[Block]]:
     return heads, blocks
 
 
-def _evenly(count: int, limit: int) -> list[int]:
+def evenly(count: int, limit: int) -> list[int]:
     """At most `limit` indices below `count`, the first and the last among them."""
     limit = min(count, limit)
     return sorted({round(i * (count - 1) / max(limit - 1, 1)) for i in range(limit)})
@@ -98,9 +98,9 @@ def measure(problem: Problem, outputs: Mapping[str, Tensor]) -> Errors:
             _attend(problem.case, *_inputs(problem, heads, block, dtype))
             for dtype in (torch.float64, problem.q.dtype)
         )
-        low_error = max(low_error, _max_error(low, exact))
+        low_error = max(low_error, max_error(low, exact))
         for name, output in outputs.items():
-            error = _max_error(output[block.rows][:, heads], exact)
+            error = max_error(output[block.rows][:, heads], exact)
             errors[name]["out"] = max(errors[name]["out"], error)
     return Errors(errors, {"out": low_error}, _share(problem.case, heads, blocks))
 
@@ -132,10 +132,10 @@ def measure_gradients(problem: Problem, calls: Mapping[str, Call]) -> Errors:
     for contender, call in calls.items():
         found = gradients(call, grad_out)
         errors[contender] = {
-            name: _max_error(found[name][:, _heads_of(name, case, heads)], exact[name])
+            name: max_error(found[name][:, _heads_of(name, case, heads)], exact[name])
             for name in exact
         }
-    low_errors = {name: _max_error(low[name], exact[name]) for name in exact}
+    low_errors = {name: max_error(low[name], exact[name]) for name in exact}
     return Errors(errors, low_errors, _share(case, heads, blocks))
 
 
@@ -207,7 +207,7 @@ def _reference_gradients(
     return {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
 
 
-def _max_error(value: Tensor, exact: Tensor) -> float:
+def max_error(value: Tensor, exact: Tensor) -> float:
     """Largest difference; infinite if anything is NaN."""
     difference = (value.double() - exact).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
     return float(difference.max())

@@ -7,21 +7,20 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flash_attn2.bench.cases import DTYPES, PROFILES, Case, Profile, build_cases
-from flash_attn2.bench.corpus import UNITS, Corpus, read_corpus
-from flash_attn2.bench.modes import MODES
+from flash_attn2 import _env
+from flash_attn2.bench.cases import DTYPES
+from flash_attn2.bench.corpus import UNITS
+from flash_attn2.bench.modes import DECODE, MODES
+from flash_attn2.bench.suites import Case, Runner, Suite, UsageError, suite
 from flash_attn2.bench.timing import Budget
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from flash_attn2.bench.runner import Result
 
 MAX_HEAD_DIM = 256
 _NARROWEST = 126  # columns that the table needs when it is not shown in a terminal
@@ -29,17 +28,15 @@ _DEMO_SECONDS = 1.0
 _SECONDS = 3.0
 _MIN_ROUNDS = {True: 3, False: 5}  # by whether this is the demo
 _MAX_ROUNDS = 100
+_RECORDED = ("demo", "mode", "dtype", "seqlens", "repeats", "seconds")
 
 _DESCRIPTION = """\
 Runs flash_attn2, PyTorch's scaled_dot_product_attention and standard attention side by side: a
 sweep of head dimensions, a sweep of sequence lengths, and the attention layers of real models on
-real text (the source files of Python's standard library). Shows a table, and writes every sample
-and plots to the output folder.
+real text (the source files of Python's standard library); or decoding over a KV cache, by batch,
+length, group size and page size. Shows a table, and writes every sample and plots to the output
+folder.
 """
-
-
-class UsageError(Exception):
-    """The options do not fit together or this machine; the message says how."""
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,7 +48,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what = parser.add_argument_group("what to measure")
     what.add_argument("--demo", action="store_true", help="a short form, about two minutes")
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    what.add_argument("--mode", choices=tuple(MODES), default="fwd", help="default: fwd")
+    what.add_argument(
+        "--mode",
+        choices=(*MODES, DECODE),
+        default="fwd",
+        help="the forward pass (default), the backward pass, both, or decoding over a KV cache",
+    )
     what.add_argument(
         "--dtype", type=_dtypes, metavar="NAME,...", help=f"some of {', '.join(DTYPES)}"
     )
@@ -60,7 +62,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--head-dims", type=_integers(MAX_HEAD_DIM), metavar="N,...", help="for the head-dim sweep"
     )
     what.add_argument(
-        "--seqlens", type=_integers(2**20), metavar="N,...", help="for the sequence-length sweep"
+        "--seqlens",
+        type=_integers(2**20),
+        metavar="N,...",
+        help=f"for the sequence-length sweep; with --mode {DECODE} numbers of keys",
     )
     what.add_argument(
         "--unit", choices=UNITS, default="token", help="how documents are measured (default: token)"
@@ -108,8 +113,8 @@ def _run(args: argparse.Namespace) -> int:
     device = _device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    corpus = read_corpus(args.unit)
-    cases = select_cases(args, device, corpus)
+    measured = suite(args, device)
+    cases = select_cases(args, measured.cases)
     if args.list:
         for case in cases:
             print(f"{case.name:<40} {', '.join(case.description)}")
@@ -122,12 +127,11 @@ def _run(args: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal and console.width < _NARROWEST:
         console = Console(width=_NARROWEST)
-    return _measure(args, device, corpus, cases, console)
+    return _measure(args, device, measured, cases, console)
 
 
-def select_cases(args: argparse.Namespace, device: str, corpus: Corpus) -> list[Case]:
-    """The cases that the options ask for."""
-    cases = build_cases(_profile(args, device), corpus, training=MODES[args.mode].gradients)
+def select_cases(args: argparse.Namespace, cases: Sequence[Case]) -> Sequence[Case]:
+    """Those that the options ask for."""
     if args.cases is None:
         return cases
     selected = [case for case in cases if args.cases.search(case.name)]
@@ -139,18 +143,6 @@ def select_cases(args: argparse.Namespace, device: str, corpus: Corpus) -> list[
     return selected
 
 
-def _profile(args: argparse.Namespace, device: str) -> Profile:
-    profile = PROFILES["demo" if args.demo and device == "cpu" else device]
-    changes: dict[str, Any] = {}
-    if args.head_dims:
-        changes["head_dims"] = args.head_dims
-    if args.seqlens:
-        changes["seqlens"] = args.seqlens
-    if args.dtype:
-        changes["sweep_dtypes"] = changes["model_dtypes"] = args.dtype
-    return replace(profile, **changes)
-
-
 def budget(args: argparse.Namespace) -> Budget:
     if args.repeats:
         return Budget(float("inf"), args.repeats, args.repeats)
@@ -159,54 +151,50 @@ def budget(args: argparse.Namespace) -> Budget:
 
 
 def _measure(
-    args: argparse.Namespace, device: str, corpus: Corpus, cases: Sequence[Case], console: Console
+    args: argparse.Namespace,
+    device: str,
+    measured: Suite,
+    cases: Sequence[Case],
+    console: Console,
 ) -> int:
-    from flash_attn2.bench import report
+    from flash_attn2.bench.record import describe_machine, write_record
 
-    machine = report.describe_machine(device)
+    machine = describe_machine(device)
     hardware = machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads")
-    console.print(
-        f"{len(cases)} cases on {hardware}, torch {torch.__version__}. Text: "
-        f"{len(corpus.lengths)} files of Python's standard library, "
-        f"{sum(corpus.lengths):,} {corpus.unit}s."
-    )
-    results = _run_cases(args, device, cases, console)
+    console.print(f"{len(cases)} cases on {hardware}, torch {torch.__version__}. {measured.about}")
+    results, interrupted = _run_cases(measured.runner(budget(args)), cases, console)
     complete = len(results) == len(cases)
     if not results:
-        console.print("Interrupted before the first case was done.")
-        return 130
-    mode = MODES[args.mode]
-    report.print_tables(console, results, mode)
-    files = [args.output / f"results{mode.suffix}.json"]
-    report.write_json(files[0], results, device, _record_of(args, corpus), complete)
+        console.print(
+            "Interrupted before the first case was done." if interrupted else "No results."
+        )
+        return 130 if interrupted else 1
+    measured.print_tables(console, results)
+    files = [args.output / f"results{measured.suffix}.json"]
+    options = _options(args) | measured.options()
+    write_record(files[0], device, options, complete, measured.records(results))
     if not args.no_plots:
-        from flash_attn2.bench.plots import write_plots
-
-        files += write_plots(args.output, results, f"{hardware}, torch {torch.__version__}", mode)
+        title = f"{hardware}, torch {torch.__version__}"
+        files += measured.write_plots(args.output, results, title)
     console.print("Wrote " + ", ".join(map(str, files)))
-    if not complete:
+    if interrupted:
         console.print(f"Interrupted: {len(results)} of {len(cases)} cases.")
         return 130
-    wrong = report.out_of_tolerance(results)
+    wrong = measured.out_of_tolerance(results)
     if wrong:
         console.print(f"[bold red]Error out of tolerance in:[/] {', '.join(wrong)}")
-    return 1 if wrong else 0
+    return 1 if wrong or not complete else 0
 
 
-def _record_of(args: argparse.Namespace, corpus: Corpus) -> dict[str, Any]:
-    """The options that bear on the results, and the size of the text."""
-    names = ("demo", "mode", "dtype", "head_dims", "seqlens", "repeats", "seconds")
-    record = {name: getattr(args, name) for name in names}
-    record["standard_limit_gib"] = args.standard_limit
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that bear on the results, whatever the mode."""
+    record = {name: getattr(args, name) for name in _RECORDED}
     record["cases"] = args.cases.pattern if args.cases else None
-    record["text"] = {"files": len(corpus.lengths), f"{corpus.unit}s": sum(corpus.lengths)}
     return record
 
 
-def _run_cases(
-    args: argparse.Namespace, device: str, cases: Sequence[Case], console: Console
-) -> list[Result]:
-    """All results, or those so far when the user interrupts."""
+def _run_cases(runner: Runner, cases: Sequence[Case], console: Console) -> tuple[list[Any], bool]:
+    """The results so far, and whether the user has interrupted; a case that fails has none."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -215,11 +203,8 @@ def _run_cases(
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    from flash_attn2.bench.runner import Runner
-
-    limit = args.standard_limit * 2**30
-    runner = Runner(device, MODES[args.mode], budget(args), limit, torch.get_num_threads())
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -234,17 +219,23 @@ def _run_cases(
         try:
             for case in cases:
                 progress.update(task, description=case.name)
-                results.append(runner.run(case))
+                try:
+                    results.append(runner.run(case))
+                except Exception as error:  # the others are not to be lost
+                    console.print(Text(f"{case.name}: {error!r}", style="bold red"))
                 progress.advance(task)
         except KeyboardInterrupt:
-            pass
-    return results
+            return results, True
+    return results, False
 
 
 def _device(name: str | None) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device cuda: torch {torch.__version__} sees no CUDA device")
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu" and _env.backend() == "sm80-emulated":
+        raise UsageError("FLASH_ATTN2_BACKEND=sm80-emulated: the emulator's times mean nothing")
+    return device
 
 
 def _require(*modules: str) -> None:

@@ -28,6 +28,7 @@ FORWARD = Mode("fwd", "Forward pass", 1.0, "")
 BACKWARD = Mode("bwd", "Backward pass", 2.5, "-bwd")
 TRAINING = Mode("fwd+bwd", "Forward and backward pass", 3.5, "-fwd-bwd")
 MODES: Mapping[str, Mode] = {mode.name: mode for mode in (FORWARD, BACKWARD, TRAINING)}
+DECODE = "decode"  # beside those, as --mode takes it: of other cases altogether
 
 
 def timed(mode: Mode, call: Call, grad_out: Tensor | None) -> Callable[[], Any]:

@@ -17,9 +17,9 @@ from flash_attn2.bench.modes import Mode
 from flash_attn2.bench.report import throughput_unit
 from flash_attn2.bench.runner import Result
 
-_COLORS = {FLASH_ATTN2: "#d1495b", SDPA: "#30638e", STANDARD: "#9aa5b1"}
-_MARKERS = {FLASH_ATTN2: "o", SDPA: "s", STANDARD: "^"}
-_STYLE: Any = {
+COLORS = {FLASH_ATTN2: "#d1495b", SDPA: "#30638e", STANDARD: "#9aa5b1"}
+MARKERS = {FLASH_ATTN2: "o", SDPA: "s", STANDARD: "^"}
+STYLE: Any = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.titleweight": "bold",
@@ -45,7 +45,7 @@ def write_plots(folder: Path, results: Sequence[Result], machine: str, mode: Mod
         "model": ("models", _plot_models),
     }
     written = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for group, (name, plot) in plots.items():
             members = [result for result in results if result.case.group == group]
             if members:
@@ -95,7 +95,7 @@ def _plot_head_dims(results: Sequence[Result], title: str, machine: str) -> Figu
                 [position + shift for position in bars],
                 list(bars.values()),
                 width,
-                color=_COLORS[name],
+                color=COLORS[name],
                 label=name,
             )
         axes.set_xticks(range(len(members)), [str(result.case.head_dim) for result in members])
@@ -105,7 +105,7 @@ def _plot_head_dims(results: Sequence[Result], title: str, machine: str) -> Figu
         line[0].set_ylabel(unit)
     for axes in panels[len(facets) :]:
         axes.remove()
-    _legend(figure, panels[0])
+    figure_legend(figure, panels[0])
     return figure
 
 
@@ -124,7 +124,7 @@ def _plot_seqlens(results: Sequence[Result], title: str, machine: str) -> Figure
         memory_axes.yaxis.set_major_formatter(FuncFormatter(_memory_label))
     grid[0][0].set_ylabel("time")
     grid[1][0].set_ylabel("peak extra memory")
-    _legend(figure, grid[0][0])
+    figure_legend(figure, grid[0][0])
     return figure
 
 
@@ -140,8 +140,8 @@ def _lines(
         if points:
             axes.plot(
                 *zip(*sorted(points), strict=True),
-                color=_COLORS[name],
-                marker=_MARKERS[name],
+                color=COLORS[name],
+                marker=MARKERS[name],
                 markersize=4,
                 zorder=3 if name == FLASH_ATTN2 else 2,
                 label=name,
@@ -149,7 +149,7 @@ def _lines(
     seqlens = sorted({result.case.seqlens[0] for result in results})
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(seqlens, [_short(seqlen) for seqlen in seqlens])
+    axes.set_xticks(seqlens, [short(seqlen) for seqlen in seqlens])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -171,7 +171,7 @@ def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     return f"{value:g} {units[-1]}"
 
 
-def _short(seqlen: int) -> str:
+def short(seqlen: int) -> str:
     return f"{seqlen // 1024}k" if seqlen >= 1024 and seqlen % 1024 == 0 else str(seqlen)
 
 
@@ -188,9 +188,9 @@ def _plot_models(results: Sequence[Result], title: str, machine: str) -> Figure:
                 axes.text(1.02, y, "n/a", va="center", size=7, color="#777777")
                 continue
             ratio = result.ratios[name].value
-            axes.barh(y, ratio - 1, height, left=1, color=_COLORS[name])
+            axes.barh(y, ratio - 1, height, left=1, color=COLORS[name])
             axes.text(max(ratio, 1) * 1.02, y, f"{ratio:.2f}x", va="center", size=7)
-    axes.axvline(1, color=_COLORS[FLASH_ATTN2], linewidth=1.5)
+    axes.axvline(1, color=COLORS[FLASH_ATTN2], linewidth=1.5)
     axes.set_yticks(range(len(results)), [result.case.name for result in results])
     axes.set_ylim(len(results) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
@@ -198,11 +198,11 @@ def _plot_models(results: Sequence[Result], title: str, machine: str) -> Figure:
     axes.set_xlabel("time over flash_attn2's time (more than 1: flash_attn2 is faster)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    handles = [Patch(color=_COLORS[name], label=name) for name in (SDPA, STANDARD)]
+    handles = [Patch(color=COLORS[name], label=name) for name in (SDPA, STANDARD)]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def figure_legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

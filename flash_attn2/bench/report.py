@@ -1,34 +1,31 @@
-"""The results as a table for people and as JSON."""
+"""The results as a table for people, and as lines of a record."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
-import os
-import platform
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import flash_attn2
 from flash_attn2.bench import timing
 from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD
 from flash_attn2.bench.modes import Mode
+from flash_attn2.bench.record import rounded
 from flash_attn2.bench.runner import Result
 
 GROUPS = {"head_dim": "Head dimensions", "seqlen": "Sequence lengths", "model": "Models"}
 
-_SCHEMA = 2
 _NOISY = 1.5
+
+
+class Measured(Protocol):
+    @property
+    def samples(self) -> timing.Samples: ...
 
 
 def print_tables(console: Console, results: Sequence[Result], mode: Mode) -> None:
@@ -81,7 +78,7 @@ def _row(result: Result, name: str, flops: float) -> list[str | Text]:
         _describe(name, one.variant),
         format_time(one.seconds),
         format_number(one.flops_per_second / flops),
-        _format_ratio(result, name),
+        format_ratio(result.ratios.get(name)),
         "n/a" if one.extra_bytes is None else format_bytes(one.extra_bytes),
         error,
     ]
@@ -92,10 +89,10 @@ def _describe(name: str, variant: str) -> Text:
     return Text.assemble((name, style), (f" {variant}" if variant else "", "dim"))
 
 
-def _format_ratio(result: Result, name: str) -> Text:
-    if name == FLASH_ATTN2:
+def format_ratio(ratio: timing.Ratio | None) -> Text:
+    """With its spread; green where flash_attn2 is as fast or faster. Empty for None."""
+    if ratio is None:
         return Text("")
-    ratio = result.ratios[name]
     style = "green" if ratio.value >= 1 else "bold red"
     spread = Text(f" {ratio.low:.2f}-{ratio.high:.2f}", style="dim")
     return Text.assemble((f"{ratio.value:.2f}x", style), spread)
@@ -115,15 +112,8 @@ def _print_summary(console: Console, results: Sequence[Result], mode: Mode) -> N
         )
         if slower:
             console.print(f"[red]Slower than {name} in:[/] {', '.join(slower)}")
-    noisy = sum(
-        any(timing.spread(one.samples) > _NOISY for one in result.measurements.values())
-        for result in results
-    )
-    if noisy:
-        console.print(
-            f"[yellow]Noise:[/] in {noisy} of {len(results)} cases the times of a contender vary "
-            f"by more than {_NOISY}x between quartiles. Is the machine busy?"
-        )
+    if noise := describe_noise([result.measurements for result in results]):
+        console.print(noise)
     sampled = sum(result.errors.checked < 1 for result in results)
     sample = f", on a sample of the heads and rows in {sampled} cases" if sampled else ""
     passes = ", of both passes" if mode.gradients else ""
@@ -133,6 +123,20 @@ def _print_summary(console: Console, results: Sequence[Result], mode: Mode) -> N
         "window as a matrix of booleans. speed-up: their time over flash_attn2's (medians), with "
         f"the middle half of the rounds. extra memory: peak beyond the inputs{passes}. max error"
         f"{what}: against float64{sample}.[/]"
+    )
+
+
+def describe_noise(results: Sequence[Mapping[str, Measured]]) -> str:
+    """A warning where times vary a lot; empty where they do not."""
+    noisy = sum(
+        any(timing.spread(one.samples) > _NOISY for one in measurements.values())
+        for measurements in results
+    )
+    if not noisy:
+        return ""
+    return (
+        f"[yellow]Noise:[/] in {noisy} of {len(results)} cases the times of a contender vary by "
+        f"more than {_NOISY}x between quartiles. Is the machine busy?"
     )
 
 
@@ -165,36 +169,18 @@ def format_bytes(size: float) -> str:
     return f"{size / 1024:.2f} GiB"
 
 
-def write_json(
-    path: Path, results: Sequence[Result], device: str, options: Mapping[str, Any], complete: bool
-) -> None:
-    """Everything that was measured, with every sample by its round; a line per case."""
-    record = {
-        "schema": _SCHEMA,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "complete": complete,
-        "machine": describe_machine(device),
-        "versions": {
-            "flash_attn2": flash_attn2.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "commit": _commit(),
-        },
-        "build": flash_attn2.build_info(),
-        "options": dict(options),
-    }
-    head = json.dumps(record, indent=1).removesuffix("\n}")
-    lines = ",\n".join(json.dumps(_result_record(result)) for result in results)
-    path.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+def records(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Everything that was measured, with every sample by its round."""
+    return [_record(result) for result in results]
 
 
-def _result_record(result: Result) -> dict[str, Any]:
+def _record(result: Result) -> dict[str, Any]:
     contenders: dict[str, Any] = {
         name: {"unavailable": reason} for name, reason in result.unavailable.items()
     }
     for name, one in result.measurements.items():
         contenders[name] = dataclasses.asdict(one)
-        contenders[name]["samples"] = {n: round(seconds, 9) for n, seconds in one.samples.items()}
+        contenders[name]["samples"] = rounded(one.samples)
         if name in result.ratios:
             contenders[name]["ratio"] = dataclasses.asdict(result.ratios[name])
     return {
@@ -205,55 +191,3 @@ def _result_record(result: Result) -> dict[str, Any]:
         "share_checked": result.errors.checked,
         "contenders": contenders,
     }
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    """Hardware and system, without anything that names this particular machine."""
-    machine: dict[str, Any] = {
-        "cpu": _cpu_model(),
-        "architecture": platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        machine["gpu"] = properties.name
-        machine["gpu_sms"] = properties.multi_processor_count
-        machine["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
-        machine["cuda"] = torch.version.cuda
-    return machine
-
-
-def _cpu_model() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, if it does."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str | None:
-        command = ["git", "-C", str(folder), *args]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return run.stdout.strip()
-
-    # Without this, an installed copy inside some other project would report that one's commit.
-    if not git("ls-files", str(Path(__file__).name)):
-        return None
-    commit = git("rev-parse", "HEAD")
-    if commit and git("status", "--porcelain", "--untracked-files=no"):
-        commit += " (modified)"
-    return commit

@@ -17,6 +17,7 @@ from flash_attn2.bench import accuracy, memory, report, runner, timing
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.contenders import FLASH_ATTN2, SDPA, STANDARD
 from flash_attn2.bench.modes import FORWARD
+from flash_attn2.bench.record import describe_machine
 
 
 def test_list_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +195,7 @@ def test_gradients_have_thrice_the_error() -> None:
 
 
 def test_machine_names_no_host() -> None:
-    machine = report.describe_machine("cpu")
+    machine = describe_machine("cpu")
     assert machine["threads"] == torch.get_num_threads()
     assert not any("/" in str(value) for value in machine.values())
 

@@ -1,0 +1,62 @@
+// What this machine can do at most: multiply-adds of float32, and of pairs of bf16 where the
+// processor has them. cpu_peak.py compiles this file for the machine it runs on.
+
+#include <cstdint>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kLanes = kVectorBytes / 4;
+typedef float Vector __attribute__((vector_size(kVectorBytes)));
+
+constexpr int kChains = 12;  // independent ones: more than latency times multiply-adds per cycle
+constexpr int64_t kRuns = 64;
+constexpr int64_t kSteps = 1 << 15;
+
+// `step(x)` is one multiply-add onto x. Returns the number of them, in all.
+template <class Step>
+int64_t multiply_adds(int threads, Step step) {
+  float volatile sink;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t run = 0; run < kRuns; ++run) {
+    Vector sums[kChains];  // all different, or the compiler would compute one
+    for (int i = 0; i < kChains; ++i) sums[i] = Vector{} + static_cast<float>(i);
+    for (int64_t i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 12
+      for (Vector& sum : sums) sum = step(sum);
+    }
+    for (Vector const& sum : sums) sink = sum[0];
+  }
+  (void)sink;
+  return kRuns * kSteps * kChains;
+}
+
+}  // namespace
+
+// Both run on `threads` threads and return the floating-point operations that they did.
+
+extern "C" int64_t fp32_flops(int threads) {
+  Vector const a = Vector{} + 0.999f, b = Vector{} + 1e-3f;
+  return multiply_adds(threads, [=](Vector x) { return x * a + b; }) * kLanes * 2;
+}
+
+extern "C" int64_t bf16_flops(int threads) {
+#if defined(__AVX512BF16__)
+  __m512bh const a = (__m512bh)_mm512_set1_epi32(0x3c003c00);
+  auto step = [=](Vector x) { return (Vector)_mm512_dpbf16_ps((__m512)x, a, a); };
+  return multiply_adds(threads, step) * kLanes * 4;
+#else
+  (void)threads;
+  return 0;
+#endif
+}
