@@ -5,7 +5,7 @@
 
 #include "core/mask.h"
 #include "core/seq_info.h"
-#include "cpu/kernels.h"
+#include "cpu/key_rows.h"
 #include "cpu/pack.h"
 #include "cpu/query_lanes.h"
 #include "cpu/scores.h"
@@ -109,10 +109,6 @@ class ChunkQueries {
     return head_ptr<Storage>(tensor, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) +
            query.row * tensor.row_stride;
   }
-  Storage* key_ptr(TensorRef const& tensor, int32_t key) const {
-    return head_ptr<Storage>(tensor, chunk_.batch, chunk_.k_seq.first_row, chunk_.head_kv) +
-           key * tensor.row_stride;
-  }
   // Index into lse.
   int64_t lse_of(Query query) const {
     return lse_index(params_, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) + query.row;
@@ -120,15 +116,30 @@ class ChunkQueries {
 
   int depth() const { return (params_.head_dim + E::kDepth - 1) / E::kDepth; }
 
-  // Spreads the queries of tile `index` over its lanes; queries[i] is the one of lane i.
-  void place_queries(QueryLanes<E>& tile, int index, Query (&queries)[kCapacity]) const {
+  ColRange cols_of(Query query) const {
+    return visible_cols(query.row, chunk_.q_seq.length, chunk_.k_seq.length, params_.window);
+  }
+  Real diagonal_of(Query query) const {
+    return Real(query.row + chunk_.k_seq.length - chunk_.q_seq.length);
+  }
+  Real slope_of(Query query) const {
+    ScoreMod const& mod = params_.score_mod;
+    if (!rule_.has_alibi) return 0;
+    return Real(mod.alibi_slopes[chunk_.batch * mod.alibi_batch_stride + head_of(query)] *
+                kLog2eDouble);
+  }
+
+  // Spreads the queries of tile `index` over its lanes; queries[i] is the one of lane i. Of the
+  // keys that they see, only those in `keys` count.
+  void place_queries(QueryLanes<E>& tile, int index, Query (&queries)[kCapacity],
+                     ColRange keys = {0, INT32_MAX}) const {
     tile.num_queries = smaller(kCapacity, chunk_.count - index * kCapacity);
     tile.vectors = (tile.num_queries + kSize - 1) / kSize;
     int const lanes = tile.vectors * kSize;
     Query query = first_query(index);
     for (int i = 0; i < lanes; ++i) {
       queries[i] = query;
-      place_query(tile, i, query);
+      place_query(tile, i, query, keys);
       if (i + 1 < tile.num_queries) query = next(query);
     }
     // A window moves right with its query, so the first and the last bound all the others.
@@ -148,27 +159,38 @@ class ChunkQueries {
   }
 
   // A lone tile reads operands where they lie: packing pays only when several tiles share it.
-  bool reads_in_place() const { return E::kDirect && num_tiles_ == 1; }
+  bool reads_in_place() const {
+    return E::kDirect && num_tiles_ == 1 && params_.pages.block_table == nullptr;
+  }
+
+  Rows in_place(TensorRef const& tensor, Storage const* const* rows, int num_keys) const {
+    if (tensor.row_stride != params_.head_dim && num_keys == kKeyBlock) {
+      for (int key = 0; key < num_keys; ++key) fetch_row(rows[key], params_.head_dim);
+    }
+    return {rows[0], tensor.row_stride};
+  }
 
   // Keys [begin, end) of K or V as rows of head dims, for products over the head dim.
   Rows rows_of_dims(TensorRef const& tensor, int32_t begin, int32_t end,
                     OperandBlock<E> const& room) const {
-    Storage const* const from = key_ptr(tensor, begin);
+    Storage const* rows[kKeyBlock];
+    find_rows(rows, tensor, params_.pages, chunk_, begin, end);
     if constexpr (E::kDirect) {
-      if (reads_in_place()) return {from, tensor.row_stride};
+      if (reads_in_place()) return in_place(tensor, rows, end - begin);
     }
-    pack_keys<E>(room.data, room.stride, from, tensor.row_stride, end - begin, params_.head_dim);
+    pack_keys<E>(room.data, room.stride, rows, end - begin, params_.head_dim);
     return {room.data, room.stride};
   }
 
   // The same for products over keys.
   Rows rows_of_keys(TensorRef const& tensor, int32_t begin, int32_t end,
                     OperandBlock<E> const& room) const {
-    Storage const* const from = key_ptr(tensor, begin);
+    Storage const* rows[kKeyBlock];
+    find_rows(rows, tensor, params_.pages, chunk_, begin, end);
     if constexpr (E::kDirect) {
-      if (reads_in_place()) return {from, tensor.row_stride};
+      if (reads_in_place()) return in_place(tensor, rows, end - begin);
     }
-    pack_values<E>(room.data, room.stride, from, tensor.row_stride, end - begin, params_.head_dim);
+    pack_values<E>(room.data, room.stride, rows, end - begin, params_.head_dim);
     return {room.data, room.stride};
   }
 
@@ -197,20 +219,14 @@ class ChunkQueries {
   DropoutRule dropout_ = {};
 
  private:
-  void place_query(QueryLanes<E>& tile, int lane, Query query) const {
-    ColRange const cols =
-        visible_cols(query.row, chunk_.q_seq.length, chunk_.k_seq.length, params_.window);
-    ScoreMod const& mod = params_.score_mod;
-    int32_t const head = head_of(query);
-    tile.col_begin[lane] = cols.begin;
-    tile.col_end[lane] = cols.end;
+  void place_query(QueryLanes<E>& tile, int lane, Query query, ColRange keys) const {
+    ColRange const cols = cols_of(query);
+    tile.col_begin[lane] = larger(cols.begin, keys.begin);
+    tile.col_end[lane] = smaller(cols.end, keys.end);
     tile.row[lane] = Uint<Real>(query.row);
-    tile.batch_head[lane] = Uint<Real>(chunk_.batch * params_.num_heads + head);
-    tile.diagonal[lane] = Real(query.row + chunk_.k_seq.length - chunk_.q_seq.length);
-    tile.slope[lane] =
-        rule_.has_alibi
-            ? Real(mod.alibi_slopes[chunk_.batch * mod.alibi_batch_stride + head] * kLog2eDouble)
-            : Real(0);
+    tile.batch_head[lane] = Uint<Real>(chunk_.batch * params_.num_heads + head_of(query));
+    tile.diagonal[lane] = diagonal_of(query);
+    tile.slope[lane] = slope_of(query);
   }
 };
 

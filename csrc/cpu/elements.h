@@ -148,6 +148,14 @@ struct BFloat16Pairs : BFloat16 {
   static FA2_CPU_INLINE Vec<uint32_t> pair(Vec<float> low, Vec<float> high) {
     return pair(narrow_two(low, high));
   }
+  // The pairs {low[i], high[i]} of whole vectors of words, as two vectors of operands.
+  static FA2_CPU_INLINE void pair_words(Words low, Words high, Vec<uint32_t>* to) {
+    Words order;
+#pragma GCC unroll 32
+    for (int i = 0; i < 32; ++i) order[i] = i / 2 + i % 2 * 32;
+    to[0] = (Vec<uint32_t>)__builtin_shuffle(low, high, order);
+    to[1] = (Vec<uint32_t>)__builtin_shuffle(low, high, (Words)(order + uint16_t(16)));
+  }
 };
 #endif
 

@@ -1,147 +1,360 @@
 #pragma once
 
-// The two products for a handful of queries, as in decoding. Here lanes are head dims: a tile whose
-// lanes are queries would be mostly padding, and every entry of K and V would be broadcast for it.
-// Operands are read and converted where they lie, each row once and in order, since reading K and V
-// from memory is most of the work. Scores and probabilities keep the layout of a tile of one
-// vector.
+// The products and the softmax for a handful of queries, as in decoding. A tile whose lanes are
+// queries would be mostly padding, and every entry of K and V would be broadcast for it. Here lanes
+// are head dims in the products and keys in the softmax. Rows of K and V are read where they lie,
+// each once from memory and long before its turn, since reading them is most of the work.
 
+#include "core/mask.h"
+#include "cpu/microkernel.h"
 #include "cpu/pack.h"
-#include "cpu/tiles.h"
+#include "cpu/scores.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// Queries that are worked through at once.
+inline constexpr int kFewTogether = 4;
+
+// Keys per step: after so many of one head it is the next head's turn. More save loads of queries
+// and sums. Fewer keep the heads close together in memory, which pays where memory is all that is
+// waited for.
+inline constexpr int kLongStep = 16;
+inline constexpr int kShortStep = 4;
+
+// Accumulators of P V in vectors: as many as the registers hold.
+inline constexpr int kFewAccumulators = kTileVectors == 4 ? 16 : 8;
+
+// Fetches rows in the order in which they lie in memory, a cache line at a time, while others are
+// worked on. That is the order in which the hardware fetches ahead by itself, and memory is read
+// at full speed: pieces of rows, head by head, come at half of it.
+class RowFetcher {
+ public:
+  // Rows [begin, end), which are `bytes` long.
+  template <class Storage>
+  RowFetcher(Storage const* const* begin, Storage const* const* end, int bytes)
+      : row_(reinterpret_cast<char const* const*>(begin)),
+        end_(reinterpret_cast<char const* const*>(end)),
+        bytes_(bytes) {}
+
+  FA2_CPU_INLINE void next() {
+    if (row_ == end_) return;
+    __builtin_prefetch(*row_ + at_);
+    at_ += kCacheLine;
+    if (at_ >= bytes_) {
+      at_ = 0;
+      ++row_;
+      // Its page may have to be looked up first, which takes as long as fetching a few rows.
+      if (row_ + kRowsLookedUp < end_) __builtin_prefetch(row_[kRowsLookedUp]);
+    }
+  }
+
+ private:
+  static constexpr int kRowsLookedUp = 4;
+
+  char const* const* row_;
+  char const* const* end_;
+  int bytes_;
+  int at_ = 0;
+};
+
+// A block of K or V of several KV heads.
+template <class Storage>
+struct KeyBlock {
+  Storage const* const* rows;  // of the first head, and as many beyond them as are fetched ahead
+  int num_keys;
+  int ahead;
+  int num_heads;
+  int64_t head_stride;
+  int head_dim;
+
+  int step(int num_queries) const {
+    return num_heads > 1 && num_queries <= kFewTogether ? kShortStep : kLongStep;
+  }
+
+  // What is fetched while the block is read.
+  RowFetcher fetcher() const {
+    int const bytes = int((num_heads - 1) * head_stride + head_dim) * int(sizeof(Storage));
+    return {rows + ahead, rows + num_keys + ahead, bytes};
+  }
+};
+
+// The rows of a group of queries: those of KV head h start at (h * num_queries) * stride.
+template <class T>
+struct QueryRows {
+  T* data;
+  int stride;
+  int num_queries;
+
+  FA2_CPU_INLINE T* at(int head, int query) const {
+    return data + int64_t(head * num_queries + query) * stride;
+  }
+};
 
 // Rows of queries as operands: to[query * to_stride + operand].
 template <class E>
 FA2_CPU_INLINE void pack_query_rows(typename E::Operand* to, int to_stride,
                                     typename E::Storage const* const* rows, int count,
                                     int head_dim) {
-  for (int i = 0; i < count; ++i) pack_keys<E>(to + i * to_stride, 0, rows[i], 0, 1, head_dim);
+  for (int i = 0; i < count; ++i) pack_keys<E>(to + i * to_stride, 0, rows + i, 1, head_dim);
 }
 
-// sums[i] += query . rows[i] over kVectors vectors of entries from `offset` on; one that is not
-// whole has only `count` entries. Also fetches the rows that lie `ahead` entries further on.
-template <class E, int kVectors>
-FA2_CPU_INLINE void add_products(typename E::Operand const* query,
-                                 typename E::Storage const* const* rows, int64_t offset,
-                                 int64_t ahead, int count,
-                                 Vec<typename E::Real> (&sums)[kLanes<typename E::Real>]) {
+// Whether a cache line begins at entry d of a row.
+template <class Storage>
+FA2_CPU_INLINE constexpr bool starts_line(int d) {
+  return d % (kCacheLine / int(sizeof(Storage))) == 0;
+}
+
+// sums[i * kKeys + r] += query i . key r over one vector of entries from d on, of which the rows
+// have `count`.
+template <class E, int kQueries, int kKeys, bool kFetch>
+FA2_CPU_INLINE void add_products(typename E::Operand const* queries, int query_stride,
+                                 typename E::Storage const* const* rows, int64_t offset, int d,
+                                 int count, RowFetcher& fetcher,
+                                 Vec<typename E::Real> (&sums)[kQueries * kKeys]) {
   using Operand = typename E::Operand;
-  constexpr int kEntries = kLanes<Operand> * E::kDepth;
-  Vec<Operand> q[kVectors];
+  Vec<Operand> q[kQueries];
 #pragma GCC unroll 4
-  for (int n = 0; n < kVectors; ++n) q[n] = load<Operand>(query + n * kLanes<Operand>);
+  for (int i = 0; i < kQueries; ++i) {
+    q[i] = load<Operand>(queries + i * query_stride + d / E::kDepth);
+  }
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes<Operand>; ++i) {
-    typename E::Storage const* const row = rows[i] + offset;
+  for (int r = 0; r < kKeys; ++r) {
+    if (kFetch && starts_line<typename E::Storage>(d)) fetcher.next();
+    Vec<Operand> const k = load_operands<E>(rows[r] + offset + d, count);
 #pragma GCC unroll 4
-    for (int n = 0; n < kVectors; ++n) {
-      __builtin_prefetch(row + ahead + n * kEntries);
-      sums[i] = E::multiply_add(sums[i], load_operands<E>(row + n * kEntries, count), q[n]);
+    for (int i = 0; i < kQueries; ++i) {
+      sums[i * kKeys + r] = E::multiply_add(sums[i * kKeys + r], k, q[i]);
     }
   }
 }
 
-// Dot products of `query` with the keys at rows[0], rows[1], ..., one per lane. Four vectors of a
-// row at a time: rows are often a multiple of 4 KiB apart and then crowd into few cache sets, so
-// that each is best read in one go.
-template <class E>
-FA2_CPU_INLINE Vec<typename E::Real> dot_products(typename E::Operand const* query,
+// Dot products of kQueries queries with as many keys as fill a vector: of key r and query i in lane
+// i * keys + r.
+template <class E, int kQueries, bool kFetch>
+FA2_CPU_INLINE Vec<typename E::Real> dot_products(typename E::Operand const* queries,
+                                                  int query_stride,
                                                   typename E::Storage const* const* rows,
-                                                  int64_t ahead, int head_dim) {
+                                                  int64_t offset, int head_dim,
+                                                  RowFetcher& fetcher) {
+  using Real = typename E::Real;
+  constexpr int kKeys = kLanes<Real> / kQueries;
   constexpr int kEntries = kLanes<typename E::Operand> * E::kDepth;
-  Vec<typename E::Real> sums[kLanes<typename E::Real>] = {};
-  int d = 0;
-  for (; d + 4 * kEntries <= head_dim; d += 4 * kEntries) {
-    add_products<E, 4>(query + d / E::kDepth, rows, d, ahead, kEntries, sums);
-  }
-  for (; d < head_dim; d += kEntries) {
-    add_products<E, 1>(query + d / E::kDepth, rows, d, ahead, head_dim - d, sums);
-  }
-  return sum_lanes<typename E::Real>(sums);
-}
-
-// m[i] becomes lane i of m[0], which is what transposing equal rows would give.
-template <class T>
-FA2_CPU_INLINE void spread_lanes(Vec<T> (&m)[kLanes<T>]) {
-  T lanes[kLanes<T>];
-  store(lanes, m[0]);
+  Vec<Real> sums[kQueries * kKeys];
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) m[i] = broadcast(lanes[i]);
+  for (int i = 0; i < kQueries * kKeys; ++i) sums[i] = Vec<Real>{};
+  int d = 0;
+  for (; d + kEntries <= head_dim; d += kEntries) {
+    add_products<E, kQueries, kKeys, kFetch>(queries, query_stride, rows, offset, d, kEntries,
+                                             fetcher, sums);
+  }
+  if (d < head_dim) {
+    add_products<E, kQueries, kKeys, kFetch>(queries, query_stride, rows, offset, d, head_dim - d,
+                                             fetcher, sums);
+  }
+  return sum_lanes<Real>(sums);
 }
 
-// As multiply_keys in microkernel.h, for `num_queries` rows of queries and keys in their storage.
+// Calls step.operator()<queries, is_first>(first) over [0, count) in groups of kFewTogether, 2 and
+// 1 queries, but at most kMost.
+template <int kMost, class Step>
+FA2_CPU_INLINE void for_query_groups(int count, Step const& step) {
+  auto group = [&]<int kQueries>(int first) FA2_CPU_INLINE_LAMBDA {
+    if (first == 0) return step.template operator()<kQueries, true>(first);
+    step.template operator()<kQueries, false>(first);
+  };
+  for_row_groups<smaller(kFewTogether, kMost)>(count, group);
+}
+
+// Scores of all queries: one row of `scores` each, one entry per key. There must be pointers to
+// keys up to the next whole vector.
 template <class E>
-__attribute__((noinline)) void multiply_keys_few(typename E::Storage const* keys,
-                                                 int64_t key_stride, int num_keys,
-                                                 typename E::Operand const* queries,
-                                                 int query_stride, int num_queries, int head_dim,
-                                                 typename E::Real* scores,
-                                                 typename E::Real* maxima) {
+__attribute__((noinline)) void multiply_keys_few(KeyBlock<typename E::Storage> const& keys,
+                                                 QueryRows<typename E::Operand> const& queries,
+                                                 QueryRows<typename E::Real> const& scores) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
-  Vec<Real> top = load<Real>(maxima);
-  for (int key = 0; key < num_keys; key += kSize) {
-    typename E::Storage const* rows[kSize];
-    for (int i = 0; i < kSize; ++i) {
-      rows[i] = keys + smaller(key + i, num_keys - 1) * key_stride;
-    }
-    Vec<Real> block[kSize];
-    for (int i = 0; i < num_queries; ++i) {
-      block[i] = dot_products<E>(queries + i * query_stride, rows, kSize * key_stride, head_dim);
-    }
-    if (num_queries == 1) {
-      spread_lanes<Real>(block);
-    } else {
-      for (int i = num_queries; i < kSize; ++i) block[i] = block[num_queries - 1];
-      transpose<Real>(block);
-    }
-    for (int i = 0; i < kSize && key + i < num_keys; ++i) {
-      store(scores + (key + i) * kSize, block[i]);
-      top = max(block[i], top);
+  RowFetcher fetcher = keys.fetcher();
+  int const key_step = keys.step(queries.num_queries);
+  for (int begin = 0; begin < keys.num_keys; begin += key_step) {
+    for (int head = 0; head < keys.num_heads; ++head) {
+      for_query_groups<kSize>(
+          queries.num_queries, [&]<int kQueries, bool kFirst>(int first) FA2_CPU_INLINE_LAMBDA {
+            constexpr int kKeys = kSize / kQueries;
+            for (int key = begin; key < smaller(begin + key_step, keys.num_keys); key += kKeys) {
+              if (key % kKeys != 0) return;
+              Real products[kSize];
+              store(products, dot_products<E, kQueries, kFirst>(
+                                  queries.at(head, first), queries.stride, keys.rows + key,
+                                  head * keys.head_stride, keys.head_dim, fetcher));
+#pragma GCC unroll 4
+              for (int i = 0; i < kQueries; ++i) {
+                __builtin_memcpy(scores.at(head, first + i) + key, products + i * kKeys,
+                                 kKeys * sizeof(Real));
+              }
+            }
+          });
     }
   }
-  store(maxima, top);
 }
 
-// As multiply_values in microkernel.h, for the first kQueries lanes and values in their storage.
-template <class E, int kQueries>
-__attribute__((noinline)) void multiply_values_few(typename E::Storage const* values,
-                                                   int64_t value_stride, int num_keys,
-                                                   typename E::Operand const* probs, int head_dim,
-                                                   typename E::Real const* rescale,
-                                                   typename E::Real* out) {
+// to[i * stride + n * lanes] += P V over keys [begin, end) for kQueries queries and kColumns
+// vectors of head dims from `dim` on, which lie at `offset` in a row; without kWhole there is a
+// single one, and not all of it.
+template <class E, int kQueries, int kColumns, bool kWhole, bool kFetch>
+FA2_CPU_INLINE void add_values(KeyBlock<typename E::Storage> const& values, int begin, int end,
+                               int64_t offset, typename E::Operand const* probs, int prob_stride,
+                               int dim, RowFetcher& fetcher, typename E::Real* to, int stride) {
   using Real = typename E::Real;
+  using Operand = typename E::Operand;
   constexpr int kSize = kLanes<Real>;
-  constexpr int kVectors = 4;
-  constexpr int kKeysAhead = 8;
-  for (int dim = 0; dim < head_dim; dim += kVectors * kSize) {
-    Vec<Real> sums[kQueries][kVectors] = {};
-    for (int key = 0; key < num_keys; key += E::kDepth) {
-      typename E::Storage const* const row = values + key * value_stride + dim;
-      typename E::Operand const* const weights = probs + key / E::kDepth * kSize;
+  Accumulators<E, kQueries, kColumns> sums;
 #pragma GCC unroll 4
-      for (int n = 0; n < kVectors; ++n) {
-        __builtin_prefetch(row + kKeysAhead * value_stride + n * kSize);
-        Vec<typename E::Operand> const v = load_values<E>(
-            row + n * kSize, value_stride, key + 1 < num_keys, head_dim - dim - n * kSize);
-#pragma GCC unroll 4
-        for (int i = 0; i < kQueries; ++i) {
-          sums[i][n] =
-              E::multiply_add(sums[i][n], broadcast_from<typename E::Operand>(weights + i), v);
+  for (int i = 0; i < kQueries; ++i) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; ++n) sums[i][n] = load<Real>(to + i * stride + n * kSize);
+  }
+  for (int key = begin; key < end; key += E::kDepth) {
+    if constexpr (kFetch) {
+#pragma GCC unroll 8
+      for (int n = 0; n < kColumns; ++n) {
+        if (starts_line<typename E::Storage>(dim + n * kSize)) {
+#pragma GCC unroll 2
+          for (int j = 0; j < E::kDepth; ++j) fetcher.next();
         }
       }
     }
-    int const dims = smaller(kVectors * kSize, head_dim - dim);
+    typename E::Storage const* const row = values.rows[key] + offset;
+    typename E::Storage const* partner = partner_of<E>(values.rows, key, values.num_keys);
+    if (partner != nullptr) partner += offset;
+    Vec<Operand> v[kColumns];
+    if constexpr (kWhole) {
+      load_value_vectors<E, kColumns>(row, partner, dim, v);
+    } else {
+      v[0] = load_values<E>(row, partner, dim, values.head_dim - dim);
+    }
+#pragma GCC unroll 4
     for (int i = 0; i < kQueries; ++i) {
-      Real sum[kVectors * kSize];
-      __builtin_memcpy(sum, sums[i], sizeof(sum));
-      for (int d = 0; d < dims; ++d) {
-        Real* const target = out + (dim + d) * kSize + i;
-        *target = *target * rescale[i] + sum[d];
-      }
+      Vec<Operand> const p = broadcast_from<Operand>(probs + i * prob_stride + key / E::kDepth);
+#pragma GCC unroll 8
+      for (int n = 0; n < kColumns; ++n) sums[i][n] = E::multiply_add(sums[i][n], v[n], p);
     }
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < kQueries; ++i) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; ++n) store(to + i * stride + n * kSize, sums[i][n]);
+  }
+}
+
+// sums += P V: one row of `probs` and of `sums` for each query.
+template <class E>
+__attribute__((noinline)) void multiply_values_few(KeyBlock<typename E::Storage> const& values,
+                                                   QueryRows<typename E::Operand> const& probs,
+                                                   QueryRows<typename E::Real> const& sums) {
+  constexpr int kSize = kLanes<typename E::Real>;
+  RowFetcher fetcher = values.fetcher();
+  int const step = values.step(sums.num_queries);
+  for (int begin = 0; begin < values.num_keys; begin += step) {
+    int const end = smaller(begin + step, values.num_keys);
+    for (int head = 0; head < values.num_heads; ++head) {
+      for_query_groups<kFewTogether>(
+          sums.num_queries, [&]<int kQueries, bool kFirst>(int first) FA2_CPU_INLINE_LAMBDA {
+            auto add = [&]<int kColumns, bool kWhole>(int dim) FA2_CPU_INLINE_LAMBDA {
+              add_values<E, kQueries, kColumns, kWhole, kFirst>(
+                  values, begin, end, head * values.head_stride, probs.at(head, first),
+                  probs.stride, dim, fetcher, sums.at(head, first) + dim, sums.stride);
+            };
+            constexpr int kMost = smaller(8, kFewAccumulators / kQueries);
+            for_row_groups<kMost>(values.head_dim / kSize,
+                                  [&]<int kColumns>(int n) FA2_CPU_INLINE_LAMBDA {
+                                    add.template operator()<kColumns, true>(n * kSize);
+                                  });
+            int const rest = values.head_dim % kSize;
+            if (rest != 0) add.template operator()<1, false>(values.head_dim - rest);
+          });
+    }
+  }
+}
+
+// Softcap, ALiBi and mask on the scores of one query with keys [first, first + num_keys).
+template <class Real>
+__attribute__((noinline)) void adjust_row(ScoreRule<Real> const& rule, ColRange visible,
+                                          Real diagonal, Real slope, int32_t first, int num_keys,
+                                          Real* scores) {
+  constexpr int kSize = kLanes<Real>;
+  Vec<Int<Real>> lane;
+  for (int i = 0; i < kSize; ++i) lane[i] = i;
+  for (int j = 0; j < num_keys; j += kSize) {
+    Vec<Int<Real>> const col = lane + Int<Real>(first + j);
+    Vec<Real> s = load<Real>(scores + j);
+    if (rule.has_softcap) {
+      s = tanh<Real>(s * rule.inner) * rule.outer;
+    } else if (rule.has_alibi) {
+      s *= rule.inner;
+    }
+    if (rule.has_alibi) s -= slope * abs<Real>(diagonal - __builtin_convertvector(col, Vec<Real>));
+    bool const whole = first + j >= visible.begin && first + j + kSize <= visible.end;
+    if (!whole) {
+      s = (col >= Int<Real>(visible.begin)) & (col < Int<Real>(visible.end))
+              ? s
+              : broadcast<Real>(-__builtin_inf());
+    }
+    store(scores + j, s);
+  }
+}
+
+// Lane by lane up a tree.
+template <class T, class Combine>
+FA2_CPU_INLINE T reduce_lanes(Vec<T> v, Combine const& combine) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) lanes[i] = combine(lanes[i], lanes[i + width]);
+  }
+  return lanes[0];
+}
+
+// The softmax of one query: `base` as in Tile, `sum` still spread over lanes.
+template <class E>
+struct FewState {
+  typename E::Real base;
+  Vec<typename E::Real> sum;
+};
+
+// As exponentiate in scores.h, for one query, whose scores up to the next multiple of kExpStep must
+// be -inf; returns what sums and outputs relative to the old base were multiplied by.
+template <class Real>
+inline constexpr int kExpStep = 2 * kLanes<Real>;
+
+template <class E>
+__attribute__((noinline)) typename E::Real exponentiate_row(typename E::Real scale, int num_keys,
+                                                            FewState<E>& state,
+                                                            typename E::Real* scores) {
+  using Real = typename E::Real;
+  constexpr int kSize = kLanes<Real>;
+  Vec<Real> top = broadcast(state.base);
+  for (int j = 0; j < num_keys; j += kSize) top = max(load<Real>(scores + j), top);
+  Real const base = reduce_lanes<Real>(top, [](Real a, Real b) { return a > b ? a : b; });
+  Vec<Real> const rescale = exp2<Real, kFullDegree<Real>>(broadcast((state.base - base) * scale));
+  Real const shift = base * scale;
+  Vec<Real> sum = {};
+  for (int j = 0; j < num_keys; j += kExpStep<Real>) {
+    Vec<Real> const p0 = exp2<Real, E::kExpDegree>(load<Real>(scores + j) * scale - shift);
+    Vec<Real> const p1 = exp2<Real, E::kExpDegree>(load<Real>(scores + j + kSize) * scale - shift);
+    sum += p0 + p1;
+    if constexpr (E::kDepth == 1) {
+      store(scores + j, E::round(p0));
+      store(scores + j + kSize, E::round(p1));
+    } else {
+      // Neighbouring keys are pairs as they stand. Overwrites scores that have been read.
+      store(reinterpret_cast<typename E::Storage*>(scores) + j, E::narrow_two(p0, p1));
+    }
+  }
+  state.base = base;
+  state.sum = state.sum * rescale + sum;
+  return rescale[0];
 }
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <span>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -13,50 +14,178 @@ namespace fa2::cpu {
 
 namespace {
 
-thread_local std::vector<ScheduledChunk> thread_schedule;
+// Partial results that are kept at a time, unless those of a single chunk are larger.
+constexpr size_t kPartialBytes = 8 << 20;
 
-void run_chunk(FwdParams const& params, ForwardKernel const& kernel, ScheduledChunk const& chunk,
-               int32_t head_kv, void* scratch) {
-  kernel.run(params,
-             {chunk.batch, head_kv, chunk.first, chunk.count, seq_info(params.seqs_q, chunk.batch),
-              seq_info(params.seqs_k, chunk.batch)},
-             scratch);
-}
+// Tasks per thread that keep dynamic scheduling balanced.
+constexpr int64_t kTasksPerThread = 8;
+
+// A chunk and the parts of its keys, to be run for every `heads` KV heads.
+struct Unit {
+  ScheduledChunk chunk;
+  KeyParts parts;
+  int32_t heads;
+  int64_t first_task = 0;    // of those that are run together
+  int64_t first_result = 0;  // among their partial results; not used for a single part
+};
+
+// What the calling thread keeps from call to call.
+thread_local std::vector<ScheduledChunk> thread_schedule;
+thread_local std::vector<Unit> thread_units;
+thread_local std::vector<int32_t> thread_finished;
+
+class Run {
+ public:
+  Run(FwdParams const& params, int num_threads)
+      : params_(params), kernel_(forward_kernel(params.dtype)), num_threads_(num_threads) {}
+
+  void all() {
+    schedule_forward(params_, kernel_, num_threads_, thread_schedule);
+    thread_units.clear();
+    int64_t single_heads = 0;
+    for (ScheduledChunk const& chunk : thread_schedule) {
+      int32_t const seqlen_q = seq_info(params_.seqs_q, chunk.batch).length;
+      int32_t const seqlen_k = seq_info(params_.seqs_k, chunk.batch).length;
+      thread_units.push_back({chunk, cut_keys(params_, chunk.batch, kernel_.key_block),
+                              kernel_.heads_together(params_, seqlen_q, seqlen_k)});
+      single_heads += int64_t(thread_units.back().parts.count) * params_.num_heads_kv;
+    }
+    // Threads without work are worse than heads apart.
+    int64_t const most_heads =
+        std::max<int64_t>(1, single_heads / (num_threads_ * kTasksPerThread));
+    for (Unit& unit : thread_units) {
+      if (num_threads_ == 1) break;
+      unit.heads = static_cast<int32_t>(std::min<int64_t>(unit.heads, most_heads));
+    }
+    std::span<Unit> rest(thread_units);
+    while (!rest.empty()) {
+      size_t const count = place(rest);
+      units_ = rest.first(count);
+      run_units();
+      rest = rest.subspan(count);
+    }
+  }
+
+ private:
+  // Numbers the tasks and partial results of the first units, as many as have room; returns how
+  // many.
+  size_t place(std::span<Unit> units) {
+    num_tasks_ = 0;
+    num_results_ = 0;
+    size_t count = 0;
+    for (Unit& unit : units) {
+      int64_t const tasks = int64_t(unit.parts.count) * head_groups(unit);
+      int64_t const results = unit.parts.count == 1 ? 0
+                                                    : int64_t(unit.parts.count) *
+                                                          params_.num_heads_kv * unit.chunk.count;
+      if (count > 0 && partial_bytes(num_results_ + results) > kPartialBytes) break;
+      tasks_of_each_ = count == 0 || tasks == tasks_of_each_ ? tasks : 0;
+      unit.first_task = num_tasks_;
+      unit.first_result = num_results_;
+      num_tasks_ += tasks;
+      num_results_ += results;
+      ++count;
+    }
+    return count;
+  }
+
+  int32_t head_groups(Unit const& unit) const {
+    return (params_.num_heads_kv + unit.heads - 1) / unit.heads;
+  }
+  size_t partial_bytes(int64_t results) const {
+    return kernel_.partial_bytes(params_.head_dim) * results;
+  }
+
+  void run_units() {
+    int32_t most_queries = 0;
+    int64_t multiply_adds = 0;
+    for (Unit const& unit : units_) {
+      most_queries = std::max(most_queries, unit.chunk.count);
+      multiply_adds += unit.chunk.cost * params_.num_heads_kv * params_.head_dim * 2;
+    }
+    size_t const scratch_bytes = kernel_.workspace_bytes(
+        params_.head_dim, (most_queries + kernel_.tile_queries - 1) / kernel_.tile_queries);
+    if (num_results_ > 0) {
+      size_t const bytes = partial_bytes(num_results_);
+      partial_ = static_cast<char*>(shared_scratch(bytes));
+      FA2_CHECK(partial_ != nullptr, "no memory for {} bytes of partial results", bytes);
+      thread_finished.assign(units_.size() * params_.num_heads_kv, 0);
+      finished_ = thread_finished.data();
+    }
+    std::atomic<bool> out_of_memory = false;
+
+#pragma omp parallel num_threads(useful_threads(multiply_adds, num_tasks_, num_threads_))
+    {
+      void* const scratch = thread_scratch(scratch_bytes);
+      if (scratch == nullptr) out_of_memory = true;
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t task = 0; task < num_tasks_; ++task) {
+        if (scratch != nullptr) run_task(task, scratch);
+      }
+    }
+    FA2_CHECK(!out_of_memory, "no memory for {} bytes of scratch per thread", scratch_bytes);
+  }
+
+  Unit const& unit_of(int64_t task) const {
+    if (tasks_of_each_ != 0) return units_[task / tasks_of_each_];
+    auto const next =
+        std::upper_bound(units_.begin(), units_.end(), task,
+                         [](int64_t index, Unit const& unit) { return index < unit.first_task; });
+    return next[-1];
+  }
+
+  // Neighbouring tasks are neighbouring heads, whose keys lie beside each other in memory.
+  void run_task(int64_t task, void* scratch) const {
+    Unit const& unit = unit_of(task);
+    auto const [batch, count, first, cost] = unit.chunk;
+    KeyParts const& parts = unit.parts;
+    int32_t const groups = head_groups(unit);
+    auto const part = static_cast<int32_t>((task - unit.first_task) / groups);
+    auto const group = static_cast<int32_t>((task - unit.first_task) % groups);
+    int32_t const head_kv = group * unit.heads;
+    int32_t const heads = std::min(unit.heads, params_.num_heads_kv - head_kv);
+    int32_t const begin = parts.begin + part * parts.length;
+    ForwardChunk chunk{{batch, head_kv, first, count, seq_info(params_.seqs_q, batch),
+                        seq_info(params_.seqs_k, batch)},
+                       heads,
+                       begin,
+                       std::min(begin + parts.length, parts.end),
+                       nullptr};
+    if (parts.count == 1) return kernel_.run(params_, chunk, scratch);
+
+    char* const results =
+        partial_ + partial_bytes(unit.first_result + int64_t(head_kv) * parts.count * count);
+    chunk.partial = results + partial_bytes(int64_t(part) * heads * count);
+    kernel_.run(params_, chunk, scratch);
+    // The last one merges them all.
+    int64_t const counter = (&unit - units_.data()) * params_.num_heads_kv + head_kv;
+    std::atomic_ref<int32_t> finished(finished_[counter]);
+    if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 == parts.count) {
+      chunk.partial = results;
+      kernel_.merge(params_, chunk, parts.count);
+    }
+  }
+
+  FwdParams const& params_;
+  ForwardKernel const& kernel_;
+  int const num_threads_;
+  std::span<Unit const> units_;
+  int64_t num_tasks_ = 0;
+  int64_t tasks_of_each_ = 0;  // 0 where they differ
+  int64_t num_results_ = 0;
+  char* partial_ = nullptr;
+  int32_t* finished_ = nullptr;  // parts, by unit and head
+};
 
 }  // namespace
 
 void forward(FwdParams const& params, int num_threads) {
   FA2_CHECK(params.head_dim >= 1 && params.head_dim <= 256, "head_dim {} is not in 1 ... 256",
             params.head_dim);
+  FA2_CHECK(params.num_splits >= 0 && params.num_splits <= kMaxParts,
+            "num_splits {} is not in 0 ... {}", params.num_splits, kMaxParts);
   FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);
-  ForwardKernel const& kernel = forward_kernel(params.dtype);
-  std::vector<ScheduledChunk>& chunks = thread_schedule;
-  schedule_forward(params, kernel, num_threads, chunks);
-  if (chunks.empty()) return;
-
-  int32_t most_queries = 0;
-  for (ScheduledChunk const& chunk : chunks) most_queries = std::max(most_queries, chunk.count);
-  size_t const scratch_bytes = kernel.workspace_bytes(
-      params.head_dim, (most_queries + kernel.tile_queries - 1) / kernel.tile_queries);
-  int64_t const num_tasks = static_cast<int64_t>(chunks.size()) * params.num_heads_kv;
-  int64_t multiply_adds = 0;
-  for (ScheduledChunk const& chunk : chunks) {
-    multiply_adds += chunk.cost * params.num_heads_kv * params.head_dim * 2;
-  }
-  std::atomic<bool> out_of_memory = false;
-
-#pragma omp parallel num_threads(useful_threads(multiply_adds, num_tasks, num_threads))
-  {
-    void* const scratch = thread_scratch(scratch_bytes);
-    if (scratch == nullptr) out_of_memory = true;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < num_tasks; ++task) {
-      if (scratch == nullptr) continue;
-      run_chunk(params, kernel, chunks[task / params.num_heads_kv],
-                static_cast<int32_t>(task % params.num_heads_kv), scratch);
-    }
-  }
-  FA2_CHECK(!out_of_memory, "no memory for {} bytes of scratch per thread", scratch_bytes);
+  Run(params, num_threads).all();
 }
 
 }  // namespace fa2::cpu

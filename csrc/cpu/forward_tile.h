@@ -3,10 +3,8 @@
 // Attention of one chunk of queries: for each block of keys, for each tile of queries,
 // scores = K Q^T, online softmax, out += V^T P^T.
 
-#include "core/online_softmax.h"
-#include "cpu/chunk.h"
-#include "cpu/few_queries.h"
 #include "cpu/microkernel.h"
+#include "cpu/row_results.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
@@ -47,8 +45,8 @@ struct Workspace {
 };
 
 template <class E>
-class ChunkForward : ChunkQueries<E> {
-  using Base = ChunkQueries<E>;
+class ChunkForward : RowResults<E> {
+  using Base = RowResults<E>;
   using Base::chunk_, Base::group_, Base::num_tiles_, Base::params_, Base::rule_;
   using Base::kCapacity, Base::kSize;
   using typename Base::Operand;
@@ -56,11 +54,13 @@ class ChunkForward : ChunkQueries<E> {
   using typename Base::Real;
   using typename Base::Rows;
   using typename Base::Storage;
-  static constexpr int kFew = kFewQueries < kSize ? kFewQueries : kSize;
 
  public:
-  ChunkForward(FwdParams const& params, QueryChunk const& chunk, void* memory)
-      : Base(params, chunk), workspace_(memory, params.head_dim, num_tiles_) {}
+  ChunkForward(FwdParams const& params, ForwardChunk const& chunk, void* memory)
+      : Base(params, chunk.queries),
+        keys_{chunk.key_begin, chunk.key_end},
+        partial_(chunk.partial),
+        workspace_(memory, params.head_dim, num_tiles_) {}
 
   void run() {
     int32_t begin = chunk_.k_seq.length;
@@ -83,30 +83,18 @@ class ChunkForward : ChunkQueries<E> {
  private:
   void start_tile(Tile<E>& tile, int index) {
     Query queries[kCapacity];
-    Base::place_queries(tile, index, queries);
+    Base::place_queries(tile, index, queries, keys_);
     int const lanes = tile.vectors * kSize;
     for (int i = 0; i < lanes; ++i) {
       tile.base[i] = rule_.empty_base;
       tile.sum[i] = 0;
     }
-    if (has_few_queries()) {
-      Storage const* rows[kSize];
-      for (int i = 0; i < tile.num_queries; ++i) rows[i] = Base::row_ptr(params_.q, queries[i]);
-      pack_query_rows<E>(tile.queries, query_stride(), rows, tile.num_queries, params_.head_dim);
-    } else {
-      Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
-    }
+    Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
     __builtin_memset(tile.out, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
   }
 
-  // Whether the chunk goes through few_queries.h; then it is one tile of one vector. A property of
-  // the sequence and not of how it was cut into chunks, on which no result may depend.
-  bool has_few_queries() const { return int64_t(chunk_.q_seq.length) * group_ <= kFew; }
-  int query_stride() const { return round_up(Base::depth(), kLanes<Operand>); }
-
   // Keys [begin, end) against every tile that sees some of them.
   void visit_block(int32_t begin, int32_t end) {
-    if (has_few_queries()) return step<1>(workspace_.tiles[0], begin, end, {}, {});
     Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
     Rows const values = Base::rows_of_keys(params_.v, begin, end, workspace_.values);
     for (int t = 0; t < num_tiles_; ++t) {
@@ -141,16 +129,8 @@ class ChunkForward : ChunkQueries<E> {
 
     // Out = out * rescale + V^T P^T
     Operand const* const probs = reinterpret_cast<Operand const*>(scores);
-    if (kVectors == 1 && has_few_queries()) {
-      auto const multiply =
-          tile.num_queries == 1 ? &multiply_values_few<E, 1> : &multiply_values_few<E, kFew>;
-      multiply(Base::key_ptr(params_.v, begin), params_.v.row_stride, num_keys, probs,
-               params_.head_dim, rescale, tile.out);
-    } else {
-      multiply_values<E, kVectors>(values.data, values.stride,
-                                   (num_keys + E::kDepth - 1) / E::kDepth, probs, params_.head_dim,
-                                   rescale, tile.out);
-    }
+    multiply_values<E, kVectors>(values.data, values.stride, (num_keys + E::kDepth - 1) / E::kDepth,
+                                 probs, params_.head_dim, rescale, tile.out);
   }
 
   template <int kVectors>
@@ -160,14 +140,8 @@ class ChunkForward : ChunkQueries<E> {
       Real* const scores = workspace_.scores + (first - begin) * kWidth;
       alignas(kVectorBytes) Real raw_maxima[kWidth] = {};
       Real* const reached = adjusted ? raw_maxima : maxima;
-      if (kVectors == 1 && has_few_queries()) {
-        multiply_keys_few<E>(Base::key_ptr(params_.k, first), params_.k.row_stride, last - first,
-                             tile.queries, query_stride(), tile.num_queries, params_.head_dim,
-                             scores, reached);
-      } else {
-        multiply_keys<E, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
-                                   last - first, tile.queries, Base::depth(), scores, reached);
-      }
+      multiply_keys<E, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
+                                 last - first, tile.queries, Base::depth(), scores, reached);
       if (adjusted) {
         adjust_scores<E, kVectors>(rule_, tile, first, last - first, scores, maxima);
       }
@@ -177,36 +151,35 @@ class ChunkForward : ChunkQueries<E> {
   void finish_tile(Tile<E> const& tile, int index) {
     Query query = Base::first_query(index);
     for (int n = 0; n < tile.vectors; ++n) {
-      int const count = smaller(kSize, tile.num_queries - n * kSize);
+      int const first = n * kSize;
+      int const count = smaller(kSize, tile.num_queries - first);
       alignas(kVectorBytes) Real scale[kSize] = {};
       Storage* rows[kSize];
+      Real* parts[kSize];
       for (int i = 0; i < count; ++i, query = Base::next(query)) {
-        int const lane = n * kSize + i;
-        rows[i] = Base::row_ptr(params_.out, query);
-        scale[i] = finish_row(tile.base[lane], tile.sum[lane], query);
+        RowSum<Real> const row = {tile.base[first + i] * rule_.scale, tile.sum[first + i]};
+        if (partial_ != nullptr) {
+          PartResult<E> const part(partial_, index * kCapacity + first + i, params_.head_dim);
+          *part.state = row;
+          parts[i] = part.out;
+        } else {
+          rows[i] = Base::row_ptr(params_.out, query);
+          scale[i] = Base::finish_row(row, query);
+        }
       }
-      unpack_outputs<E>(rows, count, tile.out + n * kSize, tile.vectors * kSize, load<Real>(scale),
-                        params_.head_dim);
+      Real const* const out = tile.out + first;
+      int const stride = tile.vectors * kSize;
+      if (partial_ != nullptr) {
+        unpack_outputs<PlainElement<Real>>(parts, count, out, stride, broadcast(Real(1)),
+                                           params_.head_dim);
+      } else {
+        unpack_outputs<E>(rows, count, out, stride, load<Real>(scale), params_.head_dim);
+      }
     }
   }
 
-  // Writes lse and returns the factor of the output.
-  Real finish_row(Real base, Real sum, Query query) const {
-    Real exponent = base * rule_.scale;
-    Real factor = 1;
-    if (params_.sink != nullptr) {
-      Real const logit = Real(params_.sink[Base::head_of(query)] * kLog2eDouble);
-      Real const merged = exponent > logit ? exponent : logit;
-      factor = exp2_of(exponent - merged);
-      sum = sum * factor + exp2_of(logit - merged);
-      exponent = merged;
-    }
-    Real const lse = exponent * Real(kLn2Double) + log_of(sum);
-    params_.lse[Base::lse_of(query)] = sum == 0 ? -__builtin_inff() : float(lse);
-    if (Base::drops()) factor *= Base::keep_factor();
-    return sum == 0 ? 0 : factor / sum;
-  }
-
+  ColRange const keys_;
+  void* const partial_;
   Workspace<E> workspace_;
 };
 

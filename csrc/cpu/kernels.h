@@ -21,13 +21,33 @@ struct QueryChunk {
   SeqInfo k_seq;
 };
 
+// A chunk of the forward pass. Where keys are cut into parts, each part leaves partial results of
+// its own.
+struct ForwardChunk {
+  QueryChunk queries;
+  int32_t num_heads;  // KV heads from queries.head_kv on
+  int32_t key_begin;  // keys [key_begin, key_end), as far as the queries see them; key_begin is a
+  int32_t key_end;    // multiple of key_block
+  void* partial;      // partial results, or null for the results
+};
+
 struct ForwardKernel {
   int32_t tile_queries;                      // of a full tile
+  int32_t key_block;                         // keys that are worked through at a time
   int32_t (*chunk_tiles)(int32_t head_dim);  // most tiles of a chunk
+  // KV heads of a sequence that are best worked through together.
+  int32_t (*heads_together)(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k);
   size_t (*workspace_bytes)(int32_t head_dim, int32_t tiles);
   // `workspace` is aligned to 64 bytes and needs no initialisation.
-  void (*run)(FwdParams const& params, QueryChunk const& chunk, void* workspace);
+  void (*run)(FwdParams const& params, ForwardChunk const& chunk, void* workspace);
+
+  // Of one query of one head in one part.
+  size_t (*partial_bytes)(int32_t head_dim);
+  // Makes the results of a chunk from its partial results: part after part, at most kMaxParts.
+  void (*merge)(FwdParams const& params, ForwardChunk const& chunk, int32_t num_parts);
 };
+
+inline constexpr int32_t kMaxParts = 128;
 
 // A chunk of the backward pass, and where it adds what others add to as well.
 struct BackwardChunk {

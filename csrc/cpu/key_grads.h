@@ -36,11 +36,10 @@ struct QueryPanels {
       int const width = panel_vectors(index) * kSize;
       Operand* to = panel(index) + int64_t(first) / E::kDepth * width;
       for (int i = 0; i < count; i += E::kDepth, to += width) {
-        bool const has_partner = i + E::kDepth - 1 < count;
-        int64_t const stride = has_partner ? from[i + E::kDepth - 1] - from[i] : 0;
+        typename E::Storage const* const partner = partner_of<E>(from, i, count);
         for (int d = 0; d < width; d += kSize) {
           int const dim = index * kPanelDims + d;
-          store(to + d, load_values<E>(from[i] + dim, stride, has_partner, head_dim - dim));
+          store(to + d, load_values<E>(from[i], partner, dim, head_dim - dim));
         }
       }
     }
@@ -123,12 +122,9 @@ void write_rows(typename E::Storage* to, int64_t to_stride, typename E::Real con
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
   for (int32_t key = 0; key < num_keys; ++key, to += to_stride, from += from_stride) {
-    int d = 0;
-    for (; d + kSize <= head_dim; d += kSize) E::narrow(to + d, load<Real>(from + d) * factor);
-    if (d == head_dim) continue;
-    typename E::Storage entries[kSize];
-    E::narrow(entries, load<Real>(from + d) * factor);
-    __builtin_memcpy(to + d, entries, (head_dim - d) * sizeof(entries[0]));
+    for (int d = 0; d < head_dim; d += kSize) {
+      store_row<E>(to + d, load<Real>(from + d) * factor, head_dim - d);
+    }
   }
 }
 

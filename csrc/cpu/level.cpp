@@ -2,6 +2,7 @@
 // with that level's flags and FA2_CPU_LEVEL as the namespace of everything in it.
 
 #include "cpu/backward_tile.h"
+#include "cpu/few_forward.h"
 #include "cpu/forward_tile.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
@@ -15,14 +16,31 @@ struct Forward {
                            int(sizeof(typename E::Operand) / E::kDepth + sizeof(typename E::Real));
     return larger(1, smaller(kMaxChunkTiles, kChunkBytes / tile_bytes));
   }
-  static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
-    return Workspace<E>(nullptr, head_dim, tiles).bytes;
+  static int32_t heads_together(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
+    bool const few = FewForward<E>::takes(params, seqlen_q, seqlen_k);
+    return few ? FewForward<E>::heads_together(params, seqlen_q) : 1;
   }
-  static void run(FwdParams const& params, QueryChunk const& chunk, void* workspace) {
-    ChunkForward<E>(params, chunk, workspace).run();
+  static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
+    size_t const few = FewWorkspace<E>(nullptr, head_dim, 1).bytes;
+    size_t const many = Workspace<E>(nullptr, head_dim, tiles).bytes;
+    return few > many ? few : many;
+  }
+  static void run(FwdParams const& params, ForwardChunk const& chunk, void* workspace) {
+    if (FewForward<E>::takes(params, chunk.queries.q_seq.length, chunk.queries.k_seq.length)) {
+      FewForward<E>(params, chunk, workspace).run();
+    } else {
+      ChunkForward<E>(params, chunk, workspace).run();
+    }
+  }
+  static size_t partial_bytes(int32_t head_dim) {
+    return PartResult<E>::length(head_dim) * sizeof(typename E::Real);
+  }
+  static void merge(FwdParams const& params, ForwardChunk const& chunk, int32_t num_parts) {
+    PartMerger<E>(params, chunk, num_parts).run();
   }
   static constexpr ForwardKernel kernel() {
-    return {Tile<E>::kCapacity, chunk_tiles, workspace_bytes, run};
+    return {Tile<E>::kCapacity, kKeyBlock, chunk_tiles,   heads_together,
+            workspace_bytes,    run,       partial_bytes, merge};
   }
 };
 

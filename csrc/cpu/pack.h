@@ -7,17 +7,18 @@
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
-FA2_CPU_INLINE int smaller(int a, int b) { return a < b ? a : b; }
-FA2_CPU_INLINE int larger(int a, int b) { return a > b ? a : b; }
-FA2_CPU_INLINE int round_up(int x, int multiple) {
+FA2_CPU_INLINE constexpr int smaller(int a, int b) { return a < b ? a : b; }
+FA2_CPU_INLINE constexpr int larger(int a, int b) { return a > b ? a : b; }
+FA2_CPU_INLINE constexpr int round_up(int x, int multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
+
+inline constexpr int kCacheLine = 64;
 
 // Length of a packed row: whole vectors, plus a cache line that keeps a column of the block from
 // falling into a few cache sets.
 template <class Operand>
 FA2_CPU_INLINE int packed_stride(int length) {
-  constexpr int kCacheLine = 64;
   return round_up(length, kLanes<Operand>) + kCacheLine / int(sizeof(Operand));
 }
 
@@ -43,47 +44,101 @@ FA2_CPU_INLINE Vec<typename E::Operand> load_operands(typename E::Storage const*
   return convert(PartialRow<typename E::Storage, kEntries>(from, count).entries);
 }
 
+// The next vector of a row of results that has room for `count` entries more.
+template <class E>
+FA2_CPU_INLINE void store_row(typename E::Storage* to, Vec<typename E::Real> v, int count) {
+  constexpr int kSize = kLanes<typename E::Real>;
+  if (count >= kSize) return E::narrow(to, v);
+  typename E::Storage entries[kSize];
+  E::narrow(entries, v);
+  __builtin_memcpy(to, entries, count * sizeof(entries[0]));
+}
+
+// Rows of K and V are often far apart, where the hardware does not fetch ahead.
+template <class Storage>
+FA2_CPU_INLINE void fetch_row(Storage const* row, int head_dim) {
+  for (int d = 0; d < head_dim; d += kCacheLine / int(sizeof(Storage))) __builtin_prefetch(row + d);
+}
+
+// The row that comes some rows after rows[key].
+template <class Storage>
+FA2_CPU_INLINE void fetch_ahead(Storage const* const* rows, int key, int num_keys, int head_dim) {
+  constexpr int kRowsAhead = 8;
+  fetch_row(rows[smaller(key + kRowsAhead, num_keys - 1)], head_dim);
+}
+
 // Rows of K: to[key][operand].
 template <class E>
 __attribute__((noinline)) void pack_keys(typename E::Operand* to, int64_t to_stride,
-                                         typename E::Storage const* from, int64_t from_stride,
-                                         int num_keys, int head_dim) {
+                                         typename E::Storage const* const* rows, int num_keys,
+                                         int head_dim) {
   constexpr int kEntries = kLanes<typename E::Operand> * E::kDepth;
-  for (int key = 0; key < num_keys; ++key, to += to_stride, from += from_stride) {
+  for (int key = 0; key < num_keys; ++key, to += to_stride) {
+    fetch_ahead(rows, key, num_keys, head_dim);
     for (int d = 0; d < head_dim; d += kEntries) {
-      store(to + d / E::kDepth, load_operands<E>(from + d, head_dim - d));
+      store(to + d / E::kDepth, load_operands<E>(rows[key] + d, head_dim - d));
     }
   }
 }
 
-// The next vector of operands of a row of V that has `count` entries left: where operands are pairs
-// of keys, with the next row. A last key without a partner is paired with zeros, since what lies
-// beyond it may be any garbage.
+// Operands of a row of V from entry `at` on, of which the row has `count` left: where operands are
+// pairs of keys, with those of the next key's row. A last key without a partner (null) is paired
+// with zeros.
 template <class E>
-FA2_CPU_INLINE Vec<typename E::Operand> load_values(typename E::Storage const* from, int64_t stride,
-                                                    bool has_partner, int count) {
+FA2_CPU_INLINE Vec<typename E::Operand> load_values(typename E::Storage const* row,
+                                                    typename E::Storage const* partner, int at,
+                                                    int count) {
   if constexpr (E::kDepth == 1) {
-    return load_operands<E>(from, count);
+    return load_operands<E>(row + at, count);
   } else {
     constexpr int kEntries = kLanes<typename E::Operand>;
-    auto words = [](typename E::Storage const* row, int entries) {
-      if (entries >= kEntries) return load_words(row);
-      return load_words(PartialRow<typename E::Storage, kEntries>(row, entries).entries);
+    auto words = [&](typename E::Storage const* from) FA2_CPU_INLINE_LAMBDA {
+      if (count >= kEntries) return load_words(from + at);
+      return load_words(PartialRow<typename E::Storage, kEntries>(from + at, count).entries);
     };
-    return words(from, count) | words(from + stride, has_partner ? count : 0) << 16;
+    return partner == nullptr ? words(row) : words(row) | words(partner) << 16;
   }
+}
+
+// The same for kVectors whole vectors.
+template <class E, int kVectors>
+FA2_CPU_INLINE void load_value_vectors(typename E::Storage const* row,
+                                       typename E::Storage const* partner, int at,
+                                       Vec<typename E::Operand>* to) {
+  constexpr int kEntries = kLanes<typename E::Operand>;
+  int n = 0;
+  if constexpr (E::kDepth == 2) {
+    using Words = typename E::Words;
+#pragma GCC unroll 4
+    for (; n + 2 <= kVectors; n += 2) {
+      Words low;
+      Words high = {};
+      __builtin_memcpy(&low, row + at + n * kEntries, sizeof(low));
+      if (partner != nullptr) __builtin_memcpy(&high, partner + at + n * kEntries, sizeof(high));
+      E::pair_words(low, high, to + n);
+    }
+  }
+#pragma GCC unroll 8
+  for (; n < kVectors; ++n) to[n] = load_values<E>(row, partner, at + n * kEntries, kEntries);
+}
+
+// The row that is paired with rows[i], or null.
+template <class E>
+FA2_CPU_INLINE typename E::Storage const* partner_of(typename E::Storage const* const* rows, int i,
+                                                     int count) {
+  return E::kDepth > 1 && i + 1 < count ? rows[i + 1] : nullptr;
 }
 
 // Rows of V: to[key / kDepth][dim].
 template <class E>
 __attribute__((noinline)) void pack_values(typename E::Operand* to, int64_t to_stride,
-                                           typename E::Storage const* from, int64_t from_stride,
-                                           int num_keys, int head_dim) {
-  constexpr int kEntries = kLanes<typename E::Operand>;
+                                           typename E::Storage const* const* rows, int num_keys,
+                                           int head_dim) {
   for (int key = 0; key < num_keys; key += E::kDepth, to += to_stride) {
-    typename E::Storage const* const row = from + key * from_stride;
-    for (int d = 0; d < head_dim; d += kEntries) {
-      store(to + d, load_values<E>(row + d, from_stride, key + 1 < num_keys, head_dim - d));
+    typename E::Storage const* const partner = partner_of<E>(rows, key, num_keys);
+    for (int i = 0; i < E::kDepth; ++i) fetch_ahead(rows, key + i, num_keys, head_dim);
+    for (int d = 0; d < head_dim; d += kLanes<typename E::Operand>) {
+      store(to + d, load_values<E>(rows[key], partner, d, head_dim - d));
     }
   }
 }
@@ -118,16 +173,7 @@ FA2_CPU_INLINE void unpack_outputs(typename E::Storage* const* rows, int count,
 #pragma GCC unroll 16
     for (int i = 0; i < kSize; ++i) block[i] = load<Real>(from + (d + i) * from_stride) * scale;
     transpose<Real>(block);
-    bool const whole = d + kSize <= head_dim;
-    for (int i = 0; i < count; ++i) {
-      if (whole) {
-        E::narrow(rows[i] + d, block[i]);
-      } else {
-        typename E::Storage entries[kSize];
-        E::narrow(entries, block[i]);
-        for (int j = 0; d + j < head_dim; ++j) rows[i][d + j] = entries[j];
-      }
-    }
+    for (int i = 0; i < count; ++i) store_row<E>(rows[i] + d, block[i], head_dim - d);
   }
 }
 

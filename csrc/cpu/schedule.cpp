@@ -14,6 +14,11 @@ constexpr int64_t kChunksPerThread = 8;
 // Multiply-adds that take about as long as waking a thread.
 constexpr int64_t kThreadWork = 1 << 19;
 
+// Sequences of up to this many queries (of a group) have their keys cut into parts of this many
+// blocks. Longer ones have chunks enough.
+constexpr int64_t kMostSplitQueries = 128;
+constexpr int32_t kBlocksPerPart = 6;
+
 int64_t packed_queries(FwdParams const& params, SeqInfo const& q_seq) {
   return int64_t(q_seq.length) * params.group();
 }
@@ -65,6 +70,31 @@ void schedule_forward(FwdParams const& params, ForwardKernel const& kernel, int 
   if (!std::is_sorted(chunks.begin(), chunks.end(), dearer)) {
     std::stable_sort(chunks.begin(), chunks.end(), dearer);
   }
+}
+
+KeyParts cut_keys(FwdParams const& params, int32_t batch, int32_t key_block) {
+  SeqInfo const q_seq = seq_info(params.seqs_q, batch);
+  int32_t const seqlen_k = seq_info(params.seqs_k, batch).length;
+  KeyParts const whole = {0, seqlen_k, std::max(1, seqlen_k), 1};
+  int32_t const short_enough = params.num_splits == 0 ? kBlocksPerPart * key_block : key_block;
+  if (params.num_splits == 1 || seqlen_k <= short_enough ||
+      packed_queries(params, q_seq) > kMostSplitQueries) {
+    return whole;
+  }
+
+  // The window of the first query starts first, that of the last one ends last.
+  ColRange const first = visible_cols(0, q_seq.length, seqlen_k, params.window);
+  ColRange const last = visible_cols(q_seq.length - 1, q_seq.length, seqlen_k, params.window);
+  if (first.begin >= last.end) return whole;
+  int32_t const begin = first.begin / key_block * key_block;
+  auto in_blocks = [&](int64_t keys) { return (keys + key_block - 1) / key_block; };
+  int64_t const blocks = in_blocks(last.end - begin);
+  auto parts_of = [&](int64_t length) { return (blocks + length - 1) / length; };
+  int64_t const length = params.num_splits > 1
+                             ? parts_of(params.num_splits)
+                             : std::max<int64_t>(kBlocksPerPart, parts_of(kMaxParts));
+  return {begin, last.end, static_cast<int32_t>(length * key_block),
+          static_cast<int32_t>(parts_of(length))};
 }
 
 int useful_threads(int64_t multiply_adds, int64_t tasks, int num_threads) {

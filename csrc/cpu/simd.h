@@ -148,6 +148,17 @@ FA2_CPU_INLINE void transpose(Vec<T> (&m)[kLanes<T>]) {
   }
 }
 
+// One step of sum_lanes: kRows pairs of rows become kRows rows. A template and not a loop, whose
+// bound would keep m out of registers.
+template <class T, int kRows>
+FA2_CPU_INLINE void fold_rows(Vec<T>* m, Vec<Int<T>> low, Vec<Int<T>> high) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+    m[i] = __builtin_shuffle(m[i], m[i + kRows], low) + __builtin_shuffle(m[i], m[i + kRows], high);
+  }
+  if constexpr (kRows > 1) fold_rows<T, kRows / 2>(m, low, high);
+}
+
 // Lane i of the result is the sum over the lanes of m[i]. Destroys m. The same steps as in
 // transpose, but the two halves are added as soon as they are in place.
 template <class T>
@@ -155,13 +166,7 @@ FA2_CPU_INLINE Vec<T> sum_lanes(Vec<T> (&m)[kLanes<T>]) {
   Vec<Int<T>> low;
   Vec<Int<T>> high;
   interleave_orders<T>(low, high);
-#pragma GCC unroll 4
-  for (int rows = kLanes<T> / 2; rows > 0; rows /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; ++i) {
-      m[i] = __builtin_shuffle(m[i], m[i + rows], low) + __builtin_shuffle(m[i], m[i + rows], high);
-    }
-  }
+  fold_rows<T, kLanes<T> / 2>(m, low, high);
   return m[0];
 }
 

@@ -30,9 +30,11 @@ class Scratch {
 };
 
 thread_local Scratch scratch;
+thread_local Scratch shared;
 
 }  // namespace
 
 void* thread_scratch(size_t bytes) { return scratch.reserve(bytes); }
+void* shared_scratch(size_t bytes) { return shared.reserve(bytes); }
 
 }  // namespace fa2::cpu

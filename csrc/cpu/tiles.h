@@ -30,9 +30,6 @@ inline constexpr int kKeyBlock = 192;
 // independent of the tile that a query falls into.
 inline constexpr int kKeyStep = 8;
 
-// Up to this many queries in all, lanes are head dims instead of queries (few_queries.h).
-inline constexpr int kFewQueries = 4;
-
 // Queries and outputs of a chunk should leave most of the second-level cache to K and V.
 inline constexpr int kChunkBytes = 256 * 1024;
 inline constexpr int kMaxChunkTiles = 16;

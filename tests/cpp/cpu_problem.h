@@ -15,6 +15,7 @@
 #include "core/dropout.h"
 #include "core/mask.h"
 #include "core/params.h"
+#include "cpu/forward.h"
 #include "cpu/isa.h"
 
 namespace fa2::testing {
@@ -148,6 +149,51 @@ inline double keep_weight(Problem const& x, int b, int head, int row, int col) {
   uint32_t const bits = dropout_bits(Problem::kRng[0], Problem::kRng[1],
                                      uint32_t(b * x.p.num_heads + head), row, col);
   return (bits < dropout_keep_threshold(dropout.drop_prob)) / (1 - double(dropout.drop_prob));
+}
+
+// Compares one row of the output with its definition.
+inline void check_row(Problem& x, int b, int head, int row, double tolerance,
+                      std::string const& what) {
+  FwdParams const& p = x.p;
+  int const seqlen_q = p.seqs_q.max_seqlen;
+  ColRange const cols = visible_cols(row, seqlen_q, p.seqs_k.max_seqlen, p.window);
+  double sum = p.sink != nullptr ? std::exp(double(p.sink[head])) : 0;
+  std::vector<double> out(p.head_dim, 0);
+  for (int col = cols.begin; col < cols.end; ++col) {
+    double weight = std::exp(score(x, b, head, row, col).value);
+    sum += weight;
+    weight *= keep_weight(x, b, head, row, col);
+    for (int d = 0; d < p.head_dim; ++d) {
+      out[d] += weight * x.v.get(x.index(p.v, b, col, head / p.group(), d));
+    }
+  }
+  float const lse = x.lse[(size_t(b) * p.num_heads + head) * seqlen_q + row];
+  EXPECT_NEAR(lse, std::log(sum), 1e-5) << what << " row " << row;
+  for (int d = 0; d < p.head_dim; ++d) {
+    double const expected = sum == 0 ? 0 : out[d] / sum;
+    EXPECT_NEAR(x.out.get(x.index(p.out, b, row, head, d)), expected, tolerance)
+        << what << " row " << row << " dim " << d;
+  }
+}
+
+inline double tolerance_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64: return 1e-12;
+    case DType::kFloat32: return 3e-6;
+    case DType::kFloat16: return 3e-3;
+    default: return 2e-2;
+  }
+}
+
+inline void run_and_check(Problem& x, std::string const& what, int num_threads = 2) {
+  cpu::forward(x.p, num_threads);
+  for (int b = 0; b < x.p.batch; ++b) {
+    for (int head = 0; head < x.p.num_heads; ++head) {
+      for (int row = 0; row < x.p.seqs_q.max_seqlen; ++row) {
+        check_row(x, b, head, row, tolerance_of(x.p.dtype), what);
+      }
+    }
+  }
 }
 
 // At every level of this machine and for every type: body(dtype, name of both).

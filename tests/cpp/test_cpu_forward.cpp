@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "check.h"
-#include "core/mask.h"
 #include "cpu/forward.h"
 #include "cpu/isa.h"
 #include "cpu_problem.h"
@@ -17,50 +16,6 @@ namespace {
 
 using namespace fa2;
 using namespace fa2::testing;
-
-// Compares one row of the output with its definition.
-void check_row(Problem& x, int b, int head, int row, double tolerance, std::string const& what) {
-  FwdParams const& p = x.p;
-  int const seqlen_q = p.seqs_q.max_seqlen;
-  ColRange const cols = visible_cols(row, seqlen_q, p.seqs_k.max_seqlen, p.window);
-  double sum = p.sink != nullptr ? std::exp(double(p.sink[head])) : 0;
-  std::vector<double> out(p.head_dim, 0);
-  for (int col = cols.begin; col < cols.end; ++col) {
-    double weight = std::exp(score(x, b, head, row, col).value);
-    sum += weight;
-    weight *= keep_weight(x, b, head, row, col);
-    for (int d = 0; d < p.head_dim; ++d) {
-      out[d] += weight * x.v.get(x.index(p.v, b, col, head / p.group(), d));
-    }
-  }
-  float const lse = x.lse[(size_t(b) * p.num_heads + head) * seqlen_q + row];
-  EXPECT_NEAR(lse, std::log(sum), 1e-5) << what << " row " << row;
-  for (int d = 0; d < p.head_dim; ++d) {
-    double const expected = sum == 0 ? 0 : out[d] / sum;
-    EXPECT_NEAR(x.out.get(x.index(p.out, b, row, head, d)), expected, tolerance)
-        << what << " row " << row << " dim " << d;
-  }
-}
-
-double tolerance_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64: return 1e-12;
-    case DType::kFloat32: return 3e-6;
-    case DType::kFloat16: return 3e-3;
-    default: return 2e-2;
-  }
-}
-
-void run_and_check(Problem& x, std::string const& what, int num_threads = 2) {
-  cpu::forward(x.p, num_threads);
-  for (int b = 0; b < x.p.batch; ++b) {
-    for (int head = 0; head < x.p.num_heads; ++head) {
-      for (int row = 0; row < x.p.seqs_q.max_seqlen; ++row) {
-        check_row(x, b, head, row, tolerance_of(x.p.dtype), what);
-      }
-    }
-  }
-}
 
 TEST(shapes) {
   struct Shape {

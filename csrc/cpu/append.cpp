@@ -1,0 +1,154 @@
+#include "cpu/append.h"
+
+#include <algorithm>
+#include <cstring>
+
+// The conversions of elements.h, at the level of the compiler's default flags. The build compiles
+// this file without fused multiply-adds, since every family rotates to the same bits.
+#define FA2_CPU_LEVEL appending
+#include "core/paging.h"
+#include "core/rotary.h"
+#include "core/seq_info.h"
+#include "cpu/pack.h"
+#include "cpu/schedule.h"
+#include "host/error.h"
+
+namespace fa2::cpu {
+
+namespace appending {
+namespace {
+
+constexpr int kMaxHeadDim = 256;
+
+// Work is handed out by this many rows of a sequence.
+constexpr int32_t kRowsPerTask = 16;
+
+template <class E>
+class Appender {
+  using Storage = typename E::Storage;
+  using Real = typename E::Real;
+  static constexpr int kSize = kLanes<Real>;
+
+ public:
+  explicit Appender(AppendParams const& params) : params_(params) {}
+
+  // New keys and values, and queries, from row `begin` of their sequence on.
+  void rows(int32_t batch, int32_t begin) const {
+    if (params_.new_k.data != nullptr) {
+      SeqInfo const seq = seq_info(params_.seqs_new, batch);
+      int32_t const end = std::min(begin + kRowsPerTask, seq.length);
+      for (int32_t row = begin; row < end; ++row) write_key(batch, seq, row);
+    }
+    if (params_.q.data != nullptr) {
+      SeqInfo const seq = seq_info(params_.seqs_q, batch);
+      int32_t const end = std::min(begin + kRowsPerTask, seq.length);
+      for (int32_t row = begin; row < end; ++row) rotate_query(batch, seq, row);
+    }
+  }
+
+ private:
+  void write_key(int32_t batch, SeqInfo const& seq, int32_t row) const {
+    PagedKV const& pages = params_.pages;
+    int64_t const position = int64_t(cached_rows(params_.seqs_k, batch)) + row;
+    if (position >= params_.seqs_k.max_seqlen) return;
+    if (pages.block_table != nullptr) {
+      int32_t const index = int32_t(position / pages.page_size);
+      if (!is_page(pages, table_entry(pages, batch, index))) return;
+    }
+    int64_t const to_k = kv_row_offset(params_.k, pages, batch, position);
+    int64_t const to_v = kv_row_offset(params_.v, pages, batch, position);
+    for (int32_t head = 0; head < params_.num_heads_kv; ++head) {
+      rotate(head_ptr<Storage>(params_.k, 0, 0, head) + to_k,
+             row_ptr(params_.new_k, batch, seq, row, head), position);
+      copy(head_ptr<Storage>(params_.v, 0, 0, head) + to_v,
+           row_ptr(params_.new_v, batch, seq, row, head), 0);
+    }
+  }
+
+  void rotate_query(int32_t batch, SeqInfo const& seq, int32_t row) const {
+    int64_t const cached = cached_rows(params_.seqs_k, batch);
+    for (int32_t head = 0; head < params_.num_heads; ++head) {
+      rotate(row_ptr(params_.rotated_q, batch, seq, row, head),
+             row_ptr(params_.q, batch, seq, row, head), cached + (params_.q_advances ? row : 0));
+    }
+  }
+
+  static Storage* row_ptr(TensorRef const& t, int32_t batch, SeqInfo const& seq, int32_t row,
+                          int32_t head) {
+    return head_ptr<Storage>(t, batch, seq.first_row, head) + row * t.row_stride;
+  }
+
+  void copy(Storage* to, Storage const* from, int first) const {
+    std::memcpy(to + first, from + first, (params_.head_dim - first) * sizeof(Storage));
+  }
+
+  void rotate(Storage* to, Storage const* from, int64_t position) const {
+    Rotary const& rotary = params_.rotary;
+    if (rotary.cos == nullptr) return copy(to, from, 0);
+    int const pairs = rotary.dim / 2;
+    int64_t const at = int64_t(rotary_row(rotary, position)) * pairs;
+    Real x[kMaxHeadDim], cos[kMaxHeadDim], sin[kMaxHeadDim];
+    widen(x, from, rotary.dim);
+    widen(cos, static_cast<Storage const*>(rotary.cos) + at, pairs);
+    widen(sin, static_cast<Storage const*>(rotary.sin) + at, pairs);
+    for (int i = 0; i < pairs; ++i) {
+      int const first = rotary.interleaved ? 2 * i : i;
+      int const second = rotary_term(rotary, first).partner;
+      Real const x0 = x[first];
+      Real const x1 = x[second];
+      x[first] = x0 * cos[i] - x1 * sin[i];
+      x[second] = x0 * sin[i] + x1 * cos[i];
+    }
+    narrow(to, x, rotary.dim);
+    copy(to, from, rotary.dim);
+  }
+
+  static void widen(Real* to, Storage const* from, int count) {
+    for (int i = 0; i < count; i += kSize) store(to + i, load_operands<E>(from + i, count - i));
+  }
+
+  static void narrow(Storage* to, Real const* from, int count) {
+    for (int i = 0; i < count; i += kSize) store_row<E>(to + i, load<Real>(from + i), count - i);
+  }
+
+  AppendParams const& params_;
+};
+
+template <class E>
+void run(AppendParams const& params, int num_threads) {
+  Appender<E> const appender(params);
+  int32_t const most_rows = std::max(params.new_k.data != nullptr ? params.seqs_new.max_seqlen : 0,
+                                     params.q.data != nullptr ? params.seqs_q.max_seqlen : 0);
+  int64_t const tasks_of_sequence = (most_rows + kRowsPerTask - 1) / kRowsPerTask;
+  int64_t const num_tasks = tasks_of_sequence * params.batch;
+  int64_t const entries = num_tasks * std::min(most_rows, kRowsPerTask) * params.head_dim *
+                          (params.num_heads + 2 * params.num_heads_kv);
+#pragma omp parallel for num_threads(useful_threads(entries, num_tasks, num_threads))
+  for (int64_t task = 0; task < num_tasks; ++task) {
+    appender.rows(static_cast<int32_t>(task / tasks_of_sequence),
+                  static_cast<int32_t>(task % tasks_of_sequence) * kRowsPerTask);
+  }
+}
+
+}  // namespace
+}  // namespace appending
+
+void append(AppendParams const& params, int num_threads) {
+  using namespace appending;
+  FA2_CHECK(params.head_dim >= 1 && params.head_dim <= kMaxHeadDim,
+            "head_dim {} is not in 1 ... {}", params.head_dim, kMaxHeadDim);
+  FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);
+  Rotary const& rotary = params.rotary;
+  FA2_CHECK(rotary.cos == nullptr || (rotary.rows >= 1 && rotary.dim % 2 == 0 && rotary.dim >= 0 &&
+                                      rotary.dim <= params.head_dim),
+            "rotary tables of {} rows and dim {} do not fit head_dim {}", rotary.rows, rotary.dim,
+            params.head_dim);
+  switch (params.dtype) {
+    case DType::kFloat16: return run<Float16>(params, num_threads);
+    case DType::kBFloat16: return run<BFloat16>(params, num_threads);
+    case DType::kFloat32: return run<Float32>(params, num_threads);
+    case DType::kFloat64: return run<Float64>(params, num_threads);
+  }
+}
+
+}  // namespace fa2::cpu
