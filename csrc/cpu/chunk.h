@@ -158,16 +158,12 @@ class ChunkQueries {
     }
   }
 
-  // A lone tile reads operands where they lie: packing pays only when several tiles share it.
-  bool reads_in_place() const {
-    return E::kDirect && num_tiles_ == 1 && params_.pages.block_table == nullptr;
-  }
-
-  Rows in_place(TensorRef const& tensor, Storage const* const* rows, int num_keys) const {
-    if (tensor.row_stride != params_.head_dim && num_keys == kKeyBlock) {
-      for (int key = 0; key < num_keys; ++key) fetch_row(rows[key], params_.head_dim);
-    }
-    return {rows[0], tensor.row_stride};
+  // A lone tile reads operands where they lie: packing pays only when several tiles share it, or
+  // when the rows come from memory and are far apart, since it fetches them ahead.
+  bool reads_in_place(TensorRef const& tensor) const {
+    constexpr int32_t kCachedKeys = 2048;
+    bool const near = tensor.row_stride == params_.head_dim || chunk_.k_seq.length < kCachedKeys;
+    return E::kDirect && num_tiles_ == 1 && near && params_.pages.block_table == nullptr;
   }
 
   // Keys [begin, end) of K or V as rows of head dims, for products over the head dim.
@@ -176,7 +172,7 @@ class ChunkQueries {
     Storage const* rows[kKeyBlock];
     find_rows(rows, tensor, params_.pages, chunk_, begin, end);
     if constexpr (E::kDirect) {
-      if (reads_in_place()) return in_place(tensor, rows, end - begin);
+      if (reads_in_place(tensor)) return {rows[0], tensor.row_stride};
     }
     pack_keys<E>(room.data, room.stride, rows, end - begin, params_.head_dim);
     return {room.data, room.stride};
@@ -188,7 +184,7 @@ class ChunkQueries {
     Storage const* rows[kKeyBlock];
     find_rows(rows, tensor, params_.pages, chunk_, begin, end);
     if constexpr (E::kDirect) {
-      if (reads_in_place()) return in_place(tensor, rows, end - begin);
+      if (reads_in_place(tensor)) return {rows[0], tensor.row_stride};
     }
     pack_values<E>(room.data, room.stride, rows, end - begin, params_.head_dim);
     return {room.data, room.stride};

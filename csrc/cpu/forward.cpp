@@ -112,15 +112,27 @@ class Run {
       thread_finished.assign(units_.size() * params_.num_heads_kv, 0);
       finished_ = thread_finished.data();
     }
-    std::atomic<bool> out_of_memory = false;
+    run_tasks(scratch_bytes, useful_threads(multiply_adds, num_tasks_, num_threads_));
+  }
 
-#pragma omp parallel num_threads(useful_threads(multiply_adds, num_tasks_, num_threads_))
-    {
+  void run_tasks(size_t scratch_bytes, int num_threads) const {
+    std::atomic<bool> out_of_memory = false;
+    auto const work = [&](void* scratch, int64_t task) {
+      if (scratch == nullptr) {
+        out_of_memory = true;
+      } else {
+        run_task(task, scratch);
+      }
+    };
+    if (num_threads == 1) {  // to a tiny problem, a parallel region is half a kernel
       void* const scratch = thread_scratch(scratch_bytes);
-      if (scratch == nullptr) out_of_memory = true;
+      for (int64_t task = 0; task < num_tasks_; ++task) work(scratch, task);
+    } else {
+#pragma omp parallel num_threads(num_threads)
+      {
+        void* const scratch = thread_scratch(scratch_bytes);
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t task = 0; task < num_tasks_; ++task) {
-        if (scratch != nullptr) run_task(task, scratch);
+        for (int64_t task = 0; task < num_tasks_; ++task) work(scratch, task);
       }
     }
     FA2_CHECK(!out_of_memory, "no memory for {} bytes of scratch per thread", scratch_bytes);

@@ -111,8 +111,9 @@ class PartMerger : RowResults<E> {
     typename E::Storage* const out = Base::row_ptr(params_.out, query);
     for (int d = 0; d < params_.head_dim; d += kLanes<Real>) {
       Vec<Real> sum = {};
-      for (int32_t p = 0; p < num_parts_; ++p)
+      for (int32_t p = 0; p < num_parts_; ++p) {
         sum += load<Real>(part(p, index).out + d) * factors[p];
+      }
       store_row<E>(out + d, sum * scale, params_.head_dim - d);
     }
   }
