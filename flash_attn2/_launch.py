@@ -191,9 +191,15 @@ def run_forward(backend: Backend, problem: dict[str, Any], device: torch.device)
     if backend.forward_takes_workspace:
         num_bytes = backend.forward_workspace(problem, device)
         if num_bytes != 0:
-            workspace = _empty(num_bytes + _WORKSPACE_ALIGNMENT, dtype=torch.uint8, device=device)
-            problem["workspace"] = _round_up(workspace.data_ptr(), _WORKSPACE_ALIGNMENT)
+            workspace = _workspace(num_bytes, device)
+            problem["workspace"] = workspace.data_ptr()
     backend.forward(problem, device)
+
+
+def _workspace(num_bytes: int, device: torch.device) -> Tensor:
+    """So many bytes, aligned, to be held until the kernel has run."""
+    memory = _empty(num_bytes + _WORKSPACE_ALIGNMENT, dtype=torch.uint8, device=device)
+    return memory[-memory.data_ptr() % _WORKSPACE_ALIGNMENT :]
 
 
 def draw_rng_state(device: torch.device) -> Tensor:
@@ -265,9 +271,9 @@ def _backward(
             problem["grad_lse"] = grad_lse.data_ptr()
         if grad_sink is not None:
             problem["grad_sink"] = grad_sink.data_ptr()
-        num_bytes = backend.backward_workspace(problem, q.device) + _WORKSPACE_ALIGNMENT
-        workspace = _empty(num_bytes, dtype=torch.uint8, device=q.device)
-        problem["workspace"] = _round_up(workspace.data_ptr(), _WORKSPACE_ALIGNMENT)
+        num_bytes = backend.backward_workspace(problem, q.device)
+        workspace = _workspace(num_bytes, q.device)
+        problem["workspace"] = workspace.data_ptr()
         backend.backward(problem, q.device)
     else:
         for grad in (*grads, grad_sink):
@@ -392,7 +398,3 @@ def _aligned(t: Tensor) -> Tensor:
 
 def _without_padding(t: Tensor, head_dim: int) -> Tensor:
     return t if t.shape[-1] == head_dim else t[..., :head_dim].contiguous()
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return value + -value % multiple

@@ -191,7 +191,7 @@ class FewForward : RowResults<E> {
     for_queries([&](int i, Query query) {
       Real const* const out = workspace_.out.data + i * workspace_.out.stride;
       Real const sum = reduce_lanes<Real>(state_[i].sum, [](Real a, Real b) { return a + b; });
-      RowSum<Real> const row = {state_[i].base * rule_.scale, sum};
+      RowStateOf<Real> const row = {state_[i].base * rule_.scale, sum};
       if (partial_ != nullptr) {
         PartResult<E> const part(partial_, i, head_dim);
         *part.state = row;

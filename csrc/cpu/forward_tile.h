@@ -157,7 +157,7 @@ class ChunkForward : RowResults<E> {
       Storage* rows[kSize];
       Real* parts[kSize];
       for (int i = 0; i < count; ++i, query = Base::next(query)) {
-        RowSum<Real> const row = {tile.base[first + i] * rule_.scale, tile.sum[first + i]};
+        RowStateOf<Real> const row = {tile.base[first + i] * rule_.scale, tile.sum[first + i]};
         if (partial_ != nullptr) {
           PartResult<E> const part(partial_, index * kCapacity + first + i, params_.head_dim);
           *part.state = row;

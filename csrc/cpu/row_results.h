@@ -3,21 +3,14 @@
 // What a row of the forward pass leaves: its output and lse, or, where keys are cut into parts, a
 // partial result of each part; and how partial results become one.
 
+#include "core/online_softmax.h"
 #include "cpu/chunk.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
-// RowState and merge of core/online_softmax.h, in the precision of the element.
 template <class Real>
-struct RowSum {
-  Real base;  // in powers of 2
-  Real sum;
-};
-
-template <class Real>
-FA2_CPU_INLINE RowSum<Real> merged(RowSum<Real> a, RowSum<Real> b) {
-  Real const base = a.base > b.base ? a.base : b.base;
-  return {base, a.sum * exp2_of(a.base - base) + b.sum * exp2_of(b.base - base)};
+FA2_CPU_INLINE RowStateOf<Real> merged(RowStateOf<Real> a, RowStateOf<Real> b) {
+  return merge(a, b, [](Real x) FA2_CPU_INLINE_LAMBDA { return exp2_of(x); });
 }
 
 // One row of one part: the state of a row and its output relative to the base.
@@ -25,13 +18,13 @@ template <class E>
 struct PartResult {
   using Real = typename E::Real;
 
-  RowSum<Real>* state;
+  RowStateOf<Real>* state;
   Real* out;
 
   static int64_t length(int head_dim) { return kLanes<Real> + round_up(head_dim, kLanes<Real>); }
   PartResult(void* rows, int64_t index, int head_dim) {
     Real* const row = static_cast<Real*>(rows) + index * length(head_dim);
-    state = reinterpret_cast<RowSum<Real>*>(row);
+    state = reinterpret_cast<RowStateOf<Real>*>(row);
     out = row + kLanes<Real>;
   }
 };
@@ -46,14 +39,14 @@ class RowResults : protected ChunkQueries<E> {
 
   using Base::Base;
 
-  RowSum<Real> empty_row() const { return {rule_.empty_base * rule_.scale, 0}; }
+  RowStateOf<Real> empty_row() const { return {rule_.empty_base * rule_.scale, 0}; }
 
   // Writes lse and returns the factor of the output.
-  Real finish_row(RowSum<Real> row, Query query) const {
+  Real finish_row(RowStateOf<Real> row, Query query) const {
     Real factor = 1;
     if (params_.sink != nullptr) {
-      RowSum<Real> const sink = {Real(params_.sink[Base::head_of(query)] * kLog2eDouble), 1};
-      RowSum<Real> const with_sink = merged(row, sink);
+      RowStateOf<Real> const sink = {Real(params_.sink[Base::head_of(query)] * kLog2eDouble), 1};
+      RowStateOf<Real> const with_sink = merged(row, sink);
       factor = exp2_of(row.base - with_sink.base);
       row = with_sink;
     }
@@ -95,14 +88,14 @@ class PartMerger : RowResults<E> {
   }
 
   void merge_row(int index, Query query) const {
-    RowSum<Real> row = Base::empty_row();
+    RowStateOf<Real> row = Base::empty_row();
     for (int32_t p = 0; p < num_parts_; ++p) {
       Real const base = part(p, index).state->base;
       if (base > row.base) row.base = base;
     }
     Real factors[kMaxParts];
     for (int32_t p = 0; p < num_parts_; ++p) {
-      RowSum<Real> const state = *part(p, index).state;
+      RowStateOf<Real> const state = *part(p, index).state;
       factors[p] = exp2_of(state.base - row.base);
       row.sum += state.sum * factors[p];
     }
