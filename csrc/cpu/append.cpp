@@ -6,7 +6,7 @@
 // The conversions of elements.h, at the level of the compiler's default flags. The build compiles
 // this file without fused multiply-adds, since every family rotates to the same bits.
 #define FA2_CPU_LEVEL appending
-#include "core/paging.h"
+#include "core/append.h"
 #include "core/rotary.h"
 #include "core/seq_info.h"
 #include "cpu/pack.h"
@@ -50,11 +50,7 @@ class Appender {
   void write_key(int32_t batch, SeqInfo const& seq, int32_t row) const {
     PagedKV const& pages = params_.pages;
     int64_t const position = int64_t(cached_rows(params_.seqs_k, batch)) + row;
-    if (position >= params_.seqs_k.max_seqlen) return;
-    if (pages.block_table != nullptr) {
-      int32_t const index = int32_t(position / pages.page_size);
-      if (!is_page(pages, table_entry(pages, batch, index))) return;
-    }
+    if (!has_place(params_, batch, position)) return;
     int64_t const to_k = kv_row_offset(params_.k, pages, batch, position);
     int64_t const to_v = kv_row_offset(params_.v, pages, batch, position);
     for (int32_t head = 0; head < params_.num_heads_kv; ++head) {
@@ -117,8 +113,7 @@ class Appender {
 template <class E>
 void run(AppendParams const& params, int num_threads) {
   Appender<E> const appender(params);
-  int32_t const most_rows = std::max(params.new_k.data != nullptr ? params.seqs_new.max_seqlen : 0,
-                                     params.q.data != nullptr ? params.seqs_q.max_seqlen : 0);
+  int32_t const most_rows = append_rows(params);
   int64_t const tasks_of_sequence = (most_rows + kRowsPerTask - 1) / kRowsPerTask;
   int64_t const num_tasks = tasks_of_sequence * params.batch;
   int64_t const entries = num_tasks * std::min(most_rows, kRowsPerTask) * params.head_dim *

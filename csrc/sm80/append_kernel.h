@@ -4,7 +4,7 @@
 
 #include <cute/config.hpp>
 
-#include "core/paging.h"
+#include "core/append.h"
 #include "core/rotary.h"
 #include "core/seq_info.h"
 #include "sm80/cache_args.h"
@@ -30,23 +30,17 @@ struct AppendKernel {
   CUTE_DEVICE static void append_row(AppendParams const& p, int32_t batch, int32_t row,
                                      int64_t position) {
     SeqInfo const seq = seq_info(p.seqs_new, batch);
-    if (row >= seq.length || position >= p.seqs_k.max_seqlen) return;
-    int64_t place = batch, place_row = position;
-    if (p.pages.block_table != nullptr) {
-      int32_t const page = table_entry(p.pages, batch, int32_t(position / p.pages.page_size));
-      if (!is_page(p.pages, page)) return;
-      place = page;
-      place_row = position % p.pages.page_size;
-    }
+    if (row >= seq.length || !has_place(p, batch, position)) return;
     auto const row_of = [&](TensorRef const& t) {
-      return static_cast<Element*>(t.data) + place * t.batch_stride + place_row * t.row_stride;
+      return static_cast<Element*>(t.data) + kv_row_offset(t, p.pages, batch, position);
     };
+    Element* const to_k = row_of(p.k);
+    Element* const to_v = row_of(p.v);
     int64_t const new_row = seq.first_row + row;
     for_entries(p.num_heads_kv, p.head_dim, [&](int head, int d) {
       auto const* const from = head_ptr<Element const>(p.new_k, batch, new_row, head);
-      row_of(p.k)[head * p.k.head_stride + d] = rotated(p.rotary, position, from, d);
-      row_of(p.v)[head * p.v.head_stride + d] =
-          head_ptr<Element const>(p.new_v, batch, new_row, head)[d];
+      to_k[head * p.k.head_stride + d] = rotated(p.rotary, position, from, d);
+      to_v[head * p.v.head_stride + d] = head_ptr<Element const>(p.new_v, batch, new_row, head)[d];
     });
   }
 
