@@ -260,7 +260,7 @@ def _require_dims(q: Tensor, k: Tensor, v: Tensor, dims: tuple[str, ...]) -> Non
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     """What dense and packed tensors share."""
-    shape_q, shape_k, shape_v = q.shape, k.shape, v.shape
+    shape_k, shape_v = k.shape, v.shape
     if shape_k != shape_v:
         raise ValueError(
             f"v must have the shape of k, {tuple(shape_k)}, got {tuple(shape_v)}; "
@@ -273,15 +273,20 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {dtype}")
     if k.device != device or v.device != device:
         raise ValueError(f"q, k and v must be on one device, got {device}, {k.device}, {v.device}")
-    num_heads, head_dim = shape_q[-2], shape_q[-1]
-    num_heads_kv = shape_k[-2]
-    if shape_k[-1] != head_dim:
-        raise ValueError(f"k must have the head_dim of q, {head_dim}, got {shape_k[-1]}")
+    _check_head_counts(q, k, "k", "v")
+
+
+def _check_head_counts(q: Tensor, k: Tensor, name_k: str, name_v: str) -> None:
+    """Numbers and dimensions of heads, of keys and values that are called so."""
+    num_heads, head_dim = q.shape[-2:]
+    num_heads_kv, head_dim_k = k.shape[-2:]
+    if head_dim_k != head_dim:
+        raise ValueError(f"{name_k} must have the head_dim of q, {head_dim}, got {head_dim_k}")
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
     if num_heads_kv == 0 or num_heads == 0 or num_heads % num_heads_kv != 0:
         raise ValueError(
-            f"num_heads of q must be a positive multiple of num_heads of k and v, "
+            f"num_heads of q must be a positive multiple of num_heads of {name_k} and {name_v}, "
             f"got {num_heads} and {num_heads_kv}"
         )
 

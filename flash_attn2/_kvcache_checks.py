@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flash_attn2 import _checks
 from flash_attn2._backend import Backend
-from flash_attn2._checks import MAX_HEAD_DIM, MAX_SEQLEN
+from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New, batch_size, capacity
 from flash_attn2._launch import Options, Packing
 
@@ -44,7 +44,6 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
         raise ValueError(f"q must be ({dims}, num_heads, head_dim), got shape {tuple(q.shape)}")
     if q.dtype not in _checks._FLOAT_DTYPES:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {q.dtype}")
-    num_heads, head_dim = q.shape[-2:]
     dims = "num_pages, page_size"
     if cache.block_table is None:
         dims = "batch_cache, seqlen_cache"
@@ -61,22 +60,13 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
             f"v_cache must have the shape of k_cache, {tuple(k_cache.shape)}, "
             f"got {tuple(v_cache.shape)}"
         )
-    rows_cache, _, num_heads_kv, head_dim_cache = k_cache.shape
-    if head_dim_cache != head_dim:
-        raise ValueError(f"k_cache must have the head_dim of q, {head_dim}, got {head_dim_cache}")
-    if not 1 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
-    if num_heads_kv == 0 or num_heads == 0 or num_heads % num_heads_kv != 0:
-        raise ValueError(
-            f"num_heads of q must be a positive multiple of num_heads of k_cache and v_cache, "
-            f"got {num_heads} and {num_heads_kv}"
-        )
+    _checks._check_head_counts(q, k_cache, "k_cache", "v_cache")
     _check_vectors(q, cache)
     batch = batch_size(q, cache)
-    if cache.block_table is None and cache.cache_batch_idx is None and rows_cache < batch:
+    if cache.block_table is None and cache.cache_batch_idx is None and k_cache.shape[0] < batch:
         raise ValueError(
             f"k_cache must have a row for each of the {batch} sequences, or cache_batch_idx or "
-            f"block_table must be given, got {rows_cache} rows"
+            f"block_table must be given, got {k_cache.shape[0]} rows"
         )
     if (most := capacity(k_cache, cache)) > MAX_SEQLEN:
         raise ValueError(
