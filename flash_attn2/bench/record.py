@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -44,6 +45,26 @@ def write_record(
     head = json.dumps(record, indent=1).removesuffix("\n}")
     lines = ",\n".join(json.dumps(result) for result in results)
     path.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+
+
+def case_record(result: Any, **more: Any) -> dict[str, Any]:
+    """A line of a record: the result of a case, of either suite, with every sample by its round."""
+    contenders: dict[str, Any] = {
+        name: {"unavailable": reason} for name, reason in result.unavailable.items()
+    }
+    for name, one in result.measurements.items():
+        contenders[name] = dataclasses.asdict(one)
+        contenders[name]["samples"] = rounded(one.samples)
+        if name in result.ratios:
+            contenders[name]["ratio"] = dataclasses.asdict(result.ratios[name])
+    return {
+        "case": dataclasses.asdict(result.case),
+        **more,
+        "errors": result.errors.contenders,
+        "errors_of_plain_formula": result.errors.low,
+        "share_checked": result.errors.checked,
+        "contenders": contenders,
+    }
 
 
 def rounded(samples: Samples) -> Samples:

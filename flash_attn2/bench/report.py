@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from rich.text import Text
 from flash_attn2.bench import timing
 from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD
 from flash_attn2.bench.modes import Mode
-from flash_attn2.bench.record import rounded
+from flash_attn2.bench.record import case_record
 from flash_attn2.bench.runner import Result
 
 GROUPS = {"head_dim": "Head dimensions", "seqlen": "Sequence lengths", "model": "Models"}
@@ -171,23 +170,4 @@ def format_bytes(size: float) -> str:
 
 def records(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Everything that was measured, with every sample by its round."""
-    return [_record(result) for result in results]
-
-
-def _record(result: Result) -> dict[str, Any]:
-    contenders: dict[str, Any] = {
-        name: {"unavailable": reason} for name, reason in result.unavailable.items()
-    }
-    for name, one in result.measurements.items():
-        contenders[name] = dataclasses.asdict(one)
-        contenders[name]["samples"] = rounded(one.samples)
-        if name in result.ratios:
-            contenders[name]["ratio"] = dataclasses.asdict(result.ratios[name])
-    return {
-        "case": dataclasses.asdict(result.case),
-        "flops": result.flops,
-        "errors": result.errors.contenders,
-        "errors_of_plain_formula": result.errors.low,
-        "share_checked": result.errors.checked,
-        "contenders": contenders,
-    }
+    return [case_record(result, flops=result.flops) for result in results]

@@ -162,6 +162,6 @@ class Decoding:
         return write_plots(folder, results, machine)
 
     def out_of_tolerance(self, results: Sequence[Any]) -> list[str]:
-        from flash_attn2.bench.decode.report import out_of_tolerance
+        from flash_attn2.bench.report import out_of_tolerance
 
         return out_of_tolerance(results)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from flash_attn2.bench.contenders import FLASH_ATTN2, SDPA
 from flash_attn2.bench.decode.cases import GROUPS
 from flash_attn2.bench.decode.contenders import CONTENDERS, SDPA_PACKED
 from flash_attn2.bench.decode.runner import Result
-from flash_attn2.bench.record import rounded
+from flash_attn2.bench.record import case_record, rounded
 from flash_attn2.bench.report import describe_noise, format_number, format_ratio, format_time
 
 
@@ -102,35 +101,17 @@ def _print_summary(console: Console, results: Sequence[Result]) -> None:
     )
 
 
-def out_of_tolerance(results: Sequence[Result]) -> list[str]:
-    """Cases in which flash_attn2's error breaks the project's tolerance rule."""
-    return [r.case.name for r in results if not r.errors.within_tolerance(FLASH_ATTN2)]
-
-
 def records(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Everything that was measured, with every sample by its round."""
     return [_record(result) for result in results]
 
 
 def _record(result: Result) -> dict[str, Any]:
-    contenders: dict[str, Any] = {
-        name: {"unavailable": reason} for name, reason in result.unavailable.items()
+    read = {
+        "bytes_per_second": result.read_bytes_per_second,
+        "samples": rounded(result.read),
     }
-    for name, one in result.measurements.items():
-        contenders[name] = dataclasses.asdict(one)
-        contenders[name]["samples"] = rounded(one.samples)
-        contenders[name]["share_of_memory"] = result.share(name)
-        if name in result.ratios:
-            contenders[name]["ratio"] = dataclasses.asdict(result.ratios[name])
-    return {
-        "case": dataclasses.asdict(result.case),
-        "kv_bytes": result.case.kv_bytes,
-        "read": {
-            "bytes_per_second": result.read_bytes_per_second,
-            "samples": rounded(result.read),
-        },
-        "errors": result.errors.contenders,
-        "errors_of_plain_formula": result.errors.low,
-        "share_checked": result.errors.checked,
-        "contenders": contenders,
-    }
+    record = case_record(result, kv_bytes=result.case.kv_bytes, read=read)
+    for name in result.measurements:
+        record["contenders"][name]["share_of_memory"] = result.share(name)
+    return record
