@@ -70,11 +70,12 @@ class Backend:
     def _call(
         self, function: Callable[..., Any], problem: dict[str, Any], device: torch.device
     ) -> Any:
+        # The thread count is read once: the workspace is as large as that many threads need.
         if self.name == "cuda":
             with torch.cuda.device(device):
                 problem["execution"] = torch.cuda.current_stream().cuda_stream
                 return function(problem)
-        problem["execution"] = torch.get_num_threads()
+        problem.setdefault("execution", torch.get_num_threads())
         return function(problem)
 
 

@@ -192,7 +192,7 @@ def run_forward(backend: Backend, problem: dict[str, Any], device: torch.device)
         num_bytes = backend.forward_workspace(problem, device)
         if num_bytes != 0:
             workspace = _workspace(num_bytes, device)
-            problem["workspace"] = workspace.data_ptr()
+            problem["workspace"] = workspace.data_ptr(), num_bytes
     backend.forward(problem, device)
 
 
@@ -273,7 +273,7 @@ def _backward(
             problem["grad_sink"] = grad_sink.data_ptr()
         num_bytes = backend.backward_workspace(problem, q.device)
         workspace = _workspace(num_bytes, q.device)
-        problem["workspace"] = workspace.data_ptr()
+        problem["workspace"] = workspace.data_ptr(), num_bytes
         backend.backward(problem, q.device)
     else:
         for grad in (*grads, grad_sink):

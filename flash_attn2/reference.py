@@ -50,8 +50,7 @@ def dropout_keep(rng_state: Tensor, shape: Sequence[int], dropout_p: float) -> T
     col = index(seqlen_k)
     word = words[..., (col >> 5) * 4 + ((col >> 1) & 3), (col >> 3) & 3]
     bits = (word >> (16 * (col & 1))) & 0xFFFF
-    dropped = (torch.tensor(dropout_p, dtype=torch.float32).double() * 65536 + 0.5).long()
-    return bits < 65536 - dropped.clamp(min=1).to(bits.device)
+    return bits < 65536 - max(1, int(dropout_p * 65536 + 0.5))
 
 
 def scores(

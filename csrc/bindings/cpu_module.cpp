@@ -64,7 +64,7 @@ bool backward_plain(py::capsule const& exchange_api, py::tuple const& tensors, i
   };
   auto const workspace =
       std::make_unique_for_overwrite<Block[]>((bytes + sizeof(Block) - 1) / sizeof(Block));
-  params->workspace = workspace.get();
+  params->workspace = {.data = workspace.get(), .bytes = bytes};
   fa2::cpu::backward(*params, num_threads);
   return true;
 }

@@ -75,6 +75,13 @@ PagedKV paged_kv(Fields& fields) {
           .num_pages = fields.get_or<"num_pages", int32_t>(0)};
 }
 
+// (data_ptr, bytes), where there is one.
+Workspace workspace(Fields& fields) {
+  auto const tuple = fields.get_or<"workspace", pybind11::tuple>(pybind11::tuple());
+  if (tuple.empty()) return {};
+  return {.data = pointer<void>(tuple[0].cast<int64_t>()), .bytes = tuple[1].cast<int64_t>()};
+}
+
 // What a forward call and its backward call have in common.
 FwdParams problem(Fields& fields) {
   FwdParams p;
@@ -96,11 +103,11 @@ FwdParams problem(Fields& fields) {
   p.softmax_scale = fields.get<"softmax_scale", double>();
   auto const window_left = fields.get<"window_left", int64_t>();
   p.window = window(window_left, fields.get<"window_right", int64_t>());
-  p.score_mod = {.softcap = fields.get_or<"softcap", float>(0.f),
+  p.score_mod = {.softcap = fields.get_or<"softcap", double>(0),
                  .alibi_slopes = pointer<float const>(fields.get_or<"alibi_slopes", int64_t>(0)),
                  .alibi_batch_stride = fields.get_or<"alibi_batch_stride", int64_t>(0)};
   p.sink = pointer<float const>(fields.get_or<"sink", int64_t>(0));
-  p.dropout = {.drop_prob = fields.get_or<"drop_prob", float>(0.f),
+  p.dropout = {.drop_prob = fields.get_or<"drop_prob", double>(0),
                .rng_state = pointer<int64_t const>(fields.get_or<"rng_state", int64_t>(0))};
   return p;
 }
@@ -109,7 +116,7 @@ FwdParams forward_params(Fields& fields) {
   FwdParams p = problem(fields);
   p.pages = paged_kv(fields);
   p.num_splits = fields.get_or<"num_splits", int32_t>(0);
-  p.workspace = pointer<void>(fields.get_or<"workspace", int64_t>(0));
+  p.workspace = workspace(fields);
   return p;
 }
 
@@ -122,7 +129,7 @@ BwdParams backward_params(Fields& fields) {
           .grad_v = tensor_ref(fields.get<"grad_v", pybind11::tuple>()),
           .grad_sink = pointer<float>(fields.get_or<"grad_sink", int64_t>(0)),
           .deterministic = fields.get_or<"deterministic", bool>(false),
-          .workspace = pointer<void>(fields.get_or<"workspace", int64_t>(0))};
+          .workspace = workspace(fields)};
 }
 
 AppendParams append_params(Fields& fields) {

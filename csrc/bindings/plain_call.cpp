@@ -99,7 +99,7 @@ bool read_options(py::tuple const& options, FwdParams& p) {
   if (dropout_p != 0. || !softmax_scale || !window || !softcap) return false;
   p.softmax_scale = *softmax_scale;
   p.window = *window;
-  p.score_mod.softcap = static_cast<float>(*softcap);
+  p.score_mod.softcap = *softcap;
   return true;
 }
 

@@ -31,7 +31,7 @@ struct Run {
   void task(size_t index, void* scratch) const {
     FwdParams const& problem = params.forward;
     BackwardTask const& task = tasks[index];
-    char* const key_sums = static_cast<char*>(params.workspace) + task.key_sums;
+    char* const key_sums = static_cast<char*>(params.workspace.data) + task.key_sums;
     Turn turn(progress[index], task.before < 0 ? nullptr : &progress[task.before]);
     BackwardChunk const chunk{
         {task.batch, task.head_kv, task.first, task.count, seq_info(problem.seqs_q, task.batch),
@@ -85,6 +85,9 @@ void backward(BwdParams const& params, int num_threads) {
   BackwardKernel const& kernel = backward_kernel(problem.dtype);
   BackwardSchedule& schedule = thread_schedule;
   schedule_backward(params, kernel, num_threads, schedule);
+  FA2_CHECK(params.workspace.holds(schedule.workspace_bytes),
+            "backward needs a workspace of {} bytes, got {}", schedule.workspace_bytes,
+            params.workspace.bytes);
   size_t const num_tasks = schedule.tasks.size();
   thread_progress.assign(num_tasks, Turn::kNothingLeft);
   double* sink_sums = nullptr;

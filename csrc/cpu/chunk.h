@@ -84,7 +84,7 @@ class ChunkQueries {
         group_(params.group()),
         num_tiles_((chunk.count + kCapacity - 1) / kCapacity),
         rule_(score_rule<Real>(params)) {
-    if (params.dropout.drop_prob > 0.f) {
+    if (params.dropout.drop_prob > 0) {
       uint64_t const offset = uint64_t(params.dropout.rng_state[1]);
       dropout_ = {dropout_keep_threshold(params.dropout.drop_prob),
                   uint32_t(offset) ^ uint32_t(offset >> 32), uint64_t(params.dropout.rng_state[0])};
@@ -203,7 +203,7 @@ class ChunkQueries {
     if (full_end < end) step(full_end, end, true);
   }
 
-  bool drops() const { return params_.dropout.drop_prob > 0.f; }
+  bool drops() const { return params_.dropout.drop_prob > 0; }
   // What survivors of dropout are multiplied by.
   Real keep_factor() const { return 1 / (1 - Real(params_.dropout.drop_prob)); }
 

@@ -41,7 +41,7 @@ template <class Real>
 FA2_CPU_INLINE ScoreRule<Real> score_rule(FwdParams const& params) {
   ScoreMod const& mod = params.score_mod;
   ScoreRule<Real> rule;
-  rule.has_softcap = mod.softcap > 0.f;
+  rule.has_softcap = mod.softcap > 0;
   rule.has_alibi = mod.alibi_slopes != nullptr;
   rule.outer = Real(mod.softcap * kLog2eDouble);
   rule.inner = rule.has_softcap ? Real(params.softmax_scale) / Real(mod.softcap)

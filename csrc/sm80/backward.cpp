@@ -9,7 +9,7 @@ namespace fa2::sm80 {
 namespace {
 
 BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
-  auto at = [&](int64_t offset) { return static_cast<char*>(p.workspace) + offset; };
+  auto at = [&](int64_t offset) { return static_cast<char*>(p.workspace.data) + offset; };
   BwdPlan::Workspace const& w = plan.workspace;
   return {
       .tiles_per_head = w.tiles_per_head,
@@ -24,13 +24,13 @@ BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
 BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
   constexpr int64_t kElementBytes = 2;  // float16 and bfloat16
   FwdParams const& forward = p.forward;
-  float const keep_prob = 1.f - forward.dropout.drop_prob;
+  double const keep_prob = 1 - forward.dropout.drop_prob;
   int64_t const tile_bytes = plan.tile.block_m * kElementBytes;
   int64_t const pass_bytes = plan.tile.rows_per_pass() * kElementBytes;
   return {
       .problem = p,
       .workspace = workspace_of(p, plan),
-      .scales = score_scales(float(forward.softmax_scale), forward.score_mod.softcap),
+      .scales = score_scales(forward.softmax_scale, forward.score_mod.softcap),
       .q_tile_bytes = forward.q.row_stride * tile_bytes,
       .q_pass_bytes = forward.q.row_stride * pass_bytes,
       .grad_out_tile_bytes = p.grad_out.row_stride * tile_bytes,
@@ -38,10 +38,10 @@ BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
       .num_m_blocks = plan.num_m_blocks,
       .num_n_blocks = plan.num_n_blocks,
       .section = plan.section,
-      .grad_scale = float(forward.softmax_scale) / keep_prob,
+      .grad_scale = float(forward.softmax_scale / keep_prob),
       .keep_below = dropout_keep_threshold(forward.dropout.drop_prob) << 16,
-      .keep_prob = keep_prob,
-      .inv_keep_prob = 1.f / keep_prob,
+      .keep_prob = float(keep_prob),
+      .inv_keep_prob = float(1 / keep_prob),
   };
 }
 
@@ -54,6 +54,9 @@ void backward(BwdParams const& params, DeviceInfo const& device, cudaStream_t st
   FA2_CHECK(instance.smem_bytes <= device.smem_per_block,
             "backward {} needs {} bytes of shared memory a block; the device has {}",
             to_string(plan.key), instance.smem_bytes, device.smem_per_block);
+  FA2_CHECK(params.workspace.holds(plan.workspace.bytes),
+            "backward needs a workspace of {} bytes, got {}", plan.workspace.bytes,
+            params.workspace.bytes);
   BwdArgs const args = args_of(params, plan);
 
   if (plan.rows_grid > 0) rows.row_stats(args, plan.rows_grid, stream);

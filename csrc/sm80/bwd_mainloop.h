@@ -262,7 +262,7 @@ class BwdMainloop {
     CUTE_UNROLL
     for (int i = 0; i < size(scores); ++i) scores(i) *= grad_probs(i);
     if constexpr (Config::kModified) {
-      if (args_.problem.forward.score_mod.softcap > 0.f) {
+      if (args_.scales.has_softcap) {
         CUTE_UNROLL
         for (int i = 0; i < size(scores); ++i) scores(i) *= float(slopes(i));
       }
@@ -281,7 +281,7 @@ class BwdMainloop {
   // Softcap with its derivative, and ALiBi.
   CUTE_DEVICE void modify(Scores& scores, Slopes& slopes, int head, int first_query) const {
     FwdParams const& p = args_.problem.forward;
-    if (p.score_mod.softcap > 0.f) {
+    if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales, slopes);
     } else {
       scale_scores(scores, args_.scales);

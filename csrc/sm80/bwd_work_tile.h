@@ -60,7 +60,7 @@ CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t index, int bl
   if (col_end < work.col_begin + block_n) {
     work.tiles.full_begin = work.tiles.full_end = work.tiles.begin;
   }
-  if (p.dropout.drop_prob > 0.f) {
+  if (p.dropout.drop_prob > 0) {
     work.rng_seed = p.dropout.rng_state[0];
     work.rng_offset = p.dropout.rng_state[1];
   }

@@ -13,11 +13,12 @@ void forward(FwdParams const& params, DeviceInfo const& device, cudaStream_t str
   FA2_CHECK(instance.smem_bytes <= device.smem_per_block,
             "{} needs {} bytes of shared memory a block; the device has {}", to_string(plan.key),
             instance.smem_bytes, device.smem_per_block);
-  FA2_CHECK(plan.workspace.bytes == 0 || params.workspace != nullptr,
-            "{} splits need a workspace of {} bytes", plan.num_splits, plan.workspace.bytes);
+  FA2_CHECK(params.workspace.holds(plan.workspace.bytes),
+            "{} splits need a workspace of {} bytes, got {}", plan.num_splits, plan.workspace.bytes,
+            params.workspace.bytes);
   instance.launch(params, plan, stream);
   if (plan.num_splits > 1) {
-    CombineArgs const args{params, plan.partials(params.workspace)};
+    CombineArgs const args{params, plan.partials(params.workspace.data)};
     find_cache(plan.key.dtype).combine(args, plan.combine_grid, stream);
   }
 }

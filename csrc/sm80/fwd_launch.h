@@ -15,13 +15,13 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
   constexpr int64_t kElementBytes = sizeof(typename Config::Element);
   return {
       .problem = p,
-      .scales = score_scales(float(p.softmax_scale), p.score_mod.softcap),
+      .scales = score_scales(p.softmax_scale, p.score_mod.softcap),
       .k_pass_bytes = p.k.row_stride * StreamK::Copies::kRowsPerPass * kElementBytes,
       .v_pass_bytes = p.v.row_stride * StreamV::Copies::kRowsPerPass * kElementBytes,
       .num_m_blocks = plan.num_m_blocks,
       .section = plan.section,
       .keep_below = dropout_keep_threshold(p.dropout.drop_prob) << 16,
-      .inv_keep_prob = 1.f / (1.f - p.dropout.drop_prob),
+      .inv_keep_prob = float(1 / (1 - p.dropout.drop_prob)),
   };
 }
 

@@ -181,7 +181,7 @@ class FwdMainloop {
 
   CUTE_DEVICE void modify(Scores& scores, int n) const {
     auto const& work = smem_.work;
-    if (args_.problem.score_mod.softcap > 0.f) {
+    if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales);
     } else {
       scale_scores(scores, args_.scales);

@@ -12,11 +12,11 @@ template <class Config>
 void launch_split(FwdParams const& params, FwdPlan const& plan, cudaStream_t stream) {
   SplitArgs const args{
       .problem = params,
-      .scales = score_scales(float(params.softmax_scale), params.score_mod.softcap),
+      .scales = score_scales(params.softmax_scale, params.score_mod.softcap),
       .group = {params.group()},
       .page_size = {params.pages.block_table != nullptr ? params.pages.page_size : 1},
       .num_m_blocks = plan.num_m_blocks,
-      .partials = plan.partials(params.workspace),
+      .partials = plan.partials(params.workspace.data),
   };
   launch<SplitKernel<Config>>(args, plan.grid, stream);
 }

@@ -53,7 +53,7 @@ CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t block, int block_m, 
   work.tiles = block_range(work.row_begin, min(work.row_begin + block_m, q.length), q.length,
                            k.length, p.window, block_n);
   work.alibi_slope = alibi_slope_log2(p.score_mod, work.batch, work.head);
-  if (p.dropout.drop_prob > 0.f) {
+  if (p.dropout.drop_prob > 0) {
     work.rng_seed = p.dropout.rng_state[0];
     work.rng_offset = p.dropout.rng_state[1];
   }

@@ -439,10 +439,10 @@ TEST(dropout_keeps_the_asked_share) {
 
 TEST(score_scales_work_in_base_two) {
   constexpr float kScore = 3.f;
-  ScoreScales const plain = score_scales(0.125f, 0.f);
+  ScoreScales const plain = score_scales(0.125, 0);
   EXPECT_NEAR(std::exp2(kScore * plain.inner), std::exp(kScore * 0.125f), 1e-6);
   EXPECT_EQ(plain.outer, 1.f);
-  ScoreScales const capped = score_scales(0.125f, 20.f);
+  ScoreScales const capped = score_scales(0.125, 20);
   EXPECT_NEAR(std::exp2(std::tanh(kScore * capped.inner) * capped.outer),
               std::exp(20.f * std::tanh(kScore * 0.125f / 20.f)), 1e-6);
 }

@@ -63,7 +63,7 @@ struct GradProblem : Problem {
     grads.deterministic = deterministic;
     size_t const bytes = size_t(cpu::backward_workspace(grads, num_threads));
     workspace.assign(bytes / 8 + 1, ~uint64_t(0));  // NaN, however it is read
-    grads.workspace = workspace.data();
+    grads.workspace = {workspace.data(), int64_t(bytes)};
     cpu::backward(grads, num_threads);
   }
 };
