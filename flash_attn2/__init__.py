@@ -13,9 +13,11 @@ from flash_attn2.functional import (
 )
 from flash_attn2.kvcache import flash_attn_with_kvcache
 from flash_attn2.padding import pad_input, unpad_input
+from flash_attn2.probs import attention_probs, varlen_attention_probs
 
 __all__ = [
     "__version__",
+    "attention_probs",
     "build_info",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
@@ -26,4 +28,5 @@ __all__ = [
     "flash_attn_with_kvcache",
     "pad_input",
     "unpad_input",
+    "varlen_attention_probs",
 ]

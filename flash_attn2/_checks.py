@@ -7,35 +7,29 @@ that would wait for the device: the kernels clamp them to the tensors instead.
 
 from __future__ import annotations
 
-import math
 import operator
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flash_attn2._arguments import (
+    as_bound,
+    as_int,
+    as_number,
+    require_bool,
+    require_tensor,
+)
 from flash_attn2._launch import Options, Packing, Saved
 
 MAX_HEAD_DIM = 256
 MAX_SEQLEN = 2**29 - 1  # kMaxSeqlen in csrc/core/params.h
+MAX_DROPOUT_P = 1 - 2.0**-10  # where steps of 2^-16 change the share of kept entries by 1%
+MIN_FACTOR, MAX_FACTOR = 2.0**-100, 2.0**100  # likewise in csrc/bindings/plain_call.cpp
 UNLIMITED = -1
+_MAX_WINDOW = 2**63 - 1
 
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def require_tensor(name: str, value: Any) -> None:
-    """TypeError unless `value` is a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-
-
-def require_tensors(q: Any, k: Any, v: Any) -> None:
-    """TypeError unless all are tensors."""
-    if not (type(q) is type(k) is type(v) is Tensor):
-        require_tensor("q", q)
-        require_tensor("k", k)
-        require_tensor("v", v)
 
 
 def require_packed(name: str, packed: Any, dims: tuple[str | int, ...]) -> None:
@@ -49,26 +43,32 @@ def require_packed(name: str, packed: Any, dims: tuple[str | int, ...]) -> None:
         )
 
 
-def check_types(options: Options) -> None:
-    """Python types of what the ops would refuse with an error of their own."""
-    if options.alibi_slopes is not None:
-        require_tensor("alibi_slopes", options.alibi_slopes)
-    if options.sink is not None:
-        require_tensor("sink", options.sink)
-    if options.softmax_scale is not None:
-        _require_number("softmax_scale", options.softmax_scale)
-    _require_number("softcap", options.softcap)
-    _require_number("dropout_p", options.dropout_p)
+def rows_of(packed: Tensor) -> int:
+    """Rows of a packed tensor, whose shape has not been checked yet."""
+    return packed.shape[0] if packed.ndim > 0 else 0
 
 
-def check_packing_types(packing: Packing) -> None:
-    """As `check_types`."""
-    require_tensor("cu_seqlens_q", packing.cu_seqlens_q)
-    require_tensor("cu_seqlens_k", packing.cu_seqlens_k)
-    if packing.seqused_k is not None:
-        require_tensor("seqused_k", packing.seqused_k)
-    _require_int("max_seqlen_q", packing.max_seqlen_q)
-    _require_int("max_seqlen_k", packing.max_seqlen_k)
+def make_packing(
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    seqused_k: Any,
+    max_seqlen_q: Any,
+    max_seqlen_k: Any,
+    rows_q: int,
+    rows_k: int,
+) -> Packing:
+    """Where the sequences of packed tensors of so many rows lie, after checks of the types."""
+    require_tensor("cu_seqlens_q", cu_seqlens_q)
+    require_tensor("cu_seqlens_k", cu_seqlens_k)
+    if seqused_k is not None:
+        require_tensor("seqused_k", seqused_k)
+    return Packing(
+        cu_seqlens_q,
+        cu_seqlens_k,
+        seqused_k,
+        as_bound("max_seqlen_q", max_seqlen_q, min(rows_q, MAX_SEQLEN)),
+        as_bound("max_seqlen_k", max_seqlen_k, min(rows_k, MAX_SEQLEN)),
+    )
 
 
 def make_options(
@@ -81,18 +81,22 @@ def make_options(
     sink: Tensor | None,
     deterministic: bool = False,
 ) -> Options:
-    """The arguments that the public functions share; `causal` is a window with right = 0."""
-    try:
-        left, right = window_size
-        left, right = operator.index(left), operator.index(right)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"window_size must be a pair of integers (left, right), got {window_size!r}"
-        ) from None
-    if left < UNLIMITED or right < UNLIMITED:
-        raise ValueError(
-            f"window_size must hold integers from 0 up, or -1 for no bound, got {window_size}"
-        )
+    """The arguments that the public functions share, after checks of types and ranges.
+
+    `causal` is a window with right = 0.
+    """
+    require_bool("causal", causal)
+    require_bool("deterministic", deterministic)
+    if alibi_slopes is not None:
+        require_tensor("alibi_slopes", alibi_slopes)
+    if sink is not None:
+        require_tensor("sink", sink)
+    if softmax_scale is not None:
+        softmax_scale = as_number("softmax_scale", softmax_scale)
+    softcap = as_number("softcap", softcap)
+    dropout_p = as_number("dropout_p", dropout_p)
+    check_numbers(dropout_p, softmax_scale, softcap)
+    left, right = _window(window_size)
     return Options(
         softmax_scale,
         left,
@@ -105,14 +109,49 @@ def make_options(
     )
 
 
+def _window(window_size: Any) -> tuple[int, int]:
+    try:
+        left, right = window_size
+        left, right = as_int("left", left), as_int("right", right)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"window_size must be a pair of integers (left, right), got {window_size!r}"
+        ) from None
+    for side in (left, right):
+        if not UNLIMITED <= side <= _MAX_WINDOW:
+            raise ValueError(
+                f"window_size must hold integers from 0 to {_MAX_WINDOW}, or -1 for no bound, "
+                f"got {window_size}"
+            )
+    return left, right
+
+
 def check_numbers(dropout_p: float, softmax_scale: float | None, softcap: float) -> None:
-    """Ranges of probability, scale and cap."""
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}")
-    if softmax_scale is not None and not (0.0 <= softmax_scale < math.inf):
-        raise ValueError(f"softmax_scale must be finite and not negative, got {softmax_scale}")
-    if not (0.0 <= softcap < math.inf):
-        raise ValueError(f"softcap must be finite and not negative (0: none), got {softcap}")
+    """Ranges of probability, scale and cap: within them no kernel rounds one to 0 or infinity."""
+    if not 0.0 <= dropout_p <= MAX_DROPOUT_P:
+        raise ValueError(
+            f"dropout_p must be from 0 to {MAX_DROPOUT_P} (1 - 2^-10, since entries are dropped in "
+            f"steps of 2^-16), got {dropout_p}"
+        )
+    if softmax_scale is not None and not (
+        softmax_scale == 0.0 or MIN_FACTOR <= softmax_scale <= MAX_FACTOR
+    ):
+        raise ValueError(
+            f"softmax_scale must be 0 or from {MIN_FACTOR:.4g} to {MAX_FACTOR:.4g} (2^-100 to "
+            f"2^100), got {softmax_scale}"
+        )
+    if softcap == 0.0:
+        return
+    if not MIN_FACTOR <= softcap <= MAX_FACTOR:
+        raise ValueError(
+            f"softcap must be 0 (none) or from {MIN_FACTOR:.4g} to {MAX_FACTOR:.4g} (2^-100 to "
+            f"2^100), got {softcap}"
+        )
+    if softmax_scale and not 2.0**-120 <= softmax_scale / softcap <= 2.0**120:
+        raise ValueError(
+            f"softcap must be within a factor 2^120 of softmax_scale, {softmax_scale}, "
+            f"got {softcap}"
+        )
 
 
 def check_dense(
@@ -244,11 +283,6 @@ def _require_int(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
 
 
-def _require_number(name: str, value: Any) -> None:
-    if type(value) is not float and not isinstance(value, (Real, torch.SymFloat)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-
-
 def _require_dims(q: Tensor, k: Tensor, v: Tensor, dims: tuple[str, ...]) -> None:
     rank = len(dims)
     if q.ndim == rank and k.ndim == rank and v.ndim == rank:
@@ -262,6 +296,7 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     """What dense and packed tensors share."""
     shape_k, shape_v = k.shape, v.shape
     if shape_k != shape_v:
+        _require_head_dim("k", k, q)
         raise ValueError(
             f"v must have the shape of k, {tuple(shape_k)}, got {tuple(shape_v)}; "
             "head dimensions of k and v that differ are not supported"
@@ -276,12 +311,18 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     _check_head_counts(q, k, "k", "v")
 
 
+def _require_head_dim(name: str, tensor: Tensor, q: Tensor) -> None:
+    if tensor.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"{name} must have the head_dim of q, {q.shape[-1]}, got {tensor.shape[-1]}"
+        )
+
+
 def _check_head_counts(q: Tensor, k: Tensor, name_k: str, name_v: str) -> None:
     """Numbers and dimensions of heads, of keys and values that are called so."""
     num_heads, head_dim = q.shape[-2:]
-    num_heads_kv, head_dim_k = k.shape[-2:]
-    if head_dim_k != head_dim:
-        raise ValueError(f"{name_k} must have the head_dim of q, {head_dim}, got {head_dim_k}")
+    num_heads_kv = k.shape[-2]
+    _require_head_dim(name_k, k, q)
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
     if num_heads_kv == 0 or num_heads == 0 or num_heads % num_heads_kv != 0:

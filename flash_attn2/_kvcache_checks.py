@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_attn2 import _checks
+from flash_attn2._arguments import require_tensor
 from flash_attn2._backend import Backend
 from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New, batch_size, capacity
@@ -24,7 +25,7 @@ def check_types(max_seqlen_q: Any, num_splits: Any, **tensors: Any) -> None:
     """Python types of what the ops would refuse with an error of their own; None where optional."""
     for name, value in tensors.items():
         if value is not None:
-            _checks.require_tensor(name, value)
+            require_tensor(name, value)
     if max_seqlen_q is not None:
         _checks._require_int("max_seqlen_q", max_seqlen_q)
     _checks._require_int("num_splits", num_splits)

@@ -7,28 +7,32 @@ All of them compute, for each query head `h` and its key/value head `h // group`
 exactly, tile by tile (FlashAttention-2, Dao 2023), in memory linear in the sequence length.
 They share these arguments:
 
-    dropout_p      probability in [0, 1) of dropping a softmax entry; applied whenever above 0
-    softmax_scale  factor on the scores; None: 1 / sqrt(head_dim)
+    dropout_p      probability of dropping a softmax entry, from 0 to 1 - 2^-10; applied whenever
+                   above 0, in steps of 2^-16
+    softmax_scale  factor on the scores, 0 or from 2^-100 to 2^100; None: 1 / sqrt(head_dim)
     causal         a query sees keys up to its own position, aligned to the bottom-right corner:
                    query i sees key j iff j <= i + seqlen_k - seqlen_q
     window_size    (left, right): query i sees keys from i + seqlen_k - seqlen_q - left to
                    i + seqlen_k - seqlen_q + right inclusive; -1: no bound; `causal` sets right to 0
-    softcap        cap > 0: scores become cap * tanh(score / cap) (Gemma 2); 0: none
+    softcap        cap > 0: scores become cap * tanh(score / cap) (Gemma 2); from 2^-100 to 2^100,
+                   and within a factor 2^120 of softmax_scale; 0: none
     alibi_slopes   float32 (num_heads,) or (batch, num_heads): the bias is
                    -slope * |i + seqlen_k - seqlen_q - j| (Press et al. 2021)
     deterministic  the gradients are bitwise the same in every run, as out always is: dQ is summed
                    in a fixed order instead of as blocks of keys finish (CUDA), and the work is cut
                    up independently of the number of threads (CPU). It costs some speed and next to
                    no memory. torch.use_deterministic_algorithms(True) asks for it too
-    return_attn_probs  return (out, lse, probs); see below
     sink           float32 (num_heads,): a logit per head that joins the softmax denominator only
+    return_lse     return (out, lse): the natural-log normaliser of each row, in float32
+    return_attn_probs  return (out, lse, probs), as flash-attn does: without dropout probs is empty
+                   (`attention_probs` computes the matrix), else see below
 
-A query that sees no key gives output 0 and lse -inf (the sink, where there is one).
+A query that sees no key, or only scores of -inf, gives output 0 and lse -inf (the sink, where there
+is one).
 
-With `return_attn_probs`, lse is the natural-log normaliser in float32, and probs is the softmax
-in q's dtype, (batch, num_heads, seqlen_q, seqlen_k), negative where dropout dropped the entry and
-not scaled by 1 / (1 - dropout_p). It takes quadratic memory: a means of inspection, which has no
-gradient.
+With `return_attn_probs` and dropout, probs is the softmax in q's dtype, (batch, num_heads,
+seqlen_q, seqlen_k), negative where dropout dropped the entry and not scaled by 1 / (1 - dropout_p).
+It takes quadratic memory: a means of inspection, which has no gradient.
 
 out and lse have gradients with respect to the tensors of queries, keys and values, as they were
 given (packed ones get one packed gradient), and to sink. Attention is recomputed for them: of a
@@ -42,17 +46,29 @@ Errors: TypeError and ValueError name the argument.
 
 from __future__ import annotations
 
+import math
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
-from flash_attn2 import _autograd, _checks, _launch, reference
-from flash_attn2._checks import make_options
+from flash_attn2 import _autograd, _launch, reference
+from flash_attn2._arguments import (
+    as_bound,
+    named_only,
+    refuse_keywords,
+    require_bool,
+    require_tensor,
+    require_tensors,
+)
+from flash_attn2._checks import make_options, make_packing, require_packed, rows_of
 from flash_attn2._launch import Options, Packing
 from flash_attn2.kvcache import varlen_over_pages
 
-Attention = Tensor | tuple[Tensor, Tensor, Tensor]
+Attention = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
+@named_only
 def flash_attn_func(
     q: Tensor,
     k: Tensor,
@@ -67,25 +83,36 @@ def flash_attn_func(
     return_attn_probs: bool = False,
     *,
     sink: Tensor | None = None,
+    return_lse: bool = False,
+    **unknown: NoReturn,
 ) -> Attention:
     """Attention of dense tensors.
 
     q is (batch, seqlen_q, num_heads, head_dim), k and v are (batch, seqlen_k, num_heads_kv,
     head_dim) with num_heads a multiple of num_heads_kv. Returns out, shaped as q, or
-    (out, lse (batch, num_heads, seqlen_q), probs).
+    (out, lse (batch, num_heads, seqlen_q)), or (out, lse, probs).
     """
-    if alibi_slopes is None and sink is None and not return_attn_probs:
+    if unknown:
+        refuse_keywords(flash_attn_func, unknown)
+    if (
+        alibi_slopes is None
+        and sink is None
+        and return_attn_probs is False
+        and return_lse is False
+        and type(deterministic) is bool
+    ):
         plain_options = dropout_p, softmax_scale, causal, window_size, softcap
         out = _autograd.plain_forward(q, k, v, plain_options, deterministic)
         if out is not None:
             return out
-    _checks.require_tensors(q, k, v)
+    require_tensors(q, k, v)
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _dense(q, k, v, options, return_attn_probs)
+    return _dense(q, k, v, options, return_lse, return_attn_probs)
 
 
+@named_only
 def flash_attn_kvpacked_func(
     q: Tensor,
     kv: Tensor,
@@ -99,16 +126,21 @@ def flash_attn_kvpacked_func(
     return_attn_probs: bool = False,
     *,
     sink: Tensor | None = None,
+    return_lse: bool = False,
+    **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_func` with k and v in one tensor (batch, seqlen_k, 2, num_heads_kv, head_dim)."""
-    _checks.require_tensor("q", q)
-    _checks.require_packed("kv", kv, ("batch", "seqlen_k", 2, "num_heads_kv", "head_dim"))
+    if unknown:
+        refuse_keywords(flash_attn_kvpacked_func, unknown)
+    require_tensor("q", q)
+    require_packed("kv", kv, ("batch", "seqlen_k", 2, "num_heads_kv", "head_dim"))
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _dense(q, kv, None, options, return_attn_probs)
+    return _dense(q, kv, None, options, return_lse, return_attn_probs)
 
 
+@named_only
 def flash_attn_qkvpacked_func(
     qkv: Tensor,
     dropout_p: float = 0.0,
@@ -121,15 +153,20 @@ def flash_attn_qkvpacked_func(
     return_attn_probs: bool = False,
     *,
     sink: Tensor | None = None,
+    return_lse: bool = False,
+    **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_func` with q, k and v in one tensor (batch, seqlen, 3, num_heads, head_dim)."""
-    _checks.require_packed("qkv", qkv, ("batch", "seqlen", 3, "num_heads", "head_dim"))
+    if unknown:
+        refuse_keywords(flash_attn_qkvpacked_func, unknown)
+    require_packed("qkv", qkv, ("batch", "seqlen", 3, "num_heads", "head_dim"))
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _dense(qkv, None, None, options, return_attn_probs)
+    return _dense(qkv, None, None, options, return_lse, return_attn_probs)
 
 
+@named_only
 def flash_attn_varlen_func(
     q: Tensor,
     k: Tensor,
@@ -150,6 +187,8 @@ def flash_attn_varlen_func(
     *,
     sink: Tensor | None = None,
     seqused_k: Tensor | None = None,
+    return_lse: bool = False,
+    **unknown: NoReturn,
 ) -> Attention:
     """Attention of sequences of different lengths, packed one after another.
 
@@ -157,8 +196,12 @@ def flash_attn_varlen_func(
     holds rows cu_seqlens[b] to cu_seqlens[b + 1]; both are int32 (batch + 1,) and start at 0, and
     max_seqlen_q and max_seqlen_k are upper bounds of the lengths. Of the keys of sequence b only
     the first seqused_k[b] count (int32 (batch,)). Sequences may be empty. Returns out, shaped as
-    q, or (out, lse (num_heads, total_q), probs); probs is (batch, num_heads, max_seqlen_q,
-    max_seqlen_k), 0 outside the sequences.
+    q, or (out, lse (num_heads, total_q)), or (out, lse, probs); with dropout probs is (batch,
+    num_heads, max_seqlen_q, max_seqlen_k), 0 outside the sequences.
+
+    max_seqlen_q and max_seqlen_k may be tensors without dimensions: on a GPU reading them waits for
+    the device, except while torch.compile traces or a CUDA graph is captured, when the numbers of
+    rows serve as bounds.
 
     On the CPU the contents of cu_seqlens and seqused_k are checked, and rows past cu_seqlens_q[-1]
     are 0. On a GPU they are clamped to the tensors, and those rows are unspecified. Gradients of
@@ -168,16 +211,27 @@ def flash_attn_varlen_func(
     head_dim), and cu_seqlens_k or seqused_k give only the numbers of keys. Pages are those of
     `flash_attn_with_kvcache`, which see; there is neither dropout nor a gradient.
     """
-    _checks.require_tensors(q, k, v)
+    if unknown:
+        refuse_keywords(flash_attn_varlen_func, unknown)
+    require_tensors(q, k, v)
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    packing = Packing(cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k)
+    rows_k = rows_of(k)
     if block_table is not None:
-        return _varlen_over_pages(q, k, v, packing, block_table, options, return_attn_probs)
-    return _varlen(q, k, v, packing, options, return_attn_probs)
+        require_tensor("block_table", block_table)
+        rows_k = math.prod((*block_table.shape[1:2], *k.shape[1:2]))
+    packing = make_packing(
+        cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, rows_of(q), rows_k
+    )
+    if block_table is not None:
+        return _varlen_over_pages(
+            q, k, v, packing, block_table, options, return_lse, return_attn_probs
+        )
+    return _varlen(q, k, v, packing, options, return_lse, return_attn_probs)
 
 
+@named_only
 def flash_attn_varlen_kvpacked_func(
     q: Tensor,
     kv: Tensor,
@@ -196,17 +250,30 @@ def flash_attn_varlen_kvpacked_func(
     *,
     sink: Tensor | None = None,
     seqused_k: Tensor | None = None,
+    return_lse: bool = False,
+    **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_varlen_func` with k and v in one tensor (total_k, 2, num_heads_kv, head_dim)."""
-    _checks.require_tensor("q", q)
-    _checks.require_packed("kv", kv, ("total_k", 2, "num_heads_kv", "head_dim"))
+    if unknown:
+        refuse_keywords(flash_attn_varlen_kvpacked_func, unknown)
+    require_tensor("q", q)
+    require_packed("kv", kv, ("total_k", 2, "num_heads_kv", "head_dim"))
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    packing = Packing(cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k)
-    return _varlen(q, kv, None, packing, options, return_attn_probs)
+    packing = make_packing(
+        cu_seqlens_q,
+        cu_seqlens_k,
+        seqused_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        rows_of(q),
+        rows_of(kv),
+    )
+    return _varlen(q, kv, None, packing, options, return_lse, return_attn_probs)
 
 
+@named_only
 def flash_attn_varlen_qkvpacked_func(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -222,23 +289,38 @@ def flash_attn_varlen_qkvpacked_func(
     *,
     sink: Tensor | None = None,
     seqused_k: Tensor | None = None,
+    return_lse: bool = False,
+    **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_varlen_func` with q, k and v in one tensor (total, 3, num_heads, head_dim)."""
-    _checks.require_packed("qkv", qkv, ("total", 3, "num_heads", "head_dim"))
+    if unknown:
+        refuse_keywords(flash_attn_varlen_qkvpacked_func, unknown)
+    require_packed("qkv", qkv, ("total", 3, "num_heads", "head_dim"))
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    packing = Packing(cu_seqlens, cu_seqlens, seqused_k, max_seqlen, max_seqlen)
-    return _varlen(qkv, None, None, packing, options, return_attn_probs)
+    require_tensor("cu_seqlens", cu_seqlens)
+    max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(qkv))
+    packing = make_packing(
+        cu_seqlens, cu_seqlens, seqused_k, max_seqlen, max_seqlen, rows_of(qkv), rows_of(qkv)
+    )
+    return _varlen(qkv, None, None, packing, options, return_lse, return_attn_probs)
 
 
 def _dense(
-    q: Tensor, k: Tensor | None, v: Tensor | None, options: Options, return_attn_probs: bool
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    options: Options,
+    return_lse: bool,
+    return_attn_probs: bool,
 ) -> Attention:
-    _checks.check_types(options)
+    _require_flags(return_lse, return_attn_probs)
     out, lse, rng_state = _autograd.forward(q, k, v, None, options)
     if not return_attn_probs:
-        return out
+        return (out, lse) if return_lse else out
+    if options.dropout_p == 0:
+        return out, lse, out.detach().new_empty(0)
     q, k, _ = _launch.unpacked(q, k, v)
     with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
         q, k = q.to(out.dtype), k.to(out.dtype)
@@ -251,13 +333,15 @@ def _varlen(
     v: Tensor | None,
     packing: Packing,
     options: Options,
+    return_lse: bool,
     return_attn_probs: bool,
 ) -> Attention:
-    _checks.check_types(options)
-    _checks.check_packing_types(packing)
+    _require_flags(return_lse, return_attn_probs)
     out, lse, rng_state = _autograd.forward(q, k, v, packing, options)
     if not return_attn_probs:
-        return out
+        return (out, lse) if return_lse else out
+    if options.dropout_p == 0:
+        return out, lse, out.detach().new_empty(0)
     q, k, _ = _launch.unpacked(q, k, v)
     with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
         q, k = q.to(out.dtype), k.to(out.dtype)
@@ -271,15 +355,16 @@ def _varlen_over_pages(
     packing: Packing,
     block_table: Tensor,
     options: Options,
+    return_lse: bool,
     return_attn_probs: bool,
 ) -> Attention:
-    _checks.check_types(options)
-    _checks.check_packing_types(packing)
-    _checks.require_tensor("block_table", block_table)
-    out, lse, lengths_k = varlen_over_pages(q, k, v, packing, block_table, options)
-    if not return_attn_probs:
-        return out
-    with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
-        q = q.to(out.dtype)
-        probs = reference.paged_probabilities(q, k, lengths_k, packing, block_table, options)
-        return out, lse, probs
+    _require_flags(return_lse, return_attn_probs)
+    out, lse = varlen_over_pages(q, k, v, packing, block_table, options)
+    if return_attn_probs:
+        return out, lse, out.detach().new_empty(0)
+    return (out, lse) if return_lse else out
+
+
+def _require_flags(return_lse: bool, return_attn_probs: bool) -> None:
+    require_bool("return_lse", return_lse)
+    require_bool("return_attn_probs", return_attn_probs)

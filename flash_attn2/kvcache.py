@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flash_attn2 import _autograd, _checks, _kvcache_checks, _kvcache_ops
+from flash_attn2._arguments import require_tensor
 from flash_attn2._kvcache_launch import Cache, New
 from flash_attn2._launch import Options, Packing
 
@@ -82,13 +83,12 @@ def flash_attn_with_kvcache(
     There is no gradient: NotImplementedError if grad mode is on and a tensor requires grad. Inside
     torch.autocast, q, k, v and the rotary tables get its dtype, which must be that of the cache.
     """
-    _checks.require_tensor("q", q)
-    _checks.require_tensor("k_cache", k_cache)
-    _checks.require_tensor("v_cache", v_cache)
+    require_tensor("q", q)
+    require_tensor("k_cache", k_cache)
+    require_tensor("v_cache", v_cache)
     options = _checks.make_options(
         0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
     )
-    _checks.check_types(options)
     _kvcache_checks.check_types(
         max_seqlen_q,
         num_splits,
@@ -139,8 +139,8 @@ def flash_attn_with_kvcache(
 
 def varlen_over_pages(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: Tensor, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`flash_attn_varlen_func` of keys in pages: out, lse, and the number of keys of a sequence."""
+) -> tuple[Tensor, Tensor]:
+    """`flash_attn_varlen_func` of keys in pages: out and lse."""
     cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k = packing
     if options.dropout_p != 0:
         raise NotImplementedError(
@@ -164,7 +164,7 @@ def varlen_over_pages(
         cu_seqlens_k_new=None,
         seqlen_new=0,
     )
-    return *_kvcache_ops.append_and_attend(q, k, v, None, cache, 0, options), lengths_k
+    return _kvcache_ops.append_and_attend(q, k, v, None, cache, 0, options)
 
 
 def _cache_lengths(cache_seqlens: object) -> tuple[Tensor | None, int | None]:

@@ -11,10 +11,15 @@ import torch.nn.functional as F  # noqa: N812
 from einops import rearrange
 from torch import Tensor
 
+from flash_attn2._arguments import as_int, require_tensor
+
 
 def index_first_axis(x: Tensor, indices: Tensor) -> Tensor:
-    """Rows `indices` (n,) of x (rows, ...): (n, ...)."""
-    return x.index_select(0, indices)
+    """Rows `indices`, int32 or int64 (n,), of x (rows, ...): (n, ...)."""
+    require_tensor("x", x)
+    if x.ndim == 0:
+        raise ValueError("x must have rows, got a tensor without dimensions")
+    return x.index_select(0, _indices(indices))
 
 
 def unpad_input(
@@ -22,32 +27,84 @@ def unpad_input(
 ) -> tuple[Tensor, Tensor, Tensor, int, Tensor]:
     """Drop the padding of (batch, seqlen, ...).
 
-    attention_mask (batch, seqlen), bool or int, is nonzero at tokens; unused_mask likewise, at
-    rows that are kept in the packed tensor without being tokens. Returns
+    attention_mask (batch, seqlen), bool or int, is nonzero at tokens (of floats, only 0 and 1 are
+    taken: an additive mask, 0 at tokens, would keep the padding); unused_mask likewise, at rows
+    that are kept in the packed tensor without being tokens. Returns
 
         packed (total, ...), the rows that either mask selects;
         indices (total,), int64, their positions in the flattened input, for `pad_input`;
         cu_seqlens (batch + 1,), int32; max_seqlen, int;
         seqused (batch,), int32, the number of tokens of each sequence.
     """
-    for name, mask in (("attention_mask", attention_mask), ("unused_mask", unused_mask)):
-        if mask is not None and mask.shape != hidden_states.shape[:2]:
-            raise ValueError(
-                f"{name} must have shape (batch, seqlen) = {tuple(hidden_states.shape[:2])}, "
-                f"got {tuple(mask.shape)}"
-            )
-    tokens = attention_mask != 0
-    kept = tokens if unused_mask is None else tokens | (unused_mask != 0)
+    require_tensor("hidden_states", hidden_states)
+    if hidden_states.ndim < 2:
+        raise ValueError(
+            f"hidden_states must be (batch, seqlen, ...), got shape {tuple(hidden_states.shape)}"
+        )
+    tokens = _selected("attention_mask", attention_mask, hidden_states)
+    kept = tokens
+    if unused_mask is not None:
+        kept = tokens | _selected("unused_mask", unused_mask, hidden_states)
     lengths = kept.sum(-1, dtype=torch.int32)
     indices = kept.flatten().nonzero().flatten()
     cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     max_seqlen = int(lengths.max()) if lengths.numel() else 0
-    packed = index_first_axis(rearrange(hidden_states, "b s ... -> (b s) ..."), indices)
+    packed = rearrange(hidden_states, "b s ... -> (b s) ...").index_select(0, indices)
     return packed, indices, cu_seqlens, max_seqlen, tokens.sum(-1, dtype=torch.int32)
 
 
 def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
-    """The inverse of `unpad_input`: (total, ...) -> (batch, seqlen, ...), zeros as padding."""
+    """The inverse of `unpad_input`: (total, ...) -> (batch, seqlen, ...), zeros as padding.
+
+    indices, int32 or int64 (total,), are positions in the flattened (batch, seqlen).
+    """
+    require_tensor("hidden_states", hidden_states)
+    indices = _indices(indices)
+    batch, seqlen = as_int("batch", batch), as_int("seqlen", seqlen)
+    for name, size in (("batch", batch), ("seqlen", seqlen)):
+        if size < 0:
+            raise ValueError(f"{name} must not be negative, got {size}")
+    if hidden_states.ndim == 0 or hidden_states.shape[0] != indices.shape[0]:
+        raise ValueError(
+            f"hidden_states must have a row for each of {indices.shape[0]} indices, "
+            f"got shape {tuple(hidden_states.shape)}"
+        )
+    if indices.is_cpu and indices.numel() and type(indices) is Tensor:
+        low, high = (int(x) for x in torch.aminmax(indices))
+        if low < 0 or high >= batch * seqlen:
+            raise ValueError(
+                f"indices must be from 0 to batch * seqlen - 1 = {batch * seqlen - 1}, "
+                f"got {low if low < 0 else high}"
+            )
     padded = hidden_states.new_zeros(batch * seqlen, *hidden_states.shape[1:])
     padded = padded.index_copy(0, indices, hidden_states)
     return rearrange(padded, "(b s) ... -> b s ...", b=batch, s=seqlen)
+
+
+def _indices(indices: Tensor) -> Tensor:
+    require_tensor("indices", indices)
+    if indices.ndim != 1 or indices.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"indices must be int32 or int64 (n,), got {indices.dtype} of shape "
+            f"{tuple(indices.shape)}"
+        )
+    return indices.long()
+
+
+def _selected(name: str, mask: Tensor, hidden_states: Tensor) -> Tensor:
+    require_tensor(name, mask)
+    if mask.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"{name} must have shape (batch, seqlen) = {tuple(hidden_states.shape[:2])}, "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask.is_complex() or mask.is_quantized:
+        raise TypeError(f"{name} must be bool or int, got {mask.dtype}")
+    if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"{name} must be bool or int, nonzero at tokens, got {mask.dtype} with other values "
+            "than 0 and 1: of an additive mask give mask == 0"
+        )
+    if mask.dtype.is_signed and not mask.is_floating_point() and (mask < 0).any():
+        raise ValueError(f"{name} must not be negative, got {int(mask.min())}")
+    return mask != 0

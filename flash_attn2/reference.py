@@ -88,13 +88,13 @@ def scores(
 
 
 def softmax(s: Tensor, visible: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Probabilities and lse of modified scores; rows without keys have 0 and -inf."""
+    """Probabilities and lse of modified scores; rows without keys, or with scores of -inf alone,
+    have 0 and -inf."""
     seqlen_k = s.shape[-1]
-    nothing = ~visible.any(-1, keepdim=True)
     if sink is not None:
         logits = sink.to(s.dtype)[:, None, None].expand(*s.shape[:3], 1)
         s = torch.cat([s, logits], -1)
-        nothing = nothing & (logits == -torch.inf)
+    nothing = (s == -torch.inf).all(-1, keepdim=True)
     # Finite scores, since the derivative of the softmax of -inf alone is NaN.
     s = s.masked_fill(nothing, 0)
     probs = torch.softmax(s, -1)[..., :seqlen_k].masked_fill(~visible, 0)
@@ -278,16 +278,6 @@ def varlen_probabilities(
     dense_q, lengths_q = _to_dense(q, packing.cu_seqlens_q, packing.max_seqlen_q)
     dense_k, lengths_k = _to_dense(k, *_keys(packing))
     return probabilities(dense_q, dense_k, options, rng_state, lengths_q, lengths_k)
-
-
-def paged_probabilities(
-    q: Tensor, k: Tensor, lengths_k: Tensor, packing: Packing, block_table: Tensor, options: Options
-) -> Tensor:
-    """As `varlen_probabilities`, of keys in pages."""
-    dense_q, lengths_q = _to_dense(q, packing.cu_seqlens_q, packing.max_seqlen_q)
-    first = torch.zeros_like(lengths_k)
-    dense_k = gathered(k, block_table, first, lengths_k, packing.max_seqlen_k)
-    return probabilities(dense_q, dense_k, options, None, lengths_q, lengths_k)
 
 
 def _per_query_head(k: Tensor, q: Tensor) -> Tensor:

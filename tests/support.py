@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flash_attn2 import _backend, _launch, flash_attn_func, flash_attn_varlen_func
+from flash_attn2 import (
+    _backend,
+    _launch,
+    attention_probs,
+    flash_attn_func,
+    flash_attn_varlen_func,
+    varlen_attention_probs,
+)
 from flash_attn2._launch import Packing
 from flash_attn2.reference import attention_reference, varlen_attention_reference
 
@@ -135,18 +142,35 @@ def drawn_rng_state(device: str) -> Tensor:
 def check_dense(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> None:
     """flash_attn_func against the reference: out, lse and probs."""
     rng_state = drawn_rng_state(q.device.type)
-    actual = flash_attn_func(q, k, v, return_attn_probs=True, **options)
+    out, lse, probs = flash_attn_func(q, k, v, return_attn_probs=True, **options)
+    if not options.get("dropout_p"):
+        assert probs.shape == (0,)
+        probs = attention_probs(q, k, **without_dropout(options))
     exact, low = (
         attention_reference(*(x.to(dtype) for x in (q, k, v)), rng_state=rng_state, **options)
         for dtype in (torch.float64, q.dtype)
     )
-    compare(actual, exact, low)
+    compare((out, lse, probs), exact, low)
+
+
+def without_dropout(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "dropout_p"}
 
 
 def check_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: Any) -> None:
     """flash_attn_varlen_func against the reference: out, lse and probs."""
     rng_state = drawn_rng_state(q.device.type)
     out, lse, probs = run_varlen(q, k, v, packing, return_attn_probs=True, **options)
+    if not options.get("dropout_p"):
+        assert probs.shape == (0,)
+        probs = varlen_attention_probs(
+            q,
+            k,
+            *packing[:2],
+            *packing[3:],
+            seqused_k=packing.seqused_k,
+            **without_dropout(options),
+        )
     if q.is_cuda:  # where rows that belong to no sequence are unspecified
         end = packing.cu_seqlens_q[-1]
         out[end:] = 0
@@ -221,12 +245,12 @@ def check_gradients(
     def gradients(function: Callable[..., Any], dtype: torch.dtype, **more: Any) -> Any:
         tensors = inputs | {name: inputs[name].to(dtype) for name in "qkv"}
         leaves = {x: tensors[x].detach().requires_grad_() for x in names if x in inputs}
-        out, lse, _ = function(**tensors | leaves, **more)
+        out, lse, *_ = function(**tensors | leaves, **more)
         grads = (grad_out.to(out.dtype), grad_lse.to(lse.dtype))
         grads = torch.autograd.grad((out, lse), leaves.values(), grads)
         return dict(zip(leaves, grads, strict=True))
 
-    actual = gradients(attend, dtype, return_attn_probs=True, deterministic=deterministic)
+    actual = gradients(attend, dtype, return_lse=True, deterministic=deterministic)
     exact = gradients(refer, torch.float64, rng_state=rng_state)
     low = gradients(refer, dtype, rng_state=rng_state)
     for name, gradient in actual.items():

@@ -59,7 +59,8 @@ def test_signature(
     expected = dict.fromkeys(tensors, REQUIRED) | OPTIONS | after
     assert list(positional.items()) == list(expected.items())
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert own == ({"sink", "seqused_k"} if "varlen" in function.__name__ else {"sink"})
+    assert own - {"seqused_k"} == {"sink", "return_lse"}
+    assert ("seqused_k" in own) == ("varlen" in function.__name__)
 
 
 def test_everything_public_is_documented() -> None:
@@ -71,7 +72,7 @@ def test_everything_public_is_documented() -> None:
 @targets(ONE_DTYPE)
 def test_packed_forms_agree(target: Target) -> None:
     q, k, v = Case(num_heads=3, num_heads_kv=3, seqlen_q=60, seqlen_k=60).qkv(target)
-    options = {"causal": True, "softcap": 2.0, "return_attn_probs": True}
+    options = {"causal": True, "softcap": 2.0, "return_lse": True}
     expected = flash_attn_func(q, k, v, **options)
     kv, qkv = torch.stack([k, v], 2), torch.stack([q, k, v], 2)
     cu = cumulative(60, 60, device=target.device)
@@ -86,10 +87,9 @@ def test_packed_forms_agree(target: Target) -> None:
         flash_attn_varlen_kvpacked_func(flat_q, flat_kv, cu, cu, 60, 60, **options),
         flash_attn_varlen_qkvpacked_func(flat_qkv, cu, 60, **options),
     ):
-        out, lse, probs = actual
+        out, lse = actual
         assert torch.equal(out, expected[0].flatten(0, 1))
         assert torch.equal(lse, expected[1].transpose(0, 1).flatten(1))
-        assert torch.equal(probs, expected[2])
 
 
 def test_positional_arguments() -> None:
@@ -120,6 +120,10 @@ def test_results(target: Target) -> None:
     assert out.is_contiguous()
     assert lse.dtype == torch.float32
     assert lse.shape == (2, 4, 113)
+    assert probs.dtype == q.dtype
+    assert probs.shape == (0,)
+    assert all(map(torch.equal, flash_attn_func(q, k, v, return_lse=True), (out, lse)))
+    _, _, probs = flash_attn_func(q, k, v, dropout_p=0.1, return_attn_probs=True)
     assert probs.dtype == q.dtype
     assert probs.shape == (2, 4, 113, 203)
 

@@ -11,7 +11,7 @@ from cases import BUCKETS, EVERYTHING, FEATURES, HEAD_DIMS, LAYOUTS, Case
 from support import ONE_DTYPE, Target, check_dense, targets
 from torch import Tensor
 
-from flash_attn2 import flash_attn_func
+from flash_attn2 import attention_probs, flash_attn_func
 from flash_attn2.reference import attention_reference
 
 
@@ -63,9 +63,10 @@ def test_nothing_to_do(shape: tuple[int, int, int], target: Target) -> None:
     assert torch.equal(out, torch.zeros_like(q))
     assert torch.equal(lse, torch.full_like(lse, -torch.inf))
     assert lse.shape == (batch, 4, seqlen_q)
-    assert probs.shape == (batch, 4, seqlen_q, seqlen_k)
+    assert probs.shape == (0,)
+    assert attention_probs(q, k, causal=True).shape == (batch, 4, seqlen_q, seqlen_k)
     sink = torch.randn(4, device=target.device)
-    _, lse, _ = flash_attn_func(q, k, v, sink=sink, return_attn_probs=True)
+    _, lse = flash_attn_func(q, k, v, sink=sink, return_lse=True)
     assert torch.equal(lse, sink[:, None].expand(batch, 4, seqlen_q))
 
 

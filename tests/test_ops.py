@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flash_attn2 import _autograd, flash_attn_func, flash_attn_varlen_func
+from flash_attn2 import _autograd, attention_probs, flash_attn_func, flash_attn_varlen_func
 
 CPU = Target("cpu", torch.float32)
 DENSE = torch.ops.flash_attn2.forward.default
@@ -78,10 +78,9 @@ def test_compile(backend: str, dynamic: bool) -> None:
     torch._dynamo.reset()
 
     def layer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, lse, probs = flash_attn_func(
-            q * 2, k, v, causal=True, softcap=3.0, return_attn_probs=True
-        )
-        return out.sum(-1) + lse.transpose(1, 2) + probs.sum(-1).transpose(1, 2)
+        out, lse = flash_attn_func(q * 2, k, v, causal=True, softcap=3.0, return_lse=True)
+        probs = attention_probs(q, k, causal=True)
+        return out.sum(-1) + lse.transpose(1, 2) + probs.square().sum(-1).transpose(1, 2)
 
     compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend=backend)
     for shape in ((9, 13), (11, 7), (40, 40)):

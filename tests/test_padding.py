@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from support import ONE_DTYPE, Target, targets
+from support import ONE_DTYPE, Target, lengths, targets
 
 from flash_attn2 import flash_attn_func, flash_attn_varlen_func, pad_input, unpad_input
+from flash_attn2.padding import index_first_axis
 
 MASK = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 1, 1]])
 
@@ -72,3 +75,53 @@ def test_padded_batch_through_packed_attention(target: Target) -> None:
         alone = flash_attn_func(*(x[i : i + 1, :n] for x in (q, k, v)), causal=True)
         assert torch.equal(padded[i, :n], alone[0])
         assert not padded[i, n:].any()
+
+
+def test_indices_may_be_int32() -> None:
+    x = torch.randn(3, 2, 4)
+    indices = lengths(5, 0, 3)
+    assert torch.equal(pad_input(x, indices, 2, 3), pad_input(x, indices.long(), 2, 3))
+    assert torch.equal(index_first_axis(x, lengths(2, 2)), x[[2, 2]])
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (
+            torch.tensor([[0.0, -1e9]]),
+            ValueError,
+            r"attention_mask must be .* mask == 0",
+        ),
+        (torch.tensor([[0, -1]]), ValueError, r"attention_mask must not be negative, got -1"),
+        (torch.ones(2, 1), ValueError, r"attention_mask must have shape .* \(1, 2\), got \(2, 1\)"),
+        ([[1, 0]], TypeError, r"attention_mask must be a torch.Tensor, got list"),
+    ],
+)
+def test_masks_that_mean_something_else(mask: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        unpad_input(torch.randn(1, 2, 4), mask)
+    packed, *_ = unpad_input(torch.randn(1, 2, 4), torch.tensor([[1.0, 0.0]]))
+    assert packed.shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ({"indices": lengths(0, 6)}, ValueError, r"indices must be from 0 to .* = 5, got 6"),
+        ({"indices": lengths(0, -1)}, ValueError, r"indices must be from 0 to .* got -1"),
+        ({"indices": lengths(0)}, ValueError, r"hidden_states must have a row for each of 1 "),
+        ({"indices": torch.tensor([0.0, 1.0])}, TypeError, r"indices must be int32 or int64"),
+        ({"batch": 2.0}, TypeError, r"batch must be an int, got float 2.0"),
+        ({"seqlen": -3}, ValueError, r"seqlen must not be negative, got -3"),
+    ],
+)
+def test_pad_errors(bad: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {
+        "hidden_states": torch.randn(2, 4),
+        "indices": lengths(0, 4),
+        "batch": 2,
+        "seqlen": 3,
+    }
+    assert pad_input(**arguments).shape == (2, 3, 4)
+    with pytest.raises(error, match=message):
+        pad_input(**arguments | bad)

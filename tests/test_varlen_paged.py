@@ -64,13 +64,13 @@ def test_pages(options: dict[str, Any], page_size: int, target: Target) -> None:
         113,
     )
     table = block_table(page_size, target.device)
-    out, lse, probs = flash_attn_varlen_func(
+    out, lse = flash_attn_varlen_func(
         q,
         in_pages(k, page_size, table),
         in_pages(v, page_size, table),
         *packing[:2],
         *packing[3:],
-        return_attn_probs=True,
+        return_lse=True,
         block_table=table,
         **options,
     )
@@ -80,7 +80,6 @@ def test_pages(options: dict[str, Any], page_size: int, target: Target) -> None:
     )
     assert_within_rule("out", out, exact[0], low[0])
     assert_lse(lse, exact[1])
-    assert_within_rule("probs", probs, exact[2], low[2])
 
 
 @targets(ONE_DTYPE)

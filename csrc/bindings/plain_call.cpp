@@ -72,10 +72,16 @@ std::optional<double> number(py::handle value) {
   return whole ? std::optional(static_cast<double>(*whole)) : std::nullopt;
 }
 
-std::optional<double> finite_and_not_negative(py::handle value) {
+// A scale or a cap: 0 or from 2^-100 to 2^100, as in _checks.py.
+std::optional<double> factor(py::handle value) {
   std::optional<double> const result = number(value);
-  bool const allowed = result && *result >= 0 && *result < std::numeric_limits<double>::infinity();
+  bool const allowed = result && (*result == 0 || (*result >= 0x1p-100 && *result <= 0x1p100));
   return allowed ? result : std::nullopt;
+}
+
+bool close_enough(double softmax_scale, double softcap) {
+  double const ratio = softmax_scale / softcap;
+  return softmax_scale == 0 || softcap == 0 || (ratio >= 0x1p-120 && ratio <= 0x1p120);
 }
 
 std::optional<Window> window_of(py::handle window_size, py::handle causal) {
@@ -93,10 +99,13 @@ bool read_options(py::tuple const& options, FwdParams& p) {
   auto option = [&](int i) { return py::handle(PyTuple_GET_ITEM(options.ptr(), i)); };
   std::optional<double> const dropout_p = number(option(0));
   std::optional<double> const softmax_scale =
-      option(1).is_none() ? std::pow(double(p.head_dim), -0.5) : finite_and_not_negative(option(1));
+      option(1).is_none() ? std::pow(double(p.head_dim), -0.5) : factor(option(1));
   std::optional<Window> const window = window_of(option(3), option(2));
-  std::optional<double> const softcap = finite_and_not_negative(option(4));
-  if (dropout_p != 0. || !softmax_scale || !window || !softcap) return false;
+  std::optional<double> const softcap = factor(option(4));
+  if (dropout_p != 0. || !softmax_scale || !window || !softcap ||
+      !close_enough(*softmax_scale, *softcap)) {
+    return false;
+  }
   p.softmax_scale = *softmax_scale;
   p.window = *window;
   p.score_mod.softcap = *softcap;

@@ -1,0 +1,71 @@
+"""The matrix of softmax entries, for a look at what attends to what.
+
+No kernel ever forms it. These functions do, in plain PyTorch, in memory quadratic in the sequence
+length. Arguments mean what they mean in `flash_attn2.functional`; there is no dropout.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flash_attn2 import _checks, reference
+from flash_attn2._arguments import require_tensor
+from flash_attn2._checks import make_options, make_packing, rows_of
+
+
+def attention_probs(
+    q: Tensor,
+    k: Tensor,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    *,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """The softmax that `flash_attn_func` multiplies v by.
+
+    q is (batch, seqlen_q, num_heads, head_dim), k is (batch, seqlen_k, num_heads_kv, head_dim).
+    Returns (batch, num_heads, seqlen_q, seqlen_k) in q's dtype, computed in float32 or better;
+    it has gradients. Rows sum up to 1, to less with a sink, and to 0 where a query sees no key.
+    Raises TypeError and ValueError as `flash_attn_func` does.
+    """
+    require_tensor("q", q)
+    require_tensor("k", k)
+    options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
+    _checks.check_dense(q, k, k, alibi_slopes, sink)
+    return reference.probabilities(q, k, options)
+
+
+def varlen_attention_probs(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    *,
+    sink: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+) -> Tensor:
+    """The softmax that `flash_attn_varlen_func` multiplies v by.
+
+    q is (total_q, num_heads, head_dim), k is (total_k, num_heads_kv, head_dim). Returns (batch,
+    num_heads, max_seqlen_q, max_seqlen_k), 0 outside the sequences; otherwise as
+    `attention_probs`.
+    """
+    require_tensor("q", q)
+    require_tensor("k", k)
+    options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
+    packing = make_packing(
+        cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, rows_of(q), rows_of(k)
+    )
+    _checks.check_varlen(q, k, k, packing, alibi_slopes, sink)
+    _checks.check_lengths(q, k, packing)
+    return reference.varlen_probabilities(q, k, packing, options)
