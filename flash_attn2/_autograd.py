@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._C._autograd import _profiler_enabled
-from torch._C._functorch import TransformType, peek_interpreter_stack
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from flash_attn2 import _checks, _launch
 from flash_attn2._launch import Gradients, Options, Packing, PlainOptions, Result, Saved
+from flash_attn2._observe import (
+    DIFFERENTIATED,
+    OBSERVED,
+    PLAIN,
+    TRANSFORMED,
+    circumstances,
+    circumstances_of_plain,
+    no_forward_mode,
+)
 
 Tensors = tuple[Tensor, ...]
 
@@ -42,12 +42,11 @@ def forward(
         device_type = "cuda" if q.is_cuda else "cpu"
         if torch.is_autocast_enabled(device_type):
             q, k, v = to_autocast_dtype(device_type, q, k, v)
-        circumstances = _circumstances((q, k, v, options.alibi_slopes, options.sink))
-        if circumstances == _PLAIN:
+        around = circumstances((q, k, v, *_tensors_of(packing, options)))
+        if around == PLAIN:
             return attend(q, k, v, packing, options)
-        if circumstances != _OBSERVED:
-            transformed = circumstances == _TRANSFORMED
-            function = TransformedAttention if transformed else Attention
+        if around != OBSERVED:
+            function = TransformedAttention if around == TRANSFORMED else Attention
             result: Result = apply(function, q, k, v, packing, options)
             return result
     op = _ops.forward if packing is None else _ops.varlen_forward
@@ -67,10 +66,10 @@ def plain_forward(
         or torch.is_autocast_enabled("cpu")
     ):
         return None
-    circumstances = _circumstances((q, k, v))
-    if circumstances == _PLAIN:
+    around = circumstances_of_plain((q, k, v))
+    if around == PLAIN:
         return _launch.plain(q, k, v, None, options)
-    if circumstances != _DIFFERENTIATED or q.ndim != 4:
+    if around != DIFFERENTIATED or q.ndim != 4:
         return None
     lse = _launch.dense_lse(q)
     out = _launch.plain(q, k, v, lse, options)
@@ -89,49 +88,19 @@ def backward(
 ) -> Gradients:
     """Gradients of q, k, v and sink; None or empty for those that are None."""
     if not torch.compiler.is_compiling():
-        circumstances = _circumstances(
-            (*saved, grad_out, grad_lse, options.alibi_slopes, options.sink)
-        )
-        if circumstances == _PLAIN:
+        around = circumstances((*saved, grad_out, grad_lse, *_tensors_of(packing, options)))
+        if around == PLAIN:
             return differentiate(grad_out, grad_lse, saved, packing, options)
-        if circumstances != _OBSERVED:
+        if around != OBSERVED:
             grads: Gradients = apply(FirstDerivatives, grad_out, grad_lse, *saved, packing, options)
             return grads
     op = _ops.backward if packing is None else _ops.varlen_backward
     return op(grad_out, grad_lse, *saved, *(packing or ()), *options)  # type: ignore[no-any-return]
 
 
-# What goes on around a call.
-_PLAIN, _DIFFERENTIATED, _TRANSFORMED, _OBSERVED = range(4)
-
-
-def _circumstances(tensors: tuple[Tensor | None, ...]) -> int:
-    """Of a call with these tensors, q first. When in doubt, something observes the op."""
-    q = tensors[0]
-    assert q is not None
-    transform: Any = peek_interpreter_stack()
-    if transform is not None:
-        functionalized = transform.key() == TransformType.Functionalize
-        return _OBSERVED if functionalized else _TRANSFORMED
-    if (
-        not (q.is_cpu or q.is_cuda)
-        or _len_torch_dispatch_stack() != 0
-        or _len_torch_function_stack() != 0
-        or _get_tracing_state() is not None
-        or _profiler_enabled()
-    ):
-        return _OBSERVED
-    grad_enabled = torch.is_grad_enabled()
-    # At a level of forward-mode differentiation, a tangent must not get lost.
-    differentiated = grad_enabled and forward_ad._current_level >= 0
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if (type(tensor) is not Tensor and type(tensor) is not Parameter) or tensor.is_neg():
-            return _OBSERVED
-        if grad_enabled and tensor.requires_grad:
-            differentiated = True
-    return _DIFFERENTIATED if differentiated else _PLAIN
+def _tensors_of(packing: Packing | None, options: Options) -> tuple[Tensor | None, ...]:
+    of_options = options.alibi_slopes, options.sink
+    return of_options if packing is None else (*packing[:3], *of_options)
 
 
 def to_autocast_dtype(device_type: str, *tensors: Tensor | None) -> list[Any]:
@@ -192,8 +161,9 @@ def without_none(results: Sequence[Tensor | None], dtype: torch.dtype | None = N
 
 # Functions of autograd take flat arguments, since autograd does not look into tuples.
 
-_SLOPES, _SINK = (
-    Options._fields.index(name) - len(Options._fields) for name in ("alibi_slopes", "sink")
+_SLOPES, _SINK, _DROPOUT = (
+    Options._fields.index(name) - len(Options._fields)
+    for name in ("alibi_slopes", "sink", "dropout_p")
 )
 
 
@@ -209,18 +179,30 @@ def _split(values: Sequence[Any]) -> tuple[Packing | None, Options]:
 
 
 def _save(ctx: Any, inputs: Sequence[Any], result: Sequence[Tensor | None]) -> None:
+    """The same tensors in the same order whoever observes the call, as checkpointing asks for."""
     if (slopes := inputs[_SLOPES]) is not None and slopes.requires_grad:
         raise NotImplementedError(
             "alibi_slopes requires grad, but flash_attn2 computes no gradient of it: pass "
             "alibi_slopes.detach()"
         )
-    everything = (*inputs[:3], *result, *inputs[3:])
+    out, lse, rng_state = result
+    if inputs[_DROPOUT] == 0:
+        rng_state = None  # ops return an empty one
+    everything = (*inputs[:3], out, lse, rng_state, *inputs[3:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in everything))
     ctx.numbers = tuple(None if isinstance(x, Tensor) else x for x in everything)
 
 
-class Attention(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """With reverse mode only."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise no_forward_mode()
+
+
+class Attention(_Function):
     """`forward` and `backward`, for autograd."""
 
     @staticmethod
@@ -245,7 +227,7 @@ class Attention(torch.autograd.Function):
         return tuple(grads)
 
 
-class PlainAttention(torch.autograd.Function):
+class PlainAttention(_Function):
     """`Attention` after a plain call, with fewer arguments, each of which takes time."""
 
     @staticmethod
@@ -277,7 +259,7 @@ class PlainAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None, None
 
 
-class TransformedAttention(torch.autograd.Function):
+class TransformedAttention(_Function):
     """`Attention` in the form that torch.func asks for, which takes more time per call."""
 
     @staticmethod
@@ -301,7 +283,7 @@ class TransformedAttention(torch.autograd.Function):
         return _one_by_one(TransformedAttention, info, in_dims, args)
 
 
-class FirstDerivatives(torch.autograd.Function):
+class FirstDerivatives(_Function):
     """First derivatives, which have none of their own."""
 
     @staticmethod
@@ -332,12 +314,21 @@ def _one_by_one(
     in_dims: Sequence[int | None],
     args: Sequence[Any],
 ) -> tuple[Tensors, tuple[int, ...]]:
-    """One call for each element of the dimension that torch.vmap maps."""
+    """One call for each element of the dimension that torch.vmap maps.
+
+    None is an element as well: one call with zeros tells the shapes of the results.
+    """
+
+    def element(x: Any, dim: int | None, i: int) -> Any:
+        if dim is None:
+            return x
+        return x.select(dim, i) if info.batch_size else x.sum(dim, dtype=x.dtype)
+
     results = [
         function.apply(  # type: ignore[no-untyped-call]
-            *(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
+            *(element(x, dim, i) for x, dim in zip(args, in_dims, strict=True))
         )
-        for i in range(info.batch_size)
+        for i in range(max(info.batch_size, 1))
     ]
-    stacked = tuple(torch.stack(values) for values in zip(*results, strict=True))
+    stacked = tuple(torch.stack(values)[: info.batch_size] for values in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)

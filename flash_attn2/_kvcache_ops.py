@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn2 import _autograd, _backend, _checks, _kvcache_checks, _kvcache_launch
+from flash_attn2 import _backend, _checks, _kvcache_checks, _kvcache_launch, _observe
 from flash_attn2._kvcache_launch import Cache, New
 from flash_attn2._launch import Options
 from flash_attn2.ops import _library
@@ -56,7 +56,7 @@ def append_and_attend(
 
 
 def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    return _autograd._circumstances(tensors) == _autograd._PLAIN
+    return _observe.is_plain(tensors)
 
 
 def _rotated(q: Tensor, rotated_q: Tensor | None) -> Tensor:
@@ -148,13 +148,18 @@ def _define(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> 
     _library.define(name + " ".join(_SCHEMAS[name].split()), tags=tags)
     op = getattr(_ops, name)
 
+    def checked_kernel(*args: Any) -> Any:
+        _observe.refuse_tangents(args)  # inference mode skips the key Autograd
+        return kernel(*args)
+
     def autograd(*args: Any) -> Any:
+        _observe.refuse_tangents(args)
         if torch.is_grad_enabled():
             _refuse_gradient(args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    _library.impl(name, checked_kernel, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
     torch.library.register_fake(f"flash_attn2::{name}", fake, lib=_library)
 

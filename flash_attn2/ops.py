@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from flash_attn2 import _checks
 from flash_attn2._autograd import (
@@ -32,6 +31,7 @@ from flash_attn2._autograd import (
     without_none,
 )
 from flash_attn2._launch import Options, Packing, Saved
+from flash_attn2._observe import refuse_tangents
 
 # The ops. Their implementations take (tensors, packing, options).
 
@@ -52,11 +52,15 @@ def _forward_fake(inputs: Sequence[Any], packing: Packing | None, options: Optio
 
 
 def _forward_autograd(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+    _refuse_transforms()
+    return without_none(apply(Attention, *inputs, packing, options), torch.int64)
+
+
+def _refuse_transforms() -> None:
     if peek_interpreter_stack() is not None:
         raise NotImplementedError(
             "torch.func differentiates the functions of flash_attn2 in eager mode, not their ops"
         )
-    return without_none(apply(Attention, *inputs, packing, options), torch.int64)
 
 
 def _backward_kernel(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
@@ -91,6 +95,7 @@ def _checked_results(
 
 
 def _backward_autograd(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+    _refuse_transforms()
     return apply(FirstDerivatives, *inputs, packing, options)  # type: ignore[no-any-return]
 
 
@@ -150,6 +155,10 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
     _library.define(f"{name}({arguments}) -> {direction.result}", tags=direction.tags)
     op = getattr(_ops, name)
 
+    def kernel(*args: Any) -> Tensors:
+        refuse_tangents(args)  # inference mode skips the key Autograd
+        return with_kernel(*args)
+
     def implementation(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
         # The dispatcher leaves out trailing arguments that have their defaults.
         return lambda *args: function(
@@ -157,17 +166,16 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
         )
 
     with_gradient = implementation(direction.autograd)
+    with_kernel = implementation(direction.kernel)
 
     def autograd(*args: Any) -> Tensors:
-        if torch.is_grad_enabled() and (
-            forward_ad._current_level >= 0
-            or any(isinstance(x, Tensor) and x.requires_grad for x in args)
-        ):
+        refuse_tangents(args)
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
             return with_gradient(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)  # type: ignore[no-any-return]
 
-    _library.impl(name, implementation(direction.kernel), "CompositeExplicitAutograd")
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
     fake = implementation(direction.fake)
     torch.library.register_fake(f"flash_attn2::{name}", fake, lib=_library)

@@ -1,0 +1,119 @@
+"""What goes on around a call: who has to see the op, and what differentiates it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import (
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
+from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+PLAIN, DIFFERENTIATED, TRANSFORMED, OBSERVED = range(4)
+
+
+def circumstances(tensors: tuple[Tensor | None, ...]) -> int:
+    """Of a call with these tensors, q first. When in doubt, something observes the op.
+
+    NotImplementedError where forward-mode differentiation goes through them.
+    """
+    result = circumstances_of_plain(tensors)
+    if result <= DIFFERENTIATED and not all(map(_has_memory, tensors)):
+        return OBSERVED
+    return result
+
+
+def circumstances_of_plain(tensors: tuple[Tensor | None, ...]) -> int:
+    """`circumstances` for native code that refuses tensors without memory itself."""
+    q = tensors[0]
+    assert q is not None
+    # At a level of forward-mode differentiation, a tangent must not get lost.
+    if forward_ad._current_level >= 0:
+        refuse_tangents(tensors)
+    transform: Any = peek_interpreter_stack()
+    if transform is not None:
+        functionalized = transform.key() == TransformType.Functionalize
+        return OBSERVED if functionalized else TRANSFORMED
+    if (
+        not (q.is_cpu or q.is_cuda)
+        or _len_torch_dispatch_stack() != 0
+        or _len_torch_function_stack() != 0
+        or _get_tracing_state() is not None
+        or _profiler_enabled()
+    ):
+        return OBSERVED
+    grad_enabled = torch.is_grad_enabled()
+    differentiated = False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if (type(tensor) is not Tensor and type(tensor) is not Parameter) or tensor.is_neg():
+            return OBSERVED
+        if grad_enabled and tensor.requires_grad:
+            differentiated = True
+    return DIFFERENTIATED if differentiated else PLAIN
+
+
+def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a call with these tensors, q first, may skip the dispatcher and autograd."""
+    return circumstances(tensors) == PLAIN
+
+
+def _has_memory(tensor: Tensor | None) -> bool:
+    """False for what only the dispatcher can read: zero, functional, batched, sparse tensors.
+
+    And for tensors whose memory was freed, which the kernels of the ops refuse.
+    """
+    if tensor is None:
+        return True
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # no storage
+        return False
+
+
+# Forward-mode differentiation: dual tensors, torch.func.jvp, jacfwd, linearize.
+
+
+def has_tangent(tensors: Iterable[Any]) -> bool:
+    """Whether some of these carry a tangent at the current level, in whatever grad mode."""
+    if forward_ad._current_level < 0:
+        return False
+    transform: Any = peek_interpreter_stack()
+    if transform is not None and transform.key() == TransformType.Vmap:
+        return False  # tangents are inside of what vmap maps, and seen when it has unwrapped them
+    if not torch.is_inference_mode_enabled():
+        return any(isinstance(x, Tensor) and _tangent(x) is not None for x in tensors)
+    # There, torch drops tangents silently. Inside of torch.func it cannot say whether there are
+    # any, but raises an error.
+    try:
+        with forward_ad._set_fwd_grad_enabled(True):
+            return any(isinstance(x, Tensor) and _tangent(x) is not None for x in tensors)
+    except RuntimeError:
+        return True
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    dual: Any = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    return dual.tangent  # type: ignore[no-any-return]
+
+
+def refuse_tangents(tensors: Iterable[Any]) -> None:
+    """NotImplementedError if `has_tangent`."""
+    if has_tangent(tensors):
+        raise no_forward_mode()
+
+
+def no_forward_mode() -> NotImplementedError:
+    return NotImplementedError(
+        "flash_attn2 has no forward-mode derivative (jvp, jacfwd, dual tensors), but an argument "
+        "has a tangent: use reverse mode (vjp, jacrev, backward), or detach the argument"
+    )
