@@ -1,5 +1,6 @@
 """Exact, IO-aware attention for PyTorch, on CUDA and on the CPU."""
 
+from flash_attn2 import _flops
 from flash_attn2 import ops as ops  # defines torch.ops.flash_attn2
 from flash_attn2._build_info import build_info
 from flash_attn2._version import __version__
@@ -14,6 +15,8 @@ from flash_attn2.functional import (
 from flash_attn2.kvcache import flash_attn_with_kvcache
 from flash_attn2.padding import pad_input, unpad_input
 from flash_attn2.probs import attention_probs, varlen_attention_probs
+
+_flops.register()
 
 __all__ = [
     "__version__",

@@ -69,7 +69,7 @@ def plain_forward(
     around = circumstances_of_plain((q, k, v))
     if around == PLAIN:
         return _launch.plain(q, k, v, None, options)
-    if around != DIFFERENTIATED or q.ndim != 4:
+    if around != DIFFERENTIATED or q.is_nested or q.ndim != 4:
         return None
     lse = _launch.dense_lse(q)
     out = _launch.plain(q, k, v, lse, options)
@@ -128,6 +128,20 @@ def checked(
     return q, k, v
 
 
+def checked_results(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    saved: Saved,
+    packing: Packing | None,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """q and k, after those checks that need no values."""
+    q, k, _ = checked(*saved[:3], packing, options)
+    shape = _launch.lse_shape(q)
+    _checks.check_results(grad_out, grad_lse, q, saved, shape, options.dropout_p)
+    return q, k
+
+
 def attend(
     q: Tensor, k: Tensor | None, v: Tensor | None, packing: Packing | None, options: Options
 ) -> Result:
@@ -146,7 +160,15 @@ def differentiate(
     packing: Packing | None,
     options: Options,
 ) -> Gradients:
-    """Of arguments that a forward pass left, which are not checked again."""
+    """Of arguments that a forward pass left, whose values are not checked again.
+
+    Their shapes are, since torch.autograd.graph.saved_tensors_hooks may have put in others.
+    """
+    if packing is None:
+        grads = _launch.plain_backward(grad_out, grad_lse, saved, options)
+        if grads is not None:
+            return grads
+    checked_results(grad_out, grad_lse, saved, packing, options)
     if packing is None:
         return _launch.dense_backward(grad_out, grad_lse, saved, options)
     return _launch.varlen_backward(grad_out, grad_lse, saved, packing, options)

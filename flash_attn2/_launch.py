@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flash_attn2 import _backend
 from flash_attn2._backend import Backend
+from flash_attn2._tensors import address
 
 # Results are allocated through these names, so that tests can poison them.
 _empty = torch.empty
@@ -84,19 +85,23 @@ def dense(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
     return _forward(q, k, v, lse, options, _dense_lengths(q, k))
 
 
+def lse_shape(q: Tensor) -> tuple[int, ...]:
+    """Of the lse of dense or packed queries."""
+    *batch, rows, num_heads, _ = q.shape
+    return (*batch, num_heads, rows)
+
+
 def dense_lse(q: Tensor) -> Tensor:
     """Memory for the lse of queries (batch, seqlen_q, num_heads, head_dim)."""
-    batch, seqlen_q, num_heads, _ = q.shape
-    return _empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device)
+    return _empty(lse_shape(q), dtype=torch.float32, device=q.device)
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Result:
     """Packed (total, num_heads, head_dim) -> out, lse (num_heads, total_q), rng_state."""
-    total_q, num_heads, _ = q.shape
-    lse = _empty(num_heads, total_q, dtype=torch.float32, device=q.device)
+    lse = _empty(lse_shape(q), dtype=torch.float32, device=q.device)
     packing = _contiguous_packing(packing)
     out, lse, rng_state = _forward(q, k, v, lse, options, _packed_lengths(q, k, packing))
-    if packing.cu_seqlens_q.is_cpu and (end := int(packing.cu_seqlens_q[-1])) < total_q:
+    if packing.cu_seqlens_q.is_cpu and (end := int(packing.cu_seqlens_q[-1])) < q.shape[0]:
         out[end:] = 0
         lse[:, end:] = -torch.inf
     return out, lse, rng_state
@@ -109,11 +114,6 @@ def dense_backward(
 
     Of grad_out and grad_lse, None is zeros.
     """
-    plain_options = _plain_options(options)
-    if plain_options is not None and grad_out is not None and grad_lse is None:
-        grads = _plain_backward(grad_out, saved, plain_options, _deterministic(options))
-        if grads is not None:
-            return grads
     lengths = _dense_lengths(saved.q, saved.q if saved.k is None else saved.k)
     return _backward(grad_out, grad_lse, saved, options, lengths, _empty_like)
 
@@ -146,30 +146,41 @@ def plain(
     backend = _backend.serving(q)
     if backend.forward_plain is None:
         return None
-    out = _empty_like(q, memory_format=torch.contiguous_format)
+    try:
+        out = _empty_like(q, memory_format=torch.contiguous_format)
+    except RuntimeError:  # nested, sparse: the checks say so
+        return None
     lse_pointer = 0 if lse is None else lse.data_ptr()
     num_threads = torch.get_num_threads()
     done = backend.forward_plain((q, k, v, out), lse_pointer, options, num_threads)
     return out if done else None
 
 
-def _plain_backward(
-    grad_out: Tensor, saved: Saved, options: PlainOptions, deterministic: bool
+def plain_backward(
+    grad_out: Tensor | None, grad_lse: Tensor | None, saved: Saved, options: Options
 ) -> Gradients | None:
+    """`dense_backward`, or None. Nothing need be checked before."""
     q, k, v, out, lse, _ = saved
     backend = _backend.serving(q)
-    if backend.backward_plain is None or k is None or v is None:
+    plain_options = _plain_options(options)
+    if (
+        backend.backward_plain is None
+        or plain_options is None
+        or grad_out is None
+        or grad_lse is not None
+        or k is None
+        or v is None
+    ):
         return None
     grad_q, grad_k, grad_v = (
         _empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
     )
-    lse = lse.contiguous()
     done = backend.backward_plain(
         (q, k, v, out),
-        lse.data_ptr(),
+        lse,
         (grad_out, grad_q, grad_k, grad_v),
-        options,
-        deterministic,
+        plain_options,
+        _deterministic(options),
         torch.get_num_threads(),
     )
     return (grad_q, grad_k, grad_v, None) if done else None
@@ -249,7 +260,7 @@ def _backward(
         return allocate(x, memory_format=torch.contiguous_format)
 
     grads = [gradient_of(x) for x in saved[:3]]
-    grad_sink = None if options.sink is None else _empty_like(options.sink)
+    grad_sink = None if options.sink is None else allocate(options.sink)
     lse, rng_state = saved.lse.contiguous(), _contiguous(saved.rng_state)
     if lse.numel() != 0:
         if grad_out is None:
@@ -268,9 +279,9 @@ def _backward(
         )
         if grad_lse is not None:
             grad_lse = grad_lse.to(torch.float32).contiguous()
-            problem["grad_lse"] = grad_lse.data_ptr()
+            problem["grad_lse"] = address(grad_lse)
         if grad_sink is not None:
-            problem["grad_sink"] = grad_sink.data_ptr()
+            problem["grad_sink"] = address(grad_sink)
         num_bytes = backend.backward_workspace(problem, q.device)
         workspace = _workspace(num_bytes, q.device)
         problem["workspace"] = workspace.data_ptr(), num_bytes
@@ -309,20 +320,20 @@ def _problem(
         "k": _strided(k),
         "v": _strided(v),
         "out": _strided(out),
-        "lse": lse.data_ptr(),
+        "lse": address(lse),
         "softmax_scale": head_dim**-0.5 if scale is None else scale,
         "window_left": window_left,
         "window_right": window_right,
         "softcap": softcap,
     }
     if slopes is not None:
-        problem["alibi_slopes"] = slopes.data_ptr()
+        problem["alibi_slopes"] = address(slopes)
         problem["alibi_batch_stride"] = slopes.stride(0) if slopes.ndim == 2 else 0
     if sink is not None:
-        problem["sink"] = sink.data_ptr()
+        problem["sink"] = address(sink)
     if rng_state is not None:
         problem["drop_prob"] = dropout_p
-        problem["rng_state"] = rng_state.data_ptr()
+        problem["rng_state"] = address(rng_state)
     return problem
 
 
@@ -339,11 +350,11 @@ def _packed_lengths(q: Tensor, k: Tensor, packing: Packing) -> dict[str, int]:
         "seqlen_k": max_seqlen_k,
         "total_q": q.shape[0],
         "total_k": k.shape[0],
-        "cu_seqlens_q": cu_seqlens_q.data_ptr(),
-        "cu_seqlens_k": cu_seqlens_k.data_ptr(),
+        "cu_seqlens_q": address(cu_seqlens_q),
+        "cu_seqlens_k": address(cu_seqlens_k),
     }
     if seqused_k is not None:
-        lengths["seqused_k"] = seqused_k.data_ptr()
+        lengths["seqused_k"] = address(seqused_k)
     return lengths
 
 
@@ -351,7 +362,7 @@ def _strided(t: Tensor) -> tuple[int, ...]:
     """(data_ptr, batch_stride, row_stride, head_stride) in elements."""
     strides = t.stride()
     batch_stride = strides[0] if len(strides) == 4 else 0
-    return t.data_ptr(), batch_stride, strides[-3], strides[-2]
+    return address(t), batch_stride, strides[-3], strides[-2]
 
 
 # Pointers are taken after these, from tensors that the caller holds until the kernel has run.

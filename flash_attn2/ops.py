@@ -26,12 +26,14 @@ from flash_attn2._autograd import (
     apply,
     attend,
     checked,
+    checked_results,
     differentiate,
     to_autocast_dtype,
     without_none,
 )
-from flash_attn2._launch import Options, Packing, Saved
+from flash_attn2._launch import Options, Packing, Saved, lse_shape
 from flash_attn2._observe import refuse_tangents
+from flash_attn2._tensors import require_readable, require_strided
 
 # The ops. Their implementations take (tensors, packing, options).
 
@@ -46,7 +48,7 @@ def _forward_fake(inputs: Sequence[Any], packing: Packing | None, options: Optio
     q, _, _ = checked(q, k, v, packing, options)
     return (
         q.new_empty(q.shape),
-        q.new_empty(_lse_shape(q), dtype=torch.float32),
+        q.new_empty(lse_shape(q), dtype=torch.float32),
         q.new_empty(2 if options.dropout_p > 0 else 0, dtype=torch.int64),
     )
 
@@ -54,6 +56,11 @@ def _forward_fake(inputs: Sequence[Any], packing: Packing | None, options: Optio
 def _forward_autograd(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
     _refuse_transforms()
     return without_none(apply(Attention, *inputs, packing, options), torch.int64)
+
+
+def _called(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[str, str, str]:
+    """What callers call these inputs, of which one may hold several."""
+    return "qkv" if k is None else "q", "kv" if v is None else "k", "v"
 
 
 def _refuse_transforms() -> None:
@@ -66,7 +73,7 @@ def _refuse_transforms() -> None:
 def _backward_kernel(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
     grad_out, grad_lse, *rest = inputs
     saved = Saved(*rest)
-    q, k = _checked_results(grad_out, grad_lse, saved, packing, options)
+    q, k = checked_results(grad_out, grad_lse, saved, packing, options)
     _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
     if packing is not None:
         _checks.check_lengths(q, k, packing)
@@ -76,32 +83,14 @@ def _backward_kernel(inputs: Sequence[Any], packing: Packing | None, options: Op
 def _backward_fake(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
     grad_out, grad_lse, *rest = inputs
     saved = Saved(*rest)
-    _checked_results(grad_out, grad_lse, saved, packing, options)
+    checked_results(grad_out, grad_lse, saved, packing, options)
     like = (*saved[:3], options.sink)
     return without_none([None if x is None else x.new_empty(x.shape) for x in like])
-
-
-def _checked_results(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    saved: Saved,
-    packing: Packing | None,
-    options: Options,
-) -> tuple[Tensor, Tensor]:
-    """q and k, after those checks that need no values: a caller of the op may pass anything."""
-    q, k, _ = checked(*saved[:3], packing, options)
-    _checks.check_results(grad_out, grad_lse, q, saved, _lse_shape(q), options.dropout_p)
-    return q, k
 
 
 def _backward_autograd(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
     _refuse_transforms()
     return apply(FirstDerivatives, *inputs, packing, options)  # type: ignore[no-any-return]
-
-
-def _lse_shape(q: Tensor) -> tuple[int, ...]:
-    *batch, rows, num_heads, _ = q.shape
-    return (*batch, num_heads, rows)
 
 
 class _Pass(NamedTuple):
@@ -155,9 +144,19 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
     _library.define(f"{name}({arguments}) -> {direction.result}", tags=direction.tags)
     op = getattr(_ops, name)
 
+    names = [argument.name for argument in op.default._schema.arguments]
+    at = names.index("q")
+
     def kernel(*args: Any) -> Tensors:
         refuse_tangents(args)  # inference mode skips the key Autograd
+        require_readable([*names[:at], *_called(*args[at : at + 3]), *names[at + 3 :]], args)
         return with_kernel(*args)
+
+    def fake(*args: Any) -> Tensors:
+        for name, value in zip(names, args, strict=False):
+            if isinstance(value, Tensor):
+                require_strided(name, value)
+        return with_fake(*args)
 
     def implementation(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
         # The dispatcher leaves out trailing arguments that have their defaults.
@@ -167,6 +166,7 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
 
     with_gradient = implementation(direction.autograd)
     with_kernel = implementation(direction.kernel)
+    with_fake = implementation(direction.fake)
 
     def autograd(*args: Any) -> Tensors:
         refuse_tangents(args)
@@ -177,7 +177,6 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
 
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
-    fake = implementation(direction.fake)
     torch.library.register_fake(f"flash_attn2::{name}", fake, lib=_library)
 
 

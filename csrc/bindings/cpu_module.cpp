@@ -47,16 +47,15 @@ bool forward_plain(py::capsule const& exchange_api, py::tuple const& tensors, in
   return true;
 }
 
-bool backward_plain(py::capsule const& exchange_api, py::tuple const& tensors, int64_t lse,
+bool backward_plain(py::capsule const& exchange_api, py::tuple const& tensors, py::handle lse,
                     py::tuple const& gradients, py::tuple const& options, bool deterministic,
                     int num_threads) {
   ExchangeApi const* const api = ExchangeApi::of(exchange_api);
   if (api == nullptr) return false;
   std::optional<fa2::BwdParams> params =
-      fa2::bindings::read_plain_backward(*api, tensors, gradients, options);
+      fa2::bindings::read_plain_backward(*api, tensors, lse, gradients, options);
   if (!params) return false;
   py::gil_scoped_release const release;
-  params->forward.lse = reinterpret_cast<float*>(lse);
   params->deterministic = deterministic;
   int64_t const bytes = fa2::cpu::backward_workspace(*params, num_threads);
   struct alignas(256) Block {

@@ -6,6 +6,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -36,6 +37,12 @@ struct Tensor {
   uint64_t byte_offset;
 
   void* data() const { return static_cast<char*>(memory) + byte_offset; }
+
+  // Tensors of zeros, wrappers of other tensors and freed ones have elements without memory.
+  bool has_memory() const {
+    return memory != nullptr ||
+           std::any_of(shape, shape + ndim, [](int64_t size) { return size == 0; });
+  }
 };
 
 struct ExchangeApi {
@@ -55,12 +62,14 @@ struct ExchangeApi {
     return api;
   }
 
-  // Nothing if the tensor has no memory to look at.
+  // Nothing if there is no memory with the tensor's elements to look at.
   std::optional<Tensor> look_at(pybind11::handle tensor) const {
     Tensor description;
-    if (describe(tensor.ptr(), &description) == 0) return description;
-    PyErr_Clear();
-    return std::nullopt;
+    if (describe(tensor.ptr(), &description) != 0) {
+      PyErr_Clear();
+      return std::nullopt;
+    }
+    return description.has_memory() ? std::optional(description) : std::nullopt;
   }
 };
 

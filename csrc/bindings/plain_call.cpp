@@ -112,6 +112,22 @@ bool read_options(py::tuple const& options, FwdParams& p) {
   return true;
 }
 
+// Null unless the object is the lse of the problem, contiguous.
+float* lse_of(dlpack::ExchangeApi const& api, py::handle object, FwdParams const& p) {
+  std::optional<dlpack::Tensor> const tensor = api.look_at(object);
+  if (!tensor || tensor->device.type != dlpack::kCpu || tensor->ndim != 3 ||
+      tensor->strides == nullptr || dtype_of(tensor->element) != DType::kFloat32) {
+    return nullptr;
+  }
+  std::array<int64_t, 3> const shape{p.batch, p.num_heads, p.seqs_q.max_seqlen};
+  if (!std::equal(shape.begin(), shape.end(), tensor->shape)) return nullptr;
+  int64_t stride = 1;
+  for (int dim = 2; dim >= 0; stride *= shape[dim--]) {
+    if (shape[dim] != 1 && tensor->strides[dim] != stride) return nullptr;
+  }
+  return static_cast<float*>(tensor->data());
+}
+
 void require_size(py::tuple const& tuple, size_t size, char const* meaning) {
   if (tuple.size() != size) throw py::type_error(std::string("expected a tuple ") + meaning);
 }
@@ -153,12 +169,14 @@ std::optional<FwdParams> read_plain_forward(dlpack::ExchangeApi const& api,
 }
 
 std::optional<BwdParams> read_plain_backward(dlpack::ExchangeApi const& api,
-                                             py::tuple const& tensors, py::tuple const& gradients,
-                                             py::tuple const& options) {
+                                             py::tuple const& tensors, py::handle lse,
+                                             py::tuple const& gradients, py::tuple const& options) {
   require_size(gradients, 4, "(grad_out, grad_q, grad_k, grad_v)");
-  std::optional<FwdParams> const forward = read_plain_forward(api, tensors, options);
+  std::optional<FwdParams> forward = read_plain_forward(api, tensors, options);
   if (!forward) return std::nullopt;
-  FwdParams const& p = *forward;
+  FwdParams& p = *forward;
+  p.lse = lse_of(api, lse, p);
+  if (p.lse == nullptr) return std::nullopt;
   Shape const like_q{p.batch, p.seqs_q.max_seqlen, p.num_heads, p.head_dim};
   Shape const like_k{p.batch, p.seqs_k.max_seqlen, p.num_heads_kv, p.head_dim};
   auto tensor = [&](int i) { return dense(api, PyTuple_GET_ITEM(gradients.ptr(), i)); };

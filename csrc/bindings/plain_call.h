@@ -20,9 +20,9 @@ std::optional<FwdParams> read_plain_forward(dlpack::ExchangeApi const& api,
                                             pybind11::tuple const& tensors,
                                             pybind11::tuple const& options);
 
-// Likewise with gradients (grad_out, grad_q, grad_k, grad_v), without workspace.
+// Likewise with lse and gradients (grad_out, grad_q, grad_k, grad_v), without workspace.
 std::optional<BwdParams> read_plain_backward(dlpack::ExchangeApi const& api,
-                                             pybind11::tuple const& tensors,
+                                             pybind11::tuple const& tensors, pybind11::handle lse,
                                              pybind11::tuple const& gradients,
                                              pybind11::tuple const& options);
 

@@ -1,0 +1,140 @@
+"""What torch.utils.flop_counter counts for the ops.
+
+As for PyTorch's own attention: two products of matrices forward and five backward, of all queries
+of a sequence with all its keys, masked or not. Lengths are read from memory; where they cannot be,
+in fake and meta tensors, every sequence counts as the longest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FLOP_COUNTER = "torch.utils.flop_counter"
+_FORWARD, _BACKWARD = 2, 5  # products of matrices
+
+Named = dict[str, Any]  # arguments of an op
+
+
+def _products(count: int, q: Tensor, seqlens_q: Sequence[int], seqlens_k: Sequence[int]) -> int:
+    """Of heads as q has them, and sequences of these lengths."""
+    num_heads, head_dim = q.shape[-2:]
+    scores = sum(a * b for a, b in zip(seqlens_q, seqlens_k, strict=True))
+    return 2 * count * num_heads * head_dim * scores
+
+
+def _dense(count: int, named: Named) -> int:
+    q, k = named["q"], named["k"]
+    batch, seqlen_q = q.shape[:2]
+    seqlen_k = seqlen_q if k is None else k.shape[1]
+    return _products(count, q, [seqlen_q] * batch, [seqlen_k] * batch)
+
+
+def _varlen(count: int, named: Named) -> int:
+    seqlens_q = _differences(named["cu_seqlens_q"], named["max_seqlen_q"])
+    if (used := named["seqused_k"]) is None:
+        seqlens_k = _differences(named["cu_seqlens_k"], named["max_seqlen_k"])
+    else:
+        seqlens_k = _values(used, named["max_seqlen_k"])
+    return _products(count, named["q"], seqlens_q, seqlens_k)
+
+
+def _kvcache(count: int, named: Named) -> int:
+    q, seqlens = named["q"], named["cache_seqlens"]
+    table, leftpad = named["block_table"], named["cache_leftpad"]
+    page_size = named["k_cache"].shape[1]
+    capacity = page_size if table is None else page_size * table.shape[1]
+    if named["cu_seqlens_q"] is None:
+        seqlens_q = [q.shape[1]] * q.shape[0]
+    else:
+        longest = named["max_seqlen_q"]
+        seqlens_q = _differences(named["cu_seqlens_q"], q.shape[0] if longest is None else longest)
+    held = [capacity] * len(seqlens_q)
+    if seqlens is not None or named["cache_seqlen"] is not None:
+        known = [named["cache_seqlen"]] * len(seqlens_q)
+        held = known if seqlens is None else _values(seqlens, capacity)
+        new = [named["seqlen_new"]] * len(seqlens_q)
+        if named["cu_seqlens_k_new"] is not None:
+            new = _differences(named["cu_seqlens_k_new"], 0)
+        held = [min(a + b, capacity) for a, b in zip(held, new, strict=True)]
+    if leftpad is not None:
+        held = [a - b for a, b in zip(held, _values(leftpad, 0), strict=True)]
+    return _products(count, q, seqlens_q, held)
+
+
+_FORMULAS: dict[str, tuple[Callable[[int, Named], int], int]] = {
+    "forward": (_dense, _FORWARD),
+    "backward": (_dense, _BACKWARD),
+    "varlen_forward": (_varlen, _FORWARD),
+    "varlen_backward": (_varlen, _BACKWARD),
+    "kvcache_forward": (_kvcache, _FORWARD),
+}
+
+
+def _values(x: Tensor, unknown: int) -> list[int]:
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    if x.is_meta or isinstance(x, (FakeTensor, FunctionalTensor)):
+        return [unknown] * x.shape[0]
+    return x.tolist()
+
+
+def _differences(cu_seqlens: Tensor, unknown: int) -> list[int]:
+    return _values(cu_seqlens.diff(), unknown)
+
+
+def _formula(op: Any, rule: Callable[[int, Named], int], count: int) -> Callable[..., int]:
+    arguments = op.default._schema.arguments
+    defaults = {x.name: x.default_value for x in arguments if x.has_default_value()}
+    names = [x.name for x in arguments]
+
+    def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        return rule(count, defaults | dict(zip(names, args, strict=False)) | kwargs)
+
+    return flops
+
+
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    for name, (rule, count) in _FORMULAS.items():
+        op = getattr(torch.ops.flash_attn2, name)
+        register_flop_formula(op, get_raw=True)(_formula(op, rule, count))
+
+
+class _AfterImport(MetaPathFinder):
+    """Registers once the module is there. Importing it here would import Triton with it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _FLOP_COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def register() -> None:
+    """Let FlopCounterMode count the ops, which have to be defined. Call once."""
+    if _FLOP_COUNTER in sys.modules:
+        _register()
+    else:
+        sys.meta_path.insert(0, _AfterImport())

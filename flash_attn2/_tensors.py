@@ -1,0 +1,50 @@
+"""What a tensor must be for a kernel to read it, whatever it stands for: strided, and in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def require_strided(name: str, tensor: Tensor) -> None:
+    """TypeError for nested, sparse and other tensors that are not simply strides over memory."""
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one: pack its rows, and use "
+            "flash_attn_varlen_func"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor, got layout {tensor.layout}: use to_dense()"
+        )
+
+
+def require_memory(name: str, tensor: Tensor) -> None:
+    """ValueError for elements without memory: of a storage that was freed, for instance."""
+    if tensor.data_ptr() == 0 and tensor.numel() != 0:
+        raise ValueError(
+            f"{name} must be in memory, got shape {tuple(tensor.shape)} without any: its storage "
+            f"has {tensor.untyped_storage().nbytes()} bytes"
+        )
+
+
+def require_readable(names: Iterable[str], values: Iterable[Any]) -> None:
+    """Both, of those values that are tensors. For kernels, after the dispatcher."""
+    for name, value in zip(names, values, strict=False):
+        if isinstance(value, Tensor):
+            require_strided(name, value)
+            require_memory(name, value)
+
+
+def address(tensor: Tensor) -> int:
+    """Where the first element lies. All pointers of `_launch` are taken here.
+
+    Callers have checked that there is memory, by name; this is for those who have not.
+    """
+    pointer = tensor.data_ptr()
+    if pointer == 0:
+        require_memory("a tensor", tensor)
+    return pointer
