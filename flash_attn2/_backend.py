@@ -79,19 +79,27 @@ class Backend:
         return function(problem)
 
 
+class NotBuiltError(RuntimeError):
+    """A native module is not there, or cannot be loaded."""
+
+
 @functools.cache
 def load(name: str) -> Backend:
-    """The backend called `name` (a key of `MODULES`). RuntimeError when it was not built."""
+    """The backend called `name` (a key of `MODULES`).
+
+    NotBuiltError where it was not built, ValueError where an environment variable is wrong.
+    """
+    _env.backend()
     try:
         module = importlib.import_module(f"flash_attn2.{MODULES[name]}")
     except ImportError as error:
-        raise RuntimeError(
+        raise NotBuiltError(
             f"flash_attn2 has no {name} kernels here ({error}): {_HOW_TO_BUILD[name]}"
         ) from error
     dtype_names = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
     if name == "cpu":
         dtype_names |= {torch.float32: "float32", torch.float64: "float64"}
-        if (isa := _env.cpu_isa()) != "auto":
+        if (isa := _env.cpu_isa(module.build_info()["isa_levels"])) is not None:
             module.set_isa(isa)
     return Backend(
         name,

@@ -16,6 +16,7 @@ def build_info() -> dict[str, Any]:
 
     Keys: `version`, `torch`, `python`, `machine`, `backend` (FLASH_ATTN2_BACKEND), and one per
     native module, `cpu`, `cuda` and `sm80-emulated`: a dict, or None where it was not built.
+    ValueError where an environment variable is wrong.
     """
     info: dict[str, Any] = {
         "version": __version__,
@@ -27,6 +28,6 @@ def build_info() -> dict[str, Any]:
     for name in _backend.MODULES:
         try:
             info[name] = _backend.load(name).module.build_info()
-        except RuntimeError:
+        except _backend.NotBuiltError:
             info[name] = None
     return info

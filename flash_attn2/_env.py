@@ -1,4 +1,4 @@
-"""Environment variables. No other module of the package reads them.
+"""Environment variables. No other module of the package reads them. Empty ones count as unset.
 
 | variable | values, default first | meaning |
 |---|---|---|
@@ -11,18 +11,30 @@ Variables of the build are described in the README.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 BACKENDS = ("auto", "cpu", "sm80-emulated")
 
 
 def backend() -> str:
     """What computes CPU tensors: one of `BACKENDS`. Raises ValueError for anything else."""
-    name = os.environ.get("FLASH_ATTN2_BACKEND", "auto")
+    name = os.environ.get("FLASH_ATTN2_BACKEND") or "auto"
     if name not in BACKENDS:
         raise ValueError(f"FLASH_ATTN2_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
     return name
 
 
-def cpu_isa() -> str:
-    """Name of an instruction-set level, or `auto`; the CPU module knows which exist."""
-    return os.environ.get("FLASH_ATTN2_CPU_ISA", "auto")
+def cpu_isa(levels: Sequence[str]) -> str | None:
+    """One of the instruction-set levels that the CPU module offers here, or None for the best.
+
+    Raises ValueError for anything else.
+    """
+    name = os.environ.get("FLASH_ATTN2_CPU_ISA") or "auto"
+    if name == "auto":
+        return None
+    if name not in levels:
+        raise ValueError(
+            f"FLASH_ATTN2_CPU_ISA must be auto or a level that this processor has, "
+            f"{', '.join(levels)}, got {name!r}"
+        )
+    return name
