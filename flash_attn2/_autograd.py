@@ -8,7 +8,7 @@ call, and does not work under torch.func.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -297,12 +297,8 @@ class TransformedAttention(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
         _, options = _split(args[3:])
-        if options.dropout_p > 0 and info.randomness != "different":
-            raise RuntimeError(
-                "torch.vmap of attention with dropout needs randomness='different', "
-                f"got {info.randomness!r}"
-            )
-        return _one_by_one(TransformedAttention, info, in_dims, args)
+        require_different_randomness(info, options.dropout_p)
+        return one_by_one(TransformedAttention.apply, info, in_dims, args)
 
 
 class FirstDerivatives(_Function):
@@ -327,14 +323,11 @@ class FirstDerivatives(_Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
-        return _one_by_one(FirstDerivatives, info, in_dims, args)
+        return one_by_one(FirstDerivatives.apply, info, in_dims, args)
 
 
-def _one_by_one(
-    function: type[torch.autograd.Function],
-    info: Any,
-    in_dims: Sequence[int | None],
-    args: Sequence[Any],
+def one_by_one(
+    function: Callable[..., Tensors], info: Any, in_dims: Sequence[int | None], args: Sequence[Any]
 ) -> tuple[Tensors, tuple[int, ...]]:
     """One call for each element of the dimension that torch.vmap maps.
 
@@ -347,10 +340,17 @@ def _one_by_one(
         return x.select(dim, i) if info.batch_size else x.sum(dim, dtype=x.dtype)
 
     results = [
-        function.apply(  # type: ignore[no-untyped-call]
-            *(element(x, dim, i) for x, dim in zip(args, in_dims, strict=True))
-        )
+        function(*(element(x, dim, i) for x, dim in zip(args, in_dims, strict=True)))
         for i in range(max(info.batch_size, 1))
     ]
     stacked = tuple(torch.stack(values)[: info.batch_size] for values in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+def require_different_randomness(info: Any, dropout_p: float) -> None:
+    """RuntimeError where torch.vmap is to draw dropout masks in another way."""
+    if dropout_p > 0 and info.randomness != "different":
+        raise RuntimeError(
+            "torch.vmap of attention with dropout needs randomness='different', "
+            f"got {info.randomness!r}"
+        )

@@ -154,6 +154,13 @@ def check_numbers(dropout_p: float, softmax_scale: float | None, softcap: float)
         )
 
 
+def too_long(rows: int | torch.SymInt) -> bool:
+    """Whether kernels cannot count so many rows. Traced ones can tell only when they are run:
+    asked before, torch.export would demand a bound.
+    """
+    return not isinstance(rows, torch.SymInt) and rows > MAX_SEQLEN
+
+
 def check_dense(
     q: Tensor, k: Tensor, v: Tensor, alibi_slopes: Tensor | None, sink: Tensor | None
 ) -> None:
@@ -163,7 +170,7 @@ def check_dense(
     batch_k, seqlen_k, _, _ = k.shape
     if batch_k != batch:
         raise ValueError(f"k must have the batch size of q, {batch}, got {batch_k}")
-    if seqlen_q > MAX_SEQLEN or seqlen_k > MAX_SEQLEN:
+    if too_long(seqlen_q) or too_long(seqlen_k):
         raise ValueError(
             f"q and k must have at most {MAX_SEQLEN} rows, got {seqlen_q} and {seqlen_k}"
         )

@@ -69,7 +69,7 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
             f"k_cache must have a row for each of the {batch} sequences, or cache_batch_idx or "
             f"block_table must be given, got {k_cache.shape[0]} rows"
         )
-    if (most := capacity(k_cache, cache)) > MAX_SEQLEN:
+    if _checks.too_long(most := capacity(k_cache, cache)):
         raise ValueError(
             f"k_cache must hold at most {MAX_SEQLEN} rows of a sequence, got room for {most}"
         )

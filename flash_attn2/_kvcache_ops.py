@@ -18,7 +18,7 @@ from torch import Tensor
 from flash_attn2 import _backend, _checks, _kvcache_checks, _kvcache_launch, _observe
 from flash_attn2._kvcache_launch import Cache, New
 from flash_attn2._launch import Options
-from flash_attn2.ops import _library
+from flash_attn2.ops import _library, register_vmap
 
 _ops: Any = torch.ops.flash_attn2
 
@@ -162,6 +162,8 @@ def _define(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> 
     _library.impl(name, checked_kernel, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
     torch.library.register_fake(f"flash_attn2::{name}", fake, lib=_library)
+    if name == "kvcache_forward":
+        register_vmap(name)
 
 
 _define("kvcache_append", _append_kernel, _append_fake)

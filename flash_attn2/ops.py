@@ -28,6 +28,8 @@ from flash_attn2._autograd import (
     checked,
     checked_results,
     differentiate,
+    one_by_one,
+    require_different_randomness,
     to_autocast_dtype,
     without_none,
 )
@@ -178,6 +180,22 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
     torch.library.register_fake(f"flash_attn2::{name}", fake, lib=_library)
+    register_vmap(name)
+
+
+def register_vmap(name: str) -> None:
+    """One call for each element. Before torch 2.5, which cannot be told, torch does so itself."""
+    if not hasattr(torch.library, "register_vmap"):
+        return
+    op = getattr(_ops, name)
+    arguments = [argument.name for argument in op.default._schema.arguments]
+
+    def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        options = dict(zip(arguments, args, strict=False))
+        require_different_randomness(info, options.get("dropout_p", 0.0))
+        return one_by_one(op, info, in_dims, args)
+
+    torch.library.register_vmap(f"flash_attn2::{name}", vmap, lib=_library)
 
 
 def _define_autocast(name: str, key: str, device_type: str) -> None:
