@@ -88,22 +88,26 @@ def has_tangent(tensors: Iterable[Any]) -> bool:
     if forward_ad._current_level < 0:
         return False
     transform: Any = peek_interpreter_stack()
+    if torch.is_inference_mode_enabled():
+        # There, torch drops tangents silently. Inside of torch.func and of modes it cannot say
+        # whether there are any.
+        if transform is not None:
+            return True
+        try:
+            with forward_ad._set_fwd_grad_enabled(True):
+                return _any_tangent(tensors)
+        except RuntimeError:
+            return True
     if transform is not None and transform.key() == TransformType.Vmap:
         return False  # tangents are inside of what vmap maps, and seen when it has unwrapped them
-    if not torch.is_inference_mode_enabled():
-        return any(isinstance(x, Tensor) and _tangent(x) is not None for x in tensors)
-    # There, torch drops tangents silently. Inside of torch.func it cannot say whether there are
-    # any, but raises an error.
-    try:
-        with forward_ad._set_fwd_grad_enabled(True):
-            return any(isinstance(x, Tensor) and _tangent(x) is not None for x in tensors)
-    except RuntimeError:
-        return True
+    return _any_tangent(tensors)
 
 
-def _tangent(x: Tensor) -> Tensor | None:
-    dual: Any = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
-    return dual.tangent  # type: ignore[no-any-return]
+def _any_tangent(tensors: Iterable[Any]) -> bool:
+    return any(
+        isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+        for x in tensors
+    )
 
 
 def refuse_tangents(tensors: Iterable[Any]) -> None:

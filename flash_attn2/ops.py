@@ -191,6 +191,7 @@ def register_vmap(name: str) -> None:
     arguments = [argument.name for argument in op.default._schema.arguments]
 
     def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+        refuse_tangents(args)
         options = dict(zip(arguments, args, strict=False))
         require_different_randomness(info, options.get("dropout_p", 0.0))
         return one_by_one(op, info, in_dims, args)
