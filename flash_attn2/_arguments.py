@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from flash_attn2._tensors import require_strided
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # What other attention functions call these things.
@@ -64,17 +66,17 @@ def refuse_keywords(function: Callable[..., Any], unknown: Iterable[str]) -> Non
 
 
 def require_tensor(name: str, value: Any) -> None:
-    """TypeError unless `value` is a tensor."""
+    """TypeError unless `value` is a tensor, and neither nested nor sparse."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {_described(value)}")
+    require_strided(name, value)
 
 
 def require_tensors(q: Any, k: Any, v: Any) -> None:
-    """TypeError unless all are tensors."""
-    if not (type(q) is type(k) is type(v) is Tensor):
-        require_tensor("q", q)
-        require_tensor("k", k)
-        require_tensor("v", v)
+    """`require_tensor` of each."""
+    require_tensor("q", q)
+    require_tensor("k", k)
+    require_tensor("v", v)
 
 
 def require_bool(name: str, value: Any) -> None:

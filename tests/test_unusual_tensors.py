@@ -1,0 +1,325 @@
+"""Tensors that are not simply strides over memory: read right, or refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import ONE_DTYPE, Target, cumulative, lengths, targets
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._pytree import tree_map
+
+from flash_attn2 import flash_attn_func, flash_attn_kvpacked_func, flash_attn_qkvpacked_func
+from flash_attn2 import flash_attn_varlen_func as varlen
+
+CPU = Target("cpu", torch.float32)
+ARGUMENTS = ("q", "k", "v", "sink", "alibi_slopes", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
+each_argument = pytest.mark.parametrize("name", ARGUMENTS)
+
+
+def dense_inputs(target: Target) -> dict[str, Tensor]:
+    q, k, v = (target.tensor(1, n, 2, 16) for n in (5, 8, 8))
+    return {"q": q, "k": k, "v": v}
+
+
+def inputs_with(name: str, target: Target) -> dict[str, Tensor]:
+    """Arguments of a function that takes `name`."""
+    inputs = dense_inputs(target)
+    if "seq" not in name:
+        return inputs | {"sink": torch.randn(2), "alibi_slopes": torch.rand(2)}
+    inputs = {key: x[0] for key, x in inputs.items()}
+    cu_q, cu_k = cumulative(2, 3), cumulative(7, 1)
+    return inputs | {"cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k, "seqused_k": lengths(4, 1)}
+
+
+def attend(**inputs: Any) -> Any:
+    if "cu_seqlens_q" in inputs:
+        return varlen(**inputs, max_seqlen_q=3, max_seqlen_k=7)
+    return flash_attn_func(**inputs)
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """What any result says, as an ordinary tensor."""
+    if torch._is_functional_tensor(x):
+        torch._sync(x)
+        x = torch._from_functional_tensor(x)
+    if isinstance(x, Wrapper):
+        x = x.held
+    return x.as_subclass(Tensor)
+
+
+def results(name: str, inputs: dict[str, Any], of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Out and the gradients of q, k and v, with argument `name` passed as `of` makes it."""
+    leaves = {x: inputs[x].detach().clone().requires_grad_() for x in ("q", "k", "v")}
+    given = inputs | leaves
+    given[name] = of(given[name])
+    out = attend(**given)
+    grads = torch.autograd.grad(out.square().sum(), list(leaves.values()), allow_unused=True)
+    return [ordinary(out), *(inputs["q"] if x is None else ordinary(x) for x in grads)]
+
+
+# Kinds of tensors that stand for others.
+
+
+class Subclass(Tensor):
+    pass
+
+
+class Function(Tensor):
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Wrapper(Tensor):
+    """Holds another tensor, which the dispatcher brings out."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls: Any, held: Tensor) -> Any:
+        result = Tensor._make_wrapper_subclass(
+            cls, held.shape, strides=held.stride(), dtype=held.dtype, requires_grad=False
+        )
+        result.held = held
+        return result
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def bare(x: Any) -> Any:
+            return x.held if isinstance(x, Wrapper) else x
+
+        result = func(*tree_map(bare, args), **tree_map(bare, kwargs or {}))
+        return tree_map(lambda x: Wrapper(x) if isinstance(x, Tensor) else x, result)
+
+
+SAME: dict[str, Callable[[Tensor], Tensor]] = {
+    "subclass": lambda x: x.as_subclass(Subclass),
+    "function": lambda x: x.as_subclass(Function),
+    "wrapper": lambda x: Wrapper(x.detach()),
+    "negated": lambda x: torch._neg_view(-x.detach()),
+    "functional": lambda x: torch._to_functional_tensor(x.detach()),
+    "parameter": lambda x: Parameter(x.detach(), requires_grad=False),
+    "strided": lambda x: torch.stack([x, x], -1)[..., 1],
+}
+
+
+@each_argument
+@pytest.mark.parametrize("kind", SAME)
+def test_read_as_what_they_stand_for(name: str, kind: str) -> None:
+    inputs = inputs_with(name, CPU)
+    detached = kind not in ("subclass", "function", "strided")
+    expected = results(name, inputs, Tensor.detach if detached else Tensor.clone)
+    actual = results(name, inputs, SAME[kind])
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@targets(ONE_DTYPE)
+@pytest.mark.parametrize("name", ["q", "v", "sink", "seqused_k"])
+@pytest.mark.parametrize("kind", ["wrapper", "negated", "functional"])
+def test_read_as_what_they_stand_for_on(name: str, kind: str, target: Target) -> None:
+    inputs = inputs_with(name, target)
+    expected, actual = attend(**inputs), attend(**inputs | {name: SAME[kind](inputs[name])})
+    assert torch.equal(ordinary(actual), expected)
+
+
+# Zero tensors, as derivatives of sign and round are, have no memory.
+
+
+@targets([*ONE_DTYPE, CPU])
+@each_argument
+def test_zero_tensors(name: str, target: Target) -> None:
+    inputs = inputs_with(name, target)
+    if name == "cu_seqlens_k":
+        del inputs["seqused_k"]
+    x = inputs[name]
+    zero = torch._efficientzerotensor(x.shape, dtype=x.dtype)
+    inputs[name] = torch.zeros_like(x)
+    expected = results(name, inputs, Tensor.detach)
+    for a, b in zip(results(name, inputs, lambda _: zero), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@targets([*ONE_DTYPE, CPU])
+@pytest.mark.parametrize("of", [torch.sgn, torch.round, torch.floor])
+def test_zero_gradients(of: Callable[[Tensor], Tensor], target: Target) -> None:
+    inputs = inputs_with("sink", target)
+    leaves = [x.requires_grad_() for x in inputs.values() if x.ndim == 4] + [inputs["sink"]]
+    inputs["sink"].requires_grad_()
+    plain = dict(zip("qkv", leaves, strict=False))
+    for given in (plain, inputs):
+        out, lse = flash_attn_func(**given, return_lse=True)
+        for loss in (of(flash_attn_func(**given)).sum(), of(out).sum(), of(lse).sum()):
+            grads = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+            assert all(grad is None or not grad.any() for grad in grads)
+    grads = torch.autograd.grad(out.sum() + of(lse).sum(), leaves[:3])
+    for a, b in zip(grads, torch.autograd.grad(attend(**inputs).sum(), leaves[:3]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# Freed memory: storages of no bytes.
+
+
+def freed(x: Tensor) -> Tensor:
+    """A copy with the strides of `x`."""
+    x = torch.empty_like(x)
+    x.untyped_storage().resize_(0)
+    return x
+
+
+@targets([*ONE_DTYPE, CPU])
+@each_argument
+def test_freed_tensors(name: str, target: Target) -> None:
+    inputs = inputs_with(name, target)
+    for requires_grad in (False, True):
+        inputs["v" if name == "q" else "q"].requires_grad_(requires_grad)
+        with pytest.raises(ValueError, match=rf"^{name} must be in memory, got shape \("):
+            attend(**inputs | {name: freed(inputs[name].detach())})
+    if name in "qkv":  # would be copied first
+        transposed = freed(inputs[name].detach().mT.contiguous().mT)
+        with pytest.raises(ValueError, match=rf"^{name} must be in memory"):
+            attend(**inputs | {name: transposed})
+
+
+def test_freed_packed_tensors() -> None:
+    q, qkv = torch.randn(1, 5, 2, 16), torch.randn(1, 5, 3, 2, 16)
+    with pytest.raises(ValueError, match=r"^qkv must be in memory"):
+        flash_attn_qkvpacked_func(freed(qkv))
+    with pytest.raises(ValueError, match=r"^kv must be in memory"):
+        flash_attn_kvpacked_func(q, freed(qkv[:, :, 1:]))
+    with pytest.raises(ValueError, match=r"^sink must be in memory"):
+        torch.ops.flash_attn2.forward(q, q, q, sink=freed(torch.zeros(2)))
+
+
+@targets([*ONE_DTYPE, CPU])
+@pytest.mark.parametrize("sink", [False, True])
+def test_saved_tensors_that_were_freed(sink: bool, target: Target) -> None:
+    inputs = dense_inputs(target) | ({"sink": torch.zeros(2)} if sink else {})
+    names = ["q", "k", "v", "out", "lse", *(["sink"] if sink else [])]
+    for i, name in enumerate(names):
+        saved: list[Tensor] = []
+
+        def keep(x: Tensor, saved: list[Tensor] = saved) -> Tensor:
+            saved.append(x)
+            return x
+
+        leaves = {key: x.clone().requires_grad_() for key, x in inputs.items()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = flash_attn_func(**leaves)
+        grad = torch.randn_like(out)
+        saved[i].untyped_storage().resize_(0)
+        with pytest.raises(ValueError, match=rf"^{name} must be in memory"):
+            torch.autograd.grad(out, list(leaves.values()), grad)
+
+
+@pytest.mark.parametrize("name", ["grad_out", "grad_lse"])
+def test_gradients_that_were_freed(name: str) -> None:
+    q = torch.randn(1, 5, 2, 16, requires_grad=True)
+    result = flash_attn_func(q, q, q, return_lse=True)[name == "grad_lse"]
+    with pytest.raises(ValueError, match=rf"^{name} must be in memory"):
+        torch.autograd.grad(result, q, freed(result.detach()))
+
+
+# What hooks put in the place of saved tensors.
+
+CHANGES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "half_lse": (lambda x: x.half() if x.ndim == 3 else x, "lse must be torch.float32"),
+    "fewer_rows": (lambda x: x[:, :2] if x.ndim == 4 else x, "must have shape"),
+    "fewer_lse": (lambda x: x[:, :, :2] if x.ndim == 3 else x, "lse must have shape"),
+    "more_keys": (lambda x: x[:, :0] if x.shape[1] == 8 else x, ""),
+    "strided_lse": (lambda x: x.mT.contiguous().mT if x.ndim == 3 else x, ""),
+    "strided": (lambda x: x.mT.contiguous().mT, ""),
+}
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_hooks_put_in(change: str, sink: bool) -> None:
+    options = {"sink": torch.zeros(2)} if sink else {}
+    leaves = [x.requires_grad_() for x in dense_inputs(CPU).values()]
+    function, message = CHANGES[change]
+
+    def unpacked(x: Tensor) -> Tensor:
+        return function(x) if x.ndim >= 3 else x
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpacked):
+        out = flash_attn_func(*leaves, **options)
+    if message:
+        with pytest.raises((TypeError, ValueError), match=message):
+            torch.autograd.grad(out.sum(), leaves)
+    elif "strided" in change:
+        actual = torch.autograd.grad(out.sum(), leaves)
+        expected = torch.autograd.grad(flash_attn_func(*leaves, **options).sum(), leaves)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+# Other layouts, devices and dtypes.
+
+
+def nested(layout: torch.layout) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = [torch.randn(n, 2, 16) for n in (3, 4)]
+        return torch.nested.nested_tensor(parts, layout=layout)
+
+
+def compressed() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.randn(5, 16).to_sparse_csr()
+
+
+def quantized() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.randn(1, 8, 2, 16), 1, 0, torch.qint8)
+
+
+REFUSED: dict[str, Callable[[], Tensor]] = {
+    "nested": lambda: nested(torch.strided),
+    "jagged": lambda: nested(torch.jagged),
+    "sparse": lambda: torch.randn(1, 8, 2, 16).to_sparse(),
+    "compressed": compressed,
+    "mkldnn": lambda: torch.randn(1, 8, 2, 16).to_mkldnn(),
+    "meta": lambda: torch.empty(1, 8, 2, 16, device="meta"),
+    "quantized": quantized,
+    "complex": lambda: torch.randn(1, 8, 2, 16, dtype=torch.complex64),
+    "conjugate": lambda: torch.randn(1, 8, 2, 16, dtype=torch.complex64).conj(),
+    "bool": lambda: torch.ones(1, 8, 2, 16, dtype=torch.bool),
+}
+
+
+@each_argument
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_by_name(kind: str, name: str) -> None:
+    inputs = inputs_with(name, CPU)
+    strided = kind not in ("nested", "jagged", "sparse", "compressed", "mkldnn")
+    match = r"\b(q|k|v)\b" if strided and name in "qkv" else rf"^{name} must be "
+    for requires_grad in (False, True):
+        inputs["v" if name == "q" else "q"].requires_grad_(requires_grad)
+        with pytest.raises((TypeError, ValueError), match=match):
+            attend(**inputs | {name: REFUSED[kind]()})
+
+
+@pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind != "meta"])
+def test_packed_tensors_and_all_alike_are_refused(kind: str) -> None:
+    x = REFUSED[kind]()
+    for function, count, name in (
+        (flash_attn_func, 3, "q"),
+        (flash_attn_qkvpacked_func, 1, "qkv"),
+        (flash_attn_kvpacked_func, 2, "q|kv"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"^({name}) must be "):
+            function(*[x] * count)  # type: ignore[operator]
+
+
+def test_sparse_gradients_are_refused() -> None:
+    q = torch.randn(1, 5, 2, 16, requires_grad=True)
+    with pytest.raises(TypeError, match="grad_out must be a dense tensor, got layout"):
+        torch.autograd.grad(flash_attn_func(q, q, q), q, torch.randn_like(q).to_sparse())
