@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import subprocess
 import sys
 import threading
@@ -15,10 +16,15 @@ import pytest
 import torch
 from cache_cases import CacheCase
 from cases import FEATURES, PACKED_FEATURES, Case, Packed
-from support import ONE_DTYPE, Target, lengths, run_varlen, targets
+from support import ONE_DTYPE, Target, cumulative, lengths, run_varlen, targets
 from torch import Tensor
 
-from flash_attn2 import flash_attn_func, flash_attn_with_kvcache
+from flash_attn2 import (
+    _backend,
+    flash_attn_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+)
 
 
 @contextmanager
@@ -136,6 +142,63 @@ def test_gil_is_released(direction: str) -> None:
         steps += 1
     thread.join()
     assert steps > 1000
+
+
+@targets([*ONE_DTYPE, Target("cpu", torch.float32)])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("sink", [False, True])
+def test_thread_counts_that_change_within_a_call(
+    sink: bool, packed: bool, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal handler or a finalizer may change them: memory is for the threads that run."""
+    heads = 16
+    leaves = [target.tensor(1, n, heads, 32).requires_grad_() for n in (40, 90, 90)]
+    options = {"sink": torch.zeros(heads)} if sink else {}
+
+    def results() -> list[Tensor]:
+        if packed:
+            cu_q, cu_k = cumulative(15, 25), cumulative(60, 30)
+            inputs = [x[0] for x in leaves]
+            out = flash_attn_varlen_func(*inputs, cu_q, cu_k, 25, 60, deterministic=True, **options)
+        else:
+            out = flash_attn_func(*leaves, deterministic=True, **options)
+        return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+    expected = results()
+    asked = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: (1, 13)[next(asked) % 2])
+        for _ in range(2):  # each call begins with either count
+            assert all(map(torch.equal, results(), expected))
+            next(asked)
+    assert next(asked) > 2
+
+    def change(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            result = function(*args)
+            torch.set_num_threads(count)
+            return result
+
+        return call
+
+    for before, after in ((1, 13), (13, 1)):
+        with num_threads(before), monkeypatch.context() as patch:
+            for name in ("forward_workspace", "backward_workspace"):
+                function = getattr(_backend.Backend, name)
+                patch.setattr(_backend.Backend, name, change(function, after))
+            assert all(map(torch.equal, results(), expected))
+
+
+@targets([*ONE_DTYPE, Target("cpu", torch.float32)])
+def test_workspaces_that_are_too_small_are_refused(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q = target.tensor(1, 40, 2, 32).requires_grad_()
+    out = flash_attn_func(q, q, q, sink=torch.zeros(2))
+    needed = _backend.Backend.backward_workspace
+    monkeypatch.setattr(_backend.Backend, "backward_workspace", lambda *args: needed(*args) - 1)
+    with pytest.raises(RuntimeError, match="workspace"):
+        torch.autograd.grad(out.sum(), q)
 
 
 COUNT_THREADS = """

@@ -1,0 +1,136 @@
+"""What FlopCounterMode counts: PyTorch's convention, in which masks count as full."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from functions import problem
+from support import cumulative, lengths
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+
+
+def counted(call: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    flops: int = counter.get_total_flops()
+    return flops
+
+
+# Multiply-adds of one product of matrices: pairs of query and key times heads times head_dim.
+PRODUCTS = {
+    "dense": 2 * 3 * 6 * 4 * 5,
+    "kvpacked": 2 * 3 * 6 * 4 * 5,
+    "qkvpacked": 2 * 4 * 4 * 2 * 5,
+    "varlen": (3 * 4 + 0 * 2 + 5 * 6) * 4 * 5,
+    "varlen_kvpacked": (3 * 4 + 0 * 2 + 5 * 6) * 4 * 5,
+    "varlen_qkvpacked": (3 * 3 + 0 + 5 * 5) * 2 * 5,
+}
+
+
+@pytest.mark.parametrize("form", PRODUCTS)
+def test_forward_and_backward(form: str) -> None:
+    attend, leaves = problem(form)
+    options = {"causal": True, "window_size": (1, 0), "dropout_p": 0.5}
+    one = 2 * PRODUCTS[form]
+    assert counted(lambda: attend(*leaves)) == 2 * one
+    assert counted(lambda: attend(*leaves, **options).sum().backward()) == 7 * one
+    for sink in (None, torch.zeros(leaves[0].shape[-2])):
+        loss = attend(*leaves, sink=sink).sum()
+        assert counted(loss.backward) == 5 * one
+
+
+def test_as_pytorch_counts_its_own() -> None:
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    q = torch.randn(2, 7, 3, 16, requires_grad=True)
+    heads_first = q.transpose(1, 2).shape
+    assert counted(lambda: flash_attn_func(q, q, q)) == sdpa_flop_count(*[heads_first] * 3)
+    loss = flash_attn_func(q, q, q).sum()
+    assert counted(loss.backward) == sdpa_backward_flop_count(*[heads_first] * 4)
+
+
+def test_keys_that_count() -> None:
+    q = torch.randn(9, 4, 16)
+    cu = cumulative(3, 6)
+
+    def attend(**options: Any) -> Tensor:
+        return flash_attn_varlen_func(q, q, q, cu, cu, 6, 6, **options)
+
+    assert counted(lambda: attend(seqused_k=lengths(1, 2))) == 4 * (3 * 1 + 6 * 2) * 4 * 16
+
+
+@pytest.mark.parametrize("device", ["meta", "fake"])
+def test_lengths_that_cannot_be_read(device: str) -> None:
+    """Every sequence counts as the longest."""
+    q, cu = torch.randn(9, 4, 16), cumulative(3, 6)
+
+    def attend(q: Tensor, cu: Tensor) -> Tensor:
+        return flash_attn_varlen_func(q, q, q, cu, cu, 6, 6)
+
+    if device == "meta":
+        assert counted(lambda: attend(q.to("meta"), cu.to("meta"))) == 4 * (2 * 6 * 6) * 4 * 16
+        return
+    with torch._subclasses.fake_tensor.FakeTensorMode() as mode:
+        q, cu = mode.from_tensor(q), mode.from_tensor(cu)
+        assert counted(lambda: attend(q, cu)) == 4 * (2 * 6 * 6) * 4 * 16
+
+
+CACHE_CALLS: dict[str, tuple[dict[str, Any], int]] = {
+    "whole": ({}, 2 * 3 * 32),
+    "int": ({"cache_seqlens": 5}, 2 * 3 * 5),
+    "lengths": ({"cache_seqlens": lengths(5, 7)}, 3 * (5 + 7)),
+    "append": ({"cache_seqlens": lengths(5, 7), "new": True}, 3 * (8 + 10)),
+    "leftpad": ({"cache_seqlens": lengths(5, 7), "cache_leftpad": lengths(1, 2)}, 3 * (4 + 5)),
+    "pages": ({"cache_seqlens": lengths(40, 7), "pages": True}, 3 * (40 + 7)),
+    "all_pages": ({"pages": True}, 2 * 3 * 64),
+    "packed": ({"cache_seqlens": lengths(5, 7), "packed": True}, 2 * 5 + 4 * 7),
+}
+
+
+@pytest.mark.parametrize("call", CACHE_CALLS)
+def test_cache(call: str) -> None:
+    options, pairs = CACHE_CALLS[call]
+    options = dict(options)
+    q, (k, v) = torch.randn(2, 3, 4, 16), torch.randn(2, 2, 32, 2, 16)
+    if options.pop("new", False):
+        options["k"], options["v"] = torch.randn(2, 2, 3, 2, 16)
+    if options.pop("pages", False):
+        k, v = torch.randn(2, 4, 32, 2, 16)
+        options["block_table"] = torch.tensor([[0, 2], [1, 3]], dtype=torch.int32)
+    if options.pop("packed", False):
+        q = q.flatten(0, 1)
+        options["cu_seqlens_q"] = cumulative(2, 4)
+    assert counted(lambda: flash_attn_with_kvcache(q, k, v, **options)) == 4 * pairs * 4 * 16
+
+
+SCRIPT = """
+import sys, torch
+{imports}
+from torch.utils.flop_counter import FlopCounterMode
+import flash_attn2
+q = torch.randn(1, 4, 1, 8)
+with FlopCounterMode(display=False) as counter:
+    flash_attn2.flash_attn_func(q, q, q)
+print(counter.get_total_flops())
+"""
+
+
+@pytest.mark.parametrize("imports", ["import flash_attn2", ""])
+def test_whatever_is_imported_first(imports: str) -> None:
+    if imports:
+        imports += "; assert 'torch.utils.flop_counter' not in sys.modules"
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(imports=imports)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == str(4 * 4 * 4 * 8)
