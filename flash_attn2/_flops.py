@@ -7,18 +7,13 @@ in fake and meta tensors, every sequence counts as the longest.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-_FLOP_COUNTER = "torch.utils.flop_counter"
 _FORWARD, _BACKWARD = 2, 5  # products of matrices
 
 Named = dict[str, Any]  # arguments of an op
@@ -103,38 +98,8 @@ def _formula(op: Any, rule: Callable[[int, Named], int], count: int) -> Callable
     return flops
 
 
-def _register() -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
+def register() -> None:
+    """Let FlopCounterMode count the ops, which have to be defined."""
     for name, (rule, count) in _FORMULAS.items():
         op = getattr(torch.ops.flash_attn2, name)
         register_flop_formula(op, get_raw=True)(_formula(op, rule, count))
-
-
-class _AfterImport(MetaPathFinder):
-    """Registers once the module is there. Importing it here would import Triton with it."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _FLOP_COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: ModuleType) -> None:
-                execute(module)
-                _register()
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-
-def register() -> None:
-    """Let FlopCounterMode count the ops, which have to be defined. Call once."""
-    if _FLOP_COUNTER in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _AfterImport())

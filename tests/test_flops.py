@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -109,28 +107,3 @@ def test_cache(call: str) -> None:
         q = q.flatten(0, 1)
         options["cu_seqlens_q"] = cumulative(2, 4)
     assert counted(lambda: flash_attn_with_kvcache(q, k, v, **options)) == 4 * pairs * 4 * 16
-
-
-SCRIPT = """
-import sys, torch
-{imports}
-from torch.utils.flop_counter import FlopCounterMode
-import flash_attn2
-q = torch.randn(1, 4, 1, 8)
-with FlopCounterMode(display=False) as counter:
-    flash_attn2.flash_attn_func(q, q, q)
-print(counter.get_total_flops())
-"""
-
-
-@pytest.mark.parametrize("imports", ["import flash_attn2", ""])
-def test_whatever_is_imported_first(imports: str) -> None:
-    if imports:
-        imports += "; assert 'torch.utils.flop_counter' not in sys.modules"
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(imports=imports)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.strip() == str(4 * 4 * 4 * 8)
