@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flash_attn2._tensors import require_strided
 
+_STRIDED = torch.strided
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # What other attention functions call these things.
@@ -69,7 +70,8 @@ def require_tensor(name: str, value: Any) -> None:
     """TypeError unless `value` is a tensor, and neither nested nor sparse."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {_described(value)}")
-    require_strided(name, value)
+    if value.layout is not _STRIDED or value.is_nested:
+        require_strided(name, value)
 
 
 def require_tensors(q: Any, k: Any, v: Any) -> None:

@@ -24,6 +24,7 @@ from flash_attn2._observe import (
     circumstances,
     circumstances_of_plain,
     no_forward_mode,
+    with_memory,
 )
 
 Tensors = tuple[Tensor, ...]
@@ -69,7 +70,7 @@ def plain_forward(
     around = circumstances_of_plain((q, k, v))
     if around == PLAIN:
         return _launch.plain(q, k, v, None, options)
-    if around != DIFFERENTIATED or q.is_nested or q.ndim != 4:
+    if around != DIFFERENTIATED or q.ndim != 4 or q.is_nested:
         return None
     lse = _launch.dense_lse(q)
     out = _launch.plain(q, k, v, lse, options)
@@ -88,7 +89,13 @@ def backward(
 ) -> Gradients:
     """Gradients of q, k, v and sink; None or empty for those that are None."""
     if not torch.compiler.is_compiling():
-        around = circumstances((*saved, grad_out, grad_lse, *_tensors_of(packing, options)))
+        tensors = (*saved, grad_out, grad_lse, *_tensors_of(packing, options))
+        around = circumstances_of_plain(tensors)
+        if around == PLAIN and packing is None:
+            plain = _launch.plain_backward(grad_out, grad_lse, saved, options)
+            if plain is not None:
+                return plain
+        around = with_memory(around, tensors)
         if around == PLAIN:
             return differentiate(grad_out, grad_lse, saved, packing, options)
         if around != OBSERVED:
@@ -164,10 +171,6 @@ def differentiate(
 
     Their shapes are, since torch.autograd.graph.saved_tensors_hooks may have put in others.
     """
-    if packing is None:
-        grads = _launch.plain_backward(grad_out, grad_lse, saved, options)
-        if grads is not None:
-            return grads
     checked_results(grad_out, grad_lse, saved, packing, options)
     if packing is None:
         return _launch.dense_backward(grad_out, grad_lse, saved, options)

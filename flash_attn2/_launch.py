@@ -93,7 +93,8 @@ def lse_shape(q: Tensor) -> tuple[int, ...]:
 
 def dense_lse(q: Tensor) -> Tensor:
     """Memory for the lse of queries (batch, seqlen_q, num_heads, head_dim)."""
-    return _empty(lse_shape(q), dtype=torch.float32, device=q.device)
+    batch, seqlen_q, num_heads, _ = q.shape
+    return _empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device)
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Result:
@@ -362,7 +363,8 @@ def _strided(t: Tensor) -> tuple[int, ...]:
     """(data_ptr, batch_stride, row_stride, head_stride) in elements."""
     strides = t.stride()
     batch_stride = strides[0] if len(strides) == 4 else 0
-    return address(t), batch_stride, strides[-3], strides[-2]
+    pointer = t.data_ptr() or address(t)
+    return pointer, batch_stride, strides[-3], strides[-2]
 
 
 # Pointers are taken after these, from tensors that the caller holds until the kernel has run.

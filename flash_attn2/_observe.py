@@ -25,10 +25,12 @@ def circumstances(tensors: tuple[Tensor | None, ...]) -> int:
 
     NotImplementedError where forward-mode differentiation goes through them.
     """
-    result = circumstances_of_plain(tensors)
-    if result <= DIFFERENTIATED and not all(map(_has_memory, tensors)):
-        return OBSERVED
-    return result
+    return with_memory(circumstances_of_plain(tensors), tensors)
+
+
+def with_memory(around: int, tensors: tuple[Tensor | None, ...]) -> int:
+    """`circumstances`, after those of a plain call."""
+    return OBSERVED if around <= DIFFERENTIATED and not _in_memory(tensors) else around
 
 
 def circumstances_of_plain(tensors: tuple[Tensor | None, ...]) -> int:
@@ -67,17 +69,18 @@ def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
     return circumstances(tensors) == PLAIN
 
 
-def _has_memory(tensor: Tensor | None) -> bool:
+def _in_memory(tensors: tuple[Tensor | None, ...]) -> bool:
     """False for what only the dispatcher can read: zero, functional, batched, sparse tensors.
 
     And for tensors whose memory was freed, which the kernels of the ops refuse.
     """
-    if tensor is None:
-        return True
     try:
-        return tensor.data_ptr() != 0 or tensor.numel() == 0
+        for tensor in tensors:
+            if tensor is not None and tensor.data_ptr() == 0 and tensor.numel() != 0:
+                return False
     except RuntimeError:  # no storage
         return False
+    return True
 
 
 # Forward-mode differentiation: dual tensors, torch.func.jvp, jacfwd, linearize.

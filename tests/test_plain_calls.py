@@ -177,3 +177,51 @@ def test_large_problems_on_two_threads() -> None:
     with counted(plain=False):
         for x, y in zip(ours, results(), strict=True):
             torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_tensors_without_memory_are_not_plain(index: int, requires_grad: bool) -> None:
+    for of in (
+        lambda x: torch._efficientzerotensor(x.shape),
+        lambda x: torch._to_functional_tensor(x.detach()),
+    ):
+        tensors: list[Tensor] = [x.requires_grad_(requires_grad) for x in qkv()]
+        tensors[index] = of(tensors[index])
+        with counted() as calls:
+            flash_attn_func(*tensors)
+        assert (calls.plain, calls.other) == (0, 1)
+
+
+def test_gradients_without_memory_are_not_plain() -> None:
+    tensors = [x.requires_grad_() for x in qkv()]
+    with counted() as calls:
+        out = flash_attn_func(*tensors)
+        assert calls.plain == 1
+        grads = torch.autograd.grad(out, tensors, torch._efficientzerotensor(out.shape))
+    assert (calls.plain, calls.other) == (1, 2)  # the workspace is asked for
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize(
+    ("change", "plain"),
+    [
+        (lambda lse: lse, 2),
+        (lambda lse: lse.clone(), 2),
+        (lambda lse: lse.transpose(1, 2).contiguous().transpose(1, 2), 1),
+        (lambda lse: torch.stack([lse, lse], -1)[..., 0], 1),
+    ],
+)
+def test_lse_is_looked_at(change: Any, plain: int) -> None:
+    tensors = [x.requires_grad_() for x in qkv()]
+    expected = torch.autograd.grad(flash_attn_func(*tensors).sum(), tensors)
+    with counted() as calls:
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda x: x, lambda x: change(x) if x.ndim == 3 else x
+        )
+        with hooks:
+            out = flash_attn_func(*tensors)
+        grads = torch.autograd.grad(out.sum(), tensors)
+    assert calls.plain == plain
+    for a, b in zip(grads, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
