@@ -363,8 +363,7 @@ def _strided(t: Tensor) -> tuple[int, ...]:
     """(data_ptr, batch_stride, row_stride, head_stride) in elements."""
     strides = t.stride()
     batch_stride = strides[0] if len(strides) == 4 else 0
-    pointer = t.data_ptr() or address(t)
-    return pointer, batch_stride, strides[-3], strides[-2]
+    return address(t), batch_stride, strides[-3], strides[-2]
 
 
 # Pointers are taken after these, from tensors that the caller holds until the kernel has run.

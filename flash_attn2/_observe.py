@@ -17,6 +17,8 @@ from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from flash_attn2._tensors import SURELY_MEMORY, has_memory
+
 PLAIN, DIFFERENTIATED, TRANSFORMED, OBSERVED = range(4)
 
 
@@ -76,7 +78,9 @@ def _in_memory(tensors: tuple[Tensor | None, ...]) -> bool:
     """
     try:
         for tensor in tensors:
-            if tensor is not None and tensor.data_ptr() == 0 and tensor.numel() != 0:
+            if tensor is None or tensor.data_ptr() >= SURELY_MEMORY:
+                continue
+            if not has_memory(tensor):
                 return False
     except RuntimeError:  # no storage
         return False

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Tensors without memory have their offset for an address, which is never so large; the address of
+# a real one may be smaller, but hardly ever is. Likewise in csrc/bindings/dlpack.h.
+SURELY_MEMORY = 2**40
+
 
 def require_strided(name: str, tensor: Tensor) -> None:
     """TypeError for nested, sparse and other tensors that are not simply strides over memory."""
@@ -22,9 +26,18 @@ def require_strided(name: str, tensor: Tensor) -> None:
         )
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether there is memory for its elements, if it has any. RuntimeError without a storage."""
+    return (
+        tensor.data_ptr() >= SURELY_MEMORY
+        or tensor.numel() == 0
+        or tensor.untyped_storage().data_ptr() != 0
+    )
+
+
 def require_memory(name: str, tensor: Tensor) -> None:
     """ValueError for elements without memory: of a storage that was freed, for instance."""
-    if tensor.data_ptr() == 0 and tensor.numel() != 0:
+    if not has_memory(tensor):
         raise ValueError(
             f"{name} must be in memory, got shape {tuple(tensor.shape)} without any: its storage "
             f"has {tensor.untyped_storage().nbytes()} bytes"
@@ -45,6 +58,6 @@ def address(tensor: Tensor) -> int:
     Callers have checked that there is memory, by name; this is for those who have not.
     """
     pointer = tensor.data_ptr()
-    if pointer == 0:
+    if pointer < SURELY_MEMORY:
         require_memory("a tensor", tensor)
     return pointer

@@ -179,28 +179,46 @@ def test_large_problems_on_two_threads() -> None:
             torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_tensors_without_memory_are_not_plain(index: int, requires_grad: bool) -> None:
-    for of in (
-        lambda x: torch._efficientzerotensor(x.shape),
-        lambda x: torch._to_functional_tensor(x.detach()),
-    ):
-        tensors: list[Tensor] = [x.requires_grad_(requires_grad) for x in qkv()]
-        tensors[index] = of(tensors[index])
-        with counted() as calls:
-            flash_attn_func(*tensors)
-        assert (calls.plain, calls.other) == (0, 1)
+def without_memory(x: Tensor) -> list[Tensor]:
+    freed = x.detach().clone()
+    freed.untyped_storage().resize_(0)
+    with_offset = torch.stack([x.detach(), x.detach()])[1]
+    functional = torch._to_functional_tensor(with_offset)
+    freed_with_offset = with_offset.clone().expand(2, *x.shape).contiguous()[1]
+    freed_with_offset.untyped_storage().resize_(0)
+    return [
+        torch._efficientzerotensor(x.shape),
+        torch._to_functional_tensor(x.detach()),
+        functional,
+        freed,
+        freed_with_offset,
+        x.detach().to_sparse(),
+    ]
 
 
-def test_gradients_without_memory_are_not_plain() -> None:
-    tensors = [x.requires_grad_() for x in qkv()]
-    with counted() as calls:
-        out = flash_attn_func(*tensors)
-        assert calls.plain == 1
-        grads = torch.autograd.grad(out, tensors, torch._efficientzerotensor(out.shape))
-    assert (calls.plain, calls.other) == (1, 2)  # the workspace is asked for
-    assert not any(grad.any() for grad in grads)
+@pytest.mark.parametrize("kind", range(6))
+def test_native_code_refuses_tensors_without_memory(kind: int) -> None:
+    """And does nothing."""
+    backend = _backend.load("cpu")
+    assert backend.forward_plain is not None
+    assert backend.backward_plain is not None
+    q, k, v = qkv()
+    out, lse = flash_attn_func(q, k, v, return_lse=True)
+    options = (0.0, None, False, (-1, -1), 0.0)
+    inputs = [q, k, v, out]
+    grads = [torch.randn_like(q), *(torch.full_like(x, torch.nan) for x in (q, k, v))]
+    for i, x in enumerate(inputs):
+        changed = (*inputs[:i], without_memory(x)[kind], *inputs[i + 1 :])
+        assert not backend.forward_plain(changed, 0, options, 1)
+        assert not backend.backward_plain(changed, lse, tuple(grads), options, False, 1)
+    for i, x in enumerate(grads):
+        changed = (*grads[:i], without_memory(x)[kind], *grads[i + 1 :])
+        assert not backend.backward_plain(tuple(inputs), lse, changed, options, False, 1)
+    wrong = without_memory(lse)[kind]
+    assert not backend.backward_plain(tuple(inputs), wrong, tuple(grads), options, False, 1)
+    assert all(x.isnan().all() for x in grads[1:])
+    assert backend.backward_plain(tuple(inputs), lse, tuple(grads), options, False, 1)
+    assert not any(x.isnan().any() for x in grads[1:])
 
 
 @pytest.mark.parametrize(
@@ -214,14 +232,15 @@ def test_gradients_without_memory_are_not_plain() -> None:
 )
 def test_lse_is_looked_at(change: Any, plain: int) -> None:
     tensors = [x.requires_grad_() for x in qkv()]
-    expected = torch.autograd.grad(flash_attn_func(*tensors).sum(), tensors)
+    grad = torch.randn(2, 5, 4, 8)
+    expected = torch.autograd.grad(flash_attn_func(*tensors), tensors, grad)
     with counted() as calls:
         hooks = torch.autograd.graph.saved_tensors_hooks(
             lambda x: x, lambda x: change(x) if x.ndim == 3 else x
         )
         with hooks:
             out = flash_attn_func(*tensors)
-        grads = torch.autograd.grad(out.sum(), tensors)
+        grads = torch.autograd.grad(out, tensors, grad)
     assert calls.plain == plain
     for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -103,6 +103,9 @@ SAME: dict[str, Callable[[Tensor], Tensor]] = {
     "wrapper": lambda x: Wrapper(x.detach()),
     "negated": lambda x: torch._neg_view(-x.detach()),
     "functional": lambda x: torch._to_functional_tensor(x.detach()),
+    "functional_with_offset": lambda x: torch._to_functional_tensor(
+        torch.stack([x, x])[1].detach()
+    ),
     "parameter": lambda x: Parameter(x.detach(), requires_grad=False),
     "strided": lambda x: torch.stack([x, x], -1)[..., 1],
 }
@@ -165,23 +168,26 @@ def test_zero_gradients(of: Callable[[Tensor], Tensor], target: Target) -> None:
 # Freed memory: storages of no bytes.
 
 
-def freed(x: Tensor) -> Tensor:
+def freed(x: Tensor, offset: int = 0) -> Tensor:
     """A copy with the strides of `x`."""
-    x = torch.empty_like(x)
-    x.untyped_storage().resize_(0)
-    return x
+    copy = torch.empty_like(x)
+    memory = copy.new_empty(offset + copy.untyped_storage().size() // copy.element_size())
+    copy = memory.as_strided(copy.shape, copy.stride(), offset)
+    memory.untyped_storage().resize_(0)
+    return copy
 
 
 @targets([*ONE_DTYPE, CPU])
+@pytest.mark.parametrize("offset", [0, 3, 2**20])
 @each_argument
-def test_freed_tensors(name: str, target: Target) -> None:
+def test_freed_tensors(name: str, offset: int, target: Target) -> None:
     inputs = inputs_with(name, target)
     for requires_grad in (False, True):
         inputs["v" if name == "q" else "q"].requires_grad_(requires_grad)
         with pytest.raises(ValueError, match=rf"^{name} must be in memory, got shape \("):
-            attend(**inputs | {name: freed(inputs[name].detach())})
+            attend(**inputs | {name: freed(inputs[name].detach(), offset)})
     if name in "qkv":  # would be copied first
-        transposed = freed(inputs[name].detach().mT.contiguous().mT)
+        transposed = freed(inputs[name].detach().mT.contiguous().mT, offset)
         with pytest.raises(ValueError, match=rf"^{name} must be in memory"):
             attend(**inputs | {name: transposed})
 

@@ -1,7 +1,8 @@
 #pragma once
 
-// As much of DLPack's C interface, version 1, as it takes to look at a tensor without a call into
-// Python: the layout of its structures, and the table of functions that a tensor type publishes as
+// As much of DLPack's C interface, version 1, as it takes to look at a tensor (almost) without a
+// call into Python: the layout of its structures, and the table of functions that a tensor type
+// publishes as
 // `__dlpack_c_exchange_api__` (torch.Tensor does from torch 2.10 on).
 
 #include <pybind11/pybind11.h>
@@ -37,12 +38,6 @@ struct Tensor {
   uint64_t byte_offset;
 
   void* data() const { return static_cast<char*>(memory) + byte_offset; }
-
-  // Tensors of zeros, wrappers of other tensors and freed ones have elements without memory.
-  bool has_memory() const {
-    return memory != nullptr ||
-           std::any_of(shape, shape + ndim, [](int64_t size) { return size == 0; });
-  }
 };
 
 struct ExchangeApi {
@@ -69,7 +64,23 @@ struct ExchangeApi {
       PyErr_Clear();
       return std::nullopt;
     }
-    return description.has_memory() ? std::optional(description) : std::nullopt;
+    return has_memory(tensor, description) ? std::optional(description) : std::nullopt;
+  }
+
+ private:
+  // Tensors of zeros, wrappers of other tensors and freed ones have elements without memory, and
+  // their offset for an address. No offset is as large as kSurelyMemory; the address of a real
+  // tensor may be smaller, but hardly ever is, and then Python knows.
+  static bool has_memory(pybind11::handle tensor, Tensor const& description) {
+    constexpr uintptr_t kSurelyMemory = uintptr_t{1} << 40;
+    if (reinterpret_cast<uintptr_t>(description.data()) >= kSurelyMemory) return true;
+    int64_t const* const end = description.shape + description.ndim;
+    if (std::find(description.shape, end, 0) != end) return true;
+    try {
+      return tensor.attr("untyped_storage")().attr("data_ptr")().cast<uintptr_t>() != 0;
+    } catch (pybind11::error_already_set const&) {
+      return false;
+    }
   }
 };
 
