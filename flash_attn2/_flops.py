@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry
 
 _FORWARD, _BACKWARD = 2, 5  # products of matrices
 
@@ -102,4 +102,5 @@ def register() -> None:
     """Let FlopCounterMode count the ops, which have to be defined."""
     for name, (rule, count) in _FORMULAS.items():
         op = getattr(torch.ops.flash_attn2, name)
-        register_flop_formula(op, get_raw=True)(_formula(op, rule, count))
+        # As register_flop_formula does, which in torch 2.4 enters overloads, which nothing finds.
+        flop_registry[op] = _formula(op, rule, count)
