@@ -37,7 +37,8 @@ It takes quadratic memory: a means of inspection, which has no gradient.
 out and lse have gradients with respect to the tensors of queries, keys and values, as they were
 given (packed ones get one packed gradient), and to sink. Attention is recomputed for them: of a
 call nothing is kept but its tensors, out, lse and the 16 bytes that make the dropout mask.
-alibi_slopes get no gradient, and there is no second derivative: NotImplementedError.
+alibi_slopes get no gradient, and there is neither a second derivative nor forward mode (jvp,
+jacfwd, dual tensors): NotImplementedError.
 
 dtypes: float16 and bfloat16 everywhere, float32 and float64 on the CPU; inside torch.autocast,
 float32 becomes its dtype. Tensors may have any strides; a last stride other than 1 costs a copy.
