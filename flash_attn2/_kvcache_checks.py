@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn2 import _checks
-from flash_attn2._arguments import require_tensor
+from flash_attn2 import _checks, _overlap
 from flash_attn2._backend import Backend
 from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New, batch_size, capacity
@@ -139,6 +138,24 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
         )
 
 
+def check_memory(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    new: New | None,
+    cache: Cache,
+    options: Options,
+) -> None:
+    """Tensors that have elements have memory too: FSDP, for one, frees storages."""
+    named: list[tuple[str, Any]] = [("q", q), ("k_cache", k_cache), ("v_cache", v_cache)]
+    for arguments in (new, cache, options):
+        if arguments is not None:
+            named.extend(zip(arguments._fields, arguments, strict=True))
+    for name, x in named:
+        if isinstance(x, Tensor) and x.data_ptr() == 0 and x.numel() != 0:
+            raise ValueError(f"{name} must have memory, got a tensor whose storage is empty")
+
+
 def check_layout(k_cache: Tensor, v_cache: Tensor, backend: Backend, written: bool) -> None:
     """Caches that cannot be used where they lie."""
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
@@ -150,15 +167,18 @@ def check_layout(k_cache: Tensor, v_cache: Tensor, backend: Backend, written: bo
             )
         if backend.aligned:
             _check_aligned(name, cache, backend)
-        if written and any(
-            stride == 0 and size > 1 for stride, size in zip(strides, shape, strict=True)
-        ):
+        if written and _overlap.overlaps_itself(tuple(shape), strides):
             raise ValueError(
                 f"{name} must not overlap itself where k is appended to it, got shape "
                 f"{tuple(shape)} with strides {strides}"
             )
-    if written and k_cache.numel() != 0 and k_cache.data_ptr() == v_cache.data_ptr():
-        raise ValueError("k_cache and v_cache must not be the same memory where k is appended")
+    if written and _overlap.tensors_overlap(k_cache, v_cache):
+        (begin_k, end_k), (begin_v, end_v) = _overlap.span(k_cache), _overlap.span(v_cache)
+        raise ValueError(
+            "k_cache and v_cache must not be the same memory, in whole or in part, where k is "
+            f"appended, got addresses {begin_k:#x} to {end_k:#x} with strides {k_cache.stride()} "
+            f"and {begin_v:#x} to {end_v:#x} with strides {v_cache.stride()}"
+        )
 
 
 def check_values(q: Tensor, k_cache: Tensor, cache: Cache, new: New | None) -> None:

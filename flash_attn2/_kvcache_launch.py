@@ -1,4 +1,4 @@
-"""A KV cache -> calls of a native module: `append`, then `forward`.
+"""A KV cache -> calls of a native module: `append` where there are new keys, then `forward`.
 
 As in `_launch`, arguments have been accepted by checks. The cache itself is never copied: it is
 read, and written, where it lies.
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flash_attn2 import _backend, _launch
+from flash_attn2 import _backend, _launch, _overlap
+from flash_attn2._backend import Backend
 from flash_attn2._launch import Options
 
 
@@ -51,17 +52,78 @@ def capacity(k_cache: Tensor, cache: Cache) -> int:
     return 0 if k_cache.shape[0] == 0 else columns * k_cache.shape[1]
 
 
-def append(q: Tensor, k_cache: Tensor, v_cache: Tensor, new: New, cache: Cache) -> Tensor | None:
-    """Write new keys and values into the cache. Returns the rotated q, None without rotation."""
+def append_and_attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    new: New | None,
+    cache: Cache,
+    num_splits: int,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Write `new` into the cache, then attention over it: out, and lse as for dense or packed q.
+
+    Everything that can be refused, by the backend too, is so before the cache is written.
+    """
     backend = _backend.serving(q)
-    dtype_name = backend.dtype_name(q.dtype)
+    if new is not None:
+        q, new, cache, options = _apart_from_caches(q, k_cache, v_cache, new, cache, options)
+    readable = _launch._aligned if backend.aligned else _launch._unit_stride
+    q = readable(q)
+    cache, options = _readable_cache(cache, q), _launch._contiguous_options(options)
+    appending = None
+    if new is not None:
+        appending = _append_problem(backend, q, k_cache, v_cache, new, cache)
+        if appending.rotated_q is not None:
+            q = appending.rotated_q
+    *batch, rows, num_heads, head_dim = q.shape
+    out = _launch._empty_like(q, memory_format=torch.contiguous_format)
+    lse = _launch._empty(*batch, num_heads, rows, dtype=torch.float32, device=q.device)
+    problem, workspace = None, None  # the workspace is held until the kernel has run
+    if lse.numel() != 0:
+        lengths = _lengths(q, k_cache, cache)
+        problem = _launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
+        problem.update(dtype=backend.dtype_name(q.dtype), num_splits=num_splits)
+        if cache.cache_leftpad is not None:
+            problem["leftpad_k"] = cache.cache_leftpad.data_ptr()
+        workspace = _launch.attach_workspace(backend, problem, q.device)
+    end = rows
+    if cache.cu_seqlens_q is not None and q.is_cpu:
+        end = int(cache.cu_seqlens_q[-1])
+
+    if appending is not None:
+        for tensor in (k_cache, v_cache):
+            torch.autograd.graph.increment_version(tensor)
+        if appending.has_rows:
+            backend.append(appending.problem, q.device)
+    if problem is not None:
+        backend.forward(problem, q.device)
+    del workspace, appending
+    if end < rows:
+        out[end:] = 0
+        lse[:, end:] = -torch.inf
+    return out, lse
+
+
+class _Append(NamedTuple):
+    """An append that is ready to run."""
+
+    problem: dict[str, Any]
+    rotated_q: Tensor | None
+    has_rows: bool
+    held: tuple[Tensor | None, ...]  # tensors that the problem points to
+
+
+def _append_problem(
+    backend: Backend, q: Tensor, k_cache: Tensor, v_cache: Tensor, new: New, cache: Cache
+) -> _Append:
+    """q and cache are readable already."""
     readable = _launch._aligned if backend.aligned else _launch._unit_stride
     k, v, cos, sin = readable(new.k), readable(new.v), new.rotary_cos, new.rotary_sin
-    cache = _readable_cache(cache, q)
     num_heads, head_dim = q.shape[-2:]
     problem: dict[str, Any] = {
         **_lengths(q, k_cache, cache),
-        "dtype": dtype_name,
+        "dtype": backend.dtype_name(q.dtype),
         "num_heads": num_heads,
         "num_heads_kv": k_cache.shape[-2],
         "head_dim": head_dim,
@@ -78,7 +140,7 @@ def append(q: Tensor, k_cache: Tensor, v_cache: Tensor, new: New, cache: Cache) 
         problem["total_new"] = k.shape[0]
     rotated_q = None
     if cos is not None and sin is not None:
-        q, cos, sin = readable(q), cos.contiguous(), sin.contiguous()
+        cos, sin = cos.contiguous(), sin.contiguous()
         rotated_q = _launch._empty_like(q, memory_format=torch.contiguous_format)
         problem.update(
             q=_launch._strided(q),
@@ -90,34 +152,32 @@ def append(q: Tensor, k_cache: Tensor, v_cache: Tensor, new: New, cache: Cache) 
             rotary_dim=2 * cos.shape[1],
             rotary_interleaved=new.rotary_interleaved,
         )
-    torch.autograd.graph.increment_version((k_cache, v_cache))
-    if k.numel() != 0 or (rotated_q is not None and rotated_q.numel() != 0):
-        backend.append(problem, q.device)
-    return rotated_q
+    has_rows = k.numel() != 0 or (rotated_q is not None and rotated_q.numel() != 0)
+    return _Append(problem, rotated_q, has_rows, (q, k, v, cos, sin))
 
 
-def attend(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache, num_splits: int, options: Options
-) -> tuple[Tensor, Tensor]:
-    """Attention over a cache, after any append: out, and lse as for dense or packed queries."""
-    backend = _backend.serving(q)
-    dtype_name = backend.dtype_name(q.dtype)
-    q = _launch._aligned(q) if backend.aligned else _launch._unit_stride(q)
-    cache, options = _readable_cache(cache, q), _launch._contiguous_options(options)
-    *batch, rows, num_heads, head_dim = q.shape
-    out = _launch._empty_like(q, memory_format=torch.contiguous_format)
-    lse = _launch._empty(*batch, num_heads, rows, dtype=torch.float32, device=q.device)
-    if lse.numel() != 0:
-        lengths = _lengths(q, k_cache, cache)
-        problem = _launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
-        problem.update(dtype=dtype_name, num_splits=num_splits)
-        if cache.cache_leftpad is not None:
-            problem["leftpad_k"] = cache.cache_leftpad.data_ptr()
-        _launch.run_forward(backend, problem, q.device)
-    if cache.cu_seqlens_q is not None and q.is_cpu and (end := int(cache.cu_seqlens_q[-1])) < rows:
-        out[end:] = 0
-        lse[:, end:] = -torch.inf
-    return out, lse
+def _apart_from_caches(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, new: New, cache: Cache, options: Options
+) -> tuple[Tensor, New, Cache, Options]:
+    """With copies of what shares memory with the caches, which are written before it is read."""
+    (begin_k, end_k), (begin_v, end_v) = _overlap.span(k_cache), _overlap.span(v_cache)
+    begin, end = min(begin_k, begin_v), max(end_k, end_v)
+
+    def apart(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.data_ptr() >= end:
+            return value
+        if _overlap.span(value)[1] <= begin:
+            return value
+        if _overlap.tensors_overlap(k_cache, value) or _overlap.tensors_overlap(v_cache, value):
+            return value.clone()
+        return value
+
+    def all_apart(values: Any) -> Any:
+        moved = [apart(value) for value in values]
+        same = all(x is y for x, y in zip(moved, values, strict=True))
+        return values if same else type(values)(*moved)
+
+    return apart(q), all_apart(new), all_apart(cache), all_apart(options)
 
 
 def _readable_cache(cache: Cache, q: Tensor) -> Cache:

@@ -1,10 +1,10 @@
 """The `torch.library` ops around a KV cache.
 
-    flash_attn2::kvcache_append    writes new keys and values into the cache, in place; returns the
-                                   rotated q, empty where nothing is rotated
-    flash_attn2::kvcache_forward   attention over the cache: (out, lse)
+    flash_attn2::kvcache_forward          attention over the cache: (out, lse)
+    flash_attn2::kvcache_append_forward   first writes new keys and values into it, in place
 
-They have fake implementations and no derivatives.
+They have fake implementations and no derivatives. That an append and the attention after it are one
+op makes their checks one list, on every path, before anything is written.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from flash_attn2 import _backend, _checks, _kvcache_checks, _kvcache_launch, _observe
 from flash_attn2._kvcache_launch import Cache, New
@@ -34,97 +36,167 @@ def append_and_attend(
     num_splits: int,
     options: Options,
 ) -> Tensors:
-    """Append `new`, then attention over the cache: out and lse.
+    """Append `new`, where there is one, then attention over the cache: out and lse.
 
     Skips the dispatcher when nothing would observe the ops, as `_autograd.forward` does.
     """
-    tensors = (q, k_cache, v_cache, options.alibi_slopes, options.sink, *(new or ())[:4])
-    if torch.is_grad_enabled():
-        _refuse_gradient(tensors)
-    if not torch.compiler.is_compiling() and _is_plain(tensors):
-        _check(q, k_cache, v_cache, new, cache)
-        _check_attention(q, cache, num_splits, options)
+    if not torch.compiler.is_compiling():
+        appended = () if new is None else (new.k, new.v, new.rotary_cos, new.rotary_sin)
+        tensors = (
+            *(q, k_cache, v_cache, options.alibi_slopes, options.sink, *appended),
+            *(cache.cache_seqlens, cache.cache_batch_idx, cache.cache_leftpad, cache.block_table),
+            *(cache.cu_seqlens_q, cache.cu_seqlens_k_new),
+        )
+        circumstances = _autograd._circumstances(tensors)
+        if circumstances in (_autograd._PLAIN, _autograd._DIFFERENTIATED):
+            return _with_gradient(
+                lambda: _append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options),
+                tensors,
+                None if new is None else (k_cache, v_cache, *appended),
+            )
         if new is not None:
-            q = _rotated(q, _kvcache_launch.append(q, k_cache, v_cache, new, cache))
-        return _kvcache_launch.attend(q, k_cache, v_cache, cache, num_splits, options)
-    if new is not None:
-        rotated_q = _ops.kvcache_append(q, k_cache, v_cache, *new, *cache)
-        q = _rotated(q, None if new.rotary_cos is None else rotated_q)
-    return _ops.kvcache_forward(  # type: ignore[no-any-return]
-        q, k_cache, v_cache, *cache, num_splits, *options[:_NUM_OPTIONS]
+            _refuse_vmap()
+    arguments = (*cache, num_splits, *options_of_op(options))
+    if new is None:
+        return _ops.kvcache_forward(q, k_cache, v_cache, *arguments)  # type: ignore[no-any-return]
+    return _ops.kvcache_append_forward(  # type: ignore[no-any-return]
+        q, k_cache, v_cache, *new, *arguments
     )
 
 
-def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    return _observe.is_plain(tensors)
+def options_of_op(options: Options) -> tuple[Any, ...]:
+    """Those that the ops take."""
+    scale, window_left, window_right, softcap, slopes, sink, _, _ = options
+    return scale, window_left, window_right, softcap, slopes, sink
 
 
-def _rotated(q: Tensor, rotated_q: Tensor | None) -> Tensor:
-    return q if rotated_q is None else rotated_q
+def _append_and_attend(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    new: New | None,
+    cache: Cache,
+    num_splits: int,
+    options: Options,
+) -> Tensors:
+    """Of tensors that are as they seem."""
+    _check_shapes(q, k_cache, v_cache, new, cache, num_splits, options)
+    _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
+    _kvcache_checks.check_memory(q, k_cache, v_cache, new, cache, options)
+    _kvcache_checks.check_layout(k_cache, v_cache, _backend.serving(q), written=new is not None)
+    _kvcache_checks.check_values(q, k_cache, cache, new)
+    return _kvcache_launch.append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options)
 
 
-def _refuse_gradient(tensors: tuple[Any, ...]) -> None:
-    if any(isinstance(x, Tensor) and x.requires_grad for x in tensors):
+def _check_shapes(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    new: New | None,
+    cache: Cache,
+    num_splits: int,
+    options: Options,
+) -> None:
+    """What needs no values: for fake tensors too."""
+    _kvcache_checks.check_cache(q, k_cache, v_cache, cache)
+    _kvcache_checks.check_attend(q, cache, num_splits, options)
+    if new is not None:
+        _kvcache_checks.check_new(q, k_cache, new, cache)
+
+
+# Derivatives, of which there are none.
+
+_NO_GRADIENT = (
+    "attention over a KV cache has no gradient: call it under torch.no_grad() or with detached "
+    "tensors"
+)
+
+
+def _with_gradient(
+    attend: Callable[[], Tensors], tensors: tuple[Any, ...], written: tuple[Any, ...] | None
+) -> Tensors:
+    """The results of `attend`; a backward pass through them raises NotImplementedError.
+
+    `written` are the caches and what goes into them: a gradient could not follow it there.
+    """
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
         raise NotImplementedError(
-            "attention over a KV cache has no gradient, but q, k, v, the cache or an option "
-            "requires grad: call it under torch.no_grad()"
+            "attention over a KV cache has no forward-mode derivative, but an argument has a "
+            "tangent"
+        )
+    if not torch.is_grad_enabled():
+        return attend()
+    inputs = [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
+    if not inputs:
+        return attend()
+    if written is not None and any(x is y for x in written for y in inputs):
+        raise NotImplementedError(
+            "attention over a KV cache has no gradient, but k, v, the cache or the rotary tables "
+            "require grad, which what is written into the cache would lose: call it under "
+            "torch.no_grad()"
+        )
+    if peek_interpreter_stack() is not None:
+        raise NotImplementedError(_NO_GRADIENT)
+    with torch.no_grad():
+        results = attend()
+    return _WithoutGradient.apply(results, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _has_tangent(x: Any) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _refuse_vmap() -> None:
+    interpreter: Any = peek_interpreter_stack()
+    if interpreter is not None and interpreter.key() == TransformType.Vmap:
+        raise NotImplementedError(
+            "torch.vmap does not map an append to a KV cache: give the dimension to the batch"
         )
 
 
-def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, new: New | None, cache: Cache) -> None:
-    """What an append, or attention, reads of these, memory included."""
-    _kvcache_checks.check_cache(q, k_cache, v_cache, cache)
-    if new is not None:
-        _kvcache_checks.check_new(q, k_cache, new, cache)
-    _kvcache_checks.check_layout(k_cache, v_cache, _backend.serving(q), written=new is not None)
-    _kvcache_checks.check_values(q, k_cache, cache, new)
+class _WithoutGradient(torch.autograd.Function):
+    """Connects results to the tensors that they depend on."""
+
+    @staticmethod
+    def forward(ctx: Any, results: Tensors, *inputs: Tensor) -> Tensors:
+        ctx.shapes = [x.shape for x in inputs]
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> Any:
+        # By an op, so that torch.compile can trace what only fails when it runs.
+        return None, *(_ops.kvcache_no_gradient(grad_out, shape) for shape in ctx.shapes)
 
 
-def _check_attention(q: Tensor, cache: Cache, num_splits: int, options: Options) -> None:
-    _kvcache_checks.check_attend(q, cache, num_splits, options)
-    _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
+def _no_gradient_kernel(grad_out: Tensor, shape: Any) -> Tensor:
+    raise NotImplementedError(_NO_GRADIENT)
+
+
+def _no_gradient_fake(grad_out: Tensor, shape: Any) -> Tensor:
+    return grad_out.new_empty(shape)
 
 
 # The ops. The dispatcher leaves out trailing arguments that have their defaults.
 
-_NUM_OPTIONS = Options._fields.index("dropout_p")
+Arguments = tuple[Tensor, Tensor, Tensor, New | None, Cache, int, Options]
 
 
-def _append_arguments(*args: Any) -> tuple[Tensor, Tensor, Tensor, New, Cache]:
-    count = 3 + len(New._fields)
-    return *args[:3], New(*args[3:count]), Cache(*args[count:])
-
-
-def _append_kernel(*args: Any) -> Tensor:
-    q, k_cache, v_cache, new, cache = _append_arguments(*args)
-    _check(q, k_cache, v_cache, new, cache)
-    rotated_q = _kvcache_launch.append(q, k_cache, v_cache, new, cache)
-    return q.new_empty(0) if rotated_q is None else rotated_q
-
-
-def _append_fake(*args: Any) -> Tensor:
-    q, k_cache, v_cache, new, cache = _append_arguments(*args)
-    _kvcache_checks.check_cache(q, k_cache, v_cache, cache)
-    _kvcache_checks.check_new(q, k_cache, new, cache)
-    return q.new_empty(0 if new.rotary_cos is None else q.shape)
-
-
-def _forward_arguments(*args: Any) -> tuple[Tensor, Tensor, Tensor, Cache, int, Options]:
+def _arguments(*args: Any) -> Arguments:
+    """Of kvcache_forward."""
     count = 3 + len(Cache._fields)
-    return *args[:3], Cache(*args[3:count]), args[count], Options(*args[count + 1 :])
+    return *args[:3], None, Cache(*args[3:count]), args[count], Options(*args[count + 1 :])
 
 
-def _forward_kernel(*args: Any) -> Tensors:
-    q, k_cache, v_cache, cache, num_splits, options = _forward_arguments(*args)
-    _check(q, k_cache, v_cache, None, cache)
-    _check_attention(q, cache, num_splits, options)
-    return _kvcache_launch.attend(q, k_cache, v_cache, cache, num_splits, options)
+def _append_arguments(*args: Any) -> Arguments:
+    """Of kvcache_append_forward."""
+    count = 3 + len(New._fields)
+    *tensors, _, cache, num_splits, options = _arguments(*args[:3], *args[count:])
+    return *tensors, New(*args[3:count]), cache, num_splits, options  # type: ignore[return-value]
 
 
-def _forward_fake(*args: Any) -> Tensors:
-    q, k_cache, v_cache, cache, num_splits, options = _forward_arguments(*args)
-    _kvcache_checks.check_cache(q, k_cache, v_cache, cache)
-    _kvcache_checks.check_attend(q, cache, num_splits, options)
+def _fake(*arguments: Any) -> Tensors:
+    _check_shapes(*arguments)
+    q = arguments[0]
     *batch, rows, num_heads, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(*batch, num_heads, rows, dtype=torch.float32)
 
@@ -132,39 +204,42 @@ def _forward_fake(*args: Any) -> Tensors:
 _CACHE = """Tensor? cache_seqlens, SymInt? cache_seqlen, Tensor? cache_batch_idx,
     Tensor? cache_leftpad, Tensor? block_table, Tensor? cu_seqlens_q, SymInt? max_seqlen_q,
     Tensor? cu_seqlens_k_new, SymInt seqlen_new"""
-_SCHEMAS = {
-    "kvcache_append": f"""(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v,
-        Tensor? rotary_cos, Tensor? rotary_sin, bool rotary_interleaved, bool q_advances, {_CACHE})
-        -> Tensor rotated_q""",
-    "kvcache_forward": f"""(Tensor q, Tensor k_cache, Tensor v_cache, {_CACHE},
-        SymInt num_splits, float? softmax_scale=None, SymInt window_left=-1,
-        SymInt window_right=-1, float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sink=None)
-        -> (Tensor out, Tensor lse)""",
-}
+_OPTIONS = """SymInt num_splits, float? softmax_scale=None, SymInt window_left=-1,
+    SymInt window_right=-1, float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sink=None"""
+_RESULT = "(Tensor out, Tensor lse)"
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
-def _define(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-    _library.define(name + " ".join(_SCHEMAS[name].split()), tags=tags)
+def _define(name: str, tensors: str, arguments_of: Callable[..., Arguments], written: int) -> None:
+    """`written` counts the arguments, from k_cache on, that are the caches or go into them."""
+    schema = f"{name}({tensors}, {_CACHE}, {_OPTIONS}) -> {_RESULT}"
+    _library.define(" ".join(schema.split()), tags=_TAGS)
     op = getattr(_ops, name)
 
-    def checked_kernel(*args: Any) -> Any:
-        _observe.refuse_tangents(args)  # inference mode skips the key Autograd
-        return kernel(*args)
+    def autograd(*args: Any) -> Tensors:
+        def attend() -> Tensors:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)  # type: ignore[no-any-return]
 
-    def autograd(*args: Any) -> Any:
-        _observe.refuse_tangents(args)
-        if torch.is_grad_enabled():
-            _refuse_gradient(args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+        return _with_gradient(attend, args, args[1 : 1 + written] if written else None)
 
-    _library.impl(name, checked_kernel, "CompositeExplicitAutograd")
+    _library.impl(
+        name, lambda *args: _append_and_attend(*arguments_of(*args)), "CompositeExplicitAutograd"
+    )
     _library.impl(name, autograd, "Autograd")
-    torch.library.register_fake(f"flash_attn2::{name}", fake, lib=_library)
-    if name == "kvcache_forward":
-        register_vmap(name)
+    torch.library.register_fake(
+        f"flash_attn2::{name}", lambda *args: _fake(*arguments_of(*args)), lib=_library
+    )
 
 
-_define("kvcache_append", _append_kernel, _append_fake)
-_define("kvcache_forward", _forward_kernel, _forward_fake)
+_define("kvcache_forward", "Tensor q, Tensor k_cache, Tensor v_cache", _arguments, 0)
+_define(
+    "kvcache_append_forward",
+    """Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor? rotary_cos,
+        Tensor? rotary_sin, bool rotary_interleaved, bool q_advances""",
+    _append_arguments,
+    6,
+)
+_library.define("kvcache_no_gradient(Tensor grad_out, SymInt[] shape) -> Tensor", tags=_TAGS)
+_library.impl("kvcache_no_gradient", _no_gradient_kernel, "CompositeExplicitAutograd")
+torch.library.register_fake("flash_attn2::kvcache_no_gradient", _no_gradient_fake, lib=_library)

@@ -200,12 +200,23 @@ def _deterministic(options: Options) -> bool:
 
 def run_forward(backend: Backend, problem: dict[str, Any], device: torch.device) -> None:
     """Run a problem with the workspace that the backend asks for."""
-    if backend.forward_takes_workspace:
-        num_bytes = backend.forward_workspace(problem, device)
-        if num_bytes != 0:
-            workspace = _workspace(num_bytes, device)
-            problem["workspace"] = workspace.data_ptr(), num_bytes
+    workspace = attach_workspace(backend, problem, device)
     backend.forward(problem, device)
+    del workspace  # held until the kernel has run
+
+
+def attach_workspace(
+    backend: Backend, problem: dict[str, Any], device: torch.device
+) -> Tensor | None:
+    """The workspace that a forward problem needs, which then points to it."""
+    if not backend.forward_takes_workspace:
+        return None
+    num_bytes = backend.forward_workspace(problem, device)
+    if num_bytes == 0:
+        return None
+    workspace = _workspace(num_bytes, device)
+    problem["workspace"] = workspace.data_ptr(), num_bytes
+    return workspace
 
 
 def _workspace(num_bytes: int, device: torch.device) -> Tensor:

@@ -213,6 +213,22 @@ PACKED = [
 ]
 
 
+def profiled(**arguments: Any) -> Any:
+    """The profiler makes the call go through the dispatcher."""
+    with torch.profiler.profile():
+        return flash_attn_with_kvcache(**arguments)
+
+
+def copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+
+
+def assert_unchanged(arguments: dict[str, Any], before: dict[str, Any]) -> None:
+    for name, value in before.items():
+        if isinstance(value, Tensor) and not value.is_meta:
+            assert torch.equal(arguments[name], value), f"{name} has changed"
+
+
 @pytest.mark.parametrize(
     ("arguments", "bad", "error", "message"),
     [
@@ -267,14 +283,33 @@ def test_arguments_that_need_new_keys() -> None:
             flash_attn_with_kvcache(**read_only() | bad)
 
 
-@pytest.mark.parametrize("name", ["q", "k_cache", "v", "rotary_cos", "sink", "alibi_slopes"])
-def test_no_gradient(name: str) -> None:
-    arguments = dense() | {"sink": torch.rand(4), "alibi_slopes": torch.rand(4)}
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize("name", ["q", "k_cache", "v_cache", "sink", "alibi_slopes", "k", "v"])
+def test_no_gradient(name: str, observed: bool) -> None:
+    """Forward runs unless the append would lose a gradient; only a backward pass complains."""
+    options = {"sink": torch.rand(4), "alibi_slopes": torch.rand(4)}
+    call = profiled if observed else flash_attn_with_kvcache
+    if name not in ("k", "v"):
+        arguments = read_only() | options
+        expected = flash_attn_with_kvcache(**arguments)
+        arguments[name].requires_grad_()
+        out, lse = call(**arguments, return_softmax_lse=True)
+        assert torch.equal(out, expected)
+        for result in (out, lse):
+            assert result.requires_grad
+            with pytest.raises(NotImplementedError, match=r"no gradient.*torch.no_grad"):
+                result.sum().backward(retain_graph=True)
+    arguments = dense() | options
     arguments[name].requires_grad_()
-    with pytest.raises(NotImplementedError, match=r"no gradient.*torch.no_grad"):
-        flash_attn_with_kvcache(**arguments)
+    before = copied(arguments)
+    if name in ("q", "sink", "alibi_slopes"):
+        assert call(**arguments).requires_grad
+    else:
+        with pytest.raises(NotImplementedError, match=r"no gradient.*would lose.*torch.no_grad"):
+            call(**arguments)
+        assert_unchanged(arguments, before)
     with torch.no_grad():
-        flash_attn_with_kvcache(**arguments)
+        assert not call(**arguments).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -332,7 +367,7 @@ def test_the_op_checks_too() -> None:
     cache = (lengths(5, 18), None, None, None, None, None, None, None, 3)
     tensors = (given["q"], given["k_cache"], given["v_cache"])
     with pytest.raises(ValueError, match=r"cache_seqlens .* 18 and 3 new ones"):
-        torch.ops.flash_attn2.kvcache_append(*tensors, *new, *cache)
+        torch.ops.flash_attn2.kvcache_append_forward(*tensors, *new, *cache, 0)
     with pytest.raises(ValueError, match=r"cache_seqlens .* 18 and 3 new ones"):
         torch.ops.flash_attn2.kvcache_forward(*tensors, *cache, 0)
     given["q"].requires_grad_()
@@ -385,11 +420,6 @@ def varlen() -> dict[str, Any]:
         ({"seqused_k": lengths(8, 1)}, ValueError, r"seqused_k must be from 0 .* got 8 of 7 rows"),
         ({"seqused_k": lengths(8)}, ValueError, r"seqused_k must have shape \(2,\)"),
         ({"dropout_p": 0.1}, NotImplementedError, r"dropout_p must be 0 with block_table, got 0.1"),
-        (
-            {"q": torch.randn(6, 4, 16, requires_grad=True)},
-            NotImplementedError,
-            r"no gradient.*torch.no_grad",
-        ),
     ],
 )
 def test_varlen_over_pages(bad: Bad, error: type[Exception], message: str) -> None:

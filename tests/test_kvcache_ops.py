@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flash_attn2 import _kvcache_ops, flash_attn_varlen_func, flash_attn_with_kvcache
 from flash_attn2._kvcache_launch import Cache, New
+from flash_attn2._launch import Options
 
 CPU = Target("cpu", torch.float32)
-APPEND = torch.ops.flash_attn2.kvcache_append.default
+APPEND = torch.ops.flash_attn2.kvcache_append_forward.default
 FORWARD = torch.ops.flash_attn2.kvcache_forward.default
 REQUIRED = inspect.Parameter.empty
 
@@ -42,8 +43,8 @@ def copied(arguments: dict[str, Any]) -> dict[str, Any]:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
-def op_arguments(arguments: dict[str, Any]) -> tuple[tuple[Any, ...] | None, tuple[Any, ...]]:
-    """Those that the ops get for this call."""
+def op_and_arguments(arguments: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The op of this call, and what it gets."""
     seen: list[Any] = []
 
     def record(q: Any, k_cache: Any, v_cache: Any, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -54,16 +55,15 @@ def op_arguments(arguments: dict[str, Any]) -> tuple[tuple[Any, ...] | None, tup
         patch.setattr(_kvcache_ops, "append_and_attend", record)
         flash_attn_with_kvcache(**arguments)
     q, k_cache, v_cache, new, cache, num_splits, options = seen
-    append = None if new is None else (q, k_cache, v_cache, *new, *cache)
-    return append, (q, k_cache, v_cache, *cache, num_splits, *options[:6])
+    values = (*cache, num_splits, *_kvcache_ops.options_of_op(options))
+    if new is None:
+        return FORWARD, (q, k_cache, v_cache, *values)
+    return APPEND, (q, k_cache, v_cache, *new, *values)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_opcheck(case: CacheCase) -> None:
-    append, forward = op_arguments(finite(case.arguments(CPU)))
-    if append is not None:
-        torch.library.opcheck(APPEND, append)
-    torch.library.opcheck(FORWARD, forward)
+    torch.library.opcheck(*op_and_arguments(finite(case.arguments(CPU))))
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_ops_agree_with_the_direct_call(name: str) -> None:
     with torch.profiler.profile() as profile:
         actual = flash_attn_with_kvcache(**dispatched)
     seen = {event.name for event in profile.events()}
-    assert "flash_attn2::kvcache_forward" in seen
-    assert ("flash_attn2::kvcache_append" in seen) == (name != "read_only")
+    op = "kvcache_forward" if name == "read_only" else "kvcache_append_forward"
+    assert f"flash_attn2::{op}" in seen
     assert torch.equal(actual, expected)
     assert torch.equal(dispatched["k_cache"].nan_to_num(), direct["k_cache"].nan_to_num())
 
@@ -246,7 +246,8 @@ def test_signature() -> None:
 
 
 def test_schemas_follow_the_tuples() -> None:
-    names = [argument.name for argument in APPEND._schema.arguments]
-    assert names == ["q", "k_cache", "v_cache", *New._fields, *Cache._fields]
-    names = [argument.name for argument in FORWARD._schema.arguments]
-    assert names[3 : 3 + len(Cache._fields)] == list(Cache._fields)
+    tensors = ["q", "k_cache", "v_cache"]
+    rest = [*Cache._fields, "num_splits", *Options._fields[:6]]
+    for op, fields in ((FORWARD, ()), (APPEND, New._fields)):
+        names = [argument.name for argument in op._schema.arguments]
+        assert names == [*tensors, *fields, *rest]

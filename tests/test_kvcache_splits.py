@@ -39,7 +39,7 @@ def test_any_number_of_splits(num_splits: int, case: CacheCase, target: Target) 
 
 def test_the_number_reaches_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(_launch, "run_forward", lambda _, problem, __: seen.append(problem))
+    monkeypatch.setattr(_launch, "attach_workspace", lambda _, problem, __: seen.append(problem))
     flash_attn_with_kvcache(**DECODE.arguments(Target("cpu", torch.float32)))
     assert seen[0]["num_splits"] == DECODE.num_splits
 
