@@ -126,7 +126,10 @@ def as_number(name: str, value: Any) -> float:
         return value  # type: ignore[return-value]
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {_described(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number within the range of a float") from None
 
 
 def _is_numpy_bool(value: Any) -> bool:

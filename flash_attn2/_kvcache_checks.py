@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_attn2 import _checks, _overlap
+from flash_attn2._arguments import require_tensor
 from flash_attn2._backend import Backend
 from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New, batch_size, capacity
@@ -20,14 +21,11 @@ from flash_attn2._launch import Options, Packing
 MAX_SPLITS = 128
 
 
-def check_types(max_seqlen_q: Any, num_splits: Any, **tensors: Any) -> None:
-    """Python types of what the ops would refuse with an error of their own; None where optional."""
+def check_types(**tensors: Any) -> None:
+    """That all are tensors, or None where optional: ops would refuse others in their own words."""
     for name, value in tensors.items():
         if value is not None:
             require_tensor(name, value)
-    if max_seqlen_q is not None:
-        _checks._require_int("max_seqlen_q", max_seqlen_q)
-    _checks._require_int("num_splits", num_splits)
 
 
 def check_together(name: str, tensor: Tensor | None, other_name: str, other: object) -> None:
@@ -44,6 +42,8 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
         raise ValueError(f"q must be ({dims}, num_heads, head_dim), got shape {tuple(q.shape)}")
     if q.dtype not in _checks._FLOAT_DTYPES:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {q.dtype}")
+    if cache.cu_seqlens_q is None and q.shape[1] > MAX_SEQLEN:
+        raise ValueError(f"q must have at most {MAX_SEQLEN} rows of a sequence, got {q.shape[1]}")
     dims = "num_pages, page_size"
     if cache.block_table is None:
         dims = "batch_cache, seqlen_cache"
@@ -52,7 +52,7 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
             raise ValueError(
                 f"{name} must be ({dims}, num_heads_kv, head_dim), got shape {tuple(tensor.shape)}"
             )
-        _check_like_q(name, tensor, q)
+        _check_like_q(name, tensor, q, f": create the cache with dtype={q.dtype}")
     if cache.block_table is not None and k_cache.shape[1] == 0:
         raise ValueError("k_cache must have a page_size of at least 1, got 0")
     if k_cache.shape != v_cache.shape:
@@ -60,7 +60,7 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
             f"v_cache must have the shape of k_cache, {tuple(k_cache.shape)}, "
             f"got {tuple(v_cache.shape)}"
         )
-    _checks._check_head_counts(q, k_cache, "k_cache", "v_cache")
+    _check_heads(q, k_cache)
     _check_vectors(q, cache)
     batch = batch_size(q, cache)
     if cache.block_table is None and cache.cache_batch_idx is None and k_cache.shape[0] < batch:
@@ -77,10 +77,21 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
 def check_attend(q: Tensor, cache: Cache, num_splits: int, options: Options) -> None:
     """Beside `check_cache`: what attention takes."""
     _checks._check_per_head(q, batch_size(q, cache), options.alibi_slopes, options.sink)
+    check_splits(num_splits)
+
+
+def check_splits(num_splits: int) -> None:
+    """The range that kernels take."""
     if not 0 <= num_splits <= MAX_SPLITS:
         raise ValueError(
             f"num_splits must be from 1 to {MAX_SPLITS}, or 0 to have it chosen, got {num_splits}"
         )
+
+
+def check_seqlen(name: str, seqlen: int) -> None:
+    """That a number of rows is one that ops and kernels can be told; others may bound it more."""
+    if isinstance(seqlen, int) and not 0 <= seqlen <= MAX_SEQLEN:
+        raise ValueError(f"{name} must be from 0 to {MAX_SEQLEN}, got {seqlen}")
 
 
 def check_new(q: Tensor, k_cache: Tensor, new: New, cache: Cache) -> None:
@@ -98,12 +109,18 @@ def check_new(q: Tensor, k_cache: Tensor, new: New, cache: Cache) -> None:
         ):
             raise ValueError(
                 f"{name} must be ({', '.join(map(str, dims))}), got shape {tuple(tensor.shape)}"
+                + (
+                    _transposed(name, tensor, heads[0])
+                    or _transposed("k_cache", k_cache, tensor.shape[-2] if tensor.ndim > 1 else 0)
+                )
             )
         _check_like_q(name, tensor, q)
     if new.k.shape != new.v.shape:
         raise ValueError(
             f"v must have the shape of k, {tuple(new.k.shape)}, got {tuple(new.v.shape)}"
         )
+    if cache.seqlen_new > MAX_SEQLEN:
+        raise ValueError(f"k must have at most {MAX_SEQLEN} rows, got {cache.seqlen_new}")
     if new.rotary_cos is not None and new.rotary_sin is not None:
         _check_rotary(q, new.rotary_cos, new.rotary_sin)
 
@@ -116,14 +133,14 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
             f"got shape {tuple(k.shape)}"
         )
     _checks._check_heads(q, k, v)
-    cu_seqlens_q, cu_seqlens_k, seqused_k, _, longest = packing
+    cu_seqlens_q, cu_seqlens_k, seqused_k, longest_q, longest = packing
     _check_vector("cu_seqlens_q", cu_seqlens_q, None, q)
     batch = cu_seqlens_q.shape[0] - 1
     _check_vector("cu_seqlens_k", cu_seqlens_k, batch + 1, q)
     _check_vector("seqused_k", seqused_k, batch, q)
     _check_table(block_table, batch, q)
-    if not 0 <= longest <= MAX_SEQLEN:
-        raise ValueError(f"max_seqlen_k must be from 0 to {MAX_SEQLEN}, got {longest}")
+    check_seqlen("max_seqlen_q", longest_q)
+    check_seqlen("max_seqlen_k", longest)
     if torch.compiler.is_compiling() or not q.is_cpu or type(cu_seqlens_k) is not Tensor:
         return
     lengths = _checks._host_lengths("cu_seqlens_k", cu_seqlens_k, 2**31)
@@ -187,8 +204,8 @@ def check_values(q: Tensor, k_cache: Tensor, cache: Cache, new: New | None) -> N
     `cache` may count new rows although `new` is None: those that have been appended already.
     """
     batch, most = batch_size(q, cache), capacity(k_cache, cache)
-    if (longest := cache.max_seqlen_q) is not None and not 0 <= longest <= MAX_SEQLEN:
-        raise ValueError(f"max_seqlen_q must be from 0 to {MAX_SEQLEN}, got {longest}")
+    if (longest := cache.max_seqlen_q) is not None:
+        check_seqlen("max_seqlen_q", longest)
     if cache.cache_seqlen is not None:
         _check_held([cache.cache_seqlen], [cache.seqlen_new], most)
     if not q.is_cpu:
@@ -197,8 +214,7 @@ def check_values(q: Tensor, k_cache: Tensor, cache: Cache, new: New | None) -> N
     rows_q = [q.shape[1]] * batch
     if cache.cu_seqlens_q is not None:
         rows_q = _checks._host_lengths("cu_seqlens_q", cache.cu_seqlens_q, q.shape[0])
-        if longest is not None:
-            _checks._require_bound("max_seqlen_q", longest, rows_q)
+        _checks._require_bound("max_seqlen_q", MAX_SEQLEN if longest is None else longest, rows_q)
     rows_new = [cache.seqlen_new] * batch
     if cache.cu_seqlens_k_new is not None:
         total = batch * most if new is None else new.k.shape[0]
@@ -226,10 +242,29 @@ def check_values(q: Tensor, k_cache: Tensor, cache: Cache, new: New | None) -> N
             _check_angles(new.rotary_cos, held, turned)
 
 
-def _check_like_q(name: str, tensor: Tensor, q: Tensor) -> None:
+def _check_like_q(name: str, tensor: Tensor, q: Tensor, advice: str = "") -> None:
     if tensor.dtype != q.dtype:
-        raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {tensor.dtype}")
+        raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {tensor.dtype}{advice}")
     _checks._check_device(name, tensor, q.device)
+
+
+def _check_heads(q: Tensor, k_cache: Tensor) -> None:
+    try:
+        _checks._check_head_counts(q, k_cache, "k_cache", "v_cache")
+    except ValueError as error:
+        num_heads, heads_if_transposed = q.shape[-2], k_cache.shape[1]
+        if heads_if_transposed != 0 and num_heads % heads_if_transposed == 0:
+            raise ValueError(
+                str(error) + _transposed("k_cache", k_cache, heads_if_transposed)
+            ) from None
+        raise
+
+
+def _transposed(name: str, tensor: Tensor, num_heads_kv: int) -> str:
+    """Advice where the heads seem to come before the rows, as in scaled_dot_product_attention."""
+    if tensor.ndim != 4 or tensor.shape[1] != num_heads_kv:
+        return ""
+    return f": if this is (batch, num_heads_kv, seqlen, head_dim), pass {name}.transpose(1, 2)"
 
 
 def _check_vectors(q: Tensor, cache: Cache) -> None:

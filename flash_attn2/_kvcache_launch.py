@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flash_attn2 import _backend, _launch, _overlap
 from flash_attn2._backend import Backend
+from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._launch import Options
 
 
@@ -232,5 +233,5 @@ def _lengths(q: Tensor, k_cache: Tensor, cache: Cache) -> dict[str, int]:
 def _longest(cu_seqlens: Tensor, total: int) -> int:
     """An upper bound of the lengths: exact in host memory, `total` where asking would wait."""
     if not cu_seqlens.is_cpu or cu_seqlens.shape[0] == 1:
-        return total
+        return min(total, MAX_SEQLEN)
     return min(max(0, int(cu_seqlens.diff().max())), total)

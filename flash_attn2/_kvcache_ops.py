@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from flash_attn2 import _backend, _checks, _kvcache_checks, _kvcache_launch, _observe
 from flash_attn2._kvcache_launch import Cache, New
@@ -47,8 +46,7 @@ def append_and_attend(
             *(cache.cache_seqlens, cache.cache_batch_idx, cache.cache_leftpad, cache.block_table),
             *(cache.cu_seqlens_q, cache.cu_seqlens_k_new),
         )
-        circumstances = _autograd._circumstances(tensors)
-        if circumstances in (_autograd._PLAIN, _autograd._DIFFERENTIATED):
+        if _observe.circumstances(tensors) in (_observe.PLAIN, _observe.DIFFERENTIATED):
             return _with_gradient(
                 lambda: _append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options),
                 tensors,
@@ -119,11 +117,6 @@ def _with_gradient(
 
     `written` are the caches and what goes into them: a gradient could not follow it there.
     """
-    if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
-        raise NotImplementedError(
-            "attention over a KV cache has no forward-mode derivative, but an argument has a "
-            "tangent"
-        )
     if not torch.is_grad_enabled():
         return attend()
     inputs = [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
@@ -140,10 +133,6 @@ def _with_gradient(
     with torch.no_grad():
         results = attend()
     return _WithoutGradient.apply(results, *inputs)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _has_tangent(x: Any) -> bool:
-    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _refuse_vmap() -> None:
@@ -216,16 +205,20 @@ def _define(name: str, tensors: str, arguments_of: Callable[..., Arguments], wri
     _library.define(" ".join(schema.split()), tags=_TAGS)
     op = getattr(_ops, name)
 
+    def kernel(*args: Any) -> Tensors:
+        _observe.refuse_tangents(args)  # inference mode skips the key Autograd
+        return _append_and_attend(*arguments_of(*args))
+
     def autograd(*args: Any) -> Tensors:
+        _observe.refuse_tangents(args)
+
         def attend() -> Tensors:
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)  # type: ignore[no-any-return]
 
         return _with_gradient(attend, args, args[1 : 1 + written] if written else None)
 
-    _library.impl(
-        name, lambda *args: _append_and_attend(*arguments_of(*args)), "CompositeExplicitAutograd"
-    )
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
     torch.library.register_fake(
         f"flash_attn2::{name}", lambda *args: _fake(*arguments_of(*args)), lib=_library

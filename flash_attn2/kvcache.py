@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from flash_attn2 import _autograd, _checks, _kvcache_checks, _kvcache_ops
-from flash_attn2._arguments import require_tensor
+from flash_attn2._arguments import as_bound, as_int, require_bool, require_tensor
+from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New
 from flash_attn2._launch import Options, Packing
+
+_INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
 def flash_attn_with_kvcache(
@@ -34,7 +39,7 @@ def flash_attn_with_kvcache(
     *,
     sink: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
-    max_seqlen_q: int | None = None,
+    max_seqlen_q: int | Tensor | None = None,
     cu_seqlens_k_new: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of new queries over a cache of keys and values, which first takes in new ones.
@@ -45,12 +50,16 @@ def flash_attn_with_kvcache(
     alibi_slopes and sink mean what they mean in `flash_attn_func`; masks and ALiBi are aligned to
     the last key that counts, so that the queries are the last of their sequence.
 
-    Lengths. cache_seqlens, an int or int32 (batch,), says how many rows of the cache each sequence
-    holds before the call; None: all of them. cache_leftpad, int32 (batch,), says how many rows in
-    front do not count; cache_seqlens includes them. What the cache holds elsewhere is not read.
+    Lengths. cache_seqlens, an integer or int32 (batch,), says how many rows of the cache each
+    sequence holds before the call; None: all of them. cache_leftpad, int32 (batch,), says how many
+    rows in front do not count; cache_seqlens includes them. What the cache holds elsewhere is not
+    read.
 
     Append. k and v, (batch, seqlen_new, num_heads_kv, head_dim), are written into the cache behind
     the cache_seqlens rows, in place, and count in this call; cache_seqlens itself is not changed.
+    Nothing is written by a call that is refused. Every argument is read as it was before: what
+    shares memory with a cache is copied first. Caches that overlap each other, or themselves, are
+    refused.
 
     Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in q's dtype, the
     first rotary_dim entries of each head of k and q turn; k and v must be given. Positions are
@@ -70,6 +79,10 @@ def flash_attn_with_kvcache(
     cu_seqlens_k_new where it differs from cu_seqlens_q. max_seqlen_q bounds the number of queries
     of a sequence; None: the exact bound on the CPU, total_q on a GPU, where asking would wait.
 
+    cache_seqlens and max_seqlen_q may be an int, a NumPy integer, or an integer tensor without
+    dimensions. On a GPU, cache_seqlens is then used where it lies, and reading max_seqlen_q waits
+    for the device; during compilation and capture total_q is taken instead.
+
     num_splits is the number of parts that the keys of a sequence are cut into, to be worked on at
     once and merged: 1 to 128, or 0 to have it chosen. It does not change the result beyond
     rounding; for a given number, results do not depend on the rest of the batch.
@@ -80,18 +93,22 @@ def flash_attn_with_kvcache(
     tensors, new rows that have no place are dropped, and positions past the rotary tables take
     their last row. On the CPU all of that is a ValueError, as are two new rows in one place.
 
-    There is no gradient: NotImplementedError if grad mode is on and a tensor requires grad. Inside
-    torch.autocast, q, k, v and the rotary tables get its dtype, which must be that of the cache.
+    There is no gradient. In grad mode a call with tensors that require grad runs, and only a
+    backward pass through its results raises NotImplementedError; but an append raises it at once
+    if k, v, the rotary tables or a cache require grad, since what is written could not pass the
+    gradient on. A tangent of forward-mode differentiation raises it too, in every mode. torch.vmap
+    maps calls without an append. Inside torch.autocast, q, k, v and the rotary tables get its
+    dtype, which must be that of the cache.
     """
     require_tensor("q", q)
     require_tensor("k_cache", k_cache)
     require_tensor("v_cache", v_cache)
+    require_bool("rotary_interleaved", rotary_interleaved)
+    require_bool("return_softmax_lse", return_softmax_lse)
     options = _checks.make_options(
         0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
     )
     _kvcache_checks.check_types(
-        max_seqlen_q,
-        num_splits,
         k=k,
         v=v,
         rotary_cos=rotary_cos,
@@ -102,6 +119,12 @@ def flash_attn_with_kvcache(
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k_new=cu_seqlens_k_new,
     )
+    num_splits = as_int("num_splits", num_splits)
+    _kvcache_checks.check_splits(num_splits)
+    if max_seqlen_q is not None:
+        most = min(_checks.rows_of(q), MAX_SEQLEN)
+        max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, most)
+        _kvcache_checks.check_seqlen("max_seqlen_q", max_seqlen_q)
     _kvcache_checks.check_together("k", k, "v", v)
     _kvcache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
     device_type = "cuda" if q.is_cuda else "cpu"
@@ -112,7 +135,7 @@ def flash_attn_with_kvcache(
     new, seqlen_new = None, 0
     if k is not None and v is not None:
         advances = options.window_left >= 0 or options.window_right >= 0
-        new = New(k, v, rotary_cos, rotary_sin, bool(rotary_interleaved), advances)
+        new = New(k, v, rotary_cos, rotary_sin, rotary_interleaved, advances)
         if cu_seqlens_k_new is None:
             cu_seqlens_k_new = cu_seqlens_q
         if cu_seqlens_k_new is None:
@@ -121,7 +144,7 @@ def flash_attn_with_kvcache(
         raise ValueError("rotary_cos must come with k, whose rows say where q is, got k=None")
     elif cu_seqlens_k_new is not None:
         raise ValueError("cu_seqlens_k_new must come with k, got k=None")
-    seqlens, seqlen = _cache_lengths(cache_seqlens)
+    seqlens, seqlen = _cache_lengths(cache_seqlens, q, cu_seqlens_q)
     cache = Cache(
         seqlens,
         seqlen,
@@ -167,12 +190,31 @@ def varlen_over_pages(
     return _kvcache_ops.append_and_attend(q, k, v, None, cache, 0, options)
 
 
-def _cache_lengths(cache_seqlens: object) -> tuple[Tensor | None, int | None]:
-    if cache_seqlens is None or isinstance(cache_seqlens, Tensor):
-        return cache_seqlens, None
-    if not isinstance(cache_seqlens, (int, torch.SymInt)):
+def _cache_lengths(
+    cache_seqlens: Any, q: Tensor, cu_seqlens_q: Tensor | None
+) -> tuple[Tensor | None, int | None]:
+    """One for each sequence, or one for all of them."""
+    if cache_seqlens is None:
+        return None, None
+    if isinstance(cache_seqlens, Tensor):
+        if cache_seqlens.ndim != 0:
+            return cache_seqlens, None
+        if not _known(cache_seqlens) and cache_seqlens.dtype in _INTEGERS:
+            # The same for all, without waiting for it; 64 bits may not fit into 32.
+            shape = q.shape if cu_seqlens_q is None else cu_seqlens_q[1:].shape
+            seqlens = cache_seqlens.clamp(-1, 2**31 - 1).to(torch.int32)
+            return seqlens.expand(shape[:1]), None
+    try:
+        seqlen = as_int("cache_seqlens", cache_seqlens)
+    except TypeError:
         raise TypeError(
-            "cache_seqlens must be an int or an int32 torch.Tensor, "
+            "cache_seqlens must be an int or an int32 torch.Tensor (batch,), "
             f"got {type(cache_seqlens).__name__}"
-        )
-    return None, cache_seqlens  # type: ignore[return-value]
+        ) from None
+    _kvcache_checks.check_seqlen("cache_seqlens", seqlen)
+    return None, seqlen
+
+
+def _known(x: Tensor) -> bool:
+    """Whether the value can be had without waiting and without ending a trace."""
+    return x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling()

@@ -370,9 +370,9 @@ def test_the_op_checks_too() -> None:
         torch.ops.flash_attn2.kvcache_append_forward(*tensors, *new, *cache, 0)
     with pytest.raises(ValueError, match=r"cache_seqlens .* 18 and 3 new ones"):
         torch.ops.flash_attn2.kvcache_forward(*tensors, *cache, 0)
-    given["q"].requires_grad_()
+    given["v"].requires_grad_()
     with pytest.raises(NotImplementedError, match=r"no gradient"):
-        torch.ops.flash_attn2.kvcache_forward(*tensors, *cache, 0)
+        torch.ops.flash_attn2.kvcache_append_forward(*tensors, *new, *cache, 0)
 
 
 def varlen() -> dict[str, Any]:
