@@ -17,15 +17,21 @@ from flash_attn2._backend import Backend
 from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New, batch_size, capacity
 from flash_attn2._launch import Options, Packing
+from flash_attn2._tensors import require_readable, require_strided
 
 MAX_SPLITS = 128
 
 
-def check_types(**tensors: Any) -> None:
-    """That all are tensors, or None where optional: ops would refuse others in their own words."""
+def require_dense(**tensors: Any) -> None:
+    """That all are dense tensors: dispatch would refuse others in words of its own."""
     for name, value in tensors.items():
-        if value is not None:
-            require_tensor(name, value)
+        require_tensor(name, value)
+        require_strided(name, value)
+
+
+def check_types(**tensors: Any) -> None:
+    """Likewise, or None where optional."""
+    require_dense(**{name: value for name, value in tensors.items() if value is not None})
 
 
 def check_together(name: str, tensor: Tensor | None, other_name: str, other: object) -> None:
@@ -33,6 +39,21 @@ def check_together(name: str, tensor: Tensor | None, other_name: str, other: obj
     if (tensor is None) != (other is None):
         given, missing = (name, other_name) if other is None else (other_name, name)
         raise ValueError(f"{missing} must be given with {given}, got {missing}=None")
+
+
+def check_readable(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    new: New | None,
+    cache: Cache,
+    options: Options,
+) -> None:
+    """That all tensors are what kernels can read."""
+    require_readable(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
+    for values in (new, cache, options):
+        if values is not None:
+            require_readable(values._fields, values)
 
 
 def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> None:
@@ -153,24 +174,6 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
             f"block_table must have pages of {page_size} rows for the longest sequence, {most} "
             f"rows, got {block_table.shape[1]} pages"
         )
-
-
-def check_memory(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    new: New | None,
-    cache: Cache,
-    options: Options,
-) -> None:
-    """Tensors that have elements have memory too: FSDP, for one, frees storages."""
-    named: list[tuple[str, Any]] = [("q", q), ("k_cache", k_cache), ("v_cache", v_cache)]
-    for arguments in (new, cache, options):
-        if arguments is not None:
-            named.extend(zip(arguments._fields, arguments, strict=True))
-    for name, x in named:
-        if isinstance(x, Tensor) and x.data_ptr() == 0 and x.numel() != 0:
-            raise ValueError(f"{name} must have memory, got a tensor whose storage is empty")
 
 
 def check_layout(k_cache: Tensor, v_cache: Tensor, backend: Backend, written: bool) -> None:

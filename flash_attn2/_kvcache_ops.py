@@ -40,6 +40,10 @@ def append_and_attend(
     Skips the dispatcher when nothing would observe the ops, as `_autograd.forward` does.
     """
     if not torch.compiler.is_compiling():
+        k_cache, v_cache = (
+            _usable(name, cache, new)
+            for name, cache in (("k_cache", k_cache), ("v_cache", v_cache))
+        )
         appended = () if new is None else (new.k, new.v, new.rotary_cos, new.rotary_sin)
         tensors = (
             *(q, k_cache, v_cache, options.alibi_slopes, options.sink, *appended),
@@ -62,6 +66,20 @@ def append_and_attend(
     )
 
 
+def _usable(name: str, cache: Tensor, new: New | None) -> Tensor:
+    """The cache, in memory and as it stands there: views that only seem to hold other values
+    cannot be written.
+    """
+    if not (cache._is_zerotensor() or cache.is_neg()):
+        return cache
+    if new is not None:
+        what = "a tensor of zeros without memory" if cache._is_zerotensor() else "a negated view"
+        raise ValueError(f"{name} must be memory to write to where k is appended, got {what}")
+    if cache.is_neg():
+        return cache.resolve_neg()
+    return torch.zeros_like(cache, memory_format=torch.contiguous_format)
+
+
 def options_of_op(options: Options) -> tuple[Any, ...]:
     """Those that the ops take."""
     scale, window_left, window_right, softcap, slopes, sink, _, _ = options
@@ -78,9 +96,9 @@ def _append_and_attend(
     options: Options,
 ) -> Tensors:
     """Of tensors that are as they seem."""
+    _kvcache_checks.check_readable(q, k_cache, v_cache, new, cache, options)
     _check_shapes(q, k_cache, v_cache, new, cache, num_splits, options)
     _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
-    _kvcache_checks.check_memory(q, k_cache, v_cache, new, cache, options)
     _kvcache_checks.check_layout(k_cache, v_cache, _backend.serving(q), written=new is not None)
     _kvcache_checks.check_values(q, k_cache, cache, new)
     return _kvcache_launch.append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options)
