@@ -17,21 +17,23 @@ written.
 from __future__ import annotations
 
 import itertools
-import operator
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 
 from flash_attn2 import _checks
+from flash_attn2._arguments import as_int
 from flash_attn2._checks import MAX_HEAD_DIM, MAX_SEQLEN
 
 __all__ = ["OutOfPagesError", "PagedKVCache", "Step", "Usage"]
 
 _NO_PAGE = -1  # kernels drop what they would write there
+_MAX_TOTAL = 2**31 - 1  # rows of a step, whose offsets are int32
 
 
 class OutOfPagesError(RuntimeError):
@@ -84,6 +86,27 @@ class _Held:
         self.pages = pages
 
 
+class _Extended(NamedTuple):
+    """What a sequence was before it got room for more tokens."""
+
+    sequence: _Held
+    length: int
+    num_pages: int
+    shared_page: int | None
+    """Its last one, if it is replaced by a copy."""
+
+
+class _Ids:
+    """Ever new ids; an object, so that all who hold the cache get different ones."""
+
+    def __init__(self) -> None:
+        self._used = 0
+
+    def next(self) -> int:
+        self._used += 1
+        return self._used - 1
+
+
 class PagedKVCache:
     """Keys and values of many sequences, for all layers of a model.
 
@@ -98,7 +121,12 @@ class PagedKVCache:
                       graph of a larger batch may be replayed for a smaller one
 
     `layers[i]` is (k_cache, v_cache) of layer i, each (num_pages, page_size, num_heads_kv,
-    head_dim). Sequences go by ids, which are never used again.
+    head_dim). Sequences go by ids, which are never used again. Sizes, ids, lengths and counts are
+    ints, NumPy integers or integer tensors without dimensions. What fails changes nothing.
+
+    A cache may be copied and pickled: a deep copy, or one from a pickle or `torch.save`, has pages
+    of its own, the same sequences under the same ids, and steps of its own. `copy.copy` is another
+    name for the same cache.
     """
 
     def __init__(
@@ -114,17 +142,11 @@ class PagedKVCache:
         max_seqlen: int | None = None,
         max_batch: int | None = None,
     ) -> None:
-        for name, size in (
-            ("num_layers", num_layers),
-            ("num_pages", num_pages),
-            ("page_size", page_size),
-            ("num_heads_kv", num_heads_kv),
-            ("head_dim", head_dim),
-            ("max_seqlen", max_seqlen),
-            ("max_batch", max_batch),
-        ):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        num_layers, num_pages = _size("num_layers", num_layers), _size("num_pages", num_pages)
+        page_size, head_dim = _size("page_size", page_size), _size("head_dim", head_dim)
+        num_heads_kv = _size("num_heads_kv", num_heads_kv)
+        max_seqlen = None if max_seqlen is None else _size("max_seqlen", max_seqlen)
+        max_batch = None if max_batch is None else _size("max_batch", max_batch)
         if head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
         dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -141,20 +163,29 @@ class PagedKVCache:
         with torch.inference_mode(False):
             self._storage = torch.empty(shape, dtype=dtype, device=device)
             if max_batch is not None:
-                columns = self._pages_for(min(self.max_seqlen, capacity))
-                self._fixed = _unpack(
-                    torch.empty(
-                        1 + max_batch * (2 + columns), dtype=torch.int32, device=self.device
-                    ),
-                    max_batch,
-                    columns,
+                self._columns = self._pages_for(min(self.max_seqlen, capacity))
+                self._fixed = torch.empty(
+                    1 + max_batch * (2 + self._columns), dtype=torch.int32, device=self.device
                 )
-        self.layers = tuple((kv[0], kv[1]) for kv in self._storage)
+        self._make_views()
 
         self._sequences: dict[int, _Held] = {}
-        self._ids = itertools.count()
+        self._ids = _Ids()
         self._references = [0] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))  # a stack
+
+    def _make_views(self) -> None:
+        # Not kept in copies and pickles, where views become tensors with memory of their own.
+        self.layers = tuple((kv[0], kv[1]) for kv in self._storage)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["layers"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_views()
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +200,10 @@ class PagedKVCache:
         return len(self._sequences)
 
     def __contains__(self, sequence: object) -> bool:
-        return sequence in self._sequences
+        try:
+            return as_int("sequence", sequence) in self._sequences
+        except TypeError:
+            return False
 
     def length(self, sequence: int) -> int:
         """How many tokens a sequence holds."""
@@ -202,28 +236,36 @@ class PagedKVCache:
     def free(self, sequence: int) -> None:
         """Forgets a sequence; pages that no other shares become free."""
         self._release(self._find(sequence).pages)
-        del self._sequences[sequence]
+        del self._sequences[as_int("sequence", sequence)]
 
-    def append(self, sequences: Sequence[int], counts: int | Sequence[int]) -> Step:
+    def append(
+        self, sequences: Sequence[int] | Tensor, counts: int | Sequence[int] | Tensor
+    ) -> Step:
         """Makes room for `counts[i]` more tokens in `sequences[i]`; an int stands for all of them.
 
         The sequences then count as holding these tokens, which attention has to write, in every
         layer, before the next `append`: that is when a page is copied if a sequence continues in
         it that shares it. Either all sequences get room or, with an OutOfPagesError, none. With a
-        count of 0 a sequence stays as it is.
+        count of 0 a sequence stays as it is. Ids and counts may be 1-D integer tensors and arrays.
         """
+        sequences = _integers("sequences", sequences)
         held = [self._find(sequence) for sequence in sequences]
-        if isinstance(counts, int):
-            counts = [counts] * len(held)
+        counts = _integers("counts", counts, len(held))
         self._check_step(sequences, held, counts)
         needed = self._pages_needed(held, counts)
         if needed > len(self._free):
             raise OutOfPagesError(needed, len(self._free))
         seqlens = [sequence.length for sequence in held]
-        for sequence, count in zip(held, counts, strict=True):
-            if count > 0:
-                self._extend(sequence, count)
-        return self._step(held, seqlens, counts)
+        extended: list[_Extended] = []
+        try:
+            for sequence, count in zip(held, counts, strict=True):
+                if count > 0:
+                    self._extend(sequence, count, extended)
+            return self._step(held, seqlens, counts)
+        except BaseException:  # no memory for the step's tensors, or an interrupt
+            for change in reversed(extended):
+                self._undo(change)
+            raise
 
     def usage(self) -> Usage:
         """Pages and bytes in use."""
@@ -240,13 +282,13 @@ class PagedKVCache:
         )
 
     def _find(self, sequence: int) -> _Held:
-        held = self._sequences.get(sequence)
+        held = self._sequences.get(as_int("sequence", sequence))
         if held is None:
             raise ValueError(f"sequence must be one that the cache holds, got {sequence!r}")
         return held
 
     def _add(self, length: int, pages: array[int]) -> int:
-        sequence = next(self._ids)
+        sequence = self._ids.next()
         self._sequences[sequence] = _Held(length, pages)
         return sequence
 
@@ -275,6 +317,10 @@ class PagedKVCache:
                     f"counts must not lead beyond max_seqlen = {self.max_seqlen}: sequence "
                     f"{sequence} holds {before.length} tokens, got {count} more"
                 )
+        if sum(counts) > _MAX_TOTAL:
+            raise ValueError(
+                f"counts must not be more than {_MAX_TOTAL} together, got {sum(counts)}"
+            )
 
     def _pages_needed(self, held: list[_Held], counts: Sequence[int]) -> int:
         needed = 0
@@ -287,15 +333,31 @@ class PagedKVCache:
         # Once all others that share a page have made copies, it belongs to one sequence alone.
         return needed + sum(min(n, self._references[page] - 1) for page, n in writers.items())
 
-    def _extend(self, sequence: _Held, count: int) -> None:
+    def _extend(self, sequence: _Held, count: int, extended: list[_Extended]) -> None:
         pages = sequence.pages
-        if sequence.length % self.page_size != 0 and self._references[pages[-1]] > 1:
+        shared = sequence.length % self.page_size != 0 and self._references[pages[-1]] > 1
+        extended.append(
+            _Extended(sequence, sequence.length, len(pages), pages[-1] if shared else None)
+        )
+        if shared:
             copy = self._take()
-            self._storage[:, :, copy].copy_(self._storage[:, :, pages[-1]])
             self._references[pages[-1]] -= 1
-            pages[-1] = copy
+            original, pages[-1] = pages[-1], copy
+            self._storage[:, :, copy].copy_(self._storage[:, :, original])
         sequence.length += count
-        pages.extend(self._take() for _ in range(self._pages_for(sequence.length) - len(pages)))
+        for _ in range(self._pages_for(sequence.length) - len(pages)):
+            pages.append(self._take())
+
+    def _undo(self, change: _Extended) -> None:
+        """Back to before an `_extend`, the last one that has not been undone."""
+        pages = change.sequence.pages
+        self._release(pages[change.num_pages :])
+        del pages[change.num_pages :]
+        if change.shared_page is not None and pages[-1] != change.shared_page:
+            self._release(pages[-1:])
+            pages[-1] = change.shared_page
+            self._references[change.shared_page] += 1
+        change.sequence.length = change.length
 
     def _take(self) -> int:
         page = self._free.pop()
@@ -322,14 +384,18 @@ class PagedKVCache:
             data += sequence.pages
             data += none[len(sequence.pages) :]
         data += none * (rows - batch)
-        packed = torch.frombuffer(data, dtype=torch.int32)
+        if _len_torch_dispatch_stack() == 0:
+            packed = torch.frombuffer(data, dtype=torch.int32)
+        else:  # which a buffer gets past, FakeTensorMode for one
+            packed = torch.tensor(data.tolist(), dtype=torch.int32)
         if self.device.type == "cuda":
             packed = packed.pin_memory()
         tensors = _unpack(packed.to(self.device, non_blocking=True), rows, columns)
         if self.max_batch is not None:
-            for fixed, new in zip(self._fixed, tensors, strict=True):
+            all_fixed = _unpack(self._fixed, rows, self._columns)
+            for fixed, new in zip(all_fixed, tensors, strict=True):
                 fixed[..., : new.shape[-1]].copy_(new)
-            tensors = self._fixed
+            tensors = all_fixed
         cu_seqlens_q, cache_seqlens, block_table = tensors
         return Step(
             cache_seqlens[:batch],
@@ -345,8 +411,31 @@ def _unpack(packed: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Te
     return lengths[: rows + 1], lengths[rows + 1 :], table.view(rows, columns)
 
 
+def _size(name: str, value: Any) -> int:
+    if (size := as_int(name, value)) < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
+    return size
+
+
+def _integers(name: str, values: Any, count: int | None = None) -> list[int]:
+    """A sequence of integers; with `count`, also a single one, which stands for so many."""
+    if isinstance(values, Tensor) and values.ndim == 1:
+        values = values.tolist()
+    if isinstance(values, (str, bytes, Mapping, Set)):
+        raise TypeError(f"{name} must be integers in order, got {values!r}")
+    try:
+        values = list(values)
+    except TypeError:  # nothing to go through
+        if count is None:
+            raise TypeError(
+                f"{name} must be a sequence of ids, [s] for a single one, got {values!r}"
+            ) from None
+        return [as_int(name, values)] * count
+    return [as_int(f"{name}[{i}]", value) for i, value in enumerate(values)]
+
+
 def _bounded(name: str, value: int, most: int) -> int:
-    value = operator.index(value)
+    value = as_int(name, value)
     if not 0 <= value <= most:
         raise ValueError(
             f"{name} must be from 0 to the length of the sequence, {most}, got {value}"

@@ -7,12 +7,17 @@ after another at the rows that `cu_seqlens`, int32 (batch + 1,), names. `unpad_i
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._functorch import peek_interpreter_stack
 
 from flash_attn2 import _checks
+from flash_attn2._arguments import as_bound, as_int, as_number, require_bool, require_tensor
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 
 __all__ = ["Attention", "RotaryEmbedding", "alibi_slopes"]
@@ -24,13 +29,19 @@ def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Te
     For n heads, n a power of two, they are 2^(-8/n), 2^(-16/n), ..., 2^-8. Other numbers of heads
     have those of the power of two below, and then every other one of the power of two above.
     """
+    num_heads = as_int("num_heads", num_heads)
+    if num_heads < 1:
+        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
+    return torch.tensor(_alibi_slopes(num_heads), dtype=torch.float32, device=device)
 
+
+def _alibi_slopes(num_heads: int) -> list[float]:
     def geometric(n: int) -> list[float]:
         return [2.0 ** (-8 * (i + 1) / n) for i in range(n)]
 
     below = 1 << (num_heads.bit_length() - 1)
     slopes = geometric(below) + geometric(2 * below)[::2]
-    return torch.tensor(slopes[:num_heads], dtype=torch.float32, device=device)
+    return slopes[:num_heads]
 
 
 class RotaryEmbedding(nn.Module):
@@ -46,7 +57,9 @@ class RotaryEmbedding(nn.Module):
         scaling_factor  above 1: positions interpolated for longer contexts (Chen et al. 2023)
 
     It has no parameters and no state. Layers may share one instance, and so its table of cosines
-    and sines, which is float32 whatever the dtype of the module, and grows when needed.
+    and sines, which is float32 whatever the dtype of the module, and grows when needed. Copies and
+    pickles are without it; while something traces or transforms the call (torch.compile, export,
+    torch.jit.trace, fake tensors, torch.func) it is neither made nor used.
     """
 
     def __init__(
@@ -57,11 +70,15 @@ class RotaryEmbedding(nn.Module):
         scaling_factor: float = 1.0,
     ) -> None:
         super().__init__()
+        dim = as_int("dim", dim)
+        base, scaling_factor = as_number("base", base), as_number("scaling_factor", scaling_factor)
+        require_bool("interleaved", interleaved)
         if dim <= 0 or dim % 2 != 0:
             raise ValueError(f"dim must be even and positive, got {dim}")
-        if not (base > 0 and scaling_factor > 0):
+        if not (0 < base < math.inf and 0 < scaling_factor < math.inf):
             raise ValueError(
-                f"base and scaling_factor must be positive, got {base} and {scaling_factor}"
+                "base and scaling_factor must be positive and finite, "
+                f"got {base} and {scaling_factor}"
             )
         self.dim = dim
         self.base = base
@@ -72,19 +89,27 @@ class RotaryEmbedding(nn.Module):
     def forward(self, x: Tensor, *, offset: int = 0, cu_seqlens: Tensor | None = None) -> Tensor:
         """Rotates x, (batch, seqlen, num_heads, head_dim) or packed (total, num_heads, head_dim).
 
-        Positions count from `offset` in every sequence; packed tensors need `cu_seqlens`. The
-        result has the dtype of x and is computed in float32 or better.
+        Positions count from `offset` in every sequence. Packed tensors need `cu_seqlens`, int32
+        (batch + 1,): where each sequence begins, from 0 on, and where the last one ends; rows from
+        there on are returned, but with unspecified values. Its values are checked where host
+        memory holds them. The result has the dtype of x and is computed in float32 or better.
         """
+        require_tensor("x", x)
         if x.ndim != (4 if cu_seqlens is None else 3):
             raise ValueError(
                 "x must be (batch, seqlen, num_heads, head_dim), or (total, num_heads, head_dim) "
                 f"with cu_seqlens, got shape {tuple(x.shape)}"
             )
+        if not x.is_floating_point():
+            raise TypeError(f"x must be of floating point, got {x.dtype}")
         if x.shape[-1] < self.dim:
             raise ValueError(f"x must have a head_dim of at least {self.dim}, got {x.shape[-1]}")
+        offset = as_int("offset", offset)
         if offset < 0:
             raise ValueError(f"offset must not be negative, got {offset}")
         rows = x.shape[-3]
+        if cu_seqlens is not None:
+            _check_sequences(cu_seqlens, x)
         rotations = self._rotations(offset + rows, x.device)
         if cu_seqlens is None:
             rotations = rotations[:, offset:]
@@ -103,13 +128,18 @@ class RotaryEmbedding(nn.Module):
 
     def _rotations(self, count: int, device: torch.device) -> Tensor:
         """Cosines and sines of the positions below `count`: float32 (2, count, dim / 2)."""
-        if torch.compiler.is_compiling():  # compilers fuse the computation; a table would be state
+        if not _ordinary():  # a table would be one of fake, traced or transformed tensors
             return self._compute(count, device)
         table = self._table
         if table is None or table.shape[1] < count or table.device != device:
             with torch.inference_mode(False):  # what evaluation caches must serve training too
-                self._table = table = self._compute(1 << count.bit_length(), device)
+                table = self._compute(1 << count.bit_length(), device)
+            if _is_real(table):
+                self._table = table
         return table[:, :count]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}
 
     def _compute(self, count: int, device: torch.device) -> Tensor:
         # In float64: at position 100,000, float32 angles would be off by 0.004.
@@ -141,13 +171,17 @@ class Attention(nn.Module):
         softmax_scale, causal, window_size, softcap, deterministic
                        as in `flash_attn2.flash_attn_func`
         alibi          True: a bias by distance with `alibi_slopes(num_heads)`; or the slopes
-                       themselves, (num_heads,)
+                       themselves, (num_heads,), as a tensor or a sequence of numbers
         sink           a learnable logit per head joins the softmax denominator
         rotary         position embedding of queries and keys
+        device, dtype  of the parameters, as of `nn.Linear`
 
     The parameters are `qkv_proj.weight` ((num_heads + 2 num_heads_kv) * head_dim, embed_dim), its
     rows by head: all queries, then keys, then values; `out_proj.weight`, the biases, and `sink`
-    (num_heads,), float32. For cross-attention call the functions.
+    (num_heads,). `sink` is created in float32 whatever `dtype` is, and used in float32; but
+    `.bfloat16()` and the like convert it as they do every parameter. `alibi_slopes`, float32
+    (num_heads,) or None, is no state: it is on the device of the parameters, and no conversion,
+    `to_empty` or state dict changes it. For cross-attention call the functions.
     """
 
     def __init__(
@@ -164,7 +198,7 @@ class Attention(nn.Module):
         causal: bool = False,
         window_size: tuple[int, int] = (-1, -1),
         softcap: float = 0.0,
-        alibi: bool | Tensor = False,
+        alibi: bool | Tensor | Sequence[float] = False,
         sink: bool = False,
         rotary: RotaryEmbedding | None = None,
         deterministic: bool = False,
@@ -172,12 +206,23 @@ class Attention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        embed_dim, num_heads = as_int("embed_dim", embed_dim), as_int("num_heads", num_heads)
         num_heads_kv, head_dim = _sizes(embed_dim, num_heads, num_heads_kv, head_dim)
+        for name, value in (("bias", bias), ("sink", sink)):
+            require_bool(name, value)
+        if out_bias is not None:
+            require_bool("out_bias", out_bias)
+        if rotary is not None and not isinstance(rotary, RotaryEmbedding):
+            raise TypeError(
+                "rotary must be a RotaryEmbedding, such as RotaryEmbedding(head_dim), or None, "
+                f"got {rotary!r}"
+            )
         if rotary is not None and rotary.dim > head_dim:
             raise ValueError(f"rotary must turn at most head_dim = {head_dim}, got {rotary.dim}")
         # What the functions would refuse is refused here.
-        _checks.make_options(dropout, softmax_scale, causal, window_size, softcap, None, None)
-        _checks.check_numbers(dropout, softmax_scale, softcap)
+        _checks.make_options(
+            dropout, softmax_scale, causal, window_size, softcap, None, None, deterministic
+        )
 
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -186,7 +231,7 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.causal = causal
-        self.window_size = window_size
+        self.window_size = tuple(window_size)
         self.softcap = softcap
         self.deterministic = deterministic
 
@@ -195,10 +240,51 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(embed_dim, width_qkv, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(width, embed_dim, out_bias, device=device, dtype=dtype)
         self.rotary = rotary
-        self.sink = nn.Parameter(torch.zeros(num_heads, device=device)) if sink else None
-        self._alibi = alibi
-        self.alibi_slopes: Tensor | None
-        self.register_buffer("alibi_slopes", self._slopes(device), persistent=False)
+        zeros = torch.zeros(num_heads, device=device, dtype=torch.float32) if sink else None
+        self.sink = None if zeros is None else nn.Parameter(zeros)
+        self._slopes = _given_slopes(alibi, num_heads)
+        self._placed_slopes: Tensor | None = None
+        self._place_slopes()
+
+    @property
+    def alibi_slopes(self) -> Tensor | None:
+        """The slopes on the device of the parameters."""
+        return self._slopes_on(self.qkv_proj.weight.device)
+
+    def _slopes_on(self, device: torch.device) -> Tensor | None:
+        """The slopes in float32, on this device.
+
+        Numbers are what is kept, since buffers follow the dtype of the module, and are lost where
+        their memory is allocated anew. The tensor made of them is kept for the next call, if it is
+        one that nothing traces, fakes or transforms.
+        """
+        if self._slopes is None:
+            return None
+        placed, ordinary = self._placed_slopes, _ordinary()
+        usable = ordinary or torch.compiler.is_dynamo_compiling()
+        if usable and placed is not None and placed.device == device:
+            return placed
+        if not ordinary:
+            return torch.tensor(self._slopes, dtype=torch.float32, device=device)
+        with torch.inference_mode(False):
+            placed = torch.tensor(self._slopes, dtype=torch.float32, device=device)
+        if _is_real(placed):
+            self._placed_slopes = placed
+        return placed
+
+    def _place_slopes(self) -> None:
+        """Where they will be needed, so that a compiled call finds them there."""
+        for parameter in self.parameters():
+            self._slopes_on(parameter.device)
+            return
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Attention:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._place_slopes()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_placed_slopes": None}
 
     def reset_parameters(self) -> None:
         """Draws the projections anew, as `nn.Linear` does, and sets the sink to 0."""
@@ -206,17 +292,6 @@ class Attention(nn.Module):
         self.out_proj.reset_parameters()
         if self.sink is not None:
             nn.init.zeros_(self.sink)
-        if self.alibi_slopes is not None:  # uninitialised after `to_empty`
-            self.alibi_slopes = self._slopes(self.alibi_slopes.device)
-
-    def _slopes(self, device: torch.device | str | None) -> Tensor | None:
-        if not isinstance(self._alibi, Tensor):
-            return alibi_slopes(self.num_heads, device) if self._alibi else None
-        if self._alibi.shape != (self.num_heads,):
-            raise ValueError(
-                f"alibi must be ({self.num_heads},), got shape {tuple(self._alibi.shape)}"
-            )
-        return self._alibi.detach().to(device=device, dtype=torch.float32)
 
     def forward(
         self, x: Tensor, *, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None
@@ -228,6 +303,10 @@ class Attention(nn.Module):
         """
         if (cu_seqlens is None) != (max_seqlen is None):
             raise ValueError("cu_seqlens and max_seqlen go together: packed x needs both")
+        require_tensor("x", x)
+        if cu_seqlens is not None:
+            _check_sequences(cu_seqlens, x)
+            max_seqlen = as_bound("max_seqlen", max_seqlen, _checks.rows_of(x))
         q, k, v = self.project(x, cu_seqlens=cu_seqlens)
         options: dict[str, Any] = {
             "dropout_p": self.dropout if self.training else 0.0,
@@ -235,7 +314,7 @@ class Attention(nn.Module):
             "causal": self.causal,
             "window_size": self.window_size,
             "softcap": self.softcap,
-            "alibi_slopes": None if self.alibi_slopes is None else self.alibi_slopes.float(),
+            "alibi_slopes": self._slopes_on(x.device),
             "deterministic": self.deterministic,
             "sink": None if self.sink is None else self.sink.float(),
         }
@@ -251,6 +330,7 @@ class Attention(nn.Module):
         self, x: Tensor, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x, (..., heads, head_dim), rotated if there is a `rotary`."""
+        require_tensor("x", x)
         if x.ndim != (3 if cu_seqlens is None else 2) or x.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"x must be (batch, seqlen, {self.embed_dim}), or (total, {self.embed_dim}) with "
@@ -271,8 +351,8 @@ class Attention(nn.Module):
         for name, default in _DEFAULTS.items():
             if (value := getattr(self, name)) != default:
                 text += f", {name}={value}"
-        for name in ("alibi_slopes", "sink"):
-            if getattr(self, name) is not None:
+        for name, value in (("alibi_slopes", self._slopes), ("sink", self.sink)):
+            if value is not None:
                 text += f", {name}=({self.num_heads},)"
         return text
 
@@ -287,11 +367,29 @@ _DEFAULTS = {  # of what `extra_repr` shows where it is not the default
 }
 
 
+def _given_slopes(alibi: Any, num_heads: int) -> tuple[float, ...] | None:
+    """What `alibi` asks for, as numbers."""
+    if isinstance(alibi, bool):
+        return tuple(_alibi_slopes(num_heads)) if alibi else None
+    if isinstance(alibi, Tensor):
+        if alibi.is_meta or alibi.ndim != 1:
+            raise ValueError(
+                f"alibi must be ({num_heads},) with values, got shape {tuple(alibi.shape)} on "
+                f"{alibi.device}"
+            )
+        alibi = alibi.detach().tolist()
+    if not isinstance(alibi, (list, tuple)):
+        raise TypeError(f"alibi must be True, False, or the slopes themselves, got {alibi!r}")
+    if len(alibi) != num_heads:
+        raise ValueError(f"alibi must be ({num_heads},), got shape ({len(alibi)},)")
+    return tuple(as_number("alibi", slope) for slope in alibi)
+
+
 def _sizes(
     embed_dim: int, num_heads: int, num_heads_kv: int | None, head_dim: int | None
 ) -> tuple[int, int]:
     """num_heads_kv and head_dim, with their defaults, after checks of all four."""
-    num_heads_kv = num_heads if num_heads_kv is None else num_heads_kv
+    num_heads_kv = num_heads if num_heads_kv is None else as_int("num_heads_kv", num_heads_kv)
     if embed_dim <= 0 or num_heads <= 0:
         raise ValueError(
             f"embed_dim and num_heads must be positive, got {embed_dim} and {num_heads}"
@@ -307,9 +405,39 @@ def _sizes(
                 "embed_dim must be a multiple of num_heads where head_dim is not given, "
                 f"got {embed_dim} and {num_heads}"
             )
+    head_dim = as_int("head_dim", head_dim)
     if not 1 <= head_dim <= _checks.MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be from 1 to {_checks.MAX_HEAD_DIM}, got {head_dim}")
     return num_heads_kv, head_dim
+
+
+def _ordinary() -> bool:
+    """Whether tensors made now are what they seem: nothing traces, fakes or transforms them."""
+    return not (
+        torch.compiler.is_compiling()
+        or _len_torch_dispatch_stack() != 0
+        or _get_tracing_state() is not None
+        or peek_interpreter_stack() is not None
+    )
+
+
+def _is_real(t: Tensor) -> bool:
+    return type(t) is Tensor and not t.is_meta and not torch._is_functional_tensor(t)
+
+
+def _check_sequences(cu_seqlens: Tensor, x: Tensor) -> None:
+    """That these are offsets of sequences in the rows of packed x."""
+    require_tensor("cu_seqlens", cu_seqlens)
+    if cu_seqlens.dtype != torch.int32:
+        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"cu_seqlens must be (batch + 1,), got shape {tuple(cu_seqlens.shape)}")
+    if cu_seqlens.device != x.device:
+        raise ValueError(
+            f"cu_seqlens must be on the device of x, {x.device}, got {cu_seqlens.device}"
+        )
+    if cu_seqlens.is_cpu and type(cu_seqlens) is Tensor and _ordinary():
+        _checks._host_lengths("cu_seqlens", cu_seqlens, x.shape[0])
 
 
 def _positions(cu_seqlens: Tensor, total: int) -> Tensor:

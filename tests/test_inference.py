@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -314,17 +315,131 @@ CALLS: dict[str, Callable[[PagedKVCache, int], object]] = {
 }
 
 
+BAD_STEPS: list[tuple[Any, Any, str]] = [
+    ([0], [1.5], r"counts\[0\] must be an int, got float 1.5"),
+    ([0], [True], r"counts\[0\] must be an int, got bool"),
+    ([0], ["1"], r"counts\[0\] must be an int, got str"),
+    ([0], [None], r"counts\[0\] must be an int, got NoneType"),
+    ([0], 1.5, r"counts must be an int, got float"),
+    ([0], True, r"counts must be an int, got bool"),
+    ([0], None, r"counts must be an int, got NoneType"),
+    ([0], "1", r"counts must be integers in order, got '1'"),
+    ([0], {1: 1}, r"counts must be integers in order, got"),
+    ([0], [2**70], r"counts must not lead beyond max_seqlen"),
+    ([0], [-(2**70)], r"counts must not be negative"),
+    ([0], torch.tensor([1.0]), r"counts\[0\] must be an int"),
+    ([0], torch.tensor([[1]]), r"counts\[0\] must be an int"),
+    ([0], torch.tensor([True]), r"counts\[0\] must be an int"),
+    ([0], np.array([1.0]), r"counts\[0\] must be an int"),
+    ([0, 1], [1], r"counts must have one number per sequence, 2, got 1"),
+    ([0, 1], [1, -1], r"counts must not be negative, got -1 of sequence 1"),
+    ([0, 1], [9, 16], r"counts must not lead beyond max_seqlen"),
+    ([0, 7], 1, r"sequence must be one that the cache holds, got 7"),
+    ([1, 0, 1], 1, r"sequences must differ, got 1 more than once"),
+    (0, 1, r"sequences must be a sequence of ids, \[s\] for a single one, got 0"),
+    (None, 1, r"sequences must be a sequence of ids"),
+    ("0", 1, r"sequences must be integers in order, got '0'"),
+    ({0}, 1, r"sequences must be integers in order"),
+    ([0.0], 1, r"sequences\[0\] must be an int, got float"),
+    ([False], 1, r"sequences\[0\] must be an int, got bool"),
+    ([[0]], 1, r"sequences\[0\] must be an int, got list"),
+    (torch.tensor([0.0]), 1, r"sequences\[0\] must be an int"),
+]
+BAD_IDS: list[Any] = [0.0, False, "0", [0], None, torch.tensor(0.0), torch.tensor([0, 1]), 2**70]
+BAD_LENGTHS: list[Any] = [1.5, True, "1", [1], -1, 6, 2**70, torch.tensor(1.0)]
+
+
+def state(cache: PagedKVCache) -> Any:
+    """All that a cache knows, its memory included."""
+    held = {s: (x.length, list(x.pages)) for s, x in cache._sequences.items()}
+    return held, list(cache._references), sorted(cache._free), cache._storage.tolist()
+
+
+def two_sequences(**options: Any) -> PagedKVCache:
+    cache = small_cache(max_seqlen=20, **options)
+    append(cache, cache.allocate(), [1, 2, 3, 4, 5])
+    cache.fork(0)
+    cache._storage.nan_to_num_(0.0)
+    return cache
+
+
 @pytest.mark.parametrize("message", CALLS)
 def test_wrong_calls_change_nothing(message: str) -> None:
     cache = small_cache(max_seqlen=20)
     sequence = cache.allocate()
     append(cache, sequence, [1, 2, 3, 4, 5])
-    before = cache.usage()
+    cache._storage.nan_to_num_(0.0)
+    before = state(cache)
     with pytest.raises(ValueError, match=message):
         CALLS[message](cache, sequence)
-    assert cache.usage() == before
-    assert read(cache, sequence) == [1, 2, 3, 4, 5]
-    assert len(cache) == 1
+    assert state(cache) == before
+
+
+def test_wrong_steps_change_nothing() -> None:
+    cache = two_sequences()
+    before = state(cache)
+    for sequences, counts, message in BAD_STEPS:
+        with pytest.raises((TypeError, ValueError), match=message):
+            cache.append(sequences, counts)
+        assert state(cache) == before
+
+
+@pytest.mark.parametrize("name", ["length", "fork", "truncate", "free"])
+def test_wrong_ids_and_lengths_change_nothing(name: str) -> None:
+    cache = two_sequences()
+    before = state(cache)
+    more = (1,) if name == "truncate" else ()
+    for sequence in BAD_IDS:
+        with pytest.raises((TypeError, ValueError), match="sequence must be"):
+            getattr(cache, name)(sequence, *more)
+        assert state(cache) == before
+        assert sequence not in cache
+    if name in ("fork", "truncate"):
+        for length in BAD_LENGTHS:
+            with pytest.raises((TypeError, ValueError), match="length must be"):
+                getattr(cache, name)(0, length)
+            assert state(cache) == before
+
+
+@pytest.mark.parametrize("failing", ["page", "step", "fixed"])
+def test_without_memory_nothing_changes(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a page is copied, or the tensors of the step are made."""
+    cache = two_sequences(max_batch=2 if failing == "fixed" else None)
+    before = state(cache)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*(torch, "frombuffer") if failing == "step" else (Tensor, "copy_"), fail)
+        with pytest.raises(MemoryError):
+            cache.append([1, 0], [9, 1])
+    assert state(cache)[:3] == before[:3]
+    assert read(cache, 0) == [1, 2, 3, 4, 5]
+    append(cache, 1, [6])
+    assert read(cache, 1) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "counts"),
+    [
+        ((0, 1), (2, 2)),
+        (np.array([0, 1]), np.array([2, 2])),
+        (torch.tensor([0, 1]), torch.tensor([2, 2], dtype=torch.int32)),
+        ([np.int64(0), torch.tensor(1)], [torch.tensor(2), np.int32(2)]),
+        (range(2), np.int64(2)),
+        ([0, 1], torch.tensor(2)),
+    ],
+)
+def test_integers_of_all_kinds(sequences: Any, counts: Any) -> None:
+    cache = two_sequences()
+    step = cache.append(sequences, counts)
+    assert (step.cu_seqlens_q.tolist(), step.max_seqlen_q) == ([0, 2, 4], 2)
+    assert [cache.length(np.int64(0)), cache.length(torch.tensor(1))] == [7, 7]
+    cache.truncate(np.int64(0), torch.tensor(3))
+    assert np.int64(0) in cache
+    cache.free(np.int64(0))
+    assert 0 not in cache
 
 
 def test_sequences_end() -> None:
@@ -345,6 +460,11 @@ def test_sequences_end() -> None:
         ({"head_dim": 257}, ValueError, "head_dim must be at most 256, got 257"),
         ({"max_batch": 0}, ValueError, "max_batch must be at least 1, got 0"),
         ({"dtype": torch.int8}, TypeError, "dtype must be float16, .*, got torch.int8"),
+        ({"dtype": "float16"}, TypeError, "dtype must be float16, .*, got float16"),
+        ({"num_layers": 1.5}, TypeError, "num_layers must be an int, got float 1.5"),
+        ({"page_size": True}, TypeError, "page_size must be an int, got bool"),
+        ({"head_dim": None}, TypeError, "head_dim must be an int, got NoneType"),
+        ({"max_seqlen": "8"}, TypeError, "max_seqlen must be an int, got str"),
     ],
 )
 def test_wrong_sizes(change: dict[str, Any], error: type[Exception], message: str) -> None:
