@@ -303,8 +303,8 @@ class Attention(nn.Module):
         """
         if (cu_seqlens is None) != (max_seqlen is None):
             raise ValueError("cu_seqlens and max_seqlen go together: packed x needs both")
-        require_tensor("x", x)
         if cu_seqlens is not None:
+            self._check_input(x, packed=True)
             _check_sequences(cu_seqlens, x)
             max_seqlen = as_bound("max_seqlen", max_seqlen, _checks.rows_of(x))
         q, k, v = self.project(x, cu_seqlens=cu_seqlens)
@@ -330,12 +330,7 @@ class Attention(nn.Module):
         self, x: Tensor, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x, (..., heads, head_dim), rotated if there is a `rotary`."""
-        require_tensor("x", x)
-        if x.ndim != (3 if cu_seqlens is None else 2) or x.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"x must be (batch, seqlen, {self.embed_dim}), or (total, {self.embed_dim}) with "
-                f"cu_seqlens, got shape {tuple(x.shape)}"
-            )
+        self._check_input(x, packed=cu_seqlens is not None)
         qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
         if self.rotary is not None:
             qk, v = qkv.split((self.num_heads + self.num_heads_kv, self.num_heads_kv), -2)
@@ -344,6 +339,14 @@ class Attention(nn.Module):
         else:
             q, k, v = qkv.split((self.num_heads, self.num_heads_kv, self.num_heads_kv), -2)
         return q, k, v
+
+    def _check_input(self, x: Tensor, packed: bool) -> None:
+        require_tensor("x", x)
+        if x.ndim != (2 if packed else 3) or x.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"x must be (batch, seqlen, {self.embed_dim}), or (total, {self.embed_dim}) with "
+                f"cu_seqlens, got shape {tuple(x.shape)}"
+            )
 
     def extra_repr(self) -> str:
         text = f"{self.embed_dim}, num_heads={self.num_heads}, num_heads_kv={self.num_heads_kv}"

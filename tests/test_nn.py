@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,10 @@ from support import ONE_DTYPE, Target, cumulative, targets
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from flash_attn2 import flash_attn_func
 from flash_attn2.nn import Attention, RotaryEmbedding, alibi_slopes
 
+SLOPES = [0.3, 0.1, 0.7, 1.1]
 SEQLENS = (13, 0, 1, 24)
 TOTAL = sum(SEQLENS)
 
@@ -204,6 +207,9 @@ def test_alibi_slopes() -> None:
     # As in the code of the paper: 2^-2 to 2^-8 for 4 heads, then every other one of 8 heads.
     assert alibi_slopes(6).tolist() == [2.0**-i for i in (2, 4, 6, 8, 1, 3)]
     assert alibi_slopes(1).tolist() == [2.0**-8]
+    for wrong in (0, -1, 4.0, True, "4", None):
+        with pytest.raises((TypeError, ValueError), match="num_heads must be"):
+            alibi_slopes(wrong)  # type: ignore[arg-type]
 
 
 def test_state_dict() -> None:
@@ -225,6 +231,48 @@ def test_state_dict() -> None:
     assert not torch.equal(other(x), expected)
     other.load_state_dict(state)
     assert torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("given", [SLOPES, torch.tensor(SLOPES), torch.tensor(SLOPES).double()])
+def test_slopes_are_exact(given: Any) -> None:
+    """Whatever happens to the module."""
+    expected = torch.tensor(SLOPES)
+    for change in (
+        lambda layer: layer.bfloat16(),
+        lambda layer: layer.half().double().float(),
+        lambda layer: layer.to_empty(device="cpu"),
+        lambda layer: layer.to("meta").to_empty(device="cpu"),
+        lambda layer: layer.to("meta").to_empty(device="cpu").reset_parameters() or layer,
+        lambda layer: layer.requires_grad_(False).share_memory(),
+    ):
+        layer = change(Attention(32, 4, alibi=given))
+        assert layer.alibi_slopes is not None
+        assert torch.equal(layer.alibi_slopes, expected)
+        assert not dict(layer.named_buffers())
+    layer = Attention(32, 4, alibi=given, dtype=torch.bfloat16)
+    x = torch.randn(1, 9, 32, dtype=torch.bfloat16)
+    q, k, v = layer.project(x)
+    out = flash_attn_func(q, k, v, alibi_slopes=expected)
+    assert torch.equal(layer(x), layer.out_proj(out.flatten(-2)))  # type: ignore[union-attr]
+
+
+def test_sink_is_created_in_float32() -> None:
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        layers = [Attention(32, 4, sink=True)]
+    finally:
+        torch.set_default_dtype(before)
+    layers.append(Attention(32, 4, sink=True, dtype=torch.bfloat16))
+    for layer in layers:
+        assert layer.sink is not None
+        assert layer.sink.dtype == torch.float32
+        assert layer.qkv_proj.weight.dtype == torch.bfloat16
+        layer(torch.randn(1, 5, 32, dtype=torch.bfloat16)).sum().backward()
+        assert layer.sink.grad is not None
+    layer.bfloat16()
+    assert layer.sink.dtype == torch.bfloat16
+    layer(torch.randn(1, 5, 32, dtype=torch.bfloat16)).sum().backward()
 
 
 def test_dropout_in_training_only() -> None:
@@ -268,21 +316,50 @@ def test_compile() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "message"),
+    ("arguments", "options", "error", "message"),
     [
-        ((30, 4), {}, "embed_dim must be a multiple of num_heads"),
-        ((32, 0), {}, "num_heads must be positive, got 32 and 0"),
-        ((32, 4, 3), {}, "multiple of num_heads_kv, got 4 and 3"),
-        ((1200, 4), {}, "head_dim must be from 1 to 256, got 300"),
-        ((32, 4), {"dropout": 1.0}, "dropout_p must be from 0 to"),
-        ((32, 4), {"softcap": -1.0}, "softcap"),
-        ((32, 4), {"window_size": (-2, 0)}, "window_size"),
-        ((32, 4), {"alibi": torch.rand(3)}, r"alibi must be \(4,\), got shape \(3,\)"),
-        ((32, 4), {"rotary": RotaryEmbedding(10)}, "rotary must turn at most head_dim = 8, got 10"),
+        ((30, 4), {}, ValueError, "embed_dim must be a multiple of num_heads"),
+        ((32, 0), {}, ValueError, "num_heads must be positive, got 32 and 0"),
+        ((32, 4, 3), {}, ValueError, "multiple of num_heads_kv, got 4 and 3"),
+        ((1200, 4), {}, ValueError, "head_dim must be from 1 to 256, got 300"),
+        ((32.0, 4), {}, TypeError, "embed_dim must be an int, got float"),
+        ((32, "4"), {}, TypeError, "num_heads must be an int, got str"),
+        ((32, True), {}, TypeError, "num_heads must be an int, got bool"),
+        ((32, 4, 2.0), {}, TypeError, "num_heads_kv must be an int, got float"),
+        ((32, 4, 4, 8.0), {}, TypeError, "head_dim must be an int, got float"),
+        ((32, 4), {"dropout": 1.0}, ValueError, "dropout_p must be from 0 to"),
+        ((32, 4), {"dropout": "0.1"}, TypeError, "dropout_p must be a number, got str"),
+        ((32, 4), {"softcap": -1.0}, ValueError, "softcap"),
+        ((32, 4), {"softmax_scale": "1"}, TypeError, "softmax_scale must be a number, got str"),
+        ((32, 4), {"window_size": (-2, 0)}, ValueError, "window_size"),
+        ((32, 4), {"window_size": 3}, TypeError, "window_size must be a pair"),
+        ((32, 4), {"causal": "False"}, TypeError, "causal must be a bool, got str"),
+        ((32, 4), {"deterministic": None}, TypeError, "deterministic must be a bool"),
+        ((32, 4), {"bias": None}, TypeError, "bias must be a bool, got NoneType"),
+        ((32, 4), {"out_bias": "no"}, TypeError, "out_bias must be a bool, got str"),
+        ((32, 4), {"sink": torch.zeros(4)}, TypeError, "sink must be a bool, got Tensor"),
+        ((32, 4), {"alibi": torch.rand(3)}, ValueError, r"alibi must be \(4,\), got shape \(3,\)"),
+        ((32, 4), {"alibi": torch.rand(1, 4)}, ValueError, r"alibi must be \(4,\) .*\(1, 4\)"),
+        ((32, 4), {"alibi": torch.rand(4, device="meta")}, ValueError, "alibi .* on meta"),
+        ((32, 4), {"alibi": [1.0]}, ValueError, r"alibi must be \(4,\), got shape \(1,\)"),
+        ((32, 4), {"alibi": 3}, TypeError, "alibi must be True, False, or the slopes .* got 3"),
+        ((32, 4), {"alibi": None}, TypeError, "alibi must be True, False, or .* got None"),
+        ((32, 4), {"alibi": "1234"}, TypeError, "alibi must be True, False, or"),
+        ((32, 4), {"alibi": ["a"] * 4}, TypeError, "alibi must be a number, got str"),
+        (
+            (32, 4),
+            {"rotary": RotaryEmbedding(10)},
+            ValueError,
+            "rotary must turn at most head_dim = 8, got 10",
+        ),
+        ((32, 4), {"rotary": 32}, TypeError, "rotary must be a RotaryEmbedding, .* got 32"),
+        ((32, 4), {"rotary": True}, TypeError, "rotary must be a RotaryEmbedding, .* got True"),
     ],
 )
-def test_constructor_errors(arguments: Any, options: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_constructor_errors(
+    arguments: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         Attention(*arguments, **options)
 
 
@@ -301,11 +378,43 @@ def test_call_errors() -> None:
         layer(torch.randn(1, 5, 32), max_seqlen=5)
 
 
+def test_packed_call_errors() -> None:
+    for layer in (Attention(32, 4), Attention(32, 4, rotary=RotaryEmbedding(8))):
+        x = torch.randn(20, 32)
+        for cu_seqlens in (*BAD_SEQUENCES, [0, 12, 20]):
+            with pytest.raises((TypeError, ValueError), match="cu_seqlens must"):
+                layer(x, cu_seqlens=cu_seqlens, max_seqlen=20)
+        for longest in (1.5, "20", True, 3, -1, 2**63):
+            with pytest.raises((TypeError, ValueError), match="max_seqlen"):
+                layer(x, cu_seqlens=cumulative(12, 8), max_seqlen=longest)
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
+        Attention(32, 4)([[1.0]])
+
+
+BAD_SEQUENCES = [
+    torch.tensor([12, 8], dtype=torch.int32),  # lengths
+    torch.tensor([5, 20], dtype=torch.int32),
+    torch.tensor([0, 12, 40], dtype=torch.int32),
+    torch.tensor([0, 12, 8, 20], dtype=torch.int32),
+    torch.tensor([0, -3, 20], dtype=torch.int32),
+    torch.tensor([0, 20]),
+    torch.tensor([0.0, 20.0]),
+    torch.tensor([], dtype=torch.int32),
+    torch.tensor([[0, 20]], dtype=torch.int32),
+    torch.tensor([0, 20], dtype=torch.int32, device="meta"),
+]
+
+
 def test_rotary_errors() -> None:
-    with pytest.raises(ValueError, match="dim must be even and positive, got 7"):
-        RotaryEmbedding(7)
-    with pytest.raises(ValueError, match="base and scaling_factor must be positive"):
-        RotaryEmbedding(8, scaling_factor=0.0)
+    for dim, error in ((7, ValueError), (0, ValueError), (-2, ValueError), (8.0, TypeError)):
+        with pytest.raises(error, match="dim must be"):
+            RotaryEmbedding(dim)
+    for wrong in (0.0, -1.0, math.inf, math.nan, "1", None, True):
+        for name in ("base", "scaling_factor"):
+            with pytest.raises((TypeError, ValueError), match=f"{name} .*must be|{name} must be"):
+                RotaryEmbedding(8, **{name: wrong})
+    with pytest.raises(TypeError, match="interleaved must be a bool, got str"):
+        RotaryEmbedding(8, interleaved="no")  # type: ignore[arg-type]
     rotary = RotaryEmbedding(8)
     with pytest.raises(ValueError, match="with cu_seqlens"):
         rotary(torch.randn(5, 4, 8))
@@ -313,6 +422,16 @@ def test_rotary_errors() -> None:
         rotary(torch.randn(1, 5, 4, 6))
     with pytest.raises(ValueError, match="offset must not be negative"):
         rotary(torch.randn(1, 5, 4, 8), offset=-1)
+    with pytest.raises(TypeError, match="offset must be an int, got float"):
+        rotary(torch.randn(1, 5, 4, 8), offset=1.0)
+    with pytest.raises(TypeError, match="x must be of floating point"):
+        rotary(torch.ones(1, 5, 4, 8, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
+        rotary([1.0])
+    for cu_seqlens in (*BAD_SEQUENCES, [0, 20], 20):
+        with pytest.raises((TypeError, ValueError), match="cu_seqlens must"):
+            rotary(torch.randn(20, 4, 8), cu_seqlens=cu_seqlens)
+    assert rotary(torch.randn(0, 4, 8), cu_seqlens=cumulative()).shape == (0, 4, 8)
 
 
 def test_extra_repr() -> None:
