@@ -71,6 +71,7 @@ _FORMULAS: dict[str, tuple[Callable[[int, Named], int], int]] = {
     "varlen_forward": (_varlen, _FORWARD),
     "varlen_backward": (_varlen, _BACKWARD),
     "kvcache_forward": (_kvcache, _FORWARD),
+    "kvcache_append_forward": (_kvcache, _FORWARD),
 }
 
 

@@ -63,7 +63,7 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
         raise ValueError(f"q must be ({dims}, num_heads, head_dim), got shape {tuple(q.shape)}")
     if q.dtype not in _checks._FLOAT_DTYPES:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {q.dtype}")
-    if cache.cu_seqlens_q is None and q.shape[1] > MAX_SEQLEN:
+    if cache.cu_seqlens_q is None and _checks.too_long(q.shape[1]):
         raise ValueError(f"q must have at most {MAX_SEQLEN} rows of a sequence, got {q.shape[1]}")
     dims = "num_pages, page_size"
     if cache.block_table is None:
@@ -140,7 +140,7 @@ def check_new(q: Tensor, k_cache: Tensor, new: New, cache: Cache) -> None:
         raise ValueError(
             f"v must have the shape of k, {tuple(new.k.shape)}, got {tuple(new.v.shape)}"
         )
-    if cache.seqlen_new > MAX_SEQLEN:
+    if _checks.too_long(cache.seqlen_new):
         raise ValueError(f"k must have at most {MAX_SEQLEN} rows, got {cache.seqlen_new}")
     if new.rotary_cos is not None and new.rotary_sin is not None:
         _check_rotary(q, new.rotary_cos, new.rotary_sin)

@@ -77,16 +77,16 @@ def append_and_attend(
         appending = _append_problem(backend, q, k_cache, v_cache, new, cache)
         if appending.rotated_q is not None:
             q = appending.rotated_q
-    *batch, rows, num_heads, head_dim = q.shape
+    rows, _, head_dim = q.shape[-3:]
     out = _launch._empty_like(q, memory_format=torch.contiguous_format)
-    lse = _launch._empty(*batch, num_heads, rows, dtype=torch.float32, device=q.device)
+    lse = _launch._empty(_launch.lse_shape(q), dtype=torch.float32, device=q.device)
     problem, workspace = None, None  # the workspace is held until the kernel has run
     if lse.numel() != 0:
         lengths = _lengths(q, k_cache, cache)
         problem = _launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
         problem.update(dtype=backend.dtype_name(q.dtype), num_splits=num_splits)
         if cache.cache_leftpad is not None:
-            problem["leftpad_k"] = cache.cache_leftpad.data_ptr()
+            problem["leftpad_k"] = _launch.address(cache.cache_leftpad)
         workspace = _launch.attach_workspace(backend, problem, q.device)
     end = rows
     if cache.cu_seqlens_q is not None and q.is_cpu:
@@ -137,7 +137,7 @@ def _append_problem(
         problem["seqlen_new"] = cache.seqlen_new
     else:
         problem["seqlen_new"] = _longest(cache.cu_seqlens_k_new, k.shape[0])
-        problem["cu_seqlens_new"] = cache.cu_seqlens_k_new.data_ptr()
+        problem["cu_seqlens_new"] = _launch.address(cache.cu_seqlens_k_new)
         problem["total_new"] = k.shape[0]
     rotated_q = None
     if cos is not None and sin is not None:
@@ -147,8 +147,8 @@ def _append_problem(
             q=_launch._strided(q),
             rotated_q=_launch._strided(rotated_q),
             q_advances=new.q_advances,
-            rotary_cos=cos.data_ptr(),
-            rotary_sin=sin.data_ptr(),
+            rotary_cos=_launch.address(cos),
+            rotary_sin=_launch.address(sin),
             rotary_rows=cos.shape[0],
             rotary_dim=2 * cos.shape[1],
             rotary_interleaved=new.rotary_interleaved,
@@ -210,20 +210,20 @@ def _lengths(q: Tensor, k_cache: Tensor, cache: Cache) -> dict[str, int]:
             longest = _longest(cache.cu_seqlens_q, q.shape[0])
         lengths["seqlen_q"] = longest
         lengths["total_q"] = q.shape[0]
-        lengths["cu_seqlens_q"] = cache.cu_seqlens_q.data_ptr()
+        lengths["cu_seqlens_q"] = _launch.address(cache.cu_seqlens_q)
     if cache.cache_seqlens is not None:
-        lengths["seqused_k"] = cache.cache_seqlens.data_ptr()
+        lengths["seqused_k"] = _launch.address(cache.cache_seqlens)
     elif cache.cache_seqlen is not None:
         lengths["seqlen_k"] = cache.cache_seqlen + cache.seqlen_new
     if cache.cu_seqlens_k_new is not None:
-        lengths["cu_appended_k"] = cache.cu_seqlens_k_new.data_ptr()
+        lengths["cu_appended_k"] = _launch.address(cache.cu_seqlens_k_new)
     else:
         lengths["appended_k"] = cache.seqlen_new
     # Without pages, cache_batch_idx is a table of one page for each sequence.
     table = cache.cache_batch_idx if cache.block_table is None else cache.block_table
     if table is not None and lengths["seqlen_k"] != 0:
         num_pages, page_size, _, _ = k_cache.shape
-        lengths["block_table"] = table.data_ptr()
+        lengths["block_table"] = _launch.address(table)
         lengths["block_table_stride"] = table.stride(0)
         lengths["page_size"] = page_size
         lengths["num_pages"] = num_pages

@@ -18,7 +18,7 @@ from torch._C._functorch import TransformType, peek_interpreter_stack
 
 from flash_attn2 import _backend, _checks, _kvcache_checks, _kvcache_launch, _observe
 from flash_attn2._kvcache_launch import Cache, New
-from flash_attn2._launch import Options
+from flash_attn2._launch import Options, lse_shape
 from flash_attn2.ops import _library, register_vmap
 
 _ops: Any = torch.ops.flash_attn2
@@ -204,8 +204,7 @@ def _append_arguments(*args: Any) -> Arguments:
 def _fake(*arguments: Any) -> Tensors:
     _check_shapes(*arguments)
     q = arguments[0]
-    *batch, rows, num_heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty(*batch, num_heads, rows, dtype=torch.float32)
+    return q.new_empty(q.shape), q.new_empty(lse_shape(q), dtype=torch.float32)
 
 
 _CACHE = """Tensor? cache_seqlens, SymInt? cache_seqlen, Tensor? cache_batch_idx,
@@ -241,6 +240,8 @@ def _define(name: str, tensors: str, arguments_of: Callable[..., Arguments], wri
     torch.library.register_fake(
         f"flash_attn2::{name}", lambda *args: _fake(*arguments_of(*args)), lib=_library
     )
+    if not written:
+        register_vmap(name)
 
 
 _define("kvcache_forward", "Tensor q, Tensor k_cache, Tensor v_cache", _arguments, 0)

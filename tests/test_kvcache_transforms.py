@@ -134,12 +134,12 @@ def test_backward_raises(name: str) -> None:
                 out.sum().backward()
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap() -> None:
     given = read_only()
     q = torch.randn(3, *given.pop("q").shape)
     actual = torch.vmap(lambda q: flash_attn_with_kvcache(q, **given))(q)
     assert torch.equal(actual, torch.stack([flash_attn_with_kvcache(x, **given) for x in q]))
+    assert torch.vmap(lambda q: flash_attn_with_kvcache(q, **given))(q[:0]).shape == q[:0].shape
     given = appending()
     before, q = caches_of(given), given.pop("q")
     with pytest.raises(NotImplementedError, match=r"vmap does not map an append"):
