@@ -32,6 +32,7 @@ _OTHER_NAMES = {
     "max_seqlen": "max_seqlen_q and max_seqlen_k",
     "p_dropout": "dropout_p",
     "query": "q",
+    "return_lse": "return_softmax_lse",
     "return_softmax_lse": "return_lse",
     "s_aux": "sink",
     "scale": "softmax_scale",

@@ -17,21 +17,18 @@ from flash_attn2._backend import Backend
 from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New, batch_size, capacity
 from flash_attn2._launch import Options, Packing
-from flash_attn2._tensors import require_readable, require_strided
+from flash_attn2._tensors import require_readable
 
 MAX_SPLITS = 128
 
 
-def require_dense(**tensors: Any) -> None:
-    """That all are dense tensors: dispatch would refuse others in words of its own."""
-    for name, value in tensors.items():
-        require_tensor(name, value)
-        require_strided(name, value)
-
-
 def check_types(**tensors: Any) -> None:
-    """Likewise, or None where optional."""
-    require_dense(**{name: value for name, value in tensors.items() if value is not None})
+    """That all are dense tensors, or None where optional: ops would refuse others in words of
+    their own.
+    """
+    for name, value in tensors.items():
+        if value is not None:
+            require_tensor(name, value)
 
 
 def check_together(name: str, tensor: Tensor | None, other_name: str, other: object) -> None:
@@ -77,6 +74,7 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
     if cache.block_table is not None and k_cache.shape[1] == 0:
         raise ValueError("k_cache must have a page_size of at least 1, got 0")
     if k_cache.shape != v_cache.shape:
+        _checks._require_head_dim("k_cache", k_cache, q)
         raise ValueError(
             f"v_cache must have the shape of k_cache, {tuple(k_cache.shape)}, "
             f"got {tuple(v_cache.shape)}"
@@ -255,19 +253,22 @@ def _check_heads(q: Tensor, k_cache: Tensor) -> None:
     try:
         _checks._check_head_counts(q, k_cache, "k_cache", "v_cache")
     except ValueError as error:
-        num_heads, heads_if_transposed = q.shape[-2], k_cache.shape[1]
-        if heads_if_transposed != 0 and num_heads % heads_if_transposed == 0:
-            raise ValueError(
-                str(error) + _transposed("k_cache", k_cache, heads_if_transposed)
-            ) from None
-        raise
+        # Where the heads seem to come before the rows.
+        num_heads, num_heads_kv = q.shape[-2], k_cache.shape[2]
+        advice = ""
+        if num_heads_kv != 0 and num_heads % num_heads_kv != 0:
+            if (heads := k_cache.shape[1]) != 0 and num_heads % heads == 0:
+                advice = _transposed("k_cache", k_cache, heads)
+            elif q.ndim == 4 and q.shape[1] % num_heads_kv == 0:
+                advice = _transposed("q", q, q.shape[1])
+        raise ValueError(f"{error}{advice}") from None
 
 
-def _transposed(name: str, tensor: Tensor, num_heads_kv: int) -> str:
+def _transposed(name: str, tensor: Tensor, num_heads: int) -> str:
     """Advice where the heads seem to come before the rows, as in scaled_dot_product_attention."""
-    if tensor.ndim != 4 or tensor.shape[1] != num_heads_kv:
+    if tensor.ndim != 4 or tensor.shape[1] != num_heads:
         return ""
-    return f": if this is (batch, num_heads_kv, seqlen, head_dim), pass {name}.transpose(1, 2)"
+    return f": if {name} is (batch, num_heads, seqlen, head_dim), pass {name}.transpose(1, 2)"
 
 
 def _check_vectors(q: Tensor, cache: Cache) -> None:

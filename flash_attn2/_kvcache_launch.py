@@ -15,6 +15,7 @@ from flash_attn2 import _backend, _launch, _overlap
 from flash_attn2._backend import Backend
 from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._launch import Options
+from flash_attn2._tensors import address
 
 
 class Cache(NamedTuple):
@@ -86,7 +87,7 @@ def append_and_attend(
         problem = _launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
         problem.update(dtype=backend.dtype_name(q.dtype), num_splits=num_splits)
         if cache.cache_leftpad is not None:
-            problem["leftpad_k"] = _launch.address(cache.cache_leftpad)
+            problem["leftpad_k"] = address(cache.cache_leftpad)
         workspace = _launch.attach_workspace(backend, problem, q.device)
     end = rows
     if cache.cu_seqlens_q is not None and q.is_cpu:
@@ -137,7 +138,7 @@ def _append_problem(
         problem["seqlen_new"] = cache.seqlen_new
     else:
         problem["seqlen_new"] = _longest(cache.cu_seqlens_k_new, k.shape[0])
-        problem["cu_seqlens_new"] = _launch.address(cache.cu_seqlens_k_new)
+        problem["cu_seqlens_new"] = address(cache.cu_seqlens_k_new)
         problem["total_new"] = k.shape[0]
     rotated_q = None
     if cos is not None and sin is not None:
@@ -147,8 +148,8 @@ def _append_problem(
             q=_launch._strided(q),
             rotated_q=_launch._strided(rotated_q),
             q_advances=new.q_advances,
-            rotary_cos=_launch.address(cos),
-            rotary_sin=_launch.address(sin),
+            rotary_cos=address(cos),
+            rotary_sin=address(sin),
             rotary_rows=cos.shape[0],
             rotary_dim=2 * cos.shape[1],
             rotary_interleaved=new.rotary_interleaved,
@@ -210,20 +211,20 @@ def _lengths(q: Tensor, k_cache: Tensor, cache: Cache) -> dict[str, int]:
             longest = _longest(cache.cu_seqlens_q, q.shape[0])
         lengths["seqlen_q"] = longest
         lengths["total_q"] = q.shape[0]
-        lengths["cu_seqlens_q"] = _launch.address(cache.cu_seqlens_q)
+        lengths["cu_seqlens_q"] = address(cache.cu_seqlens_q)
     if cache.cache_seqlens is not None:
-        lengths["seqused_k"] = _launch.address(cache.cache_seqlens)
+        lengths["seqused_k"] = address(cache.cache_seqlens)
     elif cache.cache_seqlen is not None:
         lengths["seqlen_k"] = cache.cache_seqlen + cache.seqlen_new
     if cache.cu_seqlens_k_new is not None:
-        lengths["cu_appended_k"] = _launch.address(cache.cu_seqlens_k_new)
+        lengths["cu_appended_k"] = address(cache.cu_seqlens_k_new)
     else:
         lengths["appended_k"] = cache.seqlen_new
     # Without pages, cache_batch_idx is a table of one page for each sequence.
     table = cache.cache_batch_idx if cache.block_table is None else cache.block_table
     if table is not None and lengths["seqlen_k"] != 0:
         num_pages, page_size, _, _ = k_cache.shape
-        lengths["block_table"] = _launch.address(table)
+        lengths["block_table"] = address(table)
         lengths["block_table_stride"] = table.stride(0)
         lengths["page_size"] = page_size
         lengths["num_pages"] = num_pages

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from flash_attn2 import _autograd, _checks, _kvcache_checks, _kvcache_ops
-from flash_attn2._arguments import as_bound, as_int, require_bool
+from flash_attn2._arguments import (
+    as_bound,
+    as_int,
+    named_only,
+    refuse_keywords,
+    require_bool,
+    require_tensor,
+)
 from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New
 from flash_attn2._launch import Options, Packing
@@ -16,6 +23,7 @@ from flash_attn2._launch import Options, Packing
 _INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
+@named_only
 def flash_attn_with_kvcache(
     q: Tensor,
     k_cache: Tensor,
@@ -41,6 +49,7 @@ def flash_attn_with_kvcache(
     cu_seqlens_q: Tensor | None = None,
     max_seqlen_q: int | Tensor | None = None,
     cu_seqlens_k_new: Tensor | None = None,
+    **unknown: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of new queries over a cache of keys and values, which first takes in new ones.
 
@@ -100,7 +109,11 @@ def flash_attn_with_kvcache(
     maps calls without an append. Inside torch.autocast, q, k, v and the rotary tables get its
     dtype, which must be that of the cache.
     """
-    _kvcache_checks.require_dense(q=q, k_cache=k_cache, v_cache=v_cache)
+    if unknown:
+        refuse_keywords(flash_attn_with_kvcache, unknown)
+    require_tensor("q", q)
+    require_tensor("k_cache", k_cache)
+    require_tensor("v_cache", v_cache)
     require_bool("rotary_interleaved", rotary_interleaved)
     require_bool("return_softmax_lse", return_softmax_lse)
     options = _checks.make_options(
@@ -116,8 +129,6 @@ def flash_attn_with_kvcache(
         block_table=block_table,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k_new=cu_seqlens_k_new,
-        alibi_slopes=alibi_slopes,
-        sink=sink,
     )
     num_splits = as_int("num_splits", num_splits)
     _kvcache_checks.check_splits(num_splits)
@@ -197,7 +208,7 @@ def _cache_lengths(
     if cache_seqlens is None:
         return None, None
     if isinstance(cache_seqlens, Tensor):
-        _kvcache_checks.require_dense(cache_seqlens=cache_seqlens)
+        require_tensor("cache_seqlens", cache_seqlens)
         if cache_seqlens.ndim != 0:
             return cache_seqlens, None
         if not _known(cache_seqlens) and cache_seqlens.dtype in _INTEGERS:

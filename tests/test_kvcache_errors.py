@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import Target, lengths, targets
@@ -52,7 +53,22 @@ def packed() -> dict[str, Any]:
     }
 
 
+HEADS_FIRST = torch.randn(3, 2, 20, 16)
 DENSE = [
+    (
+        {"k_cache": HEADS_FIRST, "v_cache": HEADS_FIRST},
+        ValueError,
+        r"pass k_cache.transpose\(1, 2\)",
+    ),
+    ({"k": torch.randn(2, 2, 3, 16)}, ValueError, r"got .* pass k.transpose\(1, 2\)"),
+    ({"q": torch.randn(2, 4, 3, 16)}, ValueError, r"got 3 and 2: .* pass q.transpose\(1, 2\)"),
+    ({"k_cache": torch.randn(3, 20, 2, 8)}, ValueError, r"k_cache must have the head_dim of q, 16"),
+    ({"v_cache": torch.randn(3, 20, 2, 8)}, ValueError, r"v_cache must have the shape of k_cache"),
+    ({"casual": True}, TypeError, r"no argument 'casual': use causal"),
+    ({"is_causal": True}, TypeError, r"no argument 'is_causal': use causal"),
+    ({"scale": 1.0}, TypeError, r"no argument 'scale': use softmax_scale"),
+    ({"return_lse": True}, TypeError, r"no argument 'return_lse': use return_softmax_lse"),
+    ({"kcache": 1}, TypeError, r"no argument 'kcache': use k_cache"),
     ({"q": [1.0]}, TypeError, r"q must be a torch.Tensor, got list"),
     ({"v_cache": None}, TypeError, r"v_cache must be a torch.Tensor, got NoneType"),
     ({"k": 1.0}, TypeError, r"k must be a torch.Tensor, got float"),
@@ -241,11 +257,43 @@ def test_call(
     arguments: Callable[[], dict[str, Any]], bad: Bad, error: type[Exception], message: str
 ) -> None:
     given = arguments() | bad
-    before = {x: given[x].clone() for x in given if x.endswith("_cache") and given[x] is not None}
+    caches = {x: given[x] for x in ("k_cache", "v_cache") if given[x] is not None}
+    before = {name: cache.clone() for name, cache in caches.items()}
     with pytest.raises(error, match=message):
         flash_attn_with_kvcache(**given)
     for name, cache in before.items():
         assert cache.is_meta or torch.equal(given[name], cache)
+
+
+def test_cache_of_another_dtype_under_autocast() -> None:
+    advice = r"k_cache .* got torch.float32: create the cache with dtype=torch.bfloat16"
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=advice):
+        flash_attn_with_kvcache(**dense())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_integers_without_dimensions(compiled: bool) -> None:
+    """Of NumPy and torch; when compiled, without an end of the graph."""
+    torch._dynamo.reset()
+    given = packed()
+    for name in ("rotary_cos", "rotary_sin"):
+        del given[name]
+    before = copied(given)
+    expected = flash_attn_with_kvcache(**given | {"cache_seqlens": 5, "max_seqlen_q": 4})
+    call = flash_attn_with_kvcache
+    integers: list[Any] = [torch.tensor, lambda x: torch.tensor(x, dtype=torch.int32)]
+    if compiled:
+        call = torch.compile(call, fullgraph=True, backend="aot_eager")
+    else:
+        integers += [np.int64, np.int32, np.array]
+    for integer in integers:
+        given = copied(before) | {"cache_seqlens": integer(5), "max_seqlen_q": integer(4)}
+        assert torch.equal(call(**given), expected)
+    for wrong in (2**40 + 5, -(2**40)):
+        given = copied(before)
+        with pytest.raises(ValueError, match="cache_seqlens must be from 0"):
+            call(**given | {"cache_seqlens": torch.tensor(wrong)})
+        assert_unchanged(given, before)
 
 
 def test_pages_that_a_sequence_has_twice() -> None:
