@@ -144,7 +144,7 @@ class RotaryEmbedding(nn.Module):
     def _compute(self, count: int, device: torch.device) -> Tensor:
         # In float64: at position 100,000, float32 angles would be off by 0.004.
         index = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device)
-        position = torch.arange(count, dtype=torch.float64, device=device) / self.scaling_factor
+        position = torch.arange(count, device=device).double() / self.scaling_factor
         angles = position[:, None] * self.base ** (-index / self.dim)
         return torch.stack((angles.cos(), angles.sin())).float()
 
