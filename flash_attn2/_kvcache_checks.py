@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from flash_attn2 import _checks, _overlap
 from flash_attn2._arguments import require_tensor
@@ -160,7 +161,12 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
     _check_table(block_table, batch, q)
     check_seqlen("max_seqlen_q", longest_q)
     check_seqlen("max_seqlen_k", longest)
-    if torch.compiler.is_compiling() or not q.is_cpu or type(cu_seqlens_k) is not Tensor:
+    if (
+        torch.compiler.is_compiling()
+        or not q.is_cpu
+        or type(cu_seqlens_k) is not Tensor
+        or peek_interpreter_stack() is not None
+    ):
         return
     lengths = _checks._host_lengths("cu_seqlens_k", cu_seqlens_k, 2**31)
     if seqused_k is not None:

@@ -95,7 +95,8 @@ def append_and_attend(
 
     if appending is not None:
         for tensor in (k_cache, v_cache):
-            torch.autograd.graph.increment_version(tensor)
+            if not tensor.is_inference():  # those have no versions
+                torch.autograd.graph.increment_version(tensor)
         if appending.has_rows:
             backend.append(appending.problem, q.device)
     if problem is not None:

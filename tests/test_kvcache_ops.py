@@ -85,6 +85,10 @@ def test_compile(name: str, backend: str) -> None:
         assert torch.equal(traced[cache], eager[cache])
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.library, "register_vmap"),
+    reason="Inductor of torch 2.4 reads out of bounds where two ops write to views of one tensor",
+)
 def test_compiled_steps_do_not_recompile() -> None:
     """Two layers whose caches are views of one tensor, decoding token by token."""
     torch._dynamo.reset()

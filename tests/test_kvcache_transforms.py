@@ -139,7 +139,10 @@ def test_vmap() -> None:
     q = torch.randn(3, *given.pop("q").shape)
     actual = torch.vmap(lambda q: flash_attn_with_kvcache(q, **given))(q)
     assert torch.equal(actual, torch.stack([flash_attn_with_kvcache(x, **given) for x in q]))
-    assert torch.vmap(lambda q: flash_attn_with_kvcache(q, **given))(q[:0]).shape == q[:0].shape
+    if hasattr(torch.library, "register_vmap"):
+        nothing = q[:0]
+        out = torch.vmap(lambda q: flash_attn_with_kvcache(q, **given))(nothing)
+        assert out.shape == nothing.shape
     given = appending()
     before, q = caches_of(given), given.pop("q")
     with pytest.raises(NotImplementedError, match=r"vmap does not map an append"):
