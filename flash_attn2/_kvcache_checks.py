@@ -118,21 +118,21 @@ def check_new(q: Tensor, k_cache: Tensor, new: New, cache: Cache) -> None:
     """Beside `check_cache`: what an append takes."""
     if cache.cache_seqlens is None and cache.cache_seqlen is None:
         raise ValueError("cache_seqlens must say where the rows of k go, got None")
-    heads = tuple(k_cache.shape[-2:])
-    dims: tuple[Any, ...] = ("total_new", *heads)
-    if cache.cu_seqlens_k_new is None:
-        dims = (batch_size(q, cache), "seqlen_new", *heads)
+    heads, packed = k_cache.shape[-2:], cache.cu_seqlens_k_new is not None
     for name, tensor in (("k", new.k), ("v", new.v)):
-        if tensor.ndim != len(dims) or any(
-            not isinstance(dim, str) and size != dim
-            for dim, size in zip(dims, tensor.shape, strict=True)
+        shape = tensor.shape
+        if (
+            len(shape) != (3 if packed else 4)
+            or shape[-2:] != heads
+            or not (packed or shape[0] == batch_size(q, cache))
         ):
+            dims = ("total_new",) if packed else (batch_size(q, cache), "seqlen_new")
+            advice = _transposed(name, tensor, heads[0]) or _transposed(
+                "k_cache", k_cache, shape[-2] if len(shape) > 1 else 0
+            )
             raise ValueError(
-                f"{name} must be ({', '.join(map(str, dims))}), got shape {tuple(tensor.shape)}"
-                + (
-                    _transposed(name, tensor, heads[0])
-                    or _transposed("k_cache", k_cache, tensor.shape[-2] if tensor.ndim > 1 else 0)
-                )
+                f"{name} must be ({', '.join(map(str, (*dims, *heads)))}), got shape "
+                f"{tuple(shape)}{advice}"
             )
         _check_like_q(name, tensor, q)
     if new.k.shape != new.v.shape:
@@ -191,7 +191,7 @@ def check_layout(k_cache: Tensor, v_cache: Tensor, backend: Backend, written: bo
             )
         if backend.aligned:
             _check_aligned(name, cache, backend)
-        if written and _overlap.overlaps_itself(tuple(shape), strides):
+        if written and _overlap.overlaps_itself(shape, strides):
             raise ValueError(
                 f"{name} must not overlap itself where k is appended to it, got shape "
                 f"{tuple(shape)} with strides {strides}"

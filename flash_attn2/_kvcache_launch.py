@@ -68,14 +68,15 @@ def append_and_attend(
     Everything that can be refused, by the backend too, is so before the cache is written.
     """
     backend = _backend.serving(q)
+    dtype_name = backend.dtype_name(q.dtype)
     if new is not None:
         q, new, cache, options = _apart_from_caches(q, k_cache, v_cache, new, cache, options)
     readable = _launch._aligned if backend.aligned else _launch._unit_stride
     q = readable(q)
     cache, options = _readable_cache(cache, q), _launch._contiguous_options(options)
-    appending = None
+    lengths, appending = _lengths(q, k_cache, cache), None
     if new is not None:
-        appending = _append_problem(backend, q, k_cache, v_cache, new, cache)
+        appending = _append_problem(backend, q, k_cache, v_cache, new, cache, lengths)
         if appending.rotated_q is not None:
             q = appending.rotated_q
     rows, _, head_dim = q.shape[-3:]
@@ -83,9 +84,8 @@ def append_and_attend(
     lse = _launch._empty(_launch.lse_shape(q), dtype=torch.float32, device=q.device)
     problem, workspace = None, None  # the workspace is held until the kernel has run
     if lse.numel() != 0:
-        lengths = _lengths(q, k_cache, cache)
         problem = _launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
-        problem.update(dtype=backend.dtype_name(q.dtype), num_splits=num_splits)
+        problem.update(dtype=dtype_name, num_splits=num_splits)
         if cache.cache_leftpad is not None:
             problem["leftpad_k"] = address(cache.cache_leftpad)
         workspace = _launch.attach_workspace(backend, problem, q.device)
@@ -118,14 +118,20 @@ class _Append(NamedTuple):
 
 
 def _append_problem(
-    backend: Backend, q: Tensor, k_cache: Tensor, v_cache: Tensor, new: New, cache: Cache
+    backend: Backend,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    new: New,
+    cache: Cache,
+    lengths: dict[str, int],
 ) -> _Append:
     """q and cache are readable already."""
     readable = _launch._aligned if backend.aligned else _launch._unit_stride
     k, v, cos, sin = readable(new.k), readable(new.v), new.rotary_cos, new.rotary_sin
     num_heads, head_dim = q.shape[-2:]
     problem: dict[str, Any] = {
-        **_lengths(q, k_cache, cache),
+        **lengths,
         "dtype": backend.dtype_name(q.dtype),
         "num_heads": num_heads,
         "num_heads_kv": k_cache.shape[-2],
@@ -164,29 +170,34 @@ def _apart_from_caches(
 ) -> tuple[Tensor, New, Cache, Options]:
     """With copies of what shares memory with the caches, which are written before it is read."""
     (begin_k, end_k), (begin_v, end_v) = _overlap.span(k_cache), _overlap.span(v_cache)
-    begin, end = min(begin_k, begin_v), max(end_k, end_v)
+    for x in (q, *new, *cache, *options):
+        if isinstance(x, Tensor):
+            begin, end = _overlap.span(x)
+            if (begin < end_k and begin_k < end) or (begin < end_v and begin_v < end):
+                break
+    else:
+        return q, new, cache, options
 
-    def apart(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.data_ptr() >= end:
-            return value
-        if _overlap.span(value)[1] <= begin:
-            return value
-        if _overlap.tensors_overlap(k_cache, value) or _overlap.tensors_overlap(v_cache, value):
-            return value.clone()
-        return value
+    def apart(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        overlaps = (_overlap.tensors_overlap(written, x) for written in (k_cache, v_cache))
+        return x.clone() if any(overlaps) else x
 
-    def all_apart(values: Any) -> Any:
-        moved = [apart(value) for value in values]
-        same = all(x is y for x, y in zip(moved, values, strict=True))
-        return values if same else type(values)(*moved)
-
-    return apart(q), all_apart(new), all_apart(cache), all_apart(options)
+    return apart(q), New(*map(apart, new)), Cache(*map(apart, cache)), Options(*map(apart, options))
 
 
 def _readable_cache(cache: Cache, q: Tensor) -> Cache:
     """With vectors that kernels can read."""
-    contiguous = _launch._contiguous
     block_table, seqlens = cache.block_table, cache.cache_seqlens
+    vectors = seqlens, cache.cache_leftpad, cache.cu_seqlens_q, cache.cu_seqlens_k_new
+    if (
+        all(x is None or x.is_contiguous() for x in vectors)
+        and (block_table is None or block_table.stride(1) == 1)
+        and (cache.cu_seqlens_k_new is None or seqlens is not None)
+    ):
+        return cache
+    contiguous = _launch._contiguous
     if block_table is not None and block_table.stride(1) != 1:
         block_table = block_table.contiguous()
     if seqlens is None and cache.cache_seqlen is not None and cache.cu_seqlens_k_new is not None:

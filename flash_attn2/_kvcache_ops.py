@@ -40,10 +40,6 @@ def append_and_attend(
     Skips the dispatcher when nothing would observe the ops, as `_autograd.forward` does.
     """
     if not torch.compiler.is_compiling():
-        k_cache, v_cache = (
-            _usable(name, cache, new)
-            for name, cache in (("k_cache", k_cache), ("v_cache", v_cache))
-        )
         appended = () if new is None else (new.k, new.v, new.rotary_cos, new.rotary_sin)
         tensors = (
             *(q, k_cache, v_cache, options.alibi_slopes, options.sink, *appended),
@@ -56,6 +52,8 @@ def append_and_attend(
                 tensors,
                 None if new is None else (k_cache, v_cache, *appended),
             )
+        k_cache = _usable("k_cache", k_cache, new)
+        v_cache = _usable("v_cache", v_cache, new)
         if new is not None:
             _refuse_vmap()
     arguments = (*cache, num_splits, *options_of_op(options))
@@ -95,8 +93,7 @@ def _append_and_attend(
     num_splits: int,
     options: Options,
 ) -> Tensors:
-    """Of tensors that are as they seem."""
-    _kvcache_checks.check_readable(q, k_cache, v_cache, new, cache, options)
+    """Of tensors that are as they seem, and in memory."""
     _check_shapes(q, k_cache, v_cache, new, cache, num_splits, options)
     _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
     _kvcache_checks.check_layout(k_cache, v_cache, _backend.serving(q), written=new is not None)
@@ -224,7 +221,10 @@ def _define(name: str, tensors: str, arguments_of: Callable[..., Arguments], wri
 
     def kernel(*args: Any) -> Tensors:
         _observe.refuse_tangents(args)  # inference mode skips the key Autograd
-        return _append_and_attend(*arguments_of(*args))
+        arguments = arguments_of(*args)
+        q, k_cache, v_cache, new, cache, _, options = arguments
+        _kvcache_checks.check_readable(q, k_cache, v_cache, new, cache, options)
+        return _append_and_attend(*arguments)
 
     def autograd(*args: Any) -> Tensors:
         _observe.refuse_tangents(args)

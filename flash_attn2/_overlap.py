@@ -23,10 +23,15 @@ def layout(t: Tensor) -> Layout:
 def span(t: Tensor) -> tuple[int, int]:
     """The addresses from the first byte of `t` to the end of the last one."""
     begin = t.data_ptr()
-    if t.numel() == 0:
-        return begin, begin
-    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return begin, begin + (last + 1) * t.element_size()
+    return begin, begin + _extent(t.shape, t.stride()) * t.element_size()
+
+
+@functools.lru_cache(maxsize=4096)
+def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the end of the last."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def tensors_overlap(a: Tensor, b: Tensor) -> bool:
