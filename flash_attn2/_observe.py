@@ -87,6 +87,21 @@ def _in_memory(tensors: tuple[Tensor | None, ...]) -> bool:
     return True
 
 
+def ordinary() -> bool:
+    """Whether tensors made now are what they seem: nothing traces, fakes or transforms them."""
+    return not (
+        torch.compiler.is_compiling()
+        or _len_torch_dispatch_stack() != 0
+        or _get_tracing_state() is not None
+        or peek_interpreter_stack() is not None
+    )
+
+
+def is_ordinary(t: Tensor) -> bool:
+    """Whether this is a plain tensor in memory, that may be kept for later calls."""
+    return type(t) is Tensor and not t.is_meta and not torch._is_functional_tensor(t)
+
+
 # Forward-mode differentiation: dual tensors, torch.func.jvp, jacfwd, linearize.
 
 

@@ -124,9 +124,10 @@ class PagedKVCache:
     head_dim). Sequences go by ids, which are never used again. Sizes, ids, lengths and counts are
     ints, NumPy integers or integer tensors without dimensions. What fails changes nothing.
 
-    A cache may be copied and pickled: a deep copy, or one from a pickle or `torch.save`, has pages
-    of its own, the same sequences under the same ids, and steps of its own. `copy.copy` is another
-    name for the same cache.
+    A cache may be copied and pickled: a deep copy, or one from a pickle or `torch.save` (load it
+    with weights_only=False), has pages of its own, the same sequences under the same ids, and steps
+    of its own. `copy.copy` is another name for the same cache. Processes that are given a cache
+    share its pages, as torch.multiprocessing has it for all tensors, but not its bookkeeping.
     """
 
     def __init__(
