@@ -107,7 +107,9 @@ class ChunkBackward : ChunkQueries<E> {
       begin_ = smaller(begin_, tile.begin / kKeyStep * kKeyStep);
       end_ = larger(end_, tile.end);
     }
-    if constexpr (sizeof(Real) == sizeof(double)) refine_lse();
+    for (int t = 0; t < num_tiles_; ++t) {
+      if (workspace_.tiles[t].far) recompute_rows(workspace_.tiles[t], t);
+    }
     if (sink_sums_ != nullptr) {
       for (int t = 0; t < num_tiles_; ++t) add_sink_grads(workspace_.tiles[t], t);
     }
@@ -116,6 +118,9 @@ class ChunkBackward : ChunkQueries<E> {
   }
 
  private:
+  // A float's lse is not enough for doubles.
+  static constexpr bool kAlwaysFar = sizeof(Real) == sizeof(double);
+
   // Calls step(begin, end) on the blocks of keys that the chunk sees, last to first.
   template <class Step>
   void for_blocks(Step const& step) const {
@@ -134,7 +139,9 @@ class ChunkBackward : ChunkQueries<E> {
     Base::pack_lanes(tile.grad_out, grads_.grad_out, tile.vectors, queries);
     pack_panels(workspace_.queries, params_.q, tile, index, queries);
     pack_panels(workspace_.grad_out, grads_.grad_out, tile, index, queries);
+    tile.large = false;
     for (int n = 0; n < tile.vectors; ++n) start_rows(tile, n, queries + n * kSize);
+    tile.far = kAlwaysFar || tile.large;
     __builtin_memset(tile.grad_q, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
   }
 
@@ -160,48 +167,79 @@ class ChunkBackward : ChunkQueries<E> {
       float const lse = params_.lse[at];
       bool const empty = lse == -__builtin_inff();
       // An infinite lse makes every probability of the row zero.
-      tile.lse[n * kSize + i] = empty ? Real(__builtin_inf()) : Real(lse * kLog2eDouble);
+      Real const lse2 = Real(lse * kLog2eDouble);
+      tile.lse[n * kSize + i] = empty ? Real(__builtin_inf()) : lse2;
+      tile.large |= !empty && !(lse2 < kLargeLse && lse2 > -kLargeLse);
       if (grads_.grad_lse != nullptr) delta[i] -= Real(grads_.grad_lse[at]);
       if (empty) delta[i] = 0;
     }
   }
 
-  // A float's lse is not enough for doubles: what the probabilities relative to it really sum up to
-  // makes up for the difference.
-  void refine_lse() {
-    for (int t = 0; t < num_tiles_; ++t) {
-      GradTile<E>& tile = workspace_.tiles[t];
-      alignas(kVectorBytes) Real sums[kCapacity] = {};
-      for_blocks([&](int32_t block, int32_t block_end) {
-        int32_t const end = smaller(block_end, tile.end);
-        if (block >= end) return;
-        Rows const keys = Base::rows_of_dims(params_.k, block, end, workspace_.keys);
-        with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
-          score_keys<kVectors>(tile, block, end, keys);
-          add_probs<E, kVectors>(rule_.scale, end - block, tile, workspace_.scores.scores, sums);
-        });
+  // What probabilities are made of, from the scores once more; and D, which has to be exact in the
+  // same way: it cancels against dP in rows that are all but one key's, and is multiplied by keys
+  // that may be as large as scores are.
+  void recompute_rows(GradTile<E>& tile, int index) {
+    RowSums<E> rows = {};
+    for (Real& base : rows.base) base = -Real(__builtin_inf());
+    for_blocks([&](int32_t begin, int32_t block_end) {
+      int32_t const end = smaller(block_end, tile.end);
+      if (begin >= end) return;
+      with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+        add_block<kVectors>(tile, begin, end, rows);
       });
-      Query query = Base::first_query(t);
-      for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
-        sums[i] += sink_prob(tile.lse[i], query);
-      }
-      for (int i = 0; i < tile.vectors * kSize; ++i) {
-        Real const sum = sums[smaller(i, tile.num_queries - 1)];
-        if (sum > 0) tile.lse[i] += log_of(sum) * Real(kLog2eDouble);
-      }
+    });
+    Query query = Base::first_query(index);
+    for (int i = 0; i < tile.vectors * kSize; ++i) {
+      finish_row(tile, i, query, rows);
+      if (i + 1 < tile.num_queries) query = Base::next(query);
     }
   }
 
-  // The share of the sink in the softmax of a row; 0 without a sink.
-  Real sink_prob(Real lse, Query query) const {
-    if (params_.sink == nullptr) return 0;
-    return exp2_of(Real(params_.sink[Base::head_of(query)] * kLog2eDouble) - lse);
+  template <int kVectors>
+  void add_block(GradTile<E> const& tile, int32_t begin, int32_t end, RowSums<E>& rows) {
+    ScoreBlock<Real> const& scores = workspace_.scores;
+    int const num_keys = end - begin;
+    Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
+    score_keys<kVectors>(tile, begin, end, keys);
+    if (tile.large) {
+      Rows const values = Base::rows_of_dims(params_.v, begin, end, workspace_.values);
+      multiply_keys<E, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
+                                        Base::depth(), scores.grad_probs, nullptr);
+      if (Base::drops()) mark_kept<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores.keep);
+    }
+    auto const add = tile.large ? &add_rows<E, kVectors, true> : &add_rows<E, kVectors, false>;
+    add(rule_.scale, Base::keep_factor(), num_keys, scores, rows);
+  }
+
+  // Of lane i.
+  void finish_row(GradTile<E>& tile, int i, Query query, RowSums<E> const& rows) const {
+    int64_t const at = Base::lse_of(query);
+    RowBase<Real> const base = {rows.base[i], true};
+    Real total = rows.sum[i];
+    if (params_.sink != nullptr) total += exp2_of(Base::sink_distance(base, query));
+    bool const empty = total == 0 || params_.lse[at] == -__builtin_inff();
+    tile.base[i] = base.finite();
+    tile.inverse_sum[i] = empty ? 0 : 1 / total;
+    if (!tile.large || empty) return;
+    tile.delta[i] = rows.dot[i] / total;
+    if (grads_.grad_lse != nullptr) tile.delta[i] -= Real(grads_.grad_lse[at]);
+  }
+
+  // The share of the sink in the softmax of the row in lane i.
+  Real sink_prob(GradTile<E> const& tile, int i, Query query) const {
+    if (tile.far) {
+      Real const relative = exp2_of(Base::sink_distance({tile.base[i], true}, query));
+      return relative == Real(__builtin_inf()) ? 1 : relative * tile.inverse_sum[i];
+    }
+    Real const sink = Real(params_.sink[Base::head_of(query)] * kLog2eDouble);
+    Real const prob = exp2_of(sink - tile.lse[i]);
+    return prob > 1 ? 1 : prob;
   }
 
   void add_sink_grads(GradTile<E> const& tile, int index) const {
     Query query = Base::first_query(index);
     for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
-      sink_sums_[query.in_group] -= double(sink_prob(tile.lse[i], query) * tile.delta[i]);
+      sink_sums_[query.in_group] -= double(sink_prob(tile, i, query) * tile.delta[i]);
     }
   }
 
@@ -255,16 +293,27 @@ class ChunkBackward : ChunkQueries<E> {
     // P = exp(scores - lse), dS = P (dP - delta)
     if (Base::drops()) mark_kept<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores.keep);
     if (num_keys % 2 != 0) pad_scores(num_keys * kWidth, kWidth);
-    bool const modified = Base::drops() || rule_.has_softcap;
-    auto const differentiate = modified ? &cpu::FA2_CPU_LEVEL::differentiate<E, kVectors, true>
-                                        : &cpu::FA2_CPU_LEVEL::differentiate<E, kVectors, false>;
-    differentiate(rule_.scale, Base::keep_factor(), num_keys, tile, scores, weights);
+    differentiate_as_needed<kVectors>(num_keys, tile, weights);
 
     // dQ += K^T dS
     Operand const* const grad_scores = reinterpret_cast<Operand const*>(scores.scores);
     multiply_values<E, kVectors>(key_pairs.data, key_pairs.stride,
                                  (num_keys + E::kDepth - 1) / E::kDepth, grad_scores,
                                  params_.head_dim, workspace_.ones, tile.grad_q);
+  }
+
+  template <int kVectors>
+  void differentiate_as_needed(int num_keys, GradTile<E> const& tile,
+                               WeightBlock<E> const& weights) const {
+    auto run = [&]<bool kModified, bool kFar>() {
+      differentiate<E, kVectors, kModified, kFar>(rule_.scale, Base::keep_factor(), num_keys, tile,
+                                                  workspace_.scores, weights);
+    };
+    if (kAlwaysFar || tile.far) return run.template operator()<true, true>();
+    if constexpr (!kAlwaysFar) {
+      bool const modified = Base::drops() || rule_.has_softcap;
+      modified ? run.template operator()<true, false>() : run.template operator()<false, false>();
+    }
   }
 
   template <int kVectors>

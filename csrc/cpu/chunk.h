@@ -47,6 +47,10 @@ FA2_CPU_INLINE float exp2_of(float x) { return __builtin_exp2f(x); }
 FA2_CPU_INLINE double exp2_of(double x) { return __builtin_exp2(x); }
 FA2_CPU_INLINE float log_of(float x) { return __builtin_logf(x); }
 FA2_CPU_INLINE double log_of(double x) { return __builtin_log(x); }
+FA2_CPU_INLINE float log2_of(float x) { return __builtin_log2f(x); }
+FA2_CPU_INLINE double log2_of(double x) { return __builtin_log2(x); }
+FA2_CPU_INLINE float fma_of(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FA2_CPU_INLINE double fma_of(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
 // Rows of operands in memory.
 template <class E>
@@ -125,8 +129,16 @@ class ChunkQueries {
   Real slope_of(Query query) const {
     ScoreMod const& mod = params_.score_mod;
     if (!rule_.has_alibi) return 0;
-    return Real(mod.alibi_slopes[chunk_.batch * mod.alibi_batch_stride + head_of(query)] *
-                kLog2eDouble);
+    return Real(mod.alibi_slopes[chunk_.batch * mod.alibi_batch_stride + head_of(query)]);
+  }
+
+  // The sink of a query relative to what its probabilities are relative to, as a power of 2.
+  Real sink_distance(RowBase<Real> base, Query query) const {
+    Real const score = base.finite();
+    Real const sink = Real(params_.sink[head_of(query)]);
+    Real const to_largest = fma_of(-score, rule_.natural, sink) * Real(kLog2eDouble);
+    return base.far ? to_largest
+                    : to_largest + fma_of(score, rule_.scale, -base.shift(rule_.scale));
   }
 
   // Spreads the queries of tile `index` over its lanes; queries[i] is the one of lane i. Of the
@@ -195,7 +207,7 @@ class ChunkQueries {
   template <class Step>
   void for_score_ranges(QueryLanes<E> const& tile, int32_t begin, int32_t end,
                         Step const& step) const {
-    if (rule_.modifies()) return step(begin, end, true);
+    if (rule_.modifies) return step(begin, end, true);
     int32_t const full_begin = smaller(end, larger(begin, tile.full_begin));
     int32_t const full_end = smaller(end, larger(full_begin, tile.full_end));
     if (begin < full_begin) step(begin, full_begin, true);
@@ -205,7 +217,7 @@ class ChunkQueries {
 
   bool drops() const { return params_.dropout.drop_prob > 0; }
   // What survivors of dropout are multiplied by.
-  Real keep_factor() const { return 1 / (1 - Real(params_.dropout.drop_prob)); }
+  Real keep_factor() const { return Real(1 / (1 - params_.dropout.drop_prob)); }
 
   FwdParams const& params_;
   QueryChunk const& chunk_;

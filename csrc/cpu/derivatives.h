@@ -9,6 +9,10 @@
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
+// From here on (base-2 units) the rounding of a stored lse is too much for probabilities that are
+// relative to it: 2^-16 of the exponent.
+inline constexpr float kLargeLse = 0x1p8f;
+
 // A tile of queries in the backward pass.
 template <class E>
 struct GradTile : QueryLanes<E> {
@@ -19,6 +23,13 @@ struct GradTile : QueryLanes<E> {
   Real* grad_q;                                 // [dim][lane], before the softmax scale
   alignas(kVectorBytes) Real lse[kCapacity];    // base-2 units; +inf for a row without keys
   alignas(kVectorBytes) Real delta[kCapacity];  // D = rowsum(dO O) - grad_lse
+
+  // Where lse will not do, rows have what it was made of instead, computed once more: probabilities
+  // are exp2((s - base) * scale) * inverse_sum.
+  bool far;
+  bool large;  // some lse is: D is computed once more, too, as rowsum(P dP)
+  alignas(kVectorBytes) Real base[kCapacity];
+  alignas(kVectorBytes) Real inverse_sum[kCapacity];  // 0 for a row without keys
 };
 
 // The scores of one tile against one block of keys, [key][lane].
@@ -76,18 +87,19 @@ FA2_CPU_INLINE void store_weights(typename E::Operand* row, int64_t stride,
 }
 
 // P and dS of `num_keys` keys, two at a time: if their number is odd, the next row must hold scores
-// of -inf. The survivors' factor of dropout is applied to dP here and to P at the very end.
-template <class E, int kVectors, bool kModified>
+// of -inf. No P exceeds 1, whatever lse is. The survivors' factor of dropout is applied to dP here
+// and to P at the very end.
+template <class E, int kVectors, bool kModified, bool kFar>
 __attribute__((noinline)) void differentiate(typename E::Real scale, typename E::Real keep_factor,
                                              int num_keys, GradTile<E> const& tile,
                                              ScoreBlock<typename E::Real> const& block,
                                              WeightBlock<E> const& weights) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
-  Vec<Real> lse[kVectors];
+  Vec<Real> shift[kVectors];
   Vec<Real> delta[kVectors];
   for (int n = 0; n < kVectors; ++n) {
-    lse[n] = load<Real>(tile.lse + n * kSize);
+    shift[n] = load<Real>((kFar ? tile.base : tile.lse) + n * kSize);
     delta[n] = load<Real>(tile.delta + n * kSize);
   }
   for (int64_t j = 0; j < num_keys; j += 2) {
@@ -98,7 +110,10 @@ __attribute__((noinline)) void differentiate(typename E::Real scale, typename E:
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
         int64_t const at = ((j + i) * kVectors + n) * kSize;
-        p[i] = exp2<Real, E::kExpDegree>(load<Real>(block.scores + at) * scale - lse[n]);
+        Vec<Real> const s = load<Real>(block.scores + at);
+        Vec<Real> const exponent = kFar ? (s - shift[n]) * scale : s * scale - shift[n];
+        p[i] = exp2<Real, E::kExpDegree>(min(Vec<Real>{}, exponent));
+        if constexpr (kFar) p[i] *= load<Real>(tile.inverse_sum + n * kSize);
         Vec<Real> dp = load<Real>(block.grad_probs + at);
         if (kModified && block.keep != nullptr) {
           dp = (Vec<Real>)((Vec<Uint<Real>>)dp & load<Uint<Real>>(block.keep + at)) * keep_factor;
@@ -125,21 +140,51 @@ __attribute__((noinline)) void differentiate(typename E::Real scale, typename E:
   }
 }
 
-// Adds the probabilities of `num_keys` keys to `sums`, one per lane.
-template <class E, int kVectors>
-__attribute__((noinline)) void add_probs(typename E::Real scale, int num_keys,
-                                         GradTile<E> const& tile, typename E::Real const* scores,
-                                         typename E::Real* sums) {
+// The softmax of the rows of a tile, computed once more.
+template <class E>
+struct RowSums {
+  using Real = typename E::Real;
+  static constexpr int kCapacity = QueryLanes<E>::kCapacity;
+
+  alignas(kVectorBytes) Real base[kCapacity];  // largest score so far
+  alignas(kVectorBytes) Real sum[kCapacity];   // of probabilities relative to it
+  alignas(kVectorBytes) Real dot[kCapacity];   // of these times dP
+};
+
+// Adds `num_keys` keys to `rows`; to their `dot` only if `grad_probs` holds dP.
+template <class E, int kVectors, bool kDot>
+__attribute__((noinline)) void add_rows(typename E::Real scale, typename E::Real keep_factor,
+                                        int num_keys, ScoreBlock<typename E::Real> const& block,
+                                        RowSums<E>& rows) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
   for (int n = 0; n < kVectors; ++n) {
-    Vec<Real> const lse = load<Real>(tile.lse + n * kSize);
-    Vec<Real> sum{};
+    Vec<Real> const old_base = load<Real>(rows.base + n * kSize);
+    Vec<Real> base = old_base;
     for (int j = 0; j < num_keys; ++j) {
-      Vec<Real> const s = load<Real>(scores + (j * kVectors + n) * kSize);
-      sum += exp2<Real, E::kExpDegree>(s * scale - lse);
+      base = max(load<Real>(block.scores + (j * kVectors + n) * kSize), base);
     }
-    store(sums + n * kSize, load<Real>(sums + n * kSize) + sum);
+    store(rows.base + n * kSize, base);
+    Vec<Real> const shift = at_least_lowest<Real>(base);
+    Vec<Real> const rescale =
+        exp2<Real, kFullDegree<Real>>((at_least_lowest<Real>(old_base) - shift) * scale);
+    Vec<Real> sum{};
+    Vec<Real> dot{};
+    for (int j = 0; j < num_keys; ++j) {
+      int const at = (j * kVectors + n) * kSize;
+      Vec<Real> const p =
+          exp2<Real, E::kExpDegree>((load<Real>(block.scores + at) - shift) * scale);
+      sum += p;
+      if constexpr (kDot) {
+        Vec<Real> dp = load<Real>(block.grad_probs + at);
+        if (block.keep != nullptr) {
+          dp = (Vec<Real>)((Vec<Uint<Real>>)dp & load<Uint<Real>>(block.keep + at)) * keep_factor;
+        }
+        dot += p * dp;
+      }
+    }
+    store(rows.sum + n * kSize, load<Real>(rows.sum + n * kSize) * rescale + sum);
+    store(rows.dot + n * kSize, load<Real>(rows.dot + n * kSize) * rescale + dot);
   }
 }
 

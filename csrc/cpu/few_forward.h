@@ -104,7 +104,7 @@ class FewForward : RowResults<E> {
       }
       diagonal_[i] = Base::diagonal_of(query);
       slope_[i] = Base::slope_of(query);
-      state_[i].base = rule_.empty_base;
+      state_[i].base = {};
       state_[i].sum = Vec<Real>{};
       rows[i] = Base::row_ptr(params_.q, query);
     });
@@ -165,7 +165,7 @@ class FewForward : RowResults<E> {
     for (int j = num_keys; j < round_up(num_keys, kExpStep<Real>); ++j) {
       scores[j] = -Real(__builtin_inf());
     }
-    if (rule_.modifies() || begin < visible_[i].begin || end > visible_[i].end) {
+    if (rule_.modifies || begin < visible_[i].begin || end > visible_[i].end) {
       adjust_row<Real>(rule_, visible_[i], diagonal_[i], slope_[i], begin, num_keys, scores);
     }
     return exponentiate_row<E>(rule_.scale, num_keys, state_[i], scores);
@@ -191,7 +191,7 @@ class FewForward : RowResults<E> {
     for_queries([&](int i, Query query) {
       Real const* const out = workspace_.out.data + i * workspace_.out.stride;
       Real const sum = reduce_lanes<Real>(state_[i].sum, [](Real a, Real b) { return a + b; });
-      RowStateOf<Real> const row = {state_[i].base * rule_.scale, sum};
+      RowState<Real> const row = {state_[i].base, sum};
       if (partial_ != nullptr) {
         PartResult<E> const part(partial_, i, head_dim);
         *part.state = row;

@@ -276,20 +276,27 @@ __attribute__((noinline)) void multiply_values_few(KeyBlock<typename E::Storage>
   }
 }
 
-// Softcap, ALiBi and mask on the scores of one query with keys [first, first + num_keys).
+// exponentiate_row reads whole steps of so many scores.
+template <class Real>
+inline constexpr int kExpStep = 2 * kLanes<Real>;
+
+// Softcap, ALiBi and then the mask, which goes by columns alone, on the scores of one query from
+// key `first` on, up to what exponentiate_row reads. Whatever is not `visible` becomes -inf, and
+// what lies behind the last key is not: it may hold anything.
 template <class Real>
 __attribute__((noinline)) void adjust_row(ScoreRule<Real> const& rule, ColRange visible,
                                           Real diagonal, Real slope, int32_t first, int num_keys,
                                           Real* scores) {
   constexpr int kSize = kLanes<Real>;
+  visible.end = smaller(visible.end, first + num_keys);
   Vec<Int<Real>> lane;
   for (int i = 0; i < kSize; ++i) lane[i] = i;
-  for (int j = 0; j < num_keys; j += kSize) {
+  for (int j = 0; j < round_up(num_keys, kExpStep<Real>); j += kSize) {
     Vec<Int<Real>> const col = lane + Int<Real>(first + j);
     Vec<Real> s = load<Real>(scores + j);
     if (rule.has_softcap) {
       s = tanh<Real>(s * rule.inner) * rule.outer;
-    } else if (rule.has_alibi) {
+    } else if (rule.modifies) {
       s *= rule.inner;
     }
     if (rule.has_alibi) s -= slope * abs<Real>(diagonal - __builtin_convertvector(col, Vec<Real>));
@@ -316,41 +323,49 @@ FA2_CPU_INLINE T reduce_lanes(Vec<T> v, Combine const& combine) {
   return lanes[0];
 }
 
-// The softmax of one query: `base` as in Tile, `sum` still spread over lanes.
+// The softmax of one query, with a sum that is still spread over lanes.
 template <class E>
 struct FewState {
-  typename E::Real base;
+  RowBase<typename E::Real> base;
   Vec<typename E::Real> sum;
 };
 
 // As exponentiate in scores.h, for one query, whose scores up to the next multiple of kExpStep must
 // be -inf; returns what sums and outputs relative to the old base were multiplied by.
-template <class Real>
-inline constexpr int kExpStep = 2 * kLanes<Real>;
-
 template <class E>
 __attribute__((noinline)) typename E::Real exponentiate_row(typename E::Real scale, int num_keys,
                                                             FewState<E>& state,
                                                             typename E::Real* scores) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
-  Vec<Real> top = broadcast(state.base);
+  Vec<Real> top = broadcast(state.base.score);
   for (int j = 0; j < num_keys; j += kSize) top = max(load<Real>(scores + j), top);
-  Real const base = reduce_lanes<Real>(top, [](Real a, Real b) { return a > b ? a : b; });
-  Vec<Real> const rescale = exp2<Real, kFullDegree<Real>>(broadcast((state.base - base) * scale));
-  Real const shift = base * scale;
+  RowBase<Real> base = {reduce_lanes<Real>(top, [](Real a, Real b) { return a > b ? a : b; }),
+                        state.base.far};
+  base.far |= base.turns_far(scale);
+  Real const distance = base_distance(state.base, base, scale);
+  Vec<Real> const rescale = exp2<Real, kFullDegree<Real>>(broadcast(distance));
   Vec<Real> sum = {};
-  for (int j = 0; j < num_keys; j += kExpStep<Real>) {
-    Vec<Real> const p0 = exp2<Real, E::kExpDegree>(load<Real>(scores + j) * scale - shift);
-    Vec<Real> const p1 = exp2<Real, E::kExpDegree>(load<Real>(scores + j + kSize) * scale - shift);
-    sum += p0 + p1;
-    if constexpr (E::kDepth == 1) {
-      store(scores + j, E::round(p0));
-      store(scores + j + kSize, E::round(p1));
-    } else {
-      // Neighbouring keys are pairs as they stand. Overwrites scores that have been read.
-      store(reinterpret_cast<typename E::Storage*>(scores) + j, E::narrow_two(p0, p1));
+  auto to_probs = [&](auto const& exponent) FA2_CPU_INLINE_LAMBDA {
+    for (int j = 0; j < num_keys; j += kExpStep<Real>) {
+      Vec<Real> const p0 = exp2<Real, E::kExpDegree>(exponent(load<Real>(scores + j)));
+      Vec<Real> const p1 = exp2<Real, E::kExpDegree>(exponent(load<Real>(scores + j + kSize)));
+      sum += p0 + p1;
+      if constexpr (E::kDepth == 1) {
+        store(scores + j, E::round(p0));
+        store(scores + j + kSize, E::round(p1));
+      } else {
+        // Neighbouring keys are pairs as they stand. Overwrites scores that have been read.
+        store(reinterpret_cast<typename E::Storage*>(scores) + j, E::narrow_two(p0, p1));
+      }
     }
+  };
+  if (base.far) {
+    Real const shift = base.finite();
+    to_probs([&](Vec<Real> s) FA2_CPU_INLINE_LAMBDA { return (s - shift) * scale; });
+  } else {
+    Real const shift = base.shift(scale);
+    to_probs([&](Vec<Real> s) FA2_CPU_INLINE_LAMBDA { return s * scale - shift; });
   }
   state.base = base;
   state.sum = state.sum * rescale + sum;

@@ -86,9 +86,10 @@ class ChunkForward : RowResults<E> {
     Base::place_queries(tile, index, queries, keys_);
     int const lanes = tile.vectors * kSize;
     for (int i = 0; i < lanes; ++i) {
-      tile.base[i] = rule_.empty_base;
+      tile.base[i] = RowBase<Real>().score;
       tile.sum[i] = 0;
     }
+    tile.far = false;
     Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
     __builtin_memset(tile.out, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
   }
@@ -124,7 +125,10 @@ class ChunkForward : RowResults<E> {
     // Online softmax
     int const padded = round_up(num_keys, 4);
     for (int i = num_keys * kWidth; i < padded * kWidth; ++i) scores[i] = -Real(__builtin_inf());
-    exponentiate<E, kVectors>(rule_.scale, num_keys, tile, maxima, scores, rescale);
+    bool const far = tile.far || any_turns_far(maxima, kWidth, rule_.scale);
+    auto const exponentiate = far ? &cpu::FA2_CPU_LEVEL::exponentiate<E, kVectors, true>
+                                  : &cpu::FA2_CPU_LEVEL::exponentiate<E, kVectors, false>;
+    exponentiate(rule_.scale, num_keys, tile, maxima, scores, rescale);
     if (Base::drops()) drop<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores);
 
     // Out = out * rescale + V^T P^T
@@ -157,7 +161,7 @@ class ChunkForward : RowResults<E> {
       Storage* rows[kSize];
       Real* parts[kSize];
       for (int i = 0; i < count; ++i, query = Base::next(query)) {
-        RowStateOf<Real> const row = {tile.base[first + i] * rule_.scale, tile.sum[first + i]};
+        RowState<Real> const row = {{tile.base[first + i], tile.far}, tile.sum[first + i]};
         if (partial_ != nullptr) {
           PartResult<E> const part(partial_, index * kCapacity + first + i, params_.head_dim);
           *part.state = row;

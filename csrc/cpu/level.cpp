@@ -66,7 +66,7 @@ struct Backward {
                     to.row_stride, from, sums.stride, factor, chunk.k_seq.length, problem.head_dim);
     };
     write(params.grad_k, sums.grad_k, Real(problem.softmax_scale));
-    write(params.grad_v, sums.grad_v, 1 / (1 - Real(problem.dropout.drop_prob)));
+    write(params.grad_v, sums.grad_v, Real(1 / (1 - problem.dropout.drop_prob)));
   }
   static constexpr BackwardKernel kernel() {
     return {GradTile<E>::kCapacity,

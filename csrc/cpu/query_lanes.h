@@ -22,7 +22,7 @@ struct QueryLanes {
   typename E::Operand* queries;  // [operand][lane]
 
   alignas(kVectorBytes) Real diagonal[kCapacity];  // the key that ALiBi distances count from
-  alignas(kVectorBytes) Real slope[kCapacity];     // ALiBi, base-2 units
+  alignas(kVectorBytes) Real slope[kCapacity];     // ALiBi
   alignas(kVectorBytes) Int<Real> col_begin[kCapacity];
   alignas(kVectorBytes) Int<Real> col_end[kCapacity];
   alignas(kVectorBytes) Uint<Real> row[kCapacity];

@@ -3,29 +3,25 @@
 // What a row of the forward pass leaves: its output and lse, or, where keys are cut into parts, a
 // partial result of each part; and how partial results become one.
 
-#include "core/online_softmax.h"
 #include "cpu/chunk.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
-
-template <class Real>
-FA2_CPU_INLINE RowStateOf<Real> merged(RowStateOf<Real> a, RowStateOf<Real> b) {
-  return merge(a, b, [](Real x) FA2_CPU_INLINE_LAMBDA { return exp2_of(x); });
-}
 
 // One row of one part: the state of a row and its output relative to the base.
 template <class E>
 struct PartResult {
   using Real = typename E::Real;
+  static constexpr int kStateLength =
+      round_up(int(sizeof(RowState<Real>) / sizeof(Real)), kLanes<Real>);
 
-  RowStateOf<Real>* state;
+  RowState<Real>* state;
   Real* out;
 
-  static int64_t length(int head_dim) { return kLanes<Real> + round_up(head_dim, kLanes<Real>); }
+  static int64_t length(int head_dim) { return kStateLength + round_up(head_dim, kLanes<Real>); }
   PartResult(void* rows, int64_t index, int head_dim) {
     Real* const row = static_cast<Real*>(rows) + index * length(head_dim);
-    state = reinterpret_cast<RowStateOf<Real>*>(row);
-    out = row + kLanes<Real>;
+    state = reinterpret_cast<RowState<Real>*>(row);
+    out = row + kStateLength;
   }
 };
 
@@ -39,21 +35,38 @@ class RowResults : protected ChunkQueries<E> {
 
   using Base::Base;
 
-  RowStateOf<Real> empty_row() const { return {rule_.empty_base * rule_.scale, 0}; }
-
   // Writes lse and returns the factor of the output.
-  Real finish_row(RowStateOf<Real> row, Query query) const {
-    Real factor = 1;
-    if (params_.sink != nullptr) {
-      RowStateOf<Real> const sink = {Real(params_.sink[Base::head_of(query)] * kLog2eDouble), 1};
-      RowStateOf<Real> const with_sink = merged(row, sink);
-      factor = exp2_of(row.base - with_sink.base);
-      row = with_sink;
+  Real finish_row(RowState<Real> row, Query query) const {
+    Real total = row.sum;
+    Real lse = natural_base(row.base) + log_of(total);
+    Real factor = 1 / total;
+    if (total == 0) {
+      lse = -Real(__builtin_inf());
+      factor = 0;
     }
-    Real const lse = row.base * Real(kLn2Double) + log_of(row.sum);
-    params_.lse[Base::lse_of(query)] = row.sum == 0 ? -__builtin_inff() : float(lse);
-    if (Base::drops()) factor *= Base::keep_factor();
-    return row.sum == 0 ? 0 : factor / row.sum;
+    if (params_.sink != nullptr) {
+      Real const sink = params_.sink[Base::head_of(query)];
+      Real const distance = Base::sink_distance(row.base, query);
+      bool const leads = total == 0 ? sink != -Real(__builtin_inf()) : distance > 0;
+      if (leads) {
+        // The row relative to the sink, whose own share NaN of an infinite one spoils.
+        Real const ratio = total == 0 ? 0 : exp2_of(-distance);
+        total = total * ratio + exp2_of(sink - sink);
+        lse = sink + log_of(total);
+        factor = ratio / total;
+      } else if (total != 0) {
+        total += exp2_of(distance);
+        lse = natural_base(row.base) + log_of(total);
+        factor = 1 / total;
+      }
+    }
+    params_.lse[Base::lse_of(query)] = float(lse);
+    return Base::drops() ? factor * Base::keep_factor() : factor;
+  }
+
+ private:
+  Real natural_base(RowBase<Real> base) const {
+    return base.far ? base.score * rule_.natural : base.shift(rule_.scale) * Real(kLn2Double);
   }
 };
 
@@ -61,7 +74,7 @@ class RowResults : protected ChunkQueries<E> {
 template <class E>
 class PartMerger : RowResults<E> {
   using Base = RowResults<E>;
-  using Base::chunk_, Base::group_, Base::params_;
+  using Base::chunk_, Base::group_, Base::params_, Base::rule_;
   using typename Base::Query;
   using typename Base::Real;
 
@@ -88,15 +101,16 @@ class PartMerger : RowResults<E> {
   }
 
   void merge_row(int index, Query query) const {
-    RowStateOf<Real> row = Base::empty_row();
+    RowState<Real> row;
     for (int32_t p = 0; p < num_parts_; ++p) {
-      Real const base = part(p, index).state->base;
-      if (base > row.base) row.base = base;
+      RowBase<Real> const base = part(p, index).state->base;
+      row.base.far |= base.far;
+      if (base.score > row.base.score) row.base.score = base.score;
     }
     Real factors[kMaxParts];
     for (int32_t p = 0; p < num_parts_; ++p) {
-      RowStateOf<Real> const state = *part(p, index).state;
-      factors[p] = exp2_of(state.base - row.base);
+      RowState<Real> const state = *part(p, index).state;
+      factors[p] = exp2_of(base_distance(state.base, row.base, rule_.scale));
       row.sum += state.sum * factors[p];
     }
     Real const scale = Base::finish_row(row, query);

@@ -4,9 +4,10 @@
 // apply, then the online softmax, then dropout. All of it lane by lane, one lane being one query.
 
 #include "core/dropout.h"
-#include "core/online_softmax.h"
+#include "core/params.h"
 #include "cpu/elements.h"
 #include "cpu/query_lanes.h"
+#include "cpu/row_state.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
@@ -16,25 +17,26 @@ struct Tile : QueryLanes<E> {
   using Real = typename E::Real;
   using QueryLanes<E>::kCapacity;
 
-  Real* out;                                   // [dim][lane], relative to `base`
+  Real* out;                                   // [dim][lane], sums of values times probabilities
+  bool far;                                    // of all rows; row_state.h
   alignas(kVectorBytes) Real base[kCapacity];  // largest score so far
-  alignas(kVectorBytes) Real sum[kCapacity];   // of exp2(scale * (score - base))
+  alignas(kVectorBytes) Real sum[kCapacity];   // of probabilities
 };
 
 inline constexpr double kLog2eDouble = 1.4426950408889634074;
 inline constexpr double kLn2Double = 0.69314718055994530942;
 
-// How raw scores become exponents of 2: core/score_mod.h with the element's own precision.
+// How raw scores become exponents of 2: core/score_mod.h with the element's own precision, and with
+// the factor log2(e) left to the exponent, which nothing can overflow.
 template <class Real>
 struct ScoreRule {
   bool has_softcap;
   bool has_alibi;
-  Real inner;       // factor of the raw score
-  Real outer;       // factor of tanh
-  Real scale;       // factor of what adjust_scores leaves: 1 after softcap or ALiBi, else `inner`
-  Real empty_base;  // base of a row that has seen no key; times `scale` it is still finite
-
-  bool modifies() const { return has_softcap || has_alibi; }
+  bool modifies;  // adjust_scores has more to do than to mask
+  Real inner;     // where it has: factor of the raw score,
+  Real outer;     // and of tanh
+  Real natural;   // what adjust_scores leaves, times this, is the natural score,
+  Real scale;     // times this the exponent of 2; neither is 0: a masked score times 0 were NaN
 };
 
 template <class Real>
@@ -43,14 +45,12 @@ FA2_CPU_INLINE ScoreRule<Real> score_rule(FwdParams const& params) {
   ScoreRule<Real> rule;
   rule.has_softcap = mod.softcap > 0;
   rule.has_alibi = mod.alibi_slopes != nullptr;
-  rule.outer = Real(mod.softcap * kLog2eDouble);
-  rule.inner = rule.has_softcap ? Real(params.softmax_scale) / Real(mod.softcap)
-                                : Real(params.softmax_scale * kLog2eDouble);
-  // A scale of zero would make NaN of masked scores; this one gives the same probabilities.
-  constexpr Real kSmallestScale = Real(1e-30);
-  if (rule.inner < kSmallestScale) rule.inner = kSmallestScale;
-  rule.scale = rule.modifies() ? Real(1) : rule.inner;
-  rule.empty_base = Real(kEmptyBase) / (rule.scale > 1 ? rule.scale : Real(1));
+  rule.modifies = rule.has_softcap || rule.has_alibi || params.softmax_scale == 0;
+  double const natural = rule.modifies ? 1 : params.softmax_scale;
+  rule.inner = Real(rule.has_softcap ? params.softmax_scale / mod.softcap : params.softmax_scale);
+  rule.outer = Real(mod.softcap);
+  rule.natural = Real(natural);
+  rule.scale = Real(natural * kLog2eDouble);
   return rule;
 }
 
@@ -60,8 +60,8 @@ struct DropoutRule {
   uint64_t key;
 };
 
-// Softcap, ALiBi and mask on keys [first, first + num_keys); `maxima` takes the results in, and
-// `softcap_slopes`, unless null, the derivatives of softcap.
+// Softcap, ALiBi and then the mask, which goes by columns alone, on keys [first, first + num_keys);
+// `maxima` takes the results in, and `softcap_slopes`, unless null, the derivatives of softcap.
 template <class E, int kVectors>
 __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& rule,
                                              QueryLanes<E> const& tile, int32_t first, int num_keys,
@@ -82,7 +82,7 @@ __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& 
         Vec<Real> const capped = tanh<Real>(s * rule.inner);
         if (softcap_slopes != nullptr) store(softcap_slopes + at, 1 - capped * capped);
         s = capped * rule.outer;
-      } else if (rule.has_alibi) {
+      } else if (rule.modifies) {
         s *= rule.inner;
       }
       if (rule.has_alibi) s -= slope * abs<Real>(diagonal - Real(first + j));
@@ -99,7 +99,7 @@ __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& 
 // relative to the old base were multiplied by. Works in groups of four keys: rows up to the next
 // multiple of four must hold -inf. Sums go up a small tree, or rounding errors would grow with the
 // number of keys.
-template <class E, int kVectors>
+template <class E, int kVectors, bool kFar>
 __attribute__((noinline)) void exponentiate(typename E::Real scale, int num_keys, Tile<E>& tile,
                                             typename E::Real const* maxima,
                                             typename E::Real* scores, typename E::Real* rescale) {
@@ -110,11 +110,23 @@ __attribute__((noinline)) void exponentiate(typename E::Real scale, int num_keys
   for (int n = 0; n < kVectors; ++n) {
     Vec<Real> const base = load<Real>(maxima + n * kSize);
     Vec<Real> const old_base = load<Real>(tile.base + n * kSize);
-    store(rescale + n * kSize, exp2<Real, kFullDegree<Real>>((old_base - base) * scale));
+    // base_distance of row_state.h
+    Vec<Real> const old_shift = at_least_lowest<Real>(old_base * scale);
+    Vec<Real> distance;
+    if constexpr (kFar) {
+      shift[n] = at_least_lowest<Real>(base);
+      distance = tile.far ? (at_least_lowest<Real>(old_base) - shift[n]) * scale
+                          : old_shift - shift[n] * scale;
+      distance = min(broadcast(Real(1)), distance);
+    } else {
+      shift[n] = at_least_lowest<Real>(base * scale);
+      distance = old_shift - shift[n];
+    }
+    store(rescale + n * kSize, exp2<Real, kFullDegree<Real>>(distance));
     store(tile.base + n * kSize, base);
-    shift[n] = base * scale;
     sum[n] = Vec<Real>{};
   }
+  tile.far = kFar;
   for (int64_t j = 0; j < num_keys; j += 4) {
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) {
@@ -123,7 +135,8 @@ __attribute__((noinline)) void exponentiate(typename E::Real scale, int num_keys
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         Vec<Real> const s = load<Real>(place + i * kVectors * kSize);
-        p[i] = exp2<Real, E::kExpDegree>(s * scale - shift[n]);
+        Vec<Real> const exponent = kFar ? (s - shift[n]) * scale : s * scale - shift[n];
+        p[i] = exp2<Real, E::kExpDegree>(exponent);
       }
       sum[n] += (p[0] + p[1]) + (p[2] + p[3]);
       if constexpr (E::kDepth == 1) {
