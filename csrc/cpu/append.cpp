@@ -9,6 +9,7 @@
 #include "core/append.h"
 #include "core/rotary.h"
 #include "core/seq_info.h"
+#include "cpu/float_environment.h"
 #include "cpu/pack.h"
 #include "cpu/schedule.h"
 #include "host/error.h"
@@ -118,10 +119,15 @@ void run(AppendParams const& params, int num_threads) {
   int64_t const num_tasks = tasks_of_sequence * params.batch;
   int64_t const entries = num_tasks * std::min(most_rows, kRowsPerTask) * params.head_dim *
                           (params.num_heads + 2 * params.num_heads_kv);
-#pragma omp parallel for num_threads(useful_threads(entries, num_tasks, num_threads))
-  for (int64_t task = 0; task < num_tasks; ++task) {
-    appender.rows(static_cast<int32_t>(task / tasks_of_sequence),
-                  static_cast<int32_t>(task % tasks_of_sequence) * kRowsPerTask);
+  FloatEnvironment const environment = FloatEnvironment::current();
+#pragma omp parallel num_threads(useful_threads(entries, num_tasks, num_threads))
+  {
+    FloatEnvironmentScope const scope(environment);
+#pragma omp for
+    for (int64_t task = 0; task < num_tasks; ++task) {
+      appender.rows(static_cast<int32_t>(task / tasks_of_sequence),
+                    static_cast<int32_t>(task % tasks_of_sequence) * kRowsPerTask);
+    }
   }
 }
 

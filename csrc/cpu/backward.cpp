@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/backward_schedule.h"
+#include "cpu/float_environment.h"
 #include "cpu/isa.h"
 #include "cpu/schedule.h"
 #include "cpu/thread_scratch.h"
@@ -91,7 +92,7 @@ void backward(BwdParams const& params, int num_threads) {
   size_t const num_tasks = schedule.tasks.size();
   thread_progress.assign(num_tasks, Turn::kNothingLeft);
   double* sink_sums = nullptr;
-  if (params.grad_sink != nullptr) {
+  if (params.grad_sink != nullptr) {  // null without a chunk, whose gradient is 0 all the same
     thread_sink_sums.resize(int64_t(schedule.num_chunks) * problem.num_heads);
     sink_sums = thread_sink_sums.data();
   }
@@ -103,8 +104,10 @@ void backward(BwdParams const& params, int num_threads) {
   Run const run{params, kernel, schedule.tasks, thread_progress, sink_sums};
   std::atomic<size_t> next_task = 0;
   std::atomic<bool> out_of_memory = false;
+  FloatEnvironment const environment = FloatEnvironment::current();
 #pragma omp parallel num_threads(useful_threads(schedule.multiply_adds, num_tasks, num_threads))
   {
+    FloatEnvironmentScope const scope(environment);
     // Tasks are taken in order, which is what keeps the head of every chain running. A thread
     // without memory takes none.
     void* const scratch = thread_scratch(scratch_bytes);
@@ -115,7 +118,7 @@ void backward(BwdParams const& params, int num_threads) {
     }
   }
   FA2_CHECK(!out_of_memory, "no memory for {} bytes of scratch per thread", scratch_bytes);
-  if (sink_sums != nullptr) write_sink_grads(params, schedule.num_chunks, sink_sums);
+  if (params.grad_sink != nullptr) write_sink_grads(params, schedule.num_chunks, sink_sums);
 }
 
 }  // namespace fa2::cpu

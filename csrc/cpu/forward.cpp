@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cpu/float_environment.h"
 #include "cpu/isa.h"
 #include "cpu/schedule.h"
 #include "cpu/thread_scratch.h"
@@ -128,8 +129,10 @@ class Run {
       void* const scratch = thread_scratch(scratch_bytes);
       for (int64_t task = 0; task < num_tasks_; ++task) work(scratch, task);
     } else {
+      FloatEnvironment const environment = FloatEnvironment::current();
 #pragma omp parallel num_threads(num_threads)
       {
+        FloatEnvironmentScope const scope(environment);
         void* const scratch = thread_scratch(scratch_bytes);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < num_tasks_; ++task) work(scratch, task);
