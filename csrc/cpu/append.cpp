@@ -19,8 +19,6 @@ namespace fa2::cpu {
 namespace appending {
 namespace {
 
-constexpr int kMaxHeadDim = 256;
-
 // Work is handed out by this many rows of a sequence.
 constexpr int32_t kRowsPerTask = 16;
 

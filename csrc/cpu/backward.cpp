@@ -68,7 +68,8 @@ void write_sink_grads(BwdParams const& params, int32_t num_chunks, double const*
 
 void check(BwdParams const& params, int num_threads) {
   int32_t const head_dim = params.forward.head_dim;
-  FA2_CHECK(head_dim >= 1 && head_dim <= 256, "head_dim {} is not in 1 ... 256", head_dim);
+  FA2_CHECK(head_dim >= 1 && head_dim <= kMaxHeadDim, "head_dim {} is not in 1 ... {}", head_dim,
+            kMaxHeadDim);
   FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);
 }
 

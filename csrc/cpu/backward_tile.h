@@ -147,10 +147,17 @@ class ChunkBackward : ChunkQueries<E> {
 
   void pack_panels(QueryPanels<E> const& panels, TensorRef const& tensor, GradTile<E> const& tile,
                    int index, Query const* queries) const {
+    static constexpr Storage kZeros[kMaxHeadDim] = {};
     Storage const* rows[kCapacity];
-    for (int i = 0; i < tile.num_queries; ++i) rows[i] = Base::row_ptr(tensor, queries[i]);
+    for (int i = 0; i < tile.num_queries; ++i) {
+      rows[i] = is_empty(queries[i]) ? kZeros : Base::row_ptr(tensor, queries[i]);
+    }
     panels.pack(index * kCapacity, tile.num_queries, rows, params_.head_dim);
   }
+
+  // Whether a row attends to nothing. Its gradients are 0, even where the query or all of the keys
+  // are infinite, of which 0 times would be NaN.
+  bool is_empty(Query query) const { return params_.lse[Base::lse_of(query)] == -__builtin_inff(); }
 
   // lse and delta of one vector of queries.
   void start_rows(GradTile<E>& tile, int n, Query const* queries) const {
@@ -164,10 +171,9 @@ class ChunkBackward : ChunkQueries<E> {
     store(delta, row_products<E>(out, grad_out, params_.head_dim));
     for (int i = 0; i < kSize; ++i) {
       int64_t const at = Base::lse_of(queries[i]);
-      float const lse = params_.lse[at];
-      bool const empty = lse == -__builtin_inff();
+      bool const empty = is_empty(queries[i]);
       // An infinite lse makes every probability of the row zero.
-      Real const lse2 = Real(lse * kLog2eDouble);
+      Real const lse2 = Real(params_.lse[at] * kLog2eDouble);
       tile.lse[n * kSize + i] = empty ? Real(__builtin_inf()) : lse2;
       tile.large |= !empty && !(lse2 < kLargeLse && lse2 > -kLargeLse);
       if (grads_.grad_lse != nullptr) delta[i] -= Real(grads_.grad_lse[at]);
@@ -217,7 +223,7 @@ class ChunkBackward : ChunkQueries<E> {
     RowBase<Real> const base = {rows.base[i], true};
     Real total = rows.sum[i];
     if (params_.sink != nullptr) total += exp2_of(Base::sink_distance(base, query));
-    bool const empty = total == 0 || params_.lse[at] == -__builtin_inff();
+    bool const empty = total == 0 || is_empty(query);
     tile.base[i] = base.finite();
     tile.inverse_sum[i] = empty ? 0 : 1 / total;
     if (!tile.large || empty) return;
@@ -371,6 +377,11 @@ class ChunkBackward : ChunkQueries<E> {
       }
       unpack_outputs<E>(rows, count, tile.grad_q + n * kSize, tile.vectors * kSize,
                         broadcast(Real(params_.softmax_scale)), params_.head_dim);
+    }
+    query = Base::first_query(index);
+    for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
+      if (!is_empty(query)) continue;
+      __builtin_memset(Base::row_ptr(grads_.grad_q, query), 0, params_.head_dim * sizeof(Storage));
     }
   }
 

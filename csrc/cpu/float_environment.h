@@ -1,8 +1,8 @@
 #pragma once
 
-// How floating point behaves in a thread: rounding, and whether subnormal numbers count as zero. The
-// calling thread's own settings are to hold in all threads of a call, or its results would depend on
-// which thread does what.
+// How floating point behaves in a thread: rounding, and whether subnormal numbers count as zero.
+// The calling thread's own settings are to hold in all threads of a call, or its results would
+// depend on which thread does what.
 
 #include <cstdint>
 #if defined(__x86_64__)

@@ -195,8 +195,8 @@ class Run {
 }  // namespace
 
 void forward(FwdParams const& params, int num_threads) {
-  FA2_CHECK(params.head_dim >= 1 && params.head_dim <= 256, "head_dim {} is not in 1 ... 256",
-            params.head_dim);
+  FA2_CHECK(params.head_dim >= 1 && params.head_dim <= kMaxHeadDim,
+            "head_dim {} is not in 1 ... {}", params.head_dim, kMaxHeadDim);
   FA2_CHECK(params.num_splits >= 0 && params.num_splits <= kMaxParts,
             "num_splits {} is not in 0 ... {}", params.num_splits, kMaxParts);
   FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);

@@ -10,6 +10,8 @@
 
 namespace fa2::cpu {
 
+inline constexpr int32_t kMaxHeadDim = 256;
+
 // Queries of one sequence that share a KV head, worked through together. Query heads of a group
 // are packed side by side: packed query p is row p / group of head head_kv * group + p % group.
 struct QueryChunk {
