@@ -9,10 +9,10 @@
 #include "core/append.h"
 #include "core/rotary.h"
 #include "core/seq_info.h"
+#include "cpu/checks.h"
 #include "cpu/float_environment.h"
 #include "cpu/pack.h"
 #include "cpu/schedule.h"
-#include "host/error.h"
 
 namespace fa2::cpu {
 
@@ -134,14 +134,7 @@ void run(AppendParams const& params, int num_threads) {
 
 void append(AppendParams const& params, int num_threads) {
   using namespace appending;
-  FA2_CHECK(params.head_dim >= 1 && params.head_dim <= kMaxHeadDim,
-            "head_dim {} is not in 1 ... {}", params.head_dim, kMaxHeadDim);
-  FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);
-  Rotary const& rotary = params.rotary;
-  FA2_CHECK(rotary.cos == nullptr || (rotary.rows >= 1 && rotary.dim % 2 == 0 && rotary.dim >= 0 &&
-                                      rotary.dim <= params.head_dim),
-            "rotary tables of {} rows and dim {} do not fit head_dim {}", rotary.rows, rotary.dim,
-            params.head_dim);
+  check_problem(params, num_threads);
   switch (params.dtype) {
     case DType::kFloat16: return run<Float16>(params, num_threads);
     case DType::kBFloat16: return run<BFloat16>(params, num_threads);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/backward_schedule.h"
+#include "cpu/checks.h"
 #include "cpu/float_environment.h"
 #include "cpu/isa.h"
 #include "cpu/schedule.h"
@@ -66,23 +67,16 @@ void write_sink_grads(BwdParams const& params, int32_t num_chunks, double const*
   }
 }
 
-void check(BwdParams const& params, int num_threads) {
-  int32_t const head_dim = params.forward.head_dim;
-  FA2_CHECK(head_dim >= 1 && head_dim <= kMaxHeadDim, "head_dim {} is not in 1 ... {}", head_dim,
-            kMaxHeadDim);
-  FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);
-}
-
 }  // namespace
 
 int64_t backward_workspace(BwdParams const& params, int num_threads) {
-  check(params, num_threads);
+  check_problem(params.forward, num_threads);
   schedule_backward(params, backward_kernel(params.forward.dtype), num_threads, thread_schedule);
   return thread_schedule.workspace_bytes;
 }
 
 void backward(BwdParams const& params, int num_threads) {
-  check(params, num_threads);
+  check_problem(params, num_threads);
   FwdParams const& problem = params.forward;
   BackwardKernel const& kernel = backward_kernel(problem.dtype);
   BackwardSchedule& schedule = thread_schedule;

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cpu/checks.h"
 #include "cpu/float_environment.h"
 #include "cpu/isa.h"
 #include "cpu/schedule.h"
@@ -195,11 +196,9 @@ class Run {
 }  // namespace
 
 void forward(FwdParams const& params, int num_threads) {
-  FA2_CHECK(params.head_dim >= 1 && params.head_dim <= kMaxHeadDim,
-            "head_dim {} is not in 1 ... {}", params.head_dim, kMaxHeadDim);
+  check_problem(params, num_threads);
   FA2_CHECK(params.num_splits >= 0 && params.num_splits <= kMaxParts,
             "num_splits {} is not in 0 ... {}", params.num_splits, kMaxParts);
-  FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);
   Run(params, num_threads).all();
 }
 

@@ -5,7 +5,7 @@
 // exponents of 2, and `base` the largest score so far, probabilities are formed in one of two ways:
 //   near  exp2(s * scale - shift), one fused multiply-add, where shift is base * scale as rounded.
 //         Everything kept of the row is relative to `shift` itself, so its rounding cancels; the
-//         largest probability is 2 to the power of that rounding, hardly more than 1.
+//         largest probability is 2 to the power of that rounding, all but 1.
 //   far   exp2((s - base) * scale), where that rounding is no longer small. Relative to `base`.
 // A row turns from near to far when |base * scale| grows too large for the first, and stays far.
 
@@ -17,7 +17,8 @@
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
 #if defined(__FMA__) || defined(__aarch64__)
-inline constexpr float kFarExponent = 0x1p20f;
+inline constexpr float kFarExponent =
+    0x1p10f;  // the rounding is at most 2^-14, and lost in a 16-bit P
 #else
 // Without fused multiply-adds the products of all scores are rounded, and far costs the same.
 inline constexpr float kFarExponent = 0;
@@ -47,7 +48,8 @@ struct RowBase {
   // Whether a row with this base has to be far.
   bool turns_far(Real scale) const {
     Real const product = score * scale;
-    return !(__builtin_fabs(double(product)) < double(kFarExponent)) && score >= kLowest<Real>;
+    bool const is_near = product < Real(kFarExponent) && product > -Real(kFarExponent);
+    return !is_near && score >= kLowest<Real>;
   }
 };
 

@@ -151,16 +151,23 @@ inline double keep_weight(Problem const& x, int b, int head, int row, int col) {
   return (bits < dropout_keep_threshold(dropout.drop_prob)) / (1 - double(dropout.drop_prob));
 }
 
-// Compares one row of the output with its definition.
+// Compares one row of the output with its definition, relative to the largest logit.
 inline void check_row(Problem& x, int b, int head, int row, double tolerance,
                       std::string const& what) {
   FwdParams const& p = x.p;
   int const seqlen_q = p.seqs_q.max_seqlen;
   ColRange const cols = visible_cols(row, seqlen_q, p.seqs_k.max_seqlen, p.window);
-  double sum = p.sink != nullptr ? std::exp(double(p.sink[head])) : 0;
+  double const sink = p.sink != nullptr ? double(p.sink[head]) : -kInf;
+  double top = sink;
+  std::vector<double> scores;
+  for (int col = cols.begin; col < cols.end; ++col) {
+    scores.push_back(score(x, b, head, row, col).value);
+    top = std::max(top, scores.back());
+  }
+  double sum = top == -kInf ? 0 : std::exp(sink - top);
   std::vector<double> out(p.head_dim, 0);
   for (int col = cols.begin; col < cols.end; ++col) {
-    double weight = std::exp(score(x, b, head, row, col).value);
+    double weight = top == -kInf ? 0 : std::exp(scores[col - cols.begin] - top);
     sum += weight;
     weight *= keep_weight(x, b, head, row, col);
     for (int d = 0; d < p.head_dim; ++d) {
@@ -168,7 +175,7 @@ inline void check_row(Problem& x, int b, int head, int row, double tolerance,
     }
   }
   float const lse = x.lse[(size_t(b) * p.num_heads + head) * seqlen_q + row];
-  EXPECT_NEAR(lse, std::log(sum), 1e-5) << what << " row " << row;
+  EXPECT_NEAR(lse, sum == 0 ? -kInf : top + std::log(sum), 1e-5) << what << " row " << row;
   for (int d = 0; d < p.head_dim; ++d) {
     double const expected = sum == 0 ? 0 : out[d] / sum;
     EXPECT_NEAR(x.out.get(x.index(p.out, b, row, head, d)), expected, tolerance)

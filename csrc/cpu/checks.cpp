@@ -1,0 +1,98 @@
+#include "cpu/checks.h"
+
+#include "cpu/kernels.h"
+#include "host/error.h"
+
+namespace fa2::cpu {
+
+namespace {
+
+struct Sizes {
+  int32_t batch;
+  int32_t num_heads;
+  int32_t num_heads_kv;
+  int32_t head_dim;
+};
+
+void check_sizes(Sizes const& sizes, int num_threads) {
+  FA2_CHECK(sizes.head_dim >= 1 && sizes.head_dim <= kMaxHeadDim, "head_dim {} is not in 1 ... {}",
+            sizes.head_dim, kMaxHeadDim);
+  FA2_CHECK(sizes.batch >= 0, "batch is {}", sizes.batch);
+  FA2_CHECK(
+      sizes.num_heads_kv >= 1 && sizes.num_heads >= 0 && sizes.num_heads % sizes.num_heads_kv == 0,
+      "{} query heads cannot share {} KV heads", sizes.num_heads, sizes.num_heads_kv);
+  FA2_CHECK(num_threads >= 1, "num_threads is {}", num_threads);
+}
+
+void check_lengths(char const* name, SeqLens const& seqs) {
+  FA2_CHECK(seqs.max_seqlen >= 0 && seqs.max_seqlen <= kMaxSeqlen && seqs.total >= 0,
+            "rows of {}: at most {} of a sequence, {} in all", name, seqs.max_seqlen, seqs.total);
+}
+
+void check_pages(PagedKV const& pages, SeqLens const& seqs) {
+  FA2_CHECK(pages.block_table == nullptr || seqs.max_seqlen == 0 ||
+                (pages.page_size >= 1 && pages.num_pages >= 1),
+            "{} pages of {} rows", pages.num_pages, pages.page_size);
+}
+
+// Whether tensors with these sequences can have rows.
+bool has_rows(int32_t batch, SeqLens const& seqs) {
+  return batch > 0 && seqs.max_seqlen > 0 && (seqs.cu_seqlens == nullptr || seqs.total > 0);
+}
+
+void check_data(char const* name, void const* data, bool has_elements) {
+  FA2_CHECK(data != nullptr || !has_elements, "{} has elements but no memory", name);
+}
+
+}  // namespace
+
+void check_problem(FwdParams const& params, int num_threads) {
+  check_sizes({params.batch, params.num_heads, params.num_heads_kv, params.head_dim}, num_threads);
+  check_lengths("q", params.seqs_q);
+  check_lengths("k", params.seqs_k);
+  check_pages(params.pages, params.seqs_k);
+  bool const queries = params.num_heads > 0 && has_rows(params.batch, params.seqs_q);
+  check_data("q", params.q.data, queries);
+  check_data("out", params.out.data, queries);
+  check_data("lse", params.lse, queries);
+  bool const keys = has_rows(params.batch, params.seqs_k);
+  check_data("k", params.k.data, keys);
+  check_data("v", params.v.data, keys);
+  check_data("rng_state", params.dropout.rng_state, params.dropout.drop_prob > 0);
+}
+
+void check_problem(BwdParams const& params, int num_threads) {
+  FwdParams const& problem = params.forward;
+  check_problem(problem, num_threads);
+  bool const queries = problem.num_heads > 0 && has_rows(problem.batch, problem.seqs_q);
+  check_data("grad_out", params.grad_out.data, queries);
+  check_data("grad_q", params.grad_q.data, queries);
+  bool const keys = has_rows(problem.batch, problem.seqs_k);
+  check_data("grad_k", params.grad_k.data, keys);
+  check_data("grad_v", params.grad_v.data, keys);
+}
+
+void check_problem(AppendParams const& params, int num_threads) {
+  check_sizes({params.batch, params.num_heads, params.num_heads_kv, params.head_dim}, num_threads);
+  check_lengths("k", params.seqs_k);
+  check_lengths("new_k", params.seqs_new);
+  check_lengths("q", params.seqs_q);
+  check_pages(params.pages, params.seqs_k);
+  if (params.new_k.data != nullptr && has_rows(params.batch, params.seqs_new)) {
+    check_data("new_v", params.new_v.data, true);
+    bool const keys = has_rows(params.batch, params.seqs_k);
+    check_data("k", params.k.data, keys);
+    check_data("v", params.v.data, keys);
+  }
+  if (params.q.data != nullptr) {
+    check_data("rotated_q", params.rotated_q.data, has_rows(params.batch, params.seqs_q));
+  }
+  Rotary const& rotary = params.rotary;
+  FA2_CHECK(
+      rotary.cos == nullptr || (rotary.sin != nullptr && rotary.rows >= 1 && rotary.dim % 2 == 0 &&
+                                rotary.dim >= 0 && rotary.dim <= params.head_dim),
+      "rotary tables of {} rows and dim {} do not fit head_dim {}", rotary.rows, rotary.dim,
+      params.head_dim);
+}
+
+}  // namespace fa2::cpu

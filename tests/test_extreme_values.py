@@ -1,0 +1,285 @@
+"""Finite inputs of any size: what comes out is right, or at least finite and bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support import (
+    TARGETS,
+    Target,
+    assert_lse,
+    assert_within_rule,
+    cumulative,
+    drawn_rng_state,
+    targets,
+)
+from torch import Tensor
+
+from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn2.reference import attention_reference
+
+SOME_TARGETS = [target for target in TARGETS if target.backend == "cpu"]
+HEAD_DIM = 16
+HEADS, HEADS_KV = 2, 1
+
+# Logits of any size are made of few significant bits, so that every dtype holds them exactly.
+EXPONENTS = (-60, 0, 7, 10, 17, 21, 26, 30, 33, 63, 100, 126)
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    out, lse, _ = flash_attn_func(q, k, v, return_attn_probs=True, **options)
+    return out, lse
+
+
+def packed(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """The only sequence of a packed problem."""
+    lengths = q.shape[1], k.shape[1]
+    cu_seqlens = (cumulative(n, device=q.device.type) for n in lengths)
+    out, lse, _ = flash_attn_varlen_func(
+        q[0], k[0], v[0], *cu_seqlens, *lengths, return_attn_probs=True, **options
+    )
+    return out[None], lse[None]
+
+
+def in_parts(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    return flash_attn_with_kvcache(q, k, v, num_splits=3, return_softmax_lse=True, **options)
+
+
+# Which body of the kernels: attend, seqlen_q and seqlen_k.
+PATHS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], int, int]] = {
+    "one_query": (dense, 1, 217),
+    "tiles": (dense, 70, 217),
+    "packed": (packed, 3, 217),
+    "parts": (in_parts, 1, 650),
+    "parts_of_tiles": (in_parts, 40, 650),
+}
+paths = pytest.mark.parametrize("path", PATHS)
+
+# Logits by key, to be multiplied by a power of two.
+PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "equal": lambda key: torch.ones_like(key),
+    "equal_negative": lambda key: -torch.ones_like(key),
+    "every_third": lambda key: key % 3 - 1,
+    "rising": lambda key: key // 64 - 5,
+    "falling": lambda key: 5 - key // 64,
+    "one_key": lambda key: -1 - (key != 100).double(),
+    "zeros_among_large": lambda key: -(key // 64 % 2),
+    "large_after_zeros": lambda key: (key >= 192).double() * (key - 190).clamp(0, 10),
+}
+patterns = pytest.mark.parametrize("pattern", PATTERNS)
+
+
+def room_for(exponent: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Exponents of q, k and softmax_scale that make up `exponent`; 11 ... 15 are put on top."""
+    most = 11 if dtype is torch.float16 else 60
+    of_q = max(-most, min(most, exponent // 2))
+    of_k = max(-most, min(most, exponent - of_q))
+    return of_q, of_k, exponent - of_q - of_k
+
+
+def with_logits(
+    logits: Tensor, exponent: int, seqlen_q: int, target: Target
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """q, k, v and softmax_scale of `logits` (seqlen_k,) times 2^exponent."""
+    of_q, of_k, of_scale = room_for(exponent, target.dtype)
+    q = torch.zeros(1, seqlen_q, HEADS, HEAD_DIM, dtype=torch.float64)
+    k = torch.zeros(1, len(logits), HEADS_KV, HEAD_DIM, dtype=torch.float64)
+    q[..., 0] = 2.0**of_q
+    k[..., 0] = (logits * 2.0**of_k)[:, None]
+    q, k = (x.to(target.device, target.dtype) for x in (q, k))
+    return q, k, target.tensor(*k.shape), 2.0**of_scale
+
+
+def keys(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float64)
+
+
+def assert_right(
+    attend: Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, v: Tensor, **options: Any
+) -> None:
+    out, lse = attend(q, k, v, **options)
+    exact, low = (
+        attention_reference(q.to(dtype), k.to(dtype), v.to(dtype), **options)
+        for dtype in (torch.float64, q.dtype)
+    )
+    assert out.isfinite().all()
+    assert_within_rule("out", out, exact[0], low[0])
+    assert_lse(lse, exact[1])
+
+
+@targets(SOME_TARGETS)
+@pytest.mark.parametrize("exponent", EXPONENTS)
+@paths
+def test_outputs_and_lse_are_right(path: str, exponent: int, target: Target) -> None:
+    attend, seqlen_q, seqlen_k = PATHS[path]
+    for pattern in PATTERNS.values():
+        logits = pattern(keys(seqlen_k))
+        if exponent > 120:  # the largest are below 2^128
+            logits = logits.clamp(-3, 3)
+        q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
+        assert_right(attend, q, k, v, softmax_scale=scale)
+        assert_right(attend, q, k, v, softmax_scale=scale, causal=True)
+
+
+@targets([target for target in SOME_TARGETS if target.dtype is torch.float32])
+@pytest.mark.parametrize("logit", [-3e38, -torch.finfo(torch.float32).max, 3e38])
+@paths
+def test_largest_numbers_there_are(path: str, logit: float, target: Target) -> None:
+    attend, seqlen_q, seqlen_k = PATHS[path]
+    q = torch.ones(1, seqlen_q, HEADS, 1, dtype=target.dtype)
+    k = torch.full((1, seqlen_k, HEADS_KV, 1), logit, dtype=target.dtype)
+    v = target.tensor(*k.shape)
+    assert_right(attend, q, k, v, softmax_scale=1.0)
+    k[:, ::2] /= 2
+    assert_right(attend, q, k, v, softmax_scale=1.0)
+    assert_right(attend, q, k, v, softmax_scale=1.0, window_size=(0, 0))
+
+
+@targets(SOME_TARGETS)
+@pytest.mark.parametrize("exponent", [0, 19, 24, 40, 100])
+@paths
+def test_sink_among_large_logits(path: str, exponent: int, target: Target) -> None:
+    attend, seqlen_q, seqlen_k = PATHS[path]
+    for sign in (-1, 1):
+        q, k, v, scale = with_logits(sign * torch.ones(seqlen_k), exponent, seqlen_q, target)
+        for sinks in ((-1.0, 1.0), (0.0, -2.0), (2.0, -torch.inf)):
+            sink = torch.tensor(sinks, device=target.device) * 2.0**exponent
+            assert_right(attend, q, k, v, softmax_scale=scale, sink=sink)
+
+
+@targets(SOME_TARGETS)
+@pytest.mark.parametrize("seqlen_q", [1, 2, 40])
+@pytest.mark.parametrize("with_alibi", [False, True])
+@pytest.mark.parametrize("softcap", [0.0, 1.0, 2.0**99, 2.0**-99])
+@pytest.mark.parametrize("scale", [0.0, 2.0**-100, 1.0])
+def test_masked_keys_never_return(
+    scale: float, softcap: float, with_alibi: bool, seqlen_q: int, target: Target
+) -> None:
+    """Visible values are 1 and all others huge, in each order of mask and score function."""
+    if scale != 0 and softcap != 0 and not 2.0**-100 <= scale / softcap <= 2.0**100:
+        pytest.skip("not in the range of softmax_scale / softcap")
+    options: dict[str, Any] = {"softmax_scale": scale, "softcap": softcap}
+    if with_alibi:
+        options["alibi_slopes"] = torch.tensor([0.25, 2.0], device=target.device)
+    for seqlen_k in (185, 192, 193, 199, 200, 207, 208, 217):
+        for left, right in ((30, -1), (20, 0), (30, 7)):
+            q = torch.zeros(1, seqlen_q, HEADS, HEAD_DIM)
+            k = torch.zeros(1, seqlen_k, HEADS_KV, HEAD_DIM)
+            v = torch.full_like(k, 1000.0)
+            v[:, max(0, seqlen_k - seqlen_q - left) :] = 1
+            q, k, v = (x.to(target.device, target.dtype) for x in (q, k, v))
+            out = flash_attn_func(q, k, v, window_size=(left, right), **options)
+            torch.testing.assert_close(out, torch.ones_like(out))
+
+
+@targets(SOME_TARGETS)
+@paths
+def test_scale_of_zero_is_uniform(path: str, target: Target) -> None:
+    """Whatever the scores are, and rows that a window leaves without keys are still zero."""
+    attend, seqlen_q, seqlen_k = PATHS[path]
+    q = target.tensor(1, seqlen_q, HEADS, HEAD_DIM)
+    k, v = (target.tensor(1, seqlen_k, HEADS_KV, HEAD_DIM) for _ in range(2))
+    largest = 2.0**15 if target.dtype is torch.float16 else 2.0**60
+    for factor in (1.0, largest):
+        big = (q / 8 * factor, k / 8 * factor, v)
+        assert_right(attend, *big, softmax_scale=0.0)
+        assert_right(attend, *big, softmax_scale=0.0, window_size=(5, 0))
+
+
+@targets(SOME_TARGETS)
+@paths
+def test_scores_of_minus_infinity_attend_to_nothing(path: str, target: Target) -> None:
+    attend, seqlen_q, seqlen_k = PATHS[path]
+    q, k, v, _ = with_logits(torch.full((seqlen_k,), -torch.inf), 0, seqlen_q, target)
+    slopes = torch.ones(HEADS, device=target.device)
+    for options in ({}, {"causal": True}, {"alibi_slopes": slopes}):
+        out, lse = attend(q, k, v, **options)
+        assert torch.equal(out, torch.zeros_like(out))
+        assert torch.equal(lse, torch.full_like(lse, -torch.inf))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = flash_attn_func(*leaves)
+    for grad in torch.autograd.grad(out, leaves, torch.ones_like(out)):
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+GRADIENT_PATHS = {"one_query": (1, 217), "tiles": (70, 217), "one_key": (40, 1)}
+
+
+@targets(SOME_TARGETS)
+@pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.parametrize("path", GRADIENT_PATHS)
+@pytest.mark.parametrize("more", [{}, {"causal": True}, {"dropout_p": 0.25}, {"sink": True}], ids=str)
+def test_gradients_are_right(
+    more: dict[str, Any], path: str, exponent: int, target: Target
+) -> None:
+    """Of out and lse, for logits of any size: the error is that of rounding P and dP."""
+    seqlen_q, seqlen_k = GRADIENT_PATHS[path]
+    for pattern in PATTERNS.values():
+        logits = pattern(keys(seqlen_k)).clamp(-3, 3)
+        q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
+        options = {"softmax_scale": scale, **more}
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        if "sink" in more:
+            sink = torch.tensor([1.0, -3.0], device=target.device) * 2.0**exponent
+            options["sink"] = sink.requires_grad_()
+            leaves.append(sink)
+        rng_state = drawn_rng_state(target.device)
+        out, lse = dense(q, k, v, **options)
+        grads = (torch.randn_like(out), torch.randn_like(lse))
+        actual = torch.autograd.grad((out, lse), leaves, grads)
+        exact, low = (
+            reference_gradients(q, k, v, options, grads, rng_state, dtype)
+            for dtype in (torch.float64, target.dtype)
+        )
+        # dS is rounded like dP; the other operand of its products may be huge.
+        eps = torch.finfo(target.dtype).eps
+        largest_dp = grads[0].abs().max().item() * v.abs().max().item() * HEAD_DIM
+        other = {0: k, 1: q}
+        for i, (name, gradient) in enumerate(zip(("q", "k", "v", "sink"), actual, strict=False)):
+            slack = 1e-5
+            if i in other:
+                slack += 4 * eps * scale * other[i].abs().max().item() * largest_dp
+            if name == "sink":
+                slack += max(eps, 1e-6) * exact[i].abs().max().item()
+            assert gradient.isfinite().all()
+            assert_within_rule(f"gradient of {name}", gradient, exact[i], low[i], 3, slack)
+
+
+def reference_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: dict[str, Any],
+    grads: tuple[Tensor, Tensor],
+    rng_state: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+    options = dict(options)
+    if "sink" in options:
+        options["sink"] = options["sink"].detach().to(dtype).requires_grad_()
+        leaves.append(options["sink"])
+    if "dropout_p" in options:
+        options["rng_state"] = rng_state
+    out, lse, _ = attention_reference(*leaves[:3], **options)
+    grads = tuple(grad.to(x.dtype) for grad, x in zip(grads, (out, lse), strict=True))
+    return torch.autograd.grad((out, lse), leaves, grads)
+
+
+@targets(SOME_TARGETS)
+def test_training_on_large_constants_stays_finite(target: Target) -> None:
+    """Equal keys have no gradient; 60 steps with weights in front of huge activations."""
+    torch.manual_seed(0)
+    x = torch.full((1, 24, HEADS, HEAD_DIM), 64.0, device=target.device, dtype=target.dtype)
+    weights = [torch.randn(HEAD_DIM, HEAD_DIM).to(x).requires_grad_() for _ in range(3)]
+    optimizer = torch.optim.SGD(weights, lr=0.01 if target.dtype is not torch.float16 else 1e-4)
+    for _ in range(60):
+        optimizer.zero_grad()
+        out = flash_attn_func(*(x @ w for w in weights), causal=True, softmax_scale=1.0)
+        out.float().square().mean().sqrt().backward()
+        optimizer.step()
+        assert out.isfinite().all()
+        assert all(w.isfinite().all() and w.grad.isfinite().all() for w in weights)
