@@ -26,7 +26,7 @@ HEAD_DIM = 16
 HEADS, HEADS_KV = 2, 1
 
 # Logits of any size are made of few significant bits, so that every dtype holds them exactly.
-EXPONENTS = (-60, 0, 7, 10, 17, 21, 26, 30, 33, 63, 100, 126)
+EXPONENTS = (-60, 6, 8, 10, 20, 26, 30, 33, 63, 126)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -35,13 +35,17 @@ def dense(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tens
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """The only sequence of a packed problem."""
-    lengths = q.shape[1], k.shape[1]
-    cu_seqlens = (cumulative(n, device=q.device.type) for n in lengths)
+    batch, seqlen_q = q.shape[:2]
+    lengths = seqlen_q, k.shape[1]
+    cu_seqlens = (cumulative(*[n] * batch, device=q.device.type) for n in lengths)
     out, lse, _ = flash_attn_varlen_func(
-        q[0], k[0], v[0], *cu_seqlens, *lengths, return_attn_probs=True, **options
+        *(x.flatten(0, 1) for x in (q, k, v)),
+        *cu_seqlens,
+        *lengths,
+        return_attn_probs=True,
+        **options,
     )
-    return out[None], lse[None]
+    return out.unflatten(0, (batch, seqlen_q)), lse.unflatten(1, (batch, seqlen_q)).transpose(0, 1)
 
 
 def in_parts(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -51,25 +55,31 @@ def in_parts(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, T
 # Which body of the kernels: attend, seqlen_q and seqlen_k.
 PATHS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], int, int]] = {
     "one_query": (dense, 1, 217),
-    "tiles": (dense, 70, 217),
+    "tiles": (dense, 40, 217),
     "packed": (packed, 3, 217),
-    "parts": (in_parts, 1, 650),
-    "parts_of_tiles": (in_parts, 40, 650),
+    "parts": (in_parts, 1, 470),
+    "parts_of_tiles": (in_parts, 20, 470),
 }
 paths = pytest.mark.parametrize("path", PATHS)
 
 # Logits by key, to be multiplied by a power of two.
-PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
-    "equal": lambda key: torch.ones_like(key),
-    "equal_negative": lambda key: -torch.ones_like(key),
-    "every_third": lambda key: key % 3 - 1,
-    "rising": lambda key: key // 64 - 5,
-    "falling": lambda key: 5 - key // 64,
-    "one_key": lambda key: -1 - (key != 100).double(),
-    "zeros_among_large": lambda key: -(key // 64 % 2),
-    "large_after_zeros": lambda key: (key >= 192).double() * (key - 190).clamp(0, 10),
-}
-patterns = pytest.mark.parametrize("pattern", PATTERNS)
+PATTERNS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda key: torch.ones_like(key),
+    lambda key: -torch.ones_like(key),
+    lambda key: key % 3 - 1,
+    lambda key: key // 64 - 5,
+    lambda key: 5 - key // 64,
+    lambda key: -1 - (key != 100).double(),
+    lambda key: -(key // 64 % 2),
+    lambda key: (key >= 192).double() * (key - 190).clamp(0, 10),
+)
+
+
+def all_patterns(seqlen_k: int, exponent: int) -> Tensor:
+    """(patterns, seqlen_k), such that times 2^exponent they are below 2^128."""
+    key = torch.arange(seqlen_k, dtype=torch.float64)
+    logits = torch.stack([pattern(key) for pattern in PATTERNS])
+    return logits.clamp(-3, 3) if exponent > 120 else logits
 
 
 def room_for(exponent: int, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -83,18 +93,15 @@ def room_for(exponent: int, dtype: torch.dtype) -> tuple[int, int, int]:
 def with_logits(
     logits: Tensor, exponent: int, seqlen_q: int, target: Target
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """q, k, v and softmax_scale of `logits` (seqlen_k,) times 2^exponent."""
+    """q, k, v and softmax_scale of `logits` (batch, seqlen_k) times 2^exponent."""
     of_q, of_k, of_scale = room_for(exponent, target.dtype)
-    q = torch.zeros(1, seqlen_q, HEADS, HEAD_DIM, dtype=torch.float64)
-    k = torch.zeros(1, len(logits), HEADS_KV, HEAD_DIM, dtype=torch.float64)
+    batch, seqlen_k = logits.shape
+    q = torch.zeros(batch, seqlen_q, HEADS, HEAD_DIM, dtype=torch.float64)
+    k = torch.zeros(batch, seqlen_k, HEADS_KV, HEAD_DIM, dtype=torch.float64)
     q[..., 0] = 2.0**of_q
-    k[..., 0] = (logits * 2.0**of_k)[:, None]
+    k[..., 0] = (logits * 2.0**of_k)[..., None]
     q, k = (x.to(target.device, target.dtype) for x in (q, k))
     return q, k, target.tensor(*k.shape), 2.0**of_scale
-
-
-def keys(count: int) -> Tensor:
-    return torch.arange(count, dtype=torch.float64)
 
 
 def assert_right(
@@ -106,8 +113,13 @@ def assert_right(
         for dtype in (torch.float64, q.dtype)
     )
     assert out.isfinite().all()
-    assert_within_rule("out", out, exact[0], low[0])
+    assert_within_rule("out", out, exact[0], where_finite(low[0], exact[0]))
     assert_lse(lse, exact[1])
+
+
+def where_finite(low: Tensor, exact: Tensor) -> Tensor:
+    """`low`, but `exact` as rounded where standard attention overflows."""
+    return torch.where(low.isfinite(), low, exact.to(low.dtype))
 
 
 @targets(SOME_TARGETS)
@@ -115,13 +127,10 @@ def assert_right(
 @paths
 def test_outputs_and_lse_are_right(path: str, exponent: int, target: Target) -> None:
     attend, seqlen_q, seqlen_k = PATHS[path]
-    for pattern in PATTERNS.values():
-        logits = pattern(keys(seqlen_k))
-        if exponent > 120:  # the largest are below 2^128
-            logits = logits.clamp(-3, 3)
-        q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
-        assert_right(attend, q, k, v, softmax_scale=scale)
-        assert_right(attend, q, k, v, softmax_scale=scale, causal=True)
+    logits = all_patterns(seqlen_k, exponent)
+    q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
+    assert_right(attend, q, k, v, softmax_scale=scale)
+    assert_right(attend, q, k, v, softmax_scale=scale, window_size=(100, 0))
 
 
 @targets([target for target in SOME_TARGETS if target.dtype is torch.float32])
@@ -143,11 +152,11 @@ def test_largest_numbers_there_are(path: str, logit: float, target: Target) -> N
 @paths
 def test_sink_among_large_logits(path: str, exponent: int, target: Target) -> None:
     attend, seqlen_q, seqlen_k = PATHS[path]
-    for sign in (-1, 1):
-        q, k, v, scale = with_logits(sign * torch.ones(seqlen_k), exponent, seqlen_q, target)
-        for sinks in ((-1.0, 1.0), (0.0, -2.0), (2.0, -torch.inf)):
-            sink = torch.tensor(sinks, device=target.device) * 2.0**exponent
-            assert_right(attend, q, k, v, softmax_scale=scale, sink=sink)
+    logits = torch.tensor([-1.0, 1.0])[:, None].expand(2, seqlen_k)
+    q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
+    for sinks in ((-1.0, 1.0), (0.0, -2.0), (2.0, -torch.inf)):
+        sink = torch.tensor(sinks, device=target.device) * 2.0**exponent
+        assert_right(attend, q, k, v, softmax_scale=scale, sink=sink)
 
 
 @targets(SOME_TARGETS)
@@ -193,7 +202,7 @@ def test_scale_of_zero_is_uniform(path: str, target: Target) -> None:
 @paths
 def test_scores_of_minus_infinity_attend_to_nothing(path: str, target: Target) -> None:
     attend, seqlen_q, seqlen_k = PATHS[path]
-    q, k, v, _ = with_logits(torch.full((seqlen_k,), -torch.inf), 0, seqlen_q, target)
+    q, k, v, _ = with_logits(torch.full((1, seqlen_k), -torch.inf), 0, seqlen_q, target)
     slopes = torch.ones(HEADS, device=target.device)
     for options in ({}, {"causal": True}, {"alibi_slopes": slopes}):
         out, lse = attend(q, k, v, **options)
@@ -205,47 +214,49 @@ def test_scores_of_minus_infinity_attend_to_nothing(path: str, target: Target) -
         assert torch.equal(grad, torch.zeros_like(grad))
 
 
-GRADIENT_PATHS = {"one_query": (1, 217), "tiles": (70, 217), "one_key": (40, 1)}
+GRADIENT_PATHS = {"one_query": (1, 217), "tiles": (40, 217), "one_key": (40, 1)}
 
 
 @targets(SOME_TARGETS)
 @pytest.mark.parametrize("exponent", EXPONENTS)
 @pytest.mark.parametrize("path", GRADIENT_PATHS)
-@pytest.mark.parametrize("more", [{}, {"causal": True}, {"dropout_p": 0.25}, {"sink": True}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"causal": True}, {"dropout_p": 0.25}, {"sink": True}], ids=str
+)
 def test_gradients_are_right(
     more: dict[str, Any], path: str, exponent: int, target: Target
 ) -> None:
     """Of out and lse, for logits of any size: the error is that of rounding P and dP."""
     seqlen_q, seqlen_k = GRADIENT_PATHS[path]
-    for pattern in PATTERNS.values():
-        logits = pattern(keys(seqlen_k)).clamp(-3, 3)
-        q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
-        options = {"softmax_scale": scale, **more}
-        leaves = [x.requires_grad_() for x in (q, k, v)]
-        if "sink" in more:
-            sink = torch.tensor([1.0, -3.0], device=target.device) * 2.0**exponent
-            options["sink"] = sink.requires_grad_()
-            leaves.append(sink)
-        rng_state = drawn_rng_state(target.device)
-        out, lse = dense(q, k, v, **options)
-        grads = (torch.randn_like(out), torch.randn_like(lse))
-        actual = torch.autograd.grad((out, lse), leaves, grads)
-        exact, low = (
-            reference_gradients(q, k, v, options, grads, rng_state, dtype)
-            for dtype in (torch.float64, target.dtype)
-        )
-        # dS is rounded like dP; the other operand of its products may be huge.
-        eps = torch.finfo(target.dtype).eps
-        largest_dp = grads[0].abs().max().item() * v.abs().max().item() * HEAD_DIM
-        other = {0: k, 1: q}
-        for i, (name, gradient) in enumerate(zip(("q", "k", "v", "sink"), actual, strict=False)):
-            slack = 1e-5
-            if i in other:
-                slack += 4 * eps * scale * other[i].abs().max().item() * largest_dp
-            if name == "sink":
-                slack += max(eps, 1e-6) * exact[i].abs().max().item()
-            assert gradient.isfinite().all()
-            assert_within_rule(f"gradient of {name}", gradient, exact[i], low[i], 3, slack)
+    logits = all_patterns(seqlen_k, exponent).clamp(-3, 3)
+    q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
+    options = {"softmax_scale": scale, **more}
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    if "sink" in more:
+        sink = torch.tensor([1.0, -3.0], device=target.device) * 2.0**exponent
+        options["sink"] = sink.requires_grad_()
+        leaves.append(sink)
+    rng_state = drawn_rng_state(target.device)
+    out, lse = dense(q, k, v, **options)
+    grads = (torch.randn_like(out), torch.randn_like(lse))
+    actual = torch.autograd.grad((out, lse), leaves, grads)
+    exact, low = (
+        reference_gradients(q, k, v, options, grads, rng_state, dtype)
+        for dtype in (torch.float64, target.dtype)
+    )
+    # dS is rounded like dP; the other operand of its products may be huge.
+    eps = torch.finfo(target.dtype).eps
+    largest_dp = grads[0].abs().max().item() * v.abs().max().item() * HEAD_DIM
+    other = {0: k, 1: q}
+    for i, (name, gradient) in enumerate(zip(("q", "k", "v", "sink"), actual, strict=False)):
+        slack = 1e-5
+        if i in other:
+            slack += 4 * eps * scale * other[i].abs().max().item() * largest_dp
+        if name == "sink":
+            slack += max(eps, 1e-6) * exact[i].abs().max().item()
+        assert gradient.isfinite().all()
+        allowed = where_finite(low[i], exact[i])
+        assert_within_rule(f"gradient of {name}", gradient, exact[i], allowed, 3, slack)
 
 
 def reference_gradients(

@@ -17,8 +17,8 @@
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
 #if defined(__FMA__) || defined(__aarch64__)
-inline constexpr float kFarExponent =
-    0x1p10f;  // the rounding is at most 2^-14, and lost in a 16-bit P
+// Up to here the rounding is at most 2^-15, which a 16-bit P does not see.
+inline constexpr float kFarExponent = 0x1p10f;
 #else
 // Without fused multiply-adds the products of all scores are rounded, and far costs the same.
 inline constexpr float kFarExponent = 0;
