@@ -84,10 +84,10 @@ def all_patterns(seqlen_k: int, exponent: int) -> Tensor:
 
 
 def room_for(exponent: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Exponents of q, k and softmax_scale that make up `exponent`; 11 ... 15 are put on top."""
-    most = 11 if dtype is torch.float16 else 60
-    of_q = max(-most, min(most, exponent // 2))
-    of_k = max(-most, min(most, exponent - of_q))
+    """Exponents of q, k and softmax_scale that make up `exponent`, below those that overflow."""
+    most_q, most_k = (15, 12) if dtype is torch.float16 else (60, 60)
+    of_q = max(-most_k, min(most_q, exponent // 2))
+    of_k = max(-most_k, min(most_k, exponent - of_q))
     return of_q, of_k, exponent - of_q - of_k
 
 
