@@ -36,8 +36,7 @@ struct Run {
     char* const key_sums = static_cast<char*>(params.workspace.data) + task.key_sums;
     Turn turn(progress[index], task.before < 0 ? nullptr : &progress[task.before]);
     BackwardChunk const chunk{
-        {task.batch, task.head_kv, task.first, task.count, seq_info(problem.seqs_q, task.batch),
-         seq_info(problem.seqs_k, task.batch)},
+        {task.batch, task.head_kv, task.first, task.count, task.q_seq, task.k_seq},
         key_sums,
         sink_sums == nullptr
             ? nullptr

@@ -36,8 +36,9 @@ std::vector<Chain> make_chains(FwdParams const& params, int64_t chunk_queries,
     size_t const begin = chunks.size();
     cut_sequence(params, batch, chunk_queries, chunks);
     if (chunks.size() == begin) {
-      if (seq_info(params.seqs_k, batch).length == 0) continue;
-      chunks.push_back({.batch = batch, .count = 0, .first = 0, .cost = 0});
+      SeqInfo const k_seq = seq_info(params.seqs_k, batch);
+      if (k_seq.length == 0) continue;
+      chunks.push_back({.batch = batch, .k_seq = k_seq});
     }
     int64_t cost = 0;
     for (size_t i = begin; i < chunks.size(); ++i) cost += chunks[i].cost;
@@ -53,10 +54,11 @@ std::vector<Chain> make_chains(FwdParams const& params, int64_t chunk_queries,
 // Offsets of the slots and their end; chain i owns slot i % num_slots. A slot is as large as the
 // largest of its chains, so that all of them are never larger than the gradients of all chains.
 std::vector<int64_t> place_slots(FwdParams const& params, BackwardKernel const& kernel,
-                                 std::vector<Chain> const& chains, size_t num_slots) {
+                                 std::vector<Chain> const& chains,
+                                 std::vector<ScheduledChunk> const& chunks, size_t num_slots) {
   std::vector<int64_t> slots(num_slots + 1, 0);
   for (size_t i = 0; i < chains.size(); ++i) {
-    int32_t const seqlen_k = seq_info(params.seqs_k, chains[i].batch).length;
+    int32_t const seqlen_k = chunks[chains[i].begin].k_seq.length;
     int64_t const bytes = kernel.key_sums_bytes(params.head_dim, seqlen_k);
     slots[i % num_slots] = std::max(slots[i % num_slots], bytes);
   }
@@ -77,8 +79,9 @@ void schedule_backward(BwdParams const& params, BackwardKernel const& kernel, in
   std::vector<Chain> const chains = make_chains(problem, tiles * kernel.tile_queries, chunks);
   size_t const num_slots =
       std::min(chains.size(), num_threads == 1 ? 1 : num_threads * kSlotsPerThread);
-  std::vector<int64_t> const slots =
-      num_slots == 0 ? std::vector<int64_t>{0} : place_slots(problem, kernel, chains, num_slots);
+  std::vector<int64_t> const slots = num_slots == 0
+                                         ? std::vector<int64_t>{0}
+                                         : place_slots(problem, kernel, chains, chunks, num_slots);
 
   schedule.tasks.clear();
   schedule.num_chunks = static_cast<int32_t>(chunks.size());
@@ -91,6 +94,8 @@ void schedule_backward(BwdParams const& params, BackwardKernel const& kernel, in
                               .head_kv = chain.head_kv,
                               .first = chunks[index].first,
                               .count = chunks[index].count,
+                              .q_seq = chunks[index].q_seq,
+                              .k_seq = chunks[index].k_seq,
                               .chunk = static_cast<int32_t>(index),
                               .before = newest[slot],
                               .opens = step == 0,

@@ -19,6 +19,8 @@ struct BackwardTask {
   int32_t head_kv;
   int64_t first;  // packed queries [first, first + count)
   int32_t count;
+  SeqInfo q_seq;
+  SeqInfo k_seq;
   int32_t chunk;     // its number among the chunks of all sequences; KV heads share it
   int32_t before;    // the task whose progress this one follows, or -1
   bool opens;        // first of its chain: `before` is the last one of the slot's previous chain

@@ -46,10 +46,9 @@ class Run {
     thread_units.clear();
     int64_t single_heads = 0;
     for (ScheduledChunk const& chunk : thread_schedule) {
-      int32_t const seqlen_q = seq_info(params_.seqs_q, chunk.batch).length;
-      int32_t const seqlen_k = seq_info(params_.seqs_k, chunk.batch).length;
-      thread_units.push_back({chunk, cut_keys(params_, chunk.batch, kernel_.key_block),
-                              kernel_.heads_together(params_, seqlen_q, seqlen_k)});
+      thread_units.push_back(
+          {chunk, cut_keys(params_, chunk, kernel_.key_block),
+           kernel_.heads_together(params_, chunk.q_seq.length, chunk.k_seq.length)});
       single_heads += int64_t(thread_units.back().parts.count) * params_.num_heads_kv;
     }
     // Threads without work are worse than heads apart.
@@ -153,7 +152,7 @@ class Run {
   // Neighbouring tasks are neighbouring heads, whose keys lie beside each other in memory.
   void run_task(int64_t task, void* scratch) const {
     Unit const& unit = unit_of(task);
-    auto const [batch, count, first, cost] = unit.chunk;
+    auto const& [batch, count, first, cost, q_seq, k_seq] = unit.chunk;
     KeyParts const& parts = unit.parts;
     int32_t const groups = head_groups(unit);
     auto const part = static_cast<int32_t>((task - unit.first_task) / groups);
@@ -161,8 +160,7 @@ class Run {
     int32_t const head_kv = group * unit.heads;
     int32_t const heads = std::min(unit.heads, params_.num_heads_kv - head_kv);
     int32_t const begin = parts.begin + part * parts.length;
-    ForwardChunk chunk{{batch, head_kv, first, count, seq_info(params_.seqs_q, batch),
-                        seq_info(params_.seqs_k, batch)},
+    ForwardChunk chunk{{batch, head_kv, first, count, q_seq, k_seq},
                        heads,
                        begin,
                        std::min(begin + parts.length, parts.end),

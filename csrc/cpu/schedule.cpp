@@ -41,7 +41,7 @@ void cut_sequence(FwdParams const& params, int32_t batch, int64_t chunk_queries,
   for (int64_t first = 0; first < queries; first += chunk_queries) {
     int64_t const count = std::min(chunk_queries, queries - first);
     chunks.push_back({batch, static_cast<int32_t>(count), first,
-                      chunk_cost(params, q_seq, k_seq, first, count)});
+                      chunk_cost(params, q_seq, k_seq, first, count), q_seq, k_seq});
   }
 }
 
@@ -72,9 +72,9 @@ void schedule_forward(FwdParams const& params, ForwardKernel const& kernel, int 
   }
 }
 
-KeyParts cut_keys(FwdParams const& params, int32_t batch, int32_t key_block) {
-  SeqInfo const q_seq = seq_info(params.seqs_q, batch);
-  int32_t const seqlen_k = seq_info(params.seqs_k, batch).length;
+KeyParts cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t key_block) {
+  SeqInfo const& q_seq = chunk.q_seq;
+  int32_t const seqlen_k = chunk.k_seq.length;
   KeyParts const whole = {0, seqlen_k, std::max(1, seqlen_k), 1};
   int32_t const short_enough = params.num_splits == 0 ? kBlocksPerPart * key_block : key_block;
   if (params.num_splits == 1 || seqlen_k <= short_enough ||

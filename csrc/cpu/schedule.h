@@ -8,12 +8,15 @@
 
 namespace fa2::cpu {
 
-// A chunk of queries, to be run once for every KV head.
+// A chunk of queries, to be run once for every KV head. Lengths are read once, here: whatever
+// another thread does to the caller's tensors meanwhile, plan and work agree.
 struct ScheduledChunk {
   int32_t batch;
   int32_t count;
   int64_t first;
   int64_t cost;  // multiply-adds per head dim
+  SeqInfo q_seq;
+  SeqInfo k_seq;
 };
 
 // Fills `chunks`, the most expensive first: short ones at the end even out the threads.
@@ -29,8 +32,8 @@ struct KeyParts {
   int32_t count;
 };
 
-// Parts that would be empty are left out.
-KeyParts cut_keys(FwdParams const& params, int32_t batch, int32_t key_block);
+// Of the sequence of a chunk. Parts that would be empty are left out.
+KeyParts cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t key_block);
 
 // Appends the chunks of `chunk_queries` queries of one sequence, first to last.
 void cut_sequence(FwdParams const& params, int32_t batch, int64_t chunk_queries,
