@@ -47,8 +47,6 @@ FA2_CPU_INLINE float exp2_of(float x) { return __builtin_exp2f(x); }
 FA2_CPU_INLINE double exp2_of(double x) { return __builtin_exp2(x); }
 FA2_CPU_INLINE float log_of(float x) { return __builtin_logf(x); }
 FA2_CPU_INLINE double log_of(double x) { return __builtin_log(x); }
-FA2_CPU_INLINE float log2_of(float x) { return __builtin_log2f(x); }
-FA2_CPU_INLINE double log2_of(double x) { return __builtin_log2(x); }
 FA2_CPU_INLINE float fma_of(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FA2_CPU_INLINE double fma_of(double a, double b, double c) { return __builtin_fma(a, b, c); }
 

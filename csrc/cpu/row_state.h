@@ -36,7 +36,7 @@ FA2_CPU_INLINE Vec<Real> at_least_lowest(Vec<Real> x) {
 
 template <class Real>
 struct RowBase {
-  Real score = -std::numeric_limits<Real>::infinity();
+  Real score = -Real(__builtin_inf());
   bool far = false;
 
   Real finite() const { return score < kLowest<Real> ? kLowest<Real> : score; }
