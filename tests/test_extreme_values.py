@@ -161,9 +161,9 @@ def test_sink_among_large_logits(path: str, exponent: int, target: Target) -> No
 
 
 @targets(SOME_TARGETS)
-@pytest.mark.parametrize("seqlen_q", [1, 2, 40])
+@pytest.mark.parametrize("seqlen_q", [1, 20])
 @pytest.mark.parametrize("with_alibi", [False, True])
-@pytest.mark.parametrize("softcap", [0.0, 1.0, 2.0**99, 2.0**-99])
+@pytest.mark.parametrize("softcap", [0.0, 1.0, 2.0**99])
 @pytest.mark.parametrize("scale", [0.0, 2.0**-100, 1.0])
 def test_masked_keys_never_return(
     scale: float, softcap: float, with_alibi: bool, seqlen_q: int, target: Target
@@ -174,7 +174,7 @@ def test_masked_keys_never_return(
     options: dict[str, Any] = {"softmax_scale": scale, "softcap": softcap}
     if with_alibi:
         options["alibi_slopes"] = torch.tensor([0.25, 2.0], device=target.device)
-    for seqlen_k in (185, 192, 193, 199, 200, 207, 208, 217):
+    for seqlen_k in (185, 193, 200, 217):
         for left, right in ((30, -1), (20, 0), (30, 7)):
             q = torch.zeros(1, seqlen_q, HEADS, HEAD_DIM)
             k = torch.zeros(1, seqlen_k, HEADS_KV, HEAD_DIM)
