@@ -71,8 +71,7 @@ def append_and_attend(
     dtype_name = backend.dtype_name(q.dtype)
     if new is not None:
         q, new, cache, options = _apart_from_caches(q, k_cache, v_cache, new, cache, options)
-    readable = _launch._aligned if backend.aligned else _launch._unit_stride
-    q = readable(q)
+    q = _launch._readable(q, backend)
     cache, options = _readable_cache(cache, q), _launch._contiguous_options(options)
     lengths, appending = _lengths(q, k_cache, cache), None
     if new is not None:
@@ -127,8 +126,8 @@ def _append_problem(
     lengths: dict[str, int],
 ) -> _Append:
     """q and cache are readable already."""
-    readable = _launch._aligned if backend.aligned else _launch._unit_stride
-    k, v, cos, sin = readable(new.k), readable(new.v), new.rotary_cos, new.rotary_sin
+    k, v = _launch._readable(new.k, backend), _launch._readable(new.v, backend)
+    cos, sin = new.rotary_cos, new.rotary_sin
     num_heads, head_dim = q.shape[-2:]
     problem: dict[str, Any] = {
         **lengths,

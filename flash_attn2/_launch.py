@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from flash_attn2 import _backend
@@ -236,8 +235,7 @@ def _forward(
     backend = _backend.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
     head_dim = q.shape[-1]
-    readable = _aligned if backend.aligned else _unit_stride
-    q, k, v = readable(q), readable(k), readable(v)
+    q, k, v = _readable(q, backend), _readable(k, backend), _readable(v, backend)
     out = _empty_like(q, memory_format=torch.contiguous_format)
     options = _contiguous_options(options)
     rng_state = draw_rng_state(q.device) if options.dropout_p > 0 else None
@@ -260,8 +258,7 @@ def _backward(
     backend = _backend.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
     head_dim = q.shape[-1]
-    readable = _aligned if backend.aligned else _unit_stride
-    q, k, v, out = readable(q), readable(k), readable(v), readable(saved.out)
+    q, k, v, out = (_readable(x, backend) for x in (q, k, v, saved.out))
     options = _contiguous_options(options)
 
     def gradient_of(x: Tensor | None) -> Tensor | None:
@@ -278,7 +275,7 @@ def _backward(
         if grad_out is None:
             grad_out = q.new_zeros(q.shape[-1]).expand(q.shape)
         else:
-            grad_out = readable(grad_out.to(q.dtype))
+            grad_out = _readable(grad_out.to(q.dtype), backend)
         grad_q, grad_k, grad_v = unpacked(*grads)  # type: ignore[arg-type]
         problem = _problem(q, k, v, out, lse, rng_state, options, head_dim, lengths)
         problem.update(
@@ -405,18 +402,35 @@ def _contiguous_packing(packing: Packing) -> Packing:
     )
 
 
-def _unit_stride(t: Tensor) -> Tensor:
-    return t if t.stride()[-1] == 1 else t.clone(memory_format=torch.contiguous_format)
+def _readable(t: Tensor, backend: Backend) -> Tensor:
+    """`t` in rows that the backend reads, a copy where it has others.
 
-
-def _aligned(t: Tensor) -> Tensor:
-    """`t` with rows that start on 16 bytes: head_dim padded with zeros to a multiple of 8."""
-    if padding := -t.shape[-1] % 8:
-        return F.pad(t, (0, padding))
-    *outer, last = t.stride()
-    if last == 1 and t.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in outer):
+    Every tensor whose rows a kernel reads goes through here, and what comes out is so whatever
+    strides or address came in: the last stride is 1, and for CUDA kernels each row starts on 16
+    bytes and has a head_dim that is padded with zeros to a multiple of 8.
+    """
+    if _is_readable(t, backend):
         return t
-    return t.clone(memory_format=torch.contiguous_format)
+    padding = -t.shape[-1] % 8 if backend.aligned else 0
+    if padding == 0:
+        copy = t.clone(memory_format=torch.contiguous_format)
+    else:  # not F.pad, which may keep the order of the strides
+        head_dim = t.shape[-1]
+        copy = t.new_zeros(*t.shape[:-1], head_dim + padding)
+        copy[..., :head_dim] = t
+    assert _is_readable(copy, backend), (copy.shape, copy.stride(), copy.data_ptr())
+    return copy
+
+
+def _is_readable(t: Tensor, backend: Backend) -> bool:
+    strides = t.stride()
+    if strides[-1] != 1 or not backend.aligned:
+        return strides[-1] == 1
+    return (
+        t.shape[-1] % 8 == 0
+        and t.data_ptr() % 16 == 0
+        and all(stride % 8 == 0 for stride in strides[:-1])
+    )
 
 
 def _without_padding(t: Tensor, head_dim: int) -> Tensor:
