@@ -14,6 +14,8 @@ set(FA2_SMALL_BWD_BUCKETS 128 192 256)  # has_small_bwd_tile in sm80/bwd_tiles.h
 set(FA2_HOST_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/host/device.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/host/plan.cpp"
+    "${CMAKE_CURRENT_LIST_DIR}/host/plan_backward.cpp"
+    "${CMAKE_CURRENT_LIST_DIR}/host/plan_forward.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/append.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/backward.cpp"
     "${CMAKE_CURRENT_LIST_DIR}/sm80/forward.cpp"

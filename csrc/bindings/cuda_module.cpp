@@ -40,7 +40,7 @@ void forward(py::dict const& problem) {
 
 int64_t forward_workspace(py::dict const& problem) {
   fa2::FwdParams const params = fa2::bindings::read_forward_call(problem).params;
-  return fa2::plan_forward(params, current_device()).workspace.bytes;
+  return fa2::plan_forward(params, current_device()).workspace_bytes;
 }
 
 void append(py::dict const& problem) {

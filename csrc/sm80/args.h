@@ -2,6 +2,7 @@
 
 #include "core/params.h"
 #include "core/score_mod.h"
+#include "sm80/sequence_rule.h"
 
 namespace fa2::sm80 {
 
@@ -15,6 +16,8 @@ struct FwdArgs {
   int32_t section;       // (batch, head) pairs that are scheduled together
   uint32_t keep_below;   // dropout_keep_threshold << 16
   float inv_keep_prob;
+  SequenceRule rule;
+  bool selects;  // other launches of the call take other sequences
 };
 
 }  // namespace fa2::sm80

@@ -70,7 +70,7 @@ struct RowStatsKernel {
             lse_index(args.problem.forward, tile.batch, tile.first_row_q, tile.head) +
             tile.row_begin + row;
         float const natural = args.problem.forward.lse[at];
-        if (natural != -INFINITY) lse = natural * kLog2e;
+        if (natural != -INFINITY) lse = bound_of(natural);
         if (args.problem.grad_lse != nullptr) delta -= args.problem.grad_lse[at];
       }
       if (lane == 0) {
@@ -84,6 +84,14 @@ struct RowStatsKernel {
   }
 
  private:
+  // Not below the logarithm of the row's sum, whatever was rounded on the way from the scores to
+  // it: no probability that is recomputed from it exceeds 1, however large the scores.
+  CUTE_DEVICE static float bound_of(float lse) {
+    constexpr float kRelative = 0x1p-22f, kAbsolute = 0x1p-16f;
+    float const log2_sum = lse * kLog2e;
+    return log2_sum + (fabsf(log2_sum) * kRelative + kAbsolute);
+  }
+
   // This lane's share of sum(dO * O) of a row.
   CUTE_DEVICE static float lane_product(BwdArgs const& args, QueryTile const& tile, int row,
                                         int lane) {

@@ -9,17 +9,21 @@ namespace fa2::sm80 {
 void forward(FwdParams const& params, DeviceInfo const& device, cudaStream_t stream) {
   if (params.batch == 0 || params.num_heads == 0 || params.seqs_q.max_seqlen == 0) return;
   FwdPlan const plan = plan_forward(params, device);
-  FwdInstance const& instance = find_forward(plan.key);
-  FA2_CHECK(instance.smem_bytes <= device.smem_per_block,
-            "{} needs {} bytes of shared memory a block; the device has {}", to_string(plan.key),
-            instance.smem_bytes, device.smem_per_block);
-  FA2_CHECK(params.workspace.holds(plan.workspace.bytes),
-            "{} splits need a workspace of {} bytes, got {}", plan.num_splits, plan.workspace.bytes,
+  FA2_CHECK(params.workspace.holds(plan.workspace_bytes),
+            "splits need a workspace of {} bytes, got {}", plan.workspace_bytes,
             params.workspace.bytes);
-  instance.launch(params, plan, stream);
-  if (plan.num_splits > 1) {
-    CombineArgs const args{params, plan.partials(params.workspace.data)};
-    find_cache(plan.key.dtype).combine(args, plan.combine_grid, stream);
+  for (FwdPlan::Launch const& launch : plan.launches()) {
+    FwdInstance const& instance = find_forward(launch.key);
+    FA2_CHECK(instance.smem_bytes <= device.smem_per_block,
+              "{} needs {} bytes of shared memory a block; the device has {}",
+              to_string(launch.key), instance.smem_bytes, device.smem_per_block);
+  }
+  for (FwdPlan::Launch const& launch : plan.launches()) {
+    find_forward(launch.key).launch(params, plan, launch, stream);
+    if (launch.combine_grid == 0) continue;
+    CombineArgs const args{params, plan.schedule(launch), launch.partials(params.workspace.data),
+                           launch.combine_queries};
+    find_cache(launch.key.dtype).combine(args, launch.combine_grid, stream);
   }
 }
 

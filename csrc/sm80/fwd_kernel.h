@@ -19,14 +19,15 @@ struct FwdKernel {
   CUTE_DEVICE void operator()(FwdArgs const& args, char* smem_bytes) const {
     Smem& smem = *reinterpret_cast<Smem*>(smem_bytes);
     WorkTile const work = work_tile(args, blockIdx.x, kTile.block_m, kTile.block_n);
-    if (work.row_begin >= work.seqlen_q) return;  // a shorter sequence of a packed batch
+    if (work.row_begin >= work.seqlen_q) return;  // shorter than the longest, or another launch's
     if (threadIdx.x == 0) smem.work = work;
     __syncthreads();
 
     FwdMainloop<Config> mainloop(args, smem);
     if (work.tiles.begin < work.tiles.end) {
       load_queries(args, smem);
-      mainloop.run();
+      mainloop.begin();
+      mainloop.run(false_type{});
     }
     FwdEpilogue<Config>::store(args, smem, mainloop);
   }

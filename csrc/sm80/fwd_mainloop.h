@@ -53,27 +53,42 @@ class FwdMainloop {
     clear(output);
   }
 
-  // Needs the copy of Q issued; ends with no copy in flight.
-  CUTE_DEVICE void run() {
-    int n = smem_.work.tiles.end - 1;
+  // Needs the copy of Q issued.
+  CUTE_DEVICE void begin() {
+    int const n = smem_.work.tiles.end - 1;
     k_stream_.template load<Rows::kBounded>(n, smem_.work.seqlen_k - n * kTile.block_n);
     if constexpr (kTile.q_in_registers) keep_queries();
+  }
 
+  // Goes through the tiles of the work, of which the last is on its way. Ends with no copy in
+  // flight, unless others follow: then the tile before the first is.
+  template <class Follows>
+  CUTE_DEVICE void run(Follows others_follow) {
     // Masked tiles on the right, full ones, masked ones on the left. One masked body serves both
     // edges: a copy for each would double the code.
     BlockRange const& tiles = smem_.work.tiles;
+    int n = tiles.end - 1;
     while (true) {
       CUTE_NO_UNROLL
-      for (; n >= tiles.begin && is_edge(tiles, n); --n) step<Edge::kMasked>(n, n > tiles.begin);
+      for (; n >= tiles.begin && is_edge(tiles, n); --n) {
+        step<Edge::kMasked>(n, n > tiles.begin || others_follow);
+      }
 
       // Counted apart from n, so that the plain variant's loop holds one counter and reads nothing.
       int left = n - tiles.full_begin + 1;
       if (left <= 0) break;
-      int const final = tiles.full_begin > tiles.begin ? 0 : 1;  // no tile comes after that one
+      // Whether no tile comes after that one.
+      int const final = tiles.full_begin > tiles.begin || others_follow ? 0 : 1;
       CUTE_NO_UNROLL
       for (; left > 0; --left) step<Edge::kFull>(tiles.full_begin + left - 1, left > final);
       n = tiles.full_begin - 1;
     }
+  }
+
+  // Forgets what was accumulated.
+  CUTE_DEVICE void reset() {
+    clear(output);
+    softmax = RowSoftmax<kM>();
   }
 
   RowSoftmax<kM> softmax;

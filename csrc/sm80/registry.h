@@ -13,7 +13,7 @@ namespace fa2::sm80 {
 struct FwdInstance {
   KernelKey key;
   int32_t smem_bytes;
-  void (*launch)(FwdParams const&, FwdPlan const&, cudaStream_t);
+  void (*launch)(FwdParams const&, FwdPlan const&, FwdPlan::Launch const&, cudaStream_t);
 };
 
 // The small kernels that a KV cache needs.

@@ -13,7 +13,7 @@ struct SplitArgs {
   ScoreScales scales;
   cutlass::FastDivmod group;
   cutlass::FastDivmod page_size;
-  int32_t num_m_blocks;  // of the longest sequence
+  SplitSchedule schedule;
   Partials partials;
 };
 

@@ -21,20 +21,53 @@ struct SplitKernel {
 
   CUTE_DEVICE void operator()(SplitArgs const& args, char* smem_bytes) const {
     Smem& smem = *reinterpret_cast<Smem*>(smem_bytes);
-    SplitWorkTile const work = split_work_tile(args, blockIdx.x, kTile.block_m, kTile.block_n);
-    if (work.row_begin >= work.num_rows) return;  // a shorter sequence of a packed batch
-    if (threadIdx.x == 0) smem.work = work;
-    __syncthreads();
+    if (!schedule(args, smem)) return;  // shorter than the longest, or another launch's
 
     FwdMainloop<Config> mainloop(args, smem);
-    if (work.tiles.begin < work.tiles.end) {
-      load_queries(args, work, smem);
-      mainloop.run();
+    bool const sees_keys = smem.work.tiles.begin < smem.work.tiles.end;
+    if (sees_keys) {
+      load_queries(args, smem.work, smem);
+      mainloop.begin();
     }
-    SplitEpilogue<Config>::store(args, smem, mainloop);
+    if constexpr (Config::kSums) {
+      SplitEpilogue<Config> epilogue(args, smem);
+      if (sees_keys) sum_splits(mainloop, epilogue, smem.work.sharing, smem.work.cta);
+      if (smem.work.cta == 0) epilogue.store_sum();
+    } else {
+      if (sees_keys) mainloop.run(false_type{});
+      SplitEpilogue<Config>(args, smem).store_split(mainloop);
+    }
   }
 
  private:
+  CUTE_DEVICE static bool schedule(SplitArgs const& args, Smem& smem) {
+    SplitWorkTile const work = split_work_tile(args, blockIdx.x);
+    if (work.num_rows == 0) return false;
+    if (threadIdx.x == 0) smem.work = work;
+    __syncthreads();
+    return true;
+  }
+
+  CUTE_DEVICE static void sum_splits(FwdMainloop<Config>& mainloop, SplitEpilogue<Config>& epilogue,
+                                     Sharing const& sharing, int cta) {
+    int const end = sharing.begin(cta + 1);
+    CUTE_NO_UNROLL
+    for (int split = sharing.begin(cta); split < end; ++split) {
+      bool const more = split + 1 < end;
+      if constexpr (Config::kKeepsKeys) {
+        mainloop.run(more);
+      } else {
+        mainloop.run(false_type{});
+      }
+      epilogue.add_split(mainloop, split);
+      if (more) mainloop.reset();
+      if constexpr (!Config::kKeepsKeys) {
+        __syncthreads();  // nobody reads what lies where the keys go
+        if (more) mainloop.begin();
+      }
+    }
+  }
+
   // Zeros beyond the last row and beyond head_dim.
   CUTE_DEVICE static void load_queries(SplitArgs const& args, SplitWorkTile const& work,
                                        Smem& smem) {

@@ -9,16 +9,17 @@
 namespace fa2::sm80 {
 
 template <class Config>
-void launch_split(FwdParams const& params, FwdPlan const& plan, cudaStream_t stream) {
+void launch_split(FwdParams const& params, FwdPlan const& plan, FwdPlan::Launch const& launch,
+                  cudaStream_t stream) {
   SplitArgs const args{
       .problem = params,
       .scales = score_scales(params.softmax_scale, params.score_mod.softcap),
       .group = {params.group()},
       .page_size = {params.pages.block_table != nullptr ? params.pages.page_size : 1},
-      .num_m_blocks = plan.num_m_blocks,
-      .partials = plan.partials(params.workspace.data),
+      .schedule = plan.schedule(launch),
+      .partials = launch.partials(params.workspace.data),
   };
-  launch<SplitKernel<Config>>(args, plan.grid, stream);
+  sm80::launch<SplitKernel<Config>>(args, launch.grid, stream);
 }
 
 template <class Element, DType kDType, int kBucket, Variant kVariant, bool kFew>

@@ -22,24 +22,62 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
   using StreamV = PagedStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO>;
   using SmemQ = typename Base::SmemQ;
 
+  // Few rows: a CTA goes from split to split and adds up their results. The first keys of the next
+  // one are then in flight already, unless wide heads leave no room for that.
+  static constexpr bool kSums = kTile.key_warps > 1;
+  static constexpr bool kKeepsKeys = kTile.head_dim <= 192;
+
   // Outputs in float32. The padding keeps pairs of neighbouring rows in different banks.
   static constexpr int kOutStride = kTile.head_dim_v + 8;
 
-  struct Smem {
+  // What each warp found for its rows.
+  struct Found {
+    alignas(128) float out[kTile.key_warps][kTile.block_m * kOutStride];
+    RowState rows[kTile.key_warps][kTile.block_m];
+  };
+
+  using K = Element[StreamK::Smem::kElements];
+  using V = Element[StreamV::Smem::kElements];
+  using Q = Element[SmemQ::kElements];
+
+  // What may make room for Found: the values of a split that have been read; its keys too; and the
+  // queries, when there is no other split.
+  struct SmemBesideValues {
+    alignas(128) Q q;
+    alignas(128) K k;
     union {
-      struct {
-        alignas(128) Element q[SmemQ::kElements];
-        alignas(128) Element k[StreamK::Smem::kElements];
-        alignas(128) Element v[StreamV::Smem::kElements];
-      };
-      struct {  // when all keys have been read: what each warp found for its rows
-        alignas(128) float out[kTile.key_warps][kTile.block_m * kOutStride];
-        RowState rows[kTile.key_warps][kTile.block_m];
-      };
+      alignas(128) V v;
+      Found found;
     };
     alignas(16) Element probs[0];
     SplitWorkTile work;
   };
+  struct SmemBesideKeys {
+    alignas(128) Q q;
+    union {
+      struct {
+        alignas(128) K k;
+        alignas(128) V v;
+      };
+      Found found;
+    };
+    alignas(16) Element probs[0];
+    SplitWorkTile work;
+  };
+  struct SmemBesideQueries {
+    union {
+      struct {
+        alignas(128) Q q;
+        alignas(128) K k;
+        alignas(128) V v;
+      };
+      Found found;
+    };
+    alignas(16) Element probs[0];
+    SplitWorkTile work;
+  };
+  using Smem = conditional_t<kSums, conditional_t<kKeepsKeys, SmemBesideValues, SmemBesideKeys>,
+                             SmemBesideQueries>;
 
   CUTE_DEVICE static int query_of(SplitArgs const& args, int row) { return args.group.div(row); }
 

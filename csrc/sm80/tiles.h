@@ -12,6 +12,13 @@ enum class Variant : int32_t {
   kDropout,   // kModified with dropout
 };
 
+enum class TileKind : int32_t {
+  kRegular,
+  kSmall,     // for devices with less shared memory
+  kFewRows,   // of the split kernel, for up to kFewRows rows,
+  kManyRows,  // and for more
+};
+
 namespace sm80 {
 
 struct FwdTile {

@@ -45,7 +45,8 @@ CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t block, int block_m, 
   work.row_begin = (args.num_m_blocks - 1 - in_section / pairs) * block_m;
   SeqInfo const q = seq_info(p.seqs_q, work.batch);
   SeqInfo const k = seq_info(p.seqs_k, work.batch);
-  work.seqlen_q = q.length;
+  bool const others = args.selects && kernel_of(args.rule, q.length, k.length) != args.rule.unsplit;
+  work.seqlen_q = others ? 0 : q.length;
   work.seqlen_k = k.length;
   work.first_row_q = q.first_row;
   work.first_row_k = k.first_row;

@@ -29,6 +29,13 @@ FwdParams problem(int head_dim, int seqlen_q = 1000, int seqlen_k = 1000) {
   return p;
 }
 
+// The launch of a problem that needs but one.
+FwdPlan::Launch only_launch(FwdParams const& p, DeviceInfo const& device = kA100) {
+  FwdPlan const plan = plan_forward(p, device);
+  EXPECT_EQ(plan.num_launches, 1);
+  return plan.all[0];
+}
+
 std::string error_of(FwdParams const& p, DeviceInfo const& device = kA100) {
   try {
     plan_forward(p, device);
@@ -40,27 +47,27 @@ std::string error_of(FwdParams const& p, DeviceInfo const& device = kA100) {
 
 TEST(head_dims_are_rounded_up_to_a_bucket) {
   for (int bucket : {32, 64, 96, 128, 192, 256}) {
-    EXPECT_EQ(plan_forward(problem(bucket), kA100).key.bucket, bucket);
-    EXPECT_EQ(plan_forward(problem(bucket - 8), kA100).key.bucket, bucket);
+    EXPECT_EQ(only_launch(problem(bucket)).key.bucket, bucket);
+    EXPECT_EQ(only_launch(problem(bucket - 8)).key.bucket, bucket);
   }
 }
 
 TEST(variant_follows_from_what_the_problem_asks) {
   float const slopes[8] = {};
   FwdParams p = problem(64);
-  EXPECT(plan_forward(p, kA100).key.variant == Variant::kPlain);
+  EXPECT(only_launch(p).key.variant == Variant::kPlain);
   p.score_mod.softcap = 30.f;
-  EXPECT(plan_forward(p, kA100).key.variant == Variant::kModified);
+  EXPECT(only_launch(p).key.variant == Variant::kModified);
   p.score_mod = {.alibi_slopes = slopes};
-  EXPECT(plan_forward(p, kA100).key.variant == Variant::kModified);
+  EXPECT(only_launch(p).key.variant == Variant::kModified);
   p.dropout.drop_prob = 0.1f;
-  EXPECT(plan_forward(p, kA100).key.variant == Variant::kDropout);
+  EXPECT(only_launch(p).key.variant == Variant::kDropout);
 }
 
 TEST(wide_heads_have_a_tile_for_little_shared_memory) {
   for (int head_dim : {32, 128, 192, 256}) {
-    EXPECT(plan_forward(problem(head_dim), kA100).key.tile == TileKind::kRegular);
-    EXPECT_EQ(plan_forward(problem(head_dim), kRtx3090).key.tile == TileKind::kSmall,
+    EXPECT(only_launch(problem(head_dim)).key.tile == TileKind::kRegular);
+    EXPECT_EQ(only_launch(problem(head_dim), kRtx3090).key.tile == TileKind::kSmall,
               head_dim > 128);
   }
 }
@@ -69,7 +76,7 @@ TEST(grid_covers_every_query_block_of_every_head) {
   for (int seqlen : {127, 128, 129, 4096}) {
     FwdParams p = problem(128, seqlen, 100);
     p.num_heads_kv = p.num_heads;
-    FwdPlan const plan = plan_forward(p, kA100);
+    FwdPlan::Launch const plan = only_launch(p);
     EXPECT_EQ(plan.num_m_blocks, (seqlen + plan.tile.block_m - 1) / plan.tile.block_m);
     EXPECT_EQ(plan.grid, plan.num_m_blocks * 3 * 8);
   }
@@ -78,10 +85,10 @@ TEST(grid_covers_every_query_block_of_every_head) {
 // The heads of a group read the same keys and values, so a section holds whole groups.
 TEST(section_is_what_fits_half_of_the_l2_cache) {
   int64_t const group_bytes = 16384 * 128 * 2 * 2;
-  FwdPlan const plan = plan_forward(problem(128, 1000, 16384), kA100);
+  FwdPlan::Launch const plan = only_launch(problem(128, 1000, 16384));
   EXPECT_EQ(plan.section, (kA100.l2_bytes / 2) / group_bytes * 4);
-  EXPECT_EQ(plan_forward(problem(128, 1000, 1 << 20), kA100).section, 4);
-  EXPECT_EQ(plan_forward(problem(128, 1000, 16), kA100).section, 3 * 8);
+  EXPECT_EQ(only_launch(problem(128, 1000, 1 << 20)).section, 4);
+  EXPECT_EQ(only_launch(problem(128, 1000, 16)).section, 3 * 8);
 }
 
 TEST(what_no_kernel_can_run_is_refused) {
@@ -106,6 +113,7 @@ TEST(plan_is_printable) {
 // ---- splits ------------------------------------------------------------------------------------
 
 int32_t const kTable[8] = {};
+int32_t const kLengths[65] = {};
 
 FwdParams decode(int batch, int seqlen_q, int seqlen_k) {
   FwdParams p = problem(128, seqlen_q, seqlen_k);
@@ -113,50 +121,168 @@ FwdParams decode(int batch, int seqlen_q, int seqlen_k) {
   return p;
 }
 
-TEST(heads_of_a_group_share_a_tile) {
-  FwdPlan plan = plan_forward(decode(64, 1, 1000), kA100);  // 4 rows
-  EXPECT(plan.key.tile == TileKind::kFewRows);
-  EXPECT_EQ(plan.grid, 64 * 2);
-  EXPECT_EQ(plan.num_splits, 1);
-  EXPECT_EQ(plan.workspace.bytes, 0);
-  FwdParams p = decode(64, 40, 1000);  // 160 rows
+FwdParams packed_queries(FwdParams p) {
+  p.seqs_q.cu_seqlens = kLengths;
+  p.seqs_q.total = int64_t(p.batch) * p.seqs_q.max_seqlen;
+  return p;
+}
+
+FwdParams paged(FwdParams p) {
   p.pages = {.block_table = kTable, .table_stride = 4, .page_size = 256, .num_pages = 8};
-  plan = plan_forward(p, kA100);
-  EXPECT(plan.key.tile == TileKind::kManyRows);
-  EXPECT_EQ(plan.num_m_blocks, 2);
-  EXPECT_EQ(plan.grid, 2 * 64 * 2);
+  return p;
+}
+
+std::string kinds_of(FwdParams const& p) {
+  FwdPlan const plan = plan_forward(p, kA100);
+  std::string kinds;
+  for (FwdPlan::Launch const& launch : plan.launches()) {
+    kinds += "rsfm"[int(launch.key.tile)];
+  }
+  return kinds;
+}
+
+TEST(heads_of_a_group_share_a_tile) {
+  FwdPlan::Launch launch = only_launch(decode(64, 1, 1000));  // 4 rows
+  EXPECT(launch.key.tile == TileKind::kFewRows);
+  EXPECT_EQ(launch.grid, 64 * 2);
+  EXPECT_EQ(launch.combine_grid, 0);
+  EXPECT_EQ(plan_forward(decode(64, 1, 1000), kA100).workspace_bytes, 0);
+  launch = only_launch(paged(decode(64, 40, 1000)));  // 160 rows
+  EXPECT(launch.key.tile == TileKind::kManyRows);
+  EXPECT_EQ(launch.num_m_blocks, 2);
+  EXPECT_EQ(launch.grid, 2 * 64 * 2);
 }
 
 TEST(few_queries_are_packed_where_that_saves_rows) {
-  EXPECT(plan_forward(decode(64, 40, 1000), kA100).key.tile == TileKind::kManyRows);  // 256 of 512
-  EXPECT(plan_forward(decode(64, 100, 1000), kA100).key.tile == TileKind::kRegular);  // 512 of 512
-  EXPECT(plan_forward(decode(64, 2000, 1000), kA100).key.tile == TileKind::kRegular);
-  EXPECT(plan_forward(decode(1, kMaxSeqlen, 1000), kA100).key.tile == TileKind::kRegular);
+  EXPECT_EQ(kinds_of(decode(64, 40, 1000)), "m");   // 256 of 512
+  EXPECT_EQ(kinds_of(decode(64, 100, 1000)), "r");  // 512 of 512
+  EXPECT_EQ(kinds_of(decode(64, 2000, 1000)), "r");
+  EXPECT_EQ(kinds_of(decode(1, kMaxSeqlen, 1000)), "r");
 }
 
-TEST(keys_are_split_until_the_device_is_full) {
-  FwdPlan const plan = plan_forward(decode(1, 1, 32768), kA100);
-  EXPECT(plan.num_splits > 32);
-  EXPECT_EQ(plan.grid, 2 * plan.num_splits);
-  EXPECT_EQ(plan.combine_grid, 8);
-  EXPECT(plan.workspace.bytes >= plan.num_splits * 8 * (128 + 1) * 4);
-  EXPECT_EQ(plan_forward(decode(1, 1, 256), kA100).num_splits, 1);      // merging would cost more
-  EXPECT_EQ(plan_forward(decode(216, 1, 32768), kA100).num_splits, 1);  // full
-  int const halves = plan_forward(decode(54, 1, 32768), kA100).num_splits;
-  EXPECT_EQ(halves, 2);  // 108 blocks for 216 places
+// Nothing but a sequence's own lengths chooses its kernel, so where the host does not know them
+// there is a launch for each that may be needed.
+TEST(packed_sequences_choose_their_kernel_on_the_device) {
+  EXPECT_EQ(kinds_of(packed_queries(decode(64, 4, 1000))), "f");
+  EXPECT_EQ(kinds_of(packed_queries(decode(64, 5, 1000))), "rmf");
+  EXPECT_EQ(kinds_of(packed_queries(paged(decode(64, 5, 1000)))), "mf");
+  EXPECT_EQ(kinds_of(packed_queries(paged(decode(64, 4, 1000)))), "f");
+  FwdParams p = packed_queries(decode(64, 2000, 2000));
+  p.seqs_k.cu_seqlens = kLengths;
+  p.seqs_k.total = 64000;
+  EXPECT_EQ(kinds_of(p), "rf");
+  EXPECT_EQ(plan_forward(p, kA100).workspace_bytes, 0);
+  p.dropout.drop_prob = 0.1;
+  EXPECT_EQ(kinds_of(p), "r");
+  p = decode(64, 128, 65536);  // of a cache: keys may be few or many
+  EXPECT_EQ(kinds_of(p), "m");
+  p.seqs_k.seqused = kLengths;
+  EXPECT_EQ(kinds_of(p), "rm");
+}
+
+// The rule of one sequence, for all sizes of what else there is in a call.
+TEST(kernels_and_splits_depend_on_the_sequence_alone) {
+  for (int seqlen_q : {1, 4, 5, 16, 17, 40, 100, 128, 129, 1000}) {
+    for (int seqlen_k : {0, 1, 127, 128, 1000, 5000, 70000}) {
+      FwdPlan const alone = plan_forward(decode(1, seqlen_q, seqlen_k), kA100);
+      FwdParams others = decode(300, seqlen_q, 1 << 17);
+      others.seqs_k.seqused = kLengths;
+      FwdPlan const batch = plan_forward(others, kA100);
+      TileKind const kind = sm80::kernel_of(alone.rule, seqlen_q, seqlen_k);
+      EXPECT(alone.all[0].key.tile == kind);
+      EXPECT(sm80::kernel_of(batch.rule, seqlen_q, seqlen_k) == kind);
+      bool launched = false;
+      for (FwdPlan::Launch const& launch : batch.launches()) launched |= launch.key.tile == kind;
+      EXPECT(launched);
+      for (int tiles : {1, 8, 64, 128, 129, 1000}) {
+        int32_t const rows = seqlen_q * 4;
+        EXPECT_EQ(sm80::splits_of(alone.rule, kind, rows, tiles).tiles_each,
+                  sm80::splits_of(batch.rule, kind, rows, tiles).tiles_each);
+      }
+    }
+  }
+}
+
+// However many CTAs share them, and within what the host provides for.
+TEST(every_split_has_one_cta_and_one_place) {
+  for (int splits : {0, 1, 2, 7, 64, 128}) {
+    for (int ctas : {1, 2, 3, 7, 22, 128}) {
+      sm80::Sharing const sharing{splits, ctas};
+      EXPECT_EQ(sharing.begin(0), 0);
+      EXPECT_EQ(sharing.begin(ctas), splits);
+      EXPECT(splits == 0 || sharing.begin(1) > 0);  // the first CTA adds up
+      EXPECT_EQ(sharing.slot(sharing.begin(1)), 1);
+      EXPECT_EQ(sharing.slot(splits - 1), sharing.stored() - 1);
+      EXPECT(sharing.stored() <= (sm80::Sharing{128, ctas}.stored()));
+      for (int cta = 0; cta < ctas; ++cta) EXPECT(sharing.begin(cta) <= sharing.begin(cta + 1));
+    }
+  }
+}
+
+TEST(grids_and_workspaces_suffice_for_every_sequence) {
+  for (int seqlen_q : {1, 3, 4, 16, 60, 129, 700}) {
+    for (int num_splits : {0, 1, 3, 128}) {
+      for (int seqlen_k : {1, 1000, 20000}) {
+        for (bool packed : {false, true}) {
+          FwdParams p = paged(decode(3, seqlen_q, seqlen_k));
+          if (packed) p = packed_queries(p);
+          p.seqs_k.seqused = kLengths;
+          p.num_splits = num_splits;
+          FwdPlan const plan = plan_forward(p, kA100);
+          for (FwdPlan::Launch const& launch : plan.launches()) {
+            for (int own_q = packed ? 1 : seqlen_q; own_q <= seqlen_q; ++own_q) {
+              if (sm80::kernel_of(plan.rule, own_q, seqlen_k) != launch.key.tile) continue;
+              for (int own_k = 1; own_k <= seqlen_k; own_k += 997) {
+                int const rows = own_q * 4, tiles = sm80::ceil_div(own_k, launch.tile.block_n);
+                sm80::Splits const own = sm80::splits_of(plan.rule, launch.key.tile, rows, tiles);
+                bool const few = launch.key.tile == TileKind::kFewRows;
+                int const blocks = sm80::ceil_div(rows, launch.tile.block_m);
+                int const ctas = few ? launch.ctas : own.count;
+                EXPECT(blocks * ctas <= launch.ctas);
+                int const stored = sm80::Sharing{own.count, ctas}.stored();
+                if (stored <= 1) continue;
+                int const most =
+                    few ? sm80::Sharing{launch.num_splits, ctas}.stored() : launch.num_splits;
+                EXPECT(stored <= most);
+                EXPECT(launch.combine_grid == launch.combine_queries * 3 * 8);
+                EXPECT(own_q <= launch.combine_queries);
+                int const places = launch.workspace.sequence_rows;
+                EXPECT(places == 0 ? packed : rows <= places);
+                EXPECT(launch.workspace.out + most * 2 * launch.workspace.rows * 128 * 4 <=
+                       plan.workspace_bytes);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(ctas_are_added_until_the_device_is_full) {
+  FwdPlan::Launch const launch = only_launch(decode(1, 1, 32768));
+  EXPECT_EQ(launch.num_splits, 128);
+  EXPECT(launch.ctas > 32);
+  EXPECT_EQ(launch.grid, 2 * launch.ctas);
+  EXPECT_EQ(launch.combine_grid, 8);
+  EXPECT_EQ(only_launch(decode(1, 1, 256)).ctas, 1);      // adding up would cost more
+  EXPECT_EQ(only_launch(decode(216, 1, 32768)).ctas, 1);  // full
+  EXPECT_EQ(only_launch(decode(54, 1, 32768)).ctas, 2);   // 108 blocks for 216 places
 }
 
 TEST(a_window_bounds_the_splits) {
   FwdParams p = decode(1, 1, 1 << 20);
   p.window = {.left = 255, .right = 0};
-  EXPECT_EQ(plan_forward(p, kA100).num_splits, 1);
+  EXPECT(only_launch(p).num_splits <= 3);
+  EXPECT_EQ(only_launch(p).ctas, 1);
 }
 
 TEST(splits_may_be_given) {
-  FwdParams p = decode(1, 1, 64);
+  FwdParams p = decode(1, 1, 128 * 128);
   for (int splits : {1, 3, 128}) {
     p.num_splits = splits;
-    EXPECT_EQ(plan_forward(p, kA100).num_splits, splits);
+    EXPECT_EQ(only_launch(p).num_splits, splits);
+    EXPECT_EQ(only_launch(p).ctas, splits);
   }
   p.num_splits = 129;
   EXPECT(error_of(p).find("129") != std::string::npos);
@@ -166,17 +292,17 @@ TEST(splits_may_be_given) {
 }
 
 TEST(long_keys_of_few_queries_are_split_without_a_cache) {
-  EXPECT(plan_forward(problem(128, 128, 65536), kA100).num_splits > 1);
-  EXPECT(plan_forward(problem(128, 128, 256), kA100).key.tile == TileKind::kRegular);
+  EXPECT(only_launch(problem(128, 128, 65536)).num_splits > 1);
+  EXPECT_EQ(kinds_of(problem(128, 128, 256)), "r");
   FwdParams p = problem(128, 128, 65536);
   p.num_splits = 1;
-  EXPECT(plan_forward(p, kA100).key.tile == TileKind::kRegular);
+  EXPECT_EQ(kinds_of(p), "r");
 }
 
 TEST(split_plan_is_printable) {
   EXPECT_EQ(to_string(plan_forward(decode(54, 1, 32768), kA100)),
-            "float16 head_dim<=128 plain split, few rows: tile 16x128, warps 1x4, 1 row blocks, 2 "
-            "splits, grid 216, workspace 445952 bytes");
+            "float16 head_dim<=128 plain split, few rows: tile 16x128, warps 1x4, 1 row blocks, "
+            "128 splits, 2 CTAs a sequence, grid 216, workspace 14601728 bytes");
 }
 
 // ---- backward ---------------------------------------------------------------------------------

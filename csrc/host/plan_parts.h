@@ -1,0 +1,33 @@
+#pragma once
+
+// What the plans of both directions are made of.
+
+#include <cstdint>
+
+#include "host/plan.h"
+
+namespace fa2 {
+
+// With a regular tile. `has_small_tile` says for which buckets there is one for less shared memory.
+KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(int));
+
+// Pairs of (batch, head) to schedule together: as many as have what their CTAs share in half of the
+// L2 cache, and at least one. `bytes` is what one of them takes.
+int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device);
+
+// Throws Error when a launch cannot hold so many CTAs, which stand for `what`.
+int32_t checked_grid(char const* what, int64_t grid);
+
+// Hands out parts of a workspace, from its beginning.
+struct Allocator {
+  int64_t bytes = 0;
+
+  int64_t take(int64_t size) {
+    constexpr int64_t kAlignment = 256;
+    int64_t const offset = bytes;
+    bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
+    return offset;
+  }
+};
+
+}  // namespace fa2
