@@ -59,11 +59,11 @@ def problem(heads: int, heads_kv: int, seqlen_q: int = 1, page_size: int | None 
     return arguments
 
 
-def counted(**arguments: Any) -> dict[str, dict[str, float]]:
+def counted(*tensors: torch.Tensor, **arguments: Any) -> dict[str, dict[str, float]]:
     """What each kernel of a call costs, by name."""
     module = _backend.load("sm80-emulated").module
     module.reset_counters()
-    flash_attn_with_kvcache(**arguments)
+    flash_attn_with_kvcache(*tensors, **arguments)
     kernels = {}
     for name in ("SplitKernel", "CombineKernel"):
         found = [c for kernel, c in module.counters_by_kernel().items() if name in kernel]
@@ -100,23 +100,48 @@ def test_cost_is_the_least_possible(seqlen_q: int, rows: int) -> None:
         assert cost[f"{unit}.wavefronts"] == cost[f"{unit}.ideal_wavefronts"], unit
 
 
-@pytest.mark.parametrize("num_splits", [2, 4])
+@pytest.mark.parametrize("num_splits", [2, 3, 6])
 def test_partial_results_go_through_memory_once(num_splits: int) -> None:
     arguments = problem(8, 2)
     kernels = counted(**arguments, num_splits=num_splits)
-    partials = num_splits * 8 * (HEAD_DIM + 1) * 4
+    partials = num_splits * 8 * (HEAD_DIM + 2) * 4
     assert kernels["SplitKernel"]["write.workspace.bytes"] == partials
     assert kernels["CombineKernel"]["read.workspace.bytes"] == partials
     assert kernels["CombineKernel"]["write.out.bytes"] == arguments["q"].nbytes
     assert kernels["CombineKernel"]["ctas"] == 8
 
 
-def test_empty_splits_cost_next_to_nothing() -> None:
+def test_empty_splits_cost_nothing() -> None:
     arguments = problem(8, 2)
     cost = counted(**arguments, num_splits=128)["SplitKernel"]
     tiles = KEYS // 128
-    assert cost["write.workspace.bytes"] == 8 * (tiles * HEAD_DIM + 128) * 4
+    assert cost["write.workspace.bytes"] == 8 * tiles * (HEAD_DIM + 2) * 4
     assert cost["read.k.bytes"] == arguments["k_cache"].nbytes
+    assert cost["ctas"] == 2 * tiles
+
+
+def test_splits_of_a_full_device_cost_no_memory() -> None:
+    """One CTA has all splits of a sequence, adds them up and finishes; nothing else is launched."""
+    arguments = problem(8, 2)
+    keys = {name: arguments[name].expand(120, -1, -1, -1) for name in ("k_cache", "v_cache")}
+    held = torch.tensor([KEYS] + [1] * 119, dtype=torch.int32)
+    kernels = counted(arguments["q"].expand(120, -1, -1, -1), **keys, cache_seqlens=held)
+    assert list(kernels) == ["SplitKernel"]
+    assert kernels["SplitKernel"]["ctas"] == 240
+    assert "write.workspace.bytes" not in kernels["SplitKernel"]
+
+
+def test_sharing_splits_stores_what_the_first_cta_did_not_add_up() -> None:
+    arguments = problem(8, 2)
+    keys = {name: arguments[name].expand(30, -1, -1, -1) for name in ("k_cache", "v_cache")}
+    held = torch.tensor([KEYS] + [1] * 29, dtype=torch.int32)
+    kernels = counted(arguments["q"].expand(30, -1, -1, -1), **keys, cache_seqlens=held)
+    ctas = kernels["SplitKernel"]["ctas"] / 60
+    stored = KEYS // 128 - -(-KEYS // 128 // ctas) + 1
+    assert 1 < ctas < 6
+    partials = stored * 8 * (HEAD_DIM + 2) * 4
+    assert kernels["SplitKernel"]["write.workspace.bytes"] == partials
+    assert kernels["CombineKernel"]["read.workspace.bytes"] == partials
 
 
 @pytest.mark.parametrize("page_size", [None, 16])
