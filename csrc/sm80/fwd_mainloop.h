@@ -49,7 +49,8 @@ class FwdMainloop {
         tPsP_(ldsm_view<SmemP>(smem.probs + (1 - column_warp()) * kDepthO * SmemP::kSubTile,
                                LdsmLanes::rows_first(threadIdx.x % 32), warp_row_begin())),
         published_(operand_offset<SmemP>(warp_row_begin(), threadIdx.x % 32) +
-                   column_warp() * kDepthO * SmemP::kSubTile) {
+                   column_warp() * kDepthO * SmemP::kSubTile),
+        scale_(args.scales.inner) {
     clear(output);
   }
 
@@ -123,9 +124,10 @@ class FwdMainloop {
     if (more) k_stream_.template load<Rows::kAll>(n - 1, kTile.block_n);
 
     // P = exp(S - base), O += P V
-    if (__builtin_expect(rescale_now, 0)) rescale(largest);
+    float factor = scale();
+    if (__builtin_expect(rescale_now, 0)) factor = rescale(largest, scores);
     Probs probs;
-    softmax.exponentiate(scores, scale(), probs);
+    softmax.exponentiate(scores, factor, probs);
     if constexpr (Config::kDropout) drop(probs, n);
     if constexpr (kPairs) {
       publish(probs);
@@ -184,8 +186,8 @@ class FwdMainloop {
     }
   }
 
-  // Scores in these units are base-2; the plain variant leaves the scale to the exponent's FMA.
-  CUTE_DEVICE float scale() const { return Config::kModified ? 1.f : args_.scales.inner; }
+  // Makes scores base-2; the plain variant leaves it to the exponent's FMA.
+  CUTE_DEVICE float scale() const { return Config::kModified ? 1.f : scale_; }
 
   CUTE_DEVICE int lane_first_row() const {
     return smem_.work.row_begin + warp_row_begin() + lane_row(lane_index());
@@ -241,14 +243,24 @@ class FwdMainloop {
     }
   }
 
-  CUTE_DEVICE void rescale(PerRow const& largest) {
+  // Returns what is left to multiply the scores by.
+  CUTE_DEVICE float rescale(PerRow const& largest, Scores& scores) {
     PerRow row_max;
     CUTE_UNROLL
     for (int i = 0; i < size(row_max); ++i) row_max(i) = quad_max(largest(i));
     if constexpr (kPairs) {
       exchange_rows(row_max, [](float own, float other) { return fmaxf(own, other); });
     }
-    softmax.rescale(row_max, scale(), output);
+    if constexpr (Config::kModified) {
+      softmax.rescale(row_max, 1.f, output);
+      return 1.f;
+    } else {
+      softmax.rescale(row_max, args_.scales.inner, output);
+      if (!__any_sync(0xffffffffu, softmax.has_large_base())) return scale_;
+      scale_ = kEveryStep;
+      scale_scores(scores, args_.scales);
+      return 1.f;
+    }
   }
 
   // This warp's columns of V, at the keys of a column warp.
@@ -298,6 +310,11 @@ class FwdMainloop {
   decltype(ldsm_view<SmemV>(smem_.v, LdsmLanes{})) tOsV_, tOsV_partner_;
   decltype(ldsm_view<SmemP>(smem_.probs, LdsmLanes{})) tPsP_;
   int published_;  // where this lane's first probability goes
+
+  // Of the plain variant. Once scores are so large that a bit of a rounded product matters, they
+  // are multiplied on their own, in every step, as bases are.
+  static constexpr float kEveryStep = NAN;
+  float scale_;
 };
 
 }  // namespace fa2::sm80

@@ -51,12 +51,23 @@ struct RowSoftmax {
     return largest;
   }
 
-  // Whether some row has outgrown its base so far that it must be rescaled.
+  // Whether some row has outgrown its base so far that it must be rescaled. So it has when the
+  // scale is NaN.
   CUTE_DEVICE bool outgrown(PerRow const& largest, float scale) const {
     bool any = false;
     CUTE_UNROLL
     for (int i = 0; i < size(base); ++i) {
-      any = any || largest(i) * scale - base(i) > kRescaleThreshold;
+      any = any || !(largest(i) * scale - base(i) <= kRescaleThreshold);
+    }
+    return any;
+  }
+
+  // Whether rounding has moved the product that some base is by more than 2^-4.
+  CUTE_DEVICE bool has_large_base() const {
+    bool any = false;
+    CUTE_UNROLL
+    for (int i = 0; i < size(base); ++i) {
+      any = any || (fabsf(base(i)) > 0x1p20f && base(i) != float(kEmptyBase));
     }
     return any;
   }
