@@ -1,12 +1,19 @@
 #pragma once
 
-// What the plans of both directions are made of.
+// What the plans of both directions, and their launches, are made of.
 
 #include <cstdint>
 
 #include "host/plan.h"
 
 namespace fa2 {
+
+// The problem as kernels take it. They multiply masked scores, -inf, so a scale of 0 is for the
+// softcap to apply: it comes before the mask, and any does.
+inline FwdParams runnable(FwdParams params) {
+  if (params.softmax_scale == 0 && params.score_mod.softcap == 0) params.score_mod.softcap = 1;
+  return params;
+}
 
 // With a regular tile. `has_small_tile` says for which buckets there is one for less shared memory.
 KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(int));

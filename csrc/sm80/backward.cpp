@@ -2,7 +2,7 @@
 
 #include "core/dropout.h"
 #include "host/error.h"
-#include "host/plan.h"
+#include "host/plan_parts.h"
 #include "sm80/registry.h"
 
 namespace fa2::sm80 {
@@ -47,7 +47,9 @@ BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
 
 }  // namespace
 
-void backward(BwdParams const& params, DeviceInfo const& device, cudaStream_t stream) {
+void backward(BwdParams const& problem, DeviceInfo const& device, cudaStream_t stream) {
+  BwdParams params = problem;
+  params.forward = runnable(problem.forward);
   BwdPlan const plan = plan_backward(params, device);
   BwdInstance const& instance = find_backward(plan.key);
   BwdRowsInstance const& rows = find_backward_rows(plan.key.dtype);

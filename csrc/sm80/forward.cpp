@@ -1,12 +1,13 @@
 #include "sm80/forward.h"
 
 #include "host/error.h"
-#include "host/plan.h"
+#include "host/plan_parts.h"
 #include "sm80/registry.h"
 
 namespace fa2::sm80 {
 
-void forward(FwdParams const& params, DeviceInfo const& device, cudaStream_t stream) {
+void forward(FwdParams const& problem, DeviceInfo const& device, cudaStream_t stream) {
+  FwdParams const params = runnable(problem);
   if (params.batch == 0 || params.num_heads == 0 || params.seqs_q.max_seqlen == 0) return;
   FwdPlan const plan = plan_forward(params, device);
   FA2_CHECK(params.workspace.holds(plan.workspace_bytes),

@@ -58,6 +58,10 @@ TEST(variant_follows_from_what_the_problem_asks) {
   EXPECT(only_launch(p).key.variant == Variant::kPlain);
   p.score_mod.softcap = 30.f;
   EXPECT(only_launch(p).key.variant == Variant::kModified);
+  p.score_mod = {};
+  p.softmax_scale = 0;  // through the softcap
+  EXPECT(only_launch(p).key.variant == Variant::kModified);
+  p.softmax_scale = 1;
   p.score_mod = {.alibi_slopes = slopes};
   EXPECT(only_launch(p).key.variant == Variant::kModified);
   p.dropout.drop_prob = 0.1f;
