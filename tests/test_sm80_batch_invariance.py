@@ -133,8 +133,11 @@ class Cached:
 
 
 @pytest.mark.parametrize("num_splits", SPLITS)
-@pytest.mark.parametrize("page_size", [None, 16])
-@pytest.mark.parametrize("options", [{}, {"window_size": (300, 0)}, {"softcap": 3.0}], ids=str)
+@pytest.mark.parametrize(
+    ("page_size", "options"),
+    [(None, {}), (16, {"window_size": (300, 0)}), (None, {"softcap": 3.0})],
+    ids=str,
+)
 def test_decoding(options: dict[str, Any], page_size: int | None, num_splits: int) -> None:
     held = 700
     one = Cached(1, held)
@@ -153,9 +156,8 @@ def test_decoding_any_length(held: int) -> None:
     same(alone, one.dense([1] * FULL + [held], FULL, None, 1200))
 
 
-@pytest.mark.parametrize("num_splits", SPLITS)
-@pytest.mark.parametrize("page_size", [None, 16])
-@pytest.mark.parametrize("seqlen_q", [6, 40, 90])
+@pytest.mark.parametrize("num_splits", [0, 3])
+@pytest.mark.parametrize(("seqlen_q", "page_size"), [(6, None), (6, 16), (40, None), (90, None)])
 def test_prefill_of_a_chunk(seqlen_q: int, page_size: int | None, num_splits: int) -> None:
     held = 500 if seqlen_q == 40 else 1300
     one = Cached(seqlen_q, held)
@@ -164,9 +166,11 @@ def test_prefill_of_a_chunk(seqlen_q: int, page_size: int | None, num_splits: in
     same(alone, one.dense([30, held, 2500], 1, page_size, 2600, num_splits=num_splits))
 
 
-@pytest.mark.parametrize("num_splits", SPLITS)
-@pytest.mark.parametrize("page_size", [None, 16])
-@pytest.mark.parametrize("seqlen_q", [1, 5, 6, 40, 150])
+@pytest.mark.parametrize("num_splits", [0, 3])
+@pytest.mark.parametrize(
+    ("seqlen_q", "page_size"),
+    [(1, None), (1, 16), (5, 16), (6, None), (6, 16), (40, None), (150, None), (150, 16)],
+)
 def test_packed_queries_of_a_cache(seqlen_q: int, page_size: int | None, num_splits: int) -> None:
     held = 1200 if seqlen_q < 40 else 400
     one = Cached(seqlen_q, held)
@@ -176,12 +180,22 @@ def test_packed_queries_of_a_cache(seqlen_q: int, page_size: int | None, num_spl
     same(alone, one.packed([seqlen_q], [held], 0, page_size, 2 * held, **bounded))
     queries, lengths = [2, seqlen_q, 200, 0, 7], [50, held, 250, 9, 1300]
     same(alone, one.packed(queries, lengths, 1, page_size, 1300, **options))
-    many, short = [1] * FULL + [seqlen_q], [3] * FULL + [held]
-    same(alone, one.packed(many, short, FULL, page_size, 1250, **options))
+    if num_splits == 0:
+        many, short = [1] * FULL + [seqlen_q], [3] * FULL + [held]
+        same(alone, one.packed(many, short, FULL, page_size, 1250, **options))
 
 
-@pytest.mark.parametrize("seqlen_q", [1, 5, 6, 128, 140])
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"sink": torch.ones(HEADS)}], ids=str)
+@pytest.mark.parametrize(
+    ("seqlen_q", "options"),
+    [
+        (1, {}),
+        (5, {"sink": torch.ones(HEADS)}),
+        (6, {"causal": True}),
+        (128, {}),
+        (140, {"causal": True}),
+    ],
+    ids=str,
+)
 def test_packed_sequences(options: dict[str, Any], seqlen_q: int) -> None:
     seqlen_k = 260
     q = randn(seqlen_q, HEADS, HEAD_DIM)
@@ -288,6 +302,9 @@ def test_the_sequences_above_meet_every_kernel_and_sharing() -> None:
                     "num_heads_kv": HEADS_KV,
                     "head_dim": HEAD_DIM,
                     "softmax_scale": 1.0,
+                    "softcap": 0.0,
+                    "window_left": -1,
+                    "window_right": 0,
                     "q": (64, 0, 0, 0),
                     "k": (64, 0, 0, 0),
                     "v": (64, 0, 0, 0),

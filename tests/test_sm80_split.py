@@ -133,12 +133,15 @@ def test_splits_of_a_full_device_cost_no_memory() -> None:
 
 def test_sharing_splits_stores_what_the_first_cta_did_not_add_up() -> None:
     arguments = problem(8, 2)
-    keys = {name: arguments[name].expand(30, -1, -1, -1) for name in ("k_cache", "v_cache")}
-    held = torch.tensor([KEYS] + [1] * 29, dtype=torch.int32)
+    keys = {
+        name: arguments[name].repeat(1, 3, 1, 1).expand(30, -1, -1, -1)
+        for name in ("k_cache", "v_cache")
+    }
+    held = torch.tensor([3 * KEYS] + [1] * 29, dtype=torch.int32)
     kernels = counted(arguments["q"].expand(30, -1, -1, -1), **keys, cache_seqlens=held)
-    ctas = kernels["SplitKernel"]["ctas"] / 60
-    stored = KEYS // 128 - -(-KEYS // 128 // ctas) + 1
-    assert 1 < ctas < 6
+    splits = 3 * KEYS // 128
+    assert kernels["SplitKernel"]["ctas"] == 60 * 3
+    stored = splits - splits // 3 + 1
     partials = stored * 8 * (HEAD_DIM + 2) * 4
     assert kernels["SplitKernel"]["write.workspace.bytes"] == partials
     assert kernels["CombineKernel"]["read.workspace.bytes"] == partials

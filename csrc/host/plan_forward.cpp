@@ -44,6 +44,9 @@ int32_t slots_of(sm80::FwdTile const& tile, DeviceInfo const& device) {
   return device.sm_count * tile.ctas_per_sm;
 }
 
+// CTAs of one sequence that leave results of many rows, in all KV heads: they bound the memory.
+constexpr int32_t kManySplitCtas = 64;
+
 SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const& tiles,
                            DeviceInfo const& device) {
   return {
@@ -55,6 +58,7 @@ SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const
       .group = p.group(),
       .num_splits = p.num_splits,
       .slots = std::max(1, slots_of(tiles.many, device) / p.num_heads_kv),
+      .most_many_splits = std::clamp(kManySplitCtas / p.num_heads_kv, 8, sm80::kMaxSplits),
       .unsplit_block_m = tiles.unsplit.block_m,
       .many_block_m = tiles.many.block_m,
       .many_block_n = tiles.many.block_n,
@@ -180,20 +184,18 @@ FwdPlan::Launch many_rows_launch(FwdParams const& p, KernelKey key, sm80::FwdTil
   launch.num_m_blocks = ceil_div(rows, tile.block_m);
   int32_t const tiles = visible_tiles(p, tile.block_m / rule.group + 2, tile.block_n);
   int64_t split_rows = rows;
-  launch.ctas = launch.num_m_blocks;
   if (p.num_splits > 0) {
     launch.num_splits = std::max(1, std::min(p.num_splits, tiles));
   } else {
-    if (!q.known()) {  // those with several splits are one block of rows
-      split_rows = std::min<int64_t>(rows, sm80::kMostPackedRows);
+    if (!q.known()) {
+      split_rows = std::min<int64_t>(rows, sm80::most_packed_rows(rule.group));
       launch.combine_queries = std::max(1, int32_t(split_rows) / rule.group);
     }
     launch.num_splits = std::clamp(ceil_div(tiles, sm80::many_split_tiles(rule)), 1,
                                    sm80::most_many_splits(rule, int32_t(split_rows)));
   }
-  bool const one_block = p.num_splits == 0 && !q.known();
-  int64_t const ctas = one_block ? std::max(launch.num_m_blocks, launch.num_splits)
-                                 : int64_t(launch.num_m_blocks) * launch.num_splits;
+  int64_t const split_ctas = int64_t(ceil_div(split_rows, tile.block_m)) * launch.num_splits;
+  int64_t const ctas = std::max<int64_t>(launch.num_m_blocks, split_ctas);
   launch.ctas = checked_grid("query tiles and splits", ctas);
   launch.grid = checked_grid("query tiles and splits", ctas * p.batch * p.num_heads_kv);
   take_workspace(p, launch, launch.num_splits, split_rows, memory);

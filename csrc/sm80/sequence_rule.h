@@ -23,8 +23,9 @@ struct SequenceRule {
   bool packed_q = false;
   bool packed_k = false;
   int32_t group = 1;
-  int32_t num_splits = 0;  // as asked for; 0: the rule decides
-  int32_t slots = 1;       // CTAs with many rows that the device holds, for each KV head
+  int32_t num_splits = 0;        // as asked for; 0: the rule decides
+  int32_t slots = 1;             // CTAs with many rows that the device holds, for each KV head
+  int32_t most_many_splits = 1;  // what their memory allows, see most_many_splits()
   int32_t unsplit_block_m = 1;
   int32_t many_block_m = 1;
   int32_t many_block_n = 1;
@@ -46,11 +47,14 @@ struct Splits {
 inline constexpr int32_t kFewSplitKeys = 128;  // for every kRowsPerSplitKeys rows
 inline constexpr int32_t kRowsPerSplitKeys = 4;
 
-// With many rows a split is a CTA of its own, and its results are large.
+// With many rows a split is a CTA of its own, and its results are large. Of packed queries, whose
+// number nothing else bounds, those of up to so many rows are split, and single ones.
 inline constexpr int32_t kManySplitKeys = 1024;
-inline constexpr int32_t kMostManySplits = 8;
-inline constexpr int32_t kMostPackedRows =
-    64;  // of packed queries, whose memory has no other bound
+inline constexpr int32_t kMostPackedRows = 64;
+
+FA2_HD int32_t most_packed_rows(int32_t group) {
+  return group > kMostPackedRows ? group : kMostPackedRows;
+}
 
 FA2_HD int32_t few_split_tiles(SequenceRule const& rule, int32_t rows) {
   int32_t const keys = kFewSplitKeys * ceil_div(rows, kRowsPerSplitKeys);
@@ -61,11 +65,11 @@ FA2_HD int32_t many_split_tiles(SequenceRule const& rule) {
   return ceil_div(kManySplitKeys, rule.many_block_n);
 }
 
-// How many splits a sequence with many rows may have.
+// How many splits a sequence with many rows may have: as many as fill the device.
 FA2_HD int32_t most_many_splits(SequenceRule const& rule, int32_t rows) {
-  if (rule.packed_q && rows > kMostPackedRows) return 1;
+  if (rule.packed_q && rows > most_packed_rows(rule.group)) return 1;
   int32_t const fitting = rule.slots / ceil_div(rows, rule.many_block_m);
-  return fitting < 1 ? 1 : (fitting < kMostManySplits ? fitting : kMostManySplits);
+  return fitting < 1 ? 1 : (fitting < rule.most_many_splits ? fitting : rule.most_many_splits);
 }
 
 // Of a block of rows of a sequence with so many `rows`, which sees `tiles` key tiles.

@@ -223,37 +223,45 @@ TEST(every_split_has_one_cta_and_one_place) {
   }
 }
 
+// Whether what the plan provides for is enough for a sequence of its bounds.
+void expect_room(FwdParams const& p, FwdPlan const& plan, int own_q, int own_k) {
+  for (FwdPlan::Launch const& launch : plan.launches()) {
+    if (sm80::kernel_of(plan.rule, own_q, own_k) != launch.key.tile) continue;
+    int const rows = own_q * p.group(), tiles = sm80::ceil_div(own_k, launch.tile.block_n);
+    sm80::Splits const own = sm80::splits_of(plan.rule, launch.key.tile, rows, tiles);
+    bool const few = launch.key.tile == TileKind::kFewRows;
+    int const blocks = sm80::ceil_div(rows, launch.tile.block_m);
+    int const ctas = few ? launch.ctas : own.count;
+    EXPECT(blocks * ctas <= launch.ctas);
+    int const stored = sm80::Sharing{own.count, ctas}.stored();
+    if (stored <= 1) continue;
+    int const most = few ? sm80::Sharing{launch.num_splits, ctas}.stored() : launch.num_splits;
+    EXPECT(stored <= most);
+    EXPECT_EQ(launch.combine_grid, launch.combine_queries * p.batch * p.num_heads);
+    EXPECT(own_q <= launch.combine_queries);
+    int const places = launch.workspace.sequence_rows;
+    EXPECT(places == 0 ? p.seqs_q.cu_seqlens != nullptr : rows <= places);
+    int64_t const floats = most * p.num_heads_kv * launch.workspace.rows * p.head_dim;
+    EXPECT(launch.workspace.out + floats * 4 <= plan.workspace_bytes);
+  }
+}
+
 TEST(grids_and_workspaces_suffice_for_every_sequence) {
-  for (int seqlen_q : {1, 3, 4, 16, 60, 129, 700}) {
-    for (int num_splits : {0, 1, 3, 128}) {
-      for (int seqlen_k : {1, 1000, 20000}) {
-        for (bool packed : {false, true}) {
-          FwdParams p = paged(decode(3, seqlen_q, seqlen_k));
-          if (packed) p = packed_queries(p);
-          p.seqs_k.seqused = kLengths;
-          p.num_splits = num_splits;
-          FwdPlan const plan = plan_forward(p, kA100);
-          for (FwdPlan::Launch const& launch : plan.launches()) {
+  for (auto const& [heads, heads_kv] : {std::array{8, 2}, {8, 8}, {71, 1}, {256, 1}}) {
+    for (int seqlen_q : {1, 3, 4, 16, 60, 129, 700}) {
+      for (int num_splits : {0, 1, 3, 128}) {
+        for (int seqlen_k : {1, 1000, 20000}) {
+          for (bool packed : {false, true}) {
+            FwdParams p = paged(decode(3, seqlen_q, seqlen_k));
+            p.num_heads = heads;
+            p.num_heads_kv = heads_kv;
+            if (packed) p = packed_queries(p);
+            p.seqs_k.seqused = kLengths;
+            p.num_splits = num_splits;
+            FwdPlan const plan = plan_forward(p, kA100);
             for (int own_q = packed ? 1 : seqlen_q; own_q <= seqlen_q; ++own_q) {
-              if (sm80::kernel_of(plan.rule, own_q, seqlen_k) != launch.key.tile) continue;
               for (int own_k = 1; own_k <= seqlen_k; own_k += 997) {
-                int const rows = own_q * 4, tiles = sm80::ceil_div(own_k, launch.tile.block_n);
-                sm80::Splits const own = sm80::splits_of(plan.rule, launch.key.tile, rows, tiles);
-                bool const few = launch.key.tile == TileKind::kFewRows;
-                int const blocks = sm80::ceil_div(rows, launch.tile.block_m);
-                int const ctas = few ? launch.ctas : own.count;
-                EXPECT(blocks * ctas <= launch.ctas);
-                int const stored = sm80::Sharing{own.count, ctas}.stored();
-                if (stored <= 1) continue;
-                int const most =
-                    few ? sm80::Sharing{launch.num_splits, ctas}.stored() : launch.num_splits;
-                EXPECT(stored <= most);
-                EXPECT(launch.combine_grid == launch.combine_queries * 3 * 8);
-                EXPECT(own_q <= launch.combine_queries);
-                int const places = launch.workspace.sequence_rows;
-                EXPECT(places == 0 ? packed : rows <= places);
-                EXPECT(launch.workspace.out + most * 2 * launch.workspace.rows * 128 * 4 <=
-                       plan.workspace_bytes);
+                expect_room(p, plan, own_q, own_k);
               }
             }
           }
@@ -261,6 +269,15 @@ TEST(grids_and_workspaces_suffice_for_every_sequence) {
       }
     }
   }
+}
+
+// One KV head, many query heads: the device is filled by splits of its keys.
+TEST(one_sequence_with_many_heads_fills_the_device) {
+  FwdParams p = paged(decode(1, 1, 65536));
+  p.num_heads = 71;
+  p.num_heads_kv = 1;
+  EXPECT_EQ(only_launch(p).grid, 64);
+  EXPECT_EQ(only_launch(packed_queries(p)).grid, 64);
 }
 
 TEST(ctas_are_added_until_the_device_is_full) {
