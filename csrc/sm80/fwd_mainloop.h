@@ -256,8 +256,9 @@ class FwdMainloop {
       return 1.f;
     } else {
       softmax.rescale(row_max, args_.scales.inner, output);
-      if (!__any_sync(0xffffffffu, softmax.has_large_base())) return scale_;
-      scale_ = kEveryStep;
+      bool const large = __any_sync(0xffffffffu, softmax.has_large_base());
+      scale_ = large ? kEveryStep : args_.scales.inner;
+      if (!large) return scale_;
       scale_scores(scores, args_.scales);
       return 1.f;
     }
@@ -311,7 +312,7 @@ class FwdMainloop {
   decltype(ldsm_view<SmemP>(smem_.probs, LdsmLanes{})) tPsP_;
   int published_;  // where this lane's first probability goes
 
-  // Of the plain variant. Once scores are so large that a bit of a rounded product matters, they
+  // Of the plain variant. While bases are so large that a bit of a rounded product matters, scores
   // are multiplied on their own, in every step, as bases are.
   static constexpr float kEveryStep = NAN;
   float scale_;
