@@ -1,0 +1,289 @@
+"""Runs a problem and compares it with the float64 reference.
+
+The tolerance is the rule of the project: twice the error of the same formula at the tensors' own
+dtype, three times for gradients, plus 1e-5. A few entries may happen to come out better than they
+should, so that error is the largest of several runs, on inputs that differ in their last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import flash_attn2
+from flash_attn2 import _launch
+from flash_attn2._launch import Packing
+from flash_attn2.reference import (
+    attention_reference,
+    gathered,
+    kvcache_attention_reference,
+    varlen_attention_reference,
+)
+
+from .call import Call, build, described
+from .memory import guarded_copy, guarded_results
+from .problem import Problem
+
+RUNS_OF_LOW = 3
+# Up to here gradients are exact to the rule.
+LARGE_SCORE = 2000
+Results = dict[str, Tensor]
+
+
+class Failure(Exception):
+    """What is wrong with a result."""
+
+
+def check(problem: Problem) -> None:
+    """Raises `Failure`, or whatever the call raises."""
+    torch.set_num_threads(problem.threads)
+    call = described(problem)
+    arguments = build(call, problem.behind)
+    before = {name: x.clone() for name, x in arguments.items() if isinstance(x, Tensor)}
+    rng_state = drawn_rng_state(problem.seed)
+    with guarded_results(problem.behind):
+        torch.manual_seed(problem.seed)
+        actual = run(problem, call, arguments)
+    for name in before.keys() - {"k_cache", "v_cache"}:
+        if not same_bits(arguments[name], before[name]):
+            raise Failure(f"{name} was changed")
+    compare(problem, call, actual, before, rng_state)
+
+
+def drawn_rng_state(seed: int) -> Tensor:
+    """What a call draws after the generator has been seeded so."""
+    torch.manual_seed(seed)
+    return _launch.draw_rng_state(torch.device("cpu"))
+
+
+def run(problem: Problem, call: Call, arguments: dict[str, Any]) -> Results:
+    """out, perhaps lse and probs, the gradients by name, and the caches."""
+    function: Callable[..., Any] = getattr(flash_attn2, call.function)
+    if problem.path == "compiled":
+        torch.compiler.reset()
+        function = torch.compile(function, backend="aot_eager", dynamic=False)
+    leaves = {
+        name: arguments[name].detach().requires_grad_(True) for name in call.differentiated
+    }
+    arguments = arguments | leaves
+    more = {"return_softmax_lse" if problem.kind == "cache" else "return_attn_probs": True}
+    with observer(problem.path):
+        result = function(**arguments, **(more if problem.probs else {}))
+        if not isinstance(result, tuple):
+            result = (result,)
+        actual = dict(zip(("out", "lse", "probs"), result, strict=False))
+        if not problem.options.dropout_p:  # a mask to look at
+            actual.pop("probs", None)
+        if leaves:
+            actual |= gradients(problem, call, actual, leaves, own_memory=True)
+    for name in ("k_cache", "v_cache"):
+        if name in arguments:
+            actual[name] = arguments[name]
+    return {name: x.detach() for name, x in actual.items()}
+
+
+@contextmanager
+def observer(path: str) -> Iterator[None]:
+    if path == "mode":
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False):
+            yield
+    elif path == "profiler":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+            yield
+    else:
+        yield
+
+
+def incoming(problem: Problem, call: Call, lse: Tensor | None, own_memory: bool) -> list[Tensor]:
+    """Gradients of out and, where it is differentiated, of lse."""
+    assert call.grad_out is not None
+    torch.manual_seed(problem.seed + 10)
+    grads = [call.grad_out.build(problem.behind)]
+    if lse is not None:
+        grad_lse = torch.randn(lse.shape)
+        if call.end is not None:
+            grad_lse[..., call.end :] = torch.nan
+        grads.append(guarded_copy(grad_lse, problem.behind) if own_memory else grad_lse)
+    return grads
+
+
+def gradients(
+    problem: Problem, call: Call, results: Results, leaves: Results, own_memory: bool = False
+) -> Results:
+    """Of leaves, through out and, where probs are asked for, through lse."""
+    lse = results["lse"] if problem.probs else None
+    outputs = [results["out"], *([] if lse is None else [lse])]
+    given = incoming(problem, call, lse, own_memory)
+    given = [g if own_memory else g.to(x.dtype) for g, x in zip(given, outputs, strict=True)]
+    grads = torch.autograd.grad(outputs, list(leaves.values()), given)
+    return {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def expected(
+    problem: Problem, call: Call, arguments: dict[str, Any], dtype: torch.dtype, rng_state: Tensor
+) -> Results:
+    """The results by the reference, computed in `dtype`."""
+    given = dict(arguments)
+    for name in ("num_splits", "max_seqlen_q") if problem.kind == "cache" else ():
+        given.pop(name, None)
+    given.pop("deterministic", None)
+    if problem.kind == "cache":
+        out, lse, k_cache, v_cache = kvcache_attention_reference(**given, dtype=dtype)
+        return {"out": out, "lse": lse, "k_cache": k_cache, "v_cache": v_cache}
+    tensors = ("q", "k", "v", "kv", "qkv")
+    given |= {name: given[name].to(dtype) for name in tensors if name in given}
+    leaves = {name: given[name].detach().requires_grad_(True) for name in call.differentiated}
+    given |= leaves
+    if "dropout_p" in given:
+        given["rng_state"] = rng_state
+    if "qkv" in given:
+        given["q"], given["k"], given["v"] = given.pop("qkv").unbind(-3)
+    if "kv" in given:
+        given["k"], given["v"] = given.pop("kv").unbind(-3)
+    if problem.kind == "dense":
+        results = attention_reference(**given)
+    else:
+        results = varlen_attention_reference(**packed(problem, given))
+    expected = dict(zip(("out", "lse", "probs"), results, strict=True))
+    if leaves:
+        expected |= gradients(problem, call, expected, leaves)
+    return {name: x.detach() for name, x in expected.items()}
+
+
+def packed(problem: Problem, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the reference for packed sequences."""
+    if "cu_seqlens" in given:
+        given["cu_seqlens_q"] = given["cu_seqlens_k"] = given.pop("cu_seqlens")
+        given["max_seqlen_q"] = given["max_seqlen_k"] = given.pop("max_seqlen")
+    names = ("cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k")
+    packing = Packing(*(given.pop(name, None) for name in names))
+    if problem.kind == "paged":
+        table, cu_seqlens = given.pop("block_table"), packing.cu_seqlens_k
+        lengths = cu_seqlens.diff() if packing.seqused_k is None else packing.seqused_k
+        rows = []
+        for name in ("k", "v"):
+            first = torch.zeros_like(lengths)
+            dense = gathered(given[name], table, first, lengths, packing.max_seqlen_k)
+            exists = torch.arange(packing.max_seqlen_k) < lengths[:, None]
+            rows.append(dense[exists])
+        given["k"], given["v"] = rows
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        packing = packing._replace(cu_seqlens_k=cu_seqlens, seqused_k=None)
+    return given | {"packing": packing}
+
+
+def compare(
+    problem: Problem, call: Call, actual: Results, given: dict[str, Any], rng_state: Tensor
+) -> None:
+    given = described_numbers(call) | given
+    if problem.kind == "cache" and actual["out"].numel() == 0:
+        return  # which the reference does not know
+    dtype = given[next(name for name in ("q", "qkv") if name in given)].dtype
+    exact = expected(problem, call, given, torch.float64, rng_state)
+    largest = largest_term(problem, given)
+    errors = dict.fromkeys(exact, 0.0)
+    for i in range(RUNS_OF_LOW):
+        inputs = given if i == 0 else nudged(given, dtype, problem.seed + i)
+        right = exact if i == 0 else expected(problem, call, inputs, torch.float64, rng_state)
+        low = expected(problem, call, inputs, dtype, rng_state)
+        for name in errors:
+            errors[name] = max(errors[name], distance(low[name], right[name]))
+    for name, x in actual.items():
+        compare_one(problem, name, x, exact[name], errors[name], largest)
+
+
+def described_numbers(call: Call) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in call.arguments.items()
+        if isinstance(value, (int, float, tuple))
+    }
+
+
+def nudged(given: dict[str, Any], dtype: torch.dtype, seed: int) -> dict[str, Any]:
+    """With values that differ by about a unit in the last place."""
+    torch.manual_seed(seed)
+    eps = torch.finfo(dtype).eps
+    return given | {
+        name: x * (1 + eps * torch.randint(-1, 2, x.shape)).to(x.dtype)
+        for name, x in given.items()
+        if isinstance(x, Tensor) and x.dtype == dtype and name not in ("sink", "alibi_slopes")
+    }
+
+
+def distance(x: Tensor, exact: Tensor) -> float:
+    if x.numel() == 0:
+        return 0.0
+    return (x.double() - exact).nan_to_num(0, 0, 0).abs().max().item()
+
+
+def largest_term(problem: Problem, given: dict[str, Any]) -> float:
+    """How large what is added up to a score may be: its rounding errors are relative to that."""
+    scale = problem.options.softmax_scale
+    scale = problem.head_dim**-0.5 if scale is None else scale
+    norms = []
+    for name in ("q", "k", "kv", "qkv", "k_cache"):
+        if name in given:
+            x = given[name].double().nan_to_num(0, 0, 0)
+            norms.append(x.norm(dim=-1).amax().item() if x.numel() else 0.0)
+    largest = scale * norms[0] * norms[-1]
+    if "alibi_slopes" in given and given["alibi_slopes"].numel():
+        longest = max((*problem.seqlens_q, *problem.seqlens_k, 0)) + max(problem.cache.new, default=0)
+        largest += given["alibi_slopes"].max().item() * longest
+    return largest
+
+
+def compare_one(
+    problem: Problem, name: str, x: Tensor, exact: Tensor, error: float, largest: float
+) -> None:
+    if x.shape != exact.shape:
+        raise Failure(f"{name} has shape {tuple(x.shape)}, expected is {tuple(exact.shape)}")
+    if name in ("k_cache", "v_cache"):
+        if not same_bits(x, exact):
+            raise Failure(f"{name} holds something else")
+        return
+    if x.numel() == 0:
+        return
+    if not torch.equal(x.isnan(), exact.isnan()):
+        raise Failure(f"{name} has NaN in other places: {places(x.isnan() != exact.isnan())}")
+    if name == "lse":
+        if x.dtype != torch.float32:
+            raise Failure(f"lse is {x.dtype}")
+        wrong = (x.double() != exact) & ~(
+            (x - exact).abs() <= 1e-5 * (1 + exact.abs()) + 5e-7 * largest
+        )
+        if wrong.any():
+            raise Failure(f"lse is {x[wrong][0].item()}, expected {exact[wrong][0].item()}")
+        return
+    if not x.isfinite().all():
+        raise Failure(f"{name} is not finite: {places(~x.isfinite())}")
+    eps = torch.finfo(getattr(torch, problem.dtype)).eps
+    size = exact.abs().max().item()
+    factor = 3 if name.startswith("gradient") else 2
+    exact_scores = problem.values in ("steps", "constant", "zero") and not problem.cache.rotary
+    rounding = 0.0 if exact_scores or largest < LARGE_SCORE else min(1.0, largest * 2**-21)
+    allowed = factor * error + 1e-5 + 2 * eps * size + rounding * size
+    if name.startswith("gradient") and largest > LARGE_SCORE:
+        return  # a unit in the last place of lse is too much; finite is what is promised
+    off = distance(x, exact)
+    if off > allowed:
+        at = places((x.double() - exact).abs() > allowed)
+        raise Failure(f"{name} is off by {off:.3g}, allowed is {allowed:.3g}: {at}")
+
+
+def places(where: Tensor) -> str:
+    indices = [tuple(index) for index in where.nonzero()[:3].tolist()]
+    return f"{int(where.sum())} of {where.numel()}, as at {', '.join(map(str, indices))}"
+
+
+def same_bits(x: Tensor, y: Tensor) -> bool:
+    if x.is_floating_point():
+        integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+        x, y = (tensor.contiguous().view(integer) for tensor in (x, y))
+    return torch.equal(x, y)

@@ -1,0 +1,302 @@
+"""A random problem: what is called, with which tensors and options. Its repr makes it again."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .layout import PLAIN, VALUES, Layout, drawn_layout
+
+KINDS = ("dense", "dense", "varlen", "varlen", "paged", "cache", "cache")
+PATHS = ("direct", "direct", "gradient", "gradient", "mode", "profiler")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+HALF = DTYPES[1:3]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Those that all functions share; the defaults change nothing."""
+
+    causal: bool = False
+    window: tuple[int, int] = (-1, -1)
+    softcap: float = 0.0
+    softmax_scale: float | None = None
+    alibi: str = ""  # or "heads" or "batch"
+    sink: bool = False
+    dropout_p: float = 0.0
+    deterministic: bool = False
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """Of `flash_attn_with_kvcache`, and in part of paged varlen calls."""
+
+    page_size: int = 0  # 0: none
+    capacity: int = 64  # rows of a sequence, without pages
+    new: tuple[int, ...] = ()  # rows to append for each sequence
+    rotary: str = ""  # or neox, interleaved, or either with -partial
+    leftpad: tuple[int, ...] = ()
+    batch_idx: bool = False
+    packed: bool = False
+    one_length: bool = False  # an int as cache_seqlens
+    num_splits: int = 0
+    bound: bool = False  # max_seqlen_q is given
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`dense` problems have sequences of equal lengths."""
+
+    kind: str  # dense, varlen, paged (varlen) or cache
+    dtype: str
+    seqlens_q: tuple[int, ...]
+    seqlens_k: tuple[int, ...]  # held by the cache, where there is one
+    heads: tuple[int, int]  # (num_heads_kv, group)
+    head_dim: int
+    path: str = "direct"  # or gradient, mode, profiler, compiled
+    probs: bool = True  # lse and probabilities are asked for
+    packing: str = ""  # or "kv" or "qkv": what is in one tensor
+    layouts: tuple[Layout, ...] = (PLAIN, PLAIN, PLAIN, PLAIN)  # q, k, v, gradient of out
+    values: str = "normal"
+    used: tuple[int, ...] = ()  # seqused_k
+    spare: int = 0  # rows of no sequence
+    slack: int = 0  # of the bounds of lengths
+    options: Options = Options()
+    cache: CacheUse = CacheUse()
+    behind: bool = True  # where guard pages lie
+    threads: int = 1
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+
+def short_repr(value: Any) -> str:
+    """Without what has its default."""
+    given = (
+        f"{field.name}={getattr(value, field.name)!r}"
+        for field in fields(value)
+        if getattr(value, field.name) != field.default
+    )
+    return f"{type(value).__name__}({', '.join(given)})"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large problems get."""
+
+    dtypes: tuple[str, ...]
+    seqlens: tuple[int, ...]  # typical bounds
+    work: int  # most of rows of queries * keys * heads * head_dim
+    compiled: float  # share of calls under torch.compile
+
+
+LIMITS = {
+    "cpu": Limits(DTYPES, (8, 8, 70, 70, 150, 300, 700), 6_000_000, 0.01),
+    "sm80-emulated": Limits(HALF, (8, 8, 40, 70, 140), 600_000, 0.005),
+}
+_EDGES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257)
+_HEAD_DIMS = (1, 2, 7, 8, 16, 32, 33, 40, 64, 64, 64, 72, 80, 96, 100, 128, 128, 160, 192, 256)
+_SETTINGS = (
+    "causal",
+    "window",
+    "softcap",
+    "softmax_scale",
+    "alibi",
+    "sink",
+    "dropout_p",
+    "deterministic",
+)
+# Every option, and every pair and triple of them, in turn.
+_SUBSETS = [
+    subset for size in range(4) for subset in itertools.combinations(_SETTINGS, size)
+]
+
+
+def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
+    """Problem `number` of the series that `seed` begins."""
+    draw = random.Random(f"{seed} {number}")
+    limits = LIMITS[backend]
+    kind, path = draw.choice(KINDS), draw.choice(PATHS)
+    if draw.random() < limits.compiled:
+        path = "compiled"
+    cached = kind in ("paged", "cache")
+    if cached and path == "gradient":
+        path = "direct"
+    subset = _SUBSETS[(number * 37) % len(_SUBSETS)]
+    if cached:
+        subset = tuple(name for name in subset if name not in ("dropout_p", "deterministic"))
+    values = "normal" if draw.random() < 0.6 else draw.choice([name for name in VALUES if name != "angles"])
+    problem = Problem(
+        kind,
+        draw.choice(limits.dtypes),
+        *_drawn_lengths(draw, limits, kind),
+        heads=(draw.choice((1, 1, 2, 3)), draw.choice((1, 1, 2, 3, 4, 8))),
+        head_dim=draw.choice(_HEAD_DIMS) if draw.random() < 0.8 else draw.randint(1, 256),
+        path=path,
+        probs=draw.random() < 0.5,
+        layouts=tuple(drawn_layout(draw) for _ in range(4)),
+        values=values,
+        spare=draw.choice((0, 0, 1, 9)) if kind in ("varlen", "paged") else 0,
+        slack=draw.choice((0, 0, 1, 50)) if kind in ("varlen", "paged") else 0,
+        options=_drawn_options(draw, subset, limits),
+        behind=draw.random() < 0.7,
+        threads=draw.choice((1, 1, 1, 2, 3)),
+        seed=draw.randrange(10**6),
+    )
+    problem = _with_packing(draw, problem)
+    if kind == "varlen" and draw.random() < 0.3:
+        problem = replace(problem, used=tuple(draw.randint(0, n) for n in problem.seqlens_k))
+    if cached:
+        problem = _with_cache(draw, problem, backend)
+    return possible(_cut(problem, limits.work))
+
+
+def _drawn_lengths(
+    draw: random.Random, limits: Limits, kind: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    most = draw.choice(limits.seqlens)
+
+    def length(most: int) -> int:
+        edges = [n for n in _EDGES if n <= most]
+        return draw.choice(edges) if draw.random() < 0.4 else draw.randint(1, most)
+
+    batch = draw.choice((1, 1, 2, 3, 5))
+    if draw.random() < 0.03:
+        batch = 0
+    few_queries = draw.random() < (0.6 if kind == "cache" else 0.3)
+    if kind == "dense":
+        length_q, length_k = length(8 if few_queries else most), length(most)
+        if draw.random() < 0.3:
+            length_k = length_q
+        return (length_q,) * batch, (length_k,) * batch
+    return (
+        tuple(length(8 if few_queries else most) for _ in range(batch)),
+        tuple(0 if draw.random() < 0.1 else length(most) for _ in range(batch)),
+    )
+
+
+def _drawn_options(draw: random.Random, subset: tuple[str, ...], limits: Limits) -> Options:
+    most = max(limits.seqlens)
+
+    def side() -> int:
+        return draw.choice((-1, 0, 1, 5, draw.randint(0, 100), draw.randint(0, most), 10**6))
+
+    drawn: dict[str, Any] = {
+        "causal": True,
+        "window": (side(), side()),
+        "softcap": draw.choice((0.1, 1.0, 5.0, 30.0, 1e4)),
+        "softmax_scale": draw.choice((0.0, 0.01, 0.25, 1.0, 2.0)),
+        "alibi": draw.choice(("heads", "batch")),
+        "sink": True,
+        "dropout_p": draw.choice((0.01, 0.1, 0.5, 0.9)),
+        "deterministic": True,
+    }
+    return Options(**{name: drawn[name] for name in subset})
+
+
+def _with_packing(draw: random.Random, problem: Problem) -> Problem:
+    if problem.kind not in ("dense", "varlen") or draw.random() < 0.7:
+        return problem
+    if draw.random() < 0.5:
+        return replace(problem, packing="kv")
+    return replace(
+        problem, packing="qkv", heads=(problem.heads[0], 1), seqlens_k=problem.seqlens_q
+    )
+
+
+def _with_cache(draw: random.Random, problem: Problem, backend: str) -> Problem:
+    page_size = draw.choice((1, 3, 16, 48, 64, 256))
+    if problem.kind == "cache" and draw.random() < 0.5:
+        page_size = 0
+    if backend != "cpu":  # caches are read in place, which needs aligned rows
+        problem = replace(problem, head_dim=-(-problem.head_dim // 8) * 8)
+    if problem.kind == "paged":
+        used = tuple(draw.randint(0, n) for n in problem.seqlens_k)
+        return replace(
+            problem,
+            cache=CacheUse(page_size=page_size),
+            used=used if draw.random() < 0.5 else (),
+        )
+    packed = draw.random() < 0.4
+    batch = len(problem.seqlens_q)
+    if not packed:
+        problem = replace(problem, seqlens_q=problem.seqlens_q[:1] * batch)
+    one_length = draw.random() < 0.2
+    if one_length:
+        problem = replace(problem, seqlens_k=problem.seqlens_k[:1] * batch)
+    new: tuple[int, ...] = ()
+    if draw.random() < 0.7:
+        new = problem.seqlens_q
+        if draw.random() < 0.3:
+            extra = draw.randint(1, 5)
+            new = tuple(n + (draw.randint(0, extra) if packed else extra) for n in new)
+    rotary = draw.choice(("", "neox", "interleaved", "neox-partial", "interleaved-partial"))
+    ends = [a + b for a, b in itertools.zip_longest(problem.seqlens_k, new, fillvalue=0)]
+    leftpad: tuple[int, ...] = ()
+    if draw.random() < 0.3:
+        leftpad = tuple(draw.choice((0, end, draw.randint(0, end))) for end in ends)
+    cache = CacheUse(
+        page_size=page_size,
+        capacity=max(ends, default=0) + draw.choice((0, 1, 40)),
+        new=new,
+        rotary=rotary if new and problem.head_dim > 1 else "",
+        leftpad=leftpad,
+        batch_idx=page_size == 0 and draw.random() < 0.3,
+        packed=packed,
+        one_length=one_length,
+        num_splits=draw.choice((0, 0, 1, 2, 3, 16, 128)),
+        bound=packed and draw.random() < 0.5,
+    )
+    return replace(problem, cache=cache)
+
+
+def _cut(problem: Problem, most: int) -> Problem:
+    """With fewer heads, then shorter sequences, if it would take too long."""
+    if work(problem) > most:
+        problem = replace(problem, heads=(1, 1))
+    while work(problem) > most:
+        halved: dict[str, Any] = {
+            name: tuple(n // 2 for n in getattr(problem, name))
+            for name in ("seqlens_q", "seqlens_k", "used")
+        }
+        cache = replace(
+            problem.cache,
+            new=tuple(n // 2 for n in problem.cache.new),
+            leftpad=tuple(max(0, n // 2 - 1) for n in problem.cache.leftpad),
+        )
+        problem = replace(problem, **halved, cache=cache)
+    return problem
+
+
+def work(problem: Problem) -> int:
+    lengths_k = [
+        a + b for a, b in itertools.zip_longest(problem.seqlens_k, problem.cache.new, fillvalue=0)
+    ]
+    pairs = sum(a * b for a, b in zip(problem.seqlens_q, lengths_k, strict=True))
+    rows = max((*problem.seqlens_q, 1)) * 64
+    return max(pairs, rows) * problem.heads[0] * problem.heads[1] * (problem.head_dim + 16)
+
+
+def possible(problem: Problem) -> Problem:
+    """Without what does not go together."""
+    options, values = problem.options, problem.values
+    if values == "minus_inf" and (
+        options.softmax_scale == 0 or problem.packing or problem.cache.rotary
+    ):
+        values = "normal"  # there would be NaN
+    if problem.dtype == "float16" and values in ("large", "steps"):
+        values = "wide"
+    if values == "minus_inf" and problem.path == "gradient":
+        problem = replace(problem, path="direct")
+    if not problem.seqlens_q and problem.kind == "cache":
+        problem = replace(problem, cache=replace(problem.cache, one_length=False))
+    return replace(problem, values=values)
