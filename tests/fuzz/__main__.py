@@ -7,8 +7,7 @@ import sys
 import time
 
 from . import problem as problems
-from .script import script
-from .shrink import shrunk
+from .shrink import smallest
 from .worker import Worker
 
 
@@ -28,9 +27,11 @@ def main() -> None:
             problem = problems.drawn(options.seed, number, options.backend)
             if message := worker.failure(problem):
                 failures += 1
-                print(f"\nproblem {number} of seed {options.seed}: {message}\n{problem!r}", flush=True)
+                print(
+                    f"\nproblem {number} of seed {options.seed}: {message}\n{problem!r}", flush=True
+                )
                 if not options.no_shrink:
-                    report(worker, problem, message)
+                    print(smallest(worker, problem, message), flush=True)
                 if failures == options.failures:
                     break
             if number % 1000 == 999:
@@ -38,19 +39,6 @@ def main() -> None:
                 print(f"{number + 1} done, {failures} failures, {seconds:.0f} s", flush=True)
     print(f"{failures} failures in {time.monotonic() - begin:.0f} s")
     sys.exit(failures != 0)
-
-
-def report(worker: Worker, problem: problems.Problem, message: str) -> None:
-    """Prints the smallest problem that fails in the same way, as a program."""
-    print(smallest(worker, problem, message), flush=True)
-
-
-def smallest(worker: Worker, problem: problems.Problem, message: str) -> str:
-    """The smallest problem that fails in the same way, as a program."""
-    way = message.split(" ")[:2]
-    small = shrunk(problem, lambda other: worker.failure(other).split(" ")[:2] == way)
-    program = script(small, guarded=message.startswith("crashes"))
-    return f"\n# shrunk: {small!r}\n# {worker.failure(small)}\n{program}"
 
 
 main()

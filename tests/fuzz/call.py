@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .layout import PLAIN, Layout, Spec
 from .memory import guarded_copy
@@ -123,7 +122,7 @@ def _holed(layout: Layout) -> Layout:
 
 
 def _arguments(problem: Problem) -> dict[str, Any]:
-    num_heads_kv, group = problem.heads
+    num_heads_kv = problem.heads[0]
     varlen = problem.kind != "dense"
     size_q = _size_q(problem)
     size_k = (sum(problem.seqlens_k) + problem.spare,)

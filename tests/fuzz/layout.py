@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .memory import guarded
+
+
+def short_repr(value: Any) -> str:
+    """A dataclass's, without what has its default."""
+    given = (
+        f"{field.name}={getattr(value, field.name)!r}"
+        for field in fields(value)
+        if getattr(value, field.name) != field.default
+    )
+    return f"{type(value).__name__}({', '.join(given)})"
 
 
 @dataclass(frozen=True)
@@ -23,11 +34,16 @@ class Layout:
     expanded: tuple[int, ...] = ()
     offset: int = 0  # elements in front
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
     def strides(self, size: tuple[int, ...]) -> tuple[int, ...]:
         rank = len(size)
         order = [dim % rank for dim in self.order if -rank <= dim]
         order = [*(dim for dim in range(rank) if dim not in order), *order]
-        room = dict(zip((dim % rank for dim in self.order if -rank <= dim), self.room, strict=False))
+        room = dict(
+            zip((dim % rank for dim in self.order if -rank <= dim), self.room, strict=False)
+        )
         expanded = {dim % rank for dim in self.expanded if -rank <= dim}
         strides, step = [0] * rank, 1
         for dim in reversed(order):
@@ -127,10 +143,7 @@ class Spec:
             return memory.view(self.size)
         tensor = memory.as_strided(self.size, self.strides, self.layout.offset)
         # Of a dimension with stride 0 the first element stands for all.
-        once = tuple(
-            slice(0, 1) if stride == 0 else slice(None)
-            for stride in self.strides
-        )
+        once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in self.strides)
         torch.manual_seed(self.seed)
         size, tiny = self.size, torch.finfo(self.dtype).tiny  # noqa: F841 (read by the expression)
         values = eval(self.expression).to(self.dtype)

@@ -9,8 +9,18 @@ from typing import Any
 
 from .layout import PLAIN
 from .problem import CacheUse, Options, Problem, possible
+from .script import script
+from .worker import Worker
 
 Fails = Callable[[Problem], bool]
+
+
+def smallest(worker: Worker, problem: Problem, message: str) -> str:
+    """The smallest problem that fails in the same way, as a program."""
+    way = message.split()[:2]
+    small = shrunk(problem, lambda other: worker.failure(other).split()[:2] == way)
+    program = script(small, guarded=message.startswith("crashes"))
+    return f"\n# shrunk: {small!r}\n# {worker.failure(small)}\n{program}"
 
 
 def shrunk(problem: Problem, fails: Fails, seconds: float = 60.0) -> Problem:
@@ -59,9 +69,7 @@ def _with_less(problem: Problem) -> Iterator[Problem]:
     """Each feature left out."""
     for field in fields(Options):
         if getattr(problem.options, field.name) != field.default:
-            yield replace(
-                problem, options=replace(problem.options, **{field.name: field.default})
-            )
+            yield replace(problem, options=replace(problem.options, **{field.name: field.default}))
     for field in fields(CacheUse):
         if field.name in ("page_size", "capacity", "packed") or (
             getattr(problem.cache, field.name) == field.default
@@ -75,9 +83,9 @@ def _with_less(problem: Problem) -> Iterator[Problem]:
         yield replace(problem, cache=cache)
     if problem.kind == "cache" and problem.cache.page_size:
         yield replace(problem, cache=replace(problem.cache, page_size=0, capacity=_most(problem)))
-    if problem.kind == "cache" and problem.cache.packed and len(set(problem.seqlens_q)) == 1:
-        if len(set(problem.cache.new)) <= 1:
-            yield replace(problem, cache=replace(problem.cache, packed=False, bound=False))
+    equal = len(set(problem.seqlens_q)) == 1 and len(set(problem.cache.new)) <= 1
+    if problem.kind == "cache" and problem.cache.packed and equal:
+        yield replace(problem, cache=replace(problem.cache, packed=False, bound=False))
     simple: dict[str, Any] = {
         "path": "direct",
         "probs": False,
@@ -128,8 +136,10 @@ def _smaller(value: int, least: int) -> list[int]:
 def _shorter(problem: Problem, name: str) -> Iterator[Problem]:
     """With shorter sequences, all or one of them."""
     seqlens: tuple[int, ...] = getattr(problem, name)
-    equal = problem.kind == "dense" or (name == "seqlens_q" and not problem.cache.packed) or (
-        problem.cache.one_length
+    equal = (
+        problem.kind == "dense"
+        or (name == "seqlens_q" and not problem.cache.packed)
+        or (problem.cache.one_length)
     )
     for shorter in _smaller(max(seqlens, default=0), 0):
         yield _with_lengths(problem, name, tuple(min(n, shorter) for n in seqlens))

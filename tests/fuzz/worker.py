@@ -42,7 +42,9 @@ class Worker:
         if self.process is None:
             self.start()
         process = self.process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             print(repr(problem), file=process.stdin, flush=True)
             answer = _line_within(process.stdout, SECONDS)
@@ -99,7 +101,7 @@ def serve() -> None:
         message = ""
         try:
             check.check(eval(line, dict(names)))
-        except check.Failure as failure:
+        except check.WrongResultError as failure:
             message = str(failure)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
