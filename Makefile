@@ -18,7 +18,7 @@ CXX_FILES = git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh'
 PYTHON_FILES := flash_attn2 tests benchmarks examples tools setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo bench test cuda-check lint format wheel install-check \
+.PHONY: help setup build demo bench test fuzz cuda-check lint format wheel install-check \
         gpu-test gpu-bench clean
 
 help: ## List the targets
@@ -49,6 +49,14 @@ test: setup ## Build all, emulator included, and run the C++ and Python tests
 	$(COMPILE)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
 	FLASH_ATTN2_REQUIRE_EMULATOR=1 $(BIN)/python -m pytest -n 2 -q
+
+# Problems of the fuzzer: how many, of which series, on which backend.
+N ?= 2000
+SEED ?= 0
+BACKEND ?= cpu
+
+fuzz: setup ## Run N random problems of the series SEED on BACKEND (cpu or sm80-emulated)
+	cd tests && $(BIN)/python -m fuzz --problems $(N) --seed $(SEED) --backend $(BACKEND)
 
 cuda-check: setup ## Compile every CUDA kernel and check its machine code (no GPU needed)
 	$(BIN)/python -m tools.cuda_check --jobs $(JOBS)

@@ -74,6 +74,7 @@ class Problem:
     cache: CacheUse = CacheUse()
     behind: bool = True  # where guard pages lie
     threads: int = 1
+    hostile: int = 0  # seed of lengths, tables and positions that no check has seen; 0: none
     seed: int = 0
 
     def __repr__(self) -> str:
@@ -94,6 +95,7 @@ LIMITS = {
     "cpu": Limits(DTYPES, (8, 8, 70, 70, 150, 300, 700), 6_000_000, 0.01),
     "sm80-emulated": Limits(HALF, (8, 8, 40, 70, 140), 600_000, 0.005),
 }
+_HOSTILE = 0.05  # share of problems
 _EDGES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257)
 _HEAD_DIMS = (1, 2, 7, 8, 16, 32, 33, 40, 64, 64, 64, 72, 80, 96, 100, 128, 128, 160, 192, 256)
 _SETTINGS = (
@@ -150,6 +152,8 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
         problem = replace(problem, used=tuple(draw.randint(0, n) for n in problem.seqlens_k))
     if cached:
         problem = _with_cache(draw, problem, backend)
+    if kind != "dense" and draw.random() < _HOSTILE:
+        problem = replace(problem, hostile=1 + draw.randrange(10**6))
     return possible(_cut(problem, limits.work))
 
 
@@ -280,8 +284,11 @@ def work(problem: Problem) -> int:
 def possible(problem: Problem) -> Problem:
     """Without what does not go together."""
     options, values = problem.options, problem.values
-    if values == "minus_inf" and (NOT_YET or 
-        options.softmax_scale == 0 or problem.packing or problem.cache.rotary
+    if problem.hostile:  # which modes, and the matrix of probabilities, check in their own way
+        gradient = problem.path == "gradient"
+        problem = replace(problem, path="gradient" if gradient else "direct", probs=False)
+    if values == "minus_inf" and (
+        NOT_YET or options.softmax_scale == 0 or problem.packing or problem.cache.rotary
     ):
         values = "normal"  # there would be NaN
     if problem.dtype == "float16" and values in ("large", "steps"):

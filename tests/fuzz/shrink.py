@@ -94,6 +94,8 @@ def _with_less(problem: Problem) -> Iterator[Problem]:
         "used": (),
         "spare": 0,
         "slack": 0,
+        "hostile": 0,
+        "threads": 1,
         "dtype": "float32",
         "behind": True,
     }
