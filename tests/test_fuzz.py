@@ -44,13 +44,13 @@ def test_problems(backend: str, block: int, workers: dict[str, worker.Worker]) -
             pytest.fail(f"{message}\n{problem!r}\n{smallest(workers[backend], problem, message)}")
 
 
-SMALL = Problem("dense", "float32", (5, 5), (7, 7), (2, 2), 16)
+SMALL = Problem("dense", "float32", (5, 5), (7, 7), (2, 2), 16, more="lse")
 OF_EACH_KIND = [
     next(p for p in (drawn(0, n) for n in range(1000)) if wanted(p))
     for wanted in (
-        lambda p: p.kind == "dense" and p.path == "gradient" and p.probs,
+        lambda p: p.kind == "dense" and p.path == "gradient" and p.more,
         lambda p: p.kind == "dense" and p.packing == "qkv" and p.options.dropout_p > 0,
-        lambda p: p.kind == "varlen" and p.path == "gradient" and p.packing == "kv" and p.probs,
+        lambda p: p.kind == "varlen" and p.path == "gradient" and p.packing == "kv" and p.more,
         lambda p: p.kind == "varlen" and p.packing == "qkv" and p.path == "profiler",
         lambda p: p.kind == "paged" and p.used and p.seqlens_q,
         lambda p: p.kind == "cache" and p.cache.rotary and p.cache.packed and p.path == "mode",
@@ -70,7 +70,7 @@ def test_script_stands_alone(
     lines = [line.split(" is off by ") for line in capsys.readouterr().out.splitlines()]
     found = {name: float(number) for name, number in lines}
     assert "out" in found
-    assert ("lse" in found) == problem.probs
+    assert ("lse" in found) == bool(problem.more)
     assert any("gradient" in name for name in found) == (problem.path == "gradient")
     assert all(off < 1e-4 for off in found.values())
 
@@ -187,7 +187,6 @@ def test_shrinks_to_what_matters() -> None:
         (101,),
         (1, 1),
         71,
-        probs=False,
         options=Options(softcap=5.0),
     )
 

@@ -81,20 +81,27 @@ def run(problem: Problem, call: Call, arguments: dict[str, Any]) -> Results:
         function = torch.compile(function, backend="aot_eager", dynamic=False)
     leaves = {name: arguments[name].detach().requires_grad_(True) for name in call.differentiated}
     arguments = arguments | leaves
-    more = {"return_softmax_lse" if problem.kind == "cache" else "return_attn_probs": True}
+    more = {more_of(problem): True} if problem.more else {}
     with observer(problem.path):
-        result = function(**arguments, **(more if problem.probs else {}))
+        result = function(**arguments, **more)
         if not isinstance(result, tuple):
             result = (result,)
         actual = dict(zip(("out", "lse", "probs"), result, strict=False))
-        if not problem.options.dropout_p:  # a mask to look at
-            actual.pop("probs", None)
+        if not problem.options.dropout_p and actual.pop("probs", torch.empty(0)).numel() != 0:
+            raise WrongResultError("probs are not empty")
         if leaves:
             actual |= gradients(problem, call, actual, leaves, own_memory=True)
     for name in ("k_cache", "v_cache"):
         if name in arguments:
             actual[name] = arguments[name]
     return {name: x.detach() for name, x in actual.items()}
+
+
+def more_of(problem: Problem) -> str:
+    """The argument that asks for more than out."""
+    if problem.kind == "cache":
+        return "return_softmax_lse"
+    return "return_lse" if problem.more == "lse" else "return_attn_probs"
 
 
 @contextmanager
@@ -128,7 +135,7 @@ def gradients(
     problem: Problem, call: Call, results: Results, leaves: Results, own_memory: bool = False
 ) -> Results:
     """Of leaves, through out and, where probs are asked for, through lse."""
-    lse = results["lse"] if problem.probs else None
+    lse = results["lse"] if problem.more else None
     outputs = [results["out"], *([] if lse is None else [lse])]
     given = incoming(problem, call, lse, own_memory)
     given = [g if own_memory else g.to(x.dtype) for g, x in zip(given, outputs, strict=True)]

@@ -9,7 +9,6 @@ from typing import Any
 
 from .layout import PLAIN, VALUES, Layout, drawn_layout, short_repr
 
-NOT_YET = True
 KINDS = ("dense", "dense", "varlen", "varlen", "paged", "cache", "cache")
 PATHS = ("direct", "direct", "gradient", "gradient", "mode", "profiler")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -63,7 +62,7 @@ class Problem:
     heads: tuple[int, int]  # (num_heads_kv, group)
     head_dim: int
     path: str = "direct"  # or gradient, mode, profiler, compiled
-    probs: bool = True  # lse and probabilities are asked for
+    more: str = ""  # what is asked for beside out: lse, or probs (with lse)
     packing: str = ""  # or "kv" or "qkv": what is in one tensor
     layouts: tuple[Layout, ...] = (PLAIN, PLAIN, PLAIN, PLAIN)  # q, k, v, gradient of out
     values: str = "normal"
@@ -137,7 +136,7 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
         heads=(draw.choice((1, 1, 2, 3)), draw.choice((1, 1, 2, 3, 4, 8))),
         head_dim=draw.choice(_HEAD_DIMS) if draw.random() < 0.8 else draw.randint(1, 256),
         path=path,
-        probs=draw.random() < 0.5,
+        more=draw.choice(("", "", "lse", "probs")),
         layouts=tuple(drawn_layout(draw) for _ in range(4)),
         values=values,
         spare=draw.choice((0, 0, 1, 9)) if kind in ("varlen", "paged") else 0,
@@ -286,9 +285,9 @@ def possible(problem: Problem) -> Problem:
     options, values = problem.options, problem.values
     if problem.hostile:  # which modes, and the matrix of probabilities, check in their own way
         gradient = problem.path == "gradient"
-        problem = replace(problem, path="gradient" if gradient else "direct", probs=False)
+        problem = replace(problem, path="gradient" if gradient else "direct", more="")
     if values == "minus_inf" and (
-        NOT_YET or options.softmax_scale == 0 or problem.packing or problem.cache.rotary
+        options.softmax_scale == 0 or problem.packing or problem.cache.rotary
     ):
         values = "normal"  # there would be NaN
     if problem.dtype == "float16" and values in ("large", "steps"):

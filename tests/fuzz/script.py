@@ -9,6 +9,7 @@ import torch
 
 from . import memory
 from .call import Call, Integers, Numbers, described
+from .check import more_of
 from .layout import Spec
 from .problem import Problem
 
@@ -121,9 +122,8 @@ def _results(problem: Problem, call: Call) -> list[str]:
         lines.append(f'function = torch.compile({function}, backend="aot_eager")')
         function = "function"
     more = ""
-    if problem.probs:
-        name = "return_softmax_lse" if problem.kind == "cache" else "return_attn_probs"
-        more = f", {name}=True"
+    if problem.more:
+        more = f", {more_of(problem)}=True"
     before = [f"before = {{name: arguments[name].clone() for name in {_caches(call)}}}"]
     lines = [*(before if _caches(call) else []), *lines, f"torch.manual_seed({problem.seed})"]
     result = f"result = {function}(**arguments{more})"
@@ -133,7 +133,7 @@ def _results(problem: Problem, call: Call) -> list[str]:
         lines.append(result)
     if _caches(call):
         lines.append("arguments |= before")
-    lines.append(f"out, lse = {'result[:2]' if problem.probs else 'result, None'}")
+    lines.append(f"out, lse = {'result[:2]' if problem.more else 'result, None'}")
     return lines
 
 
@@ -163,7 +163,7 @@ def _expected(problem: Problem, call: Call) -> list[str]:
     else:
         lines += _expected_of_tensors(problem)
     lines.append('results = {"out": (out, want)}')
-    if problem.probs:
+    if problem.more:
         lines.append('results["lse"] = (lse, want_lse)')
     return lines
 
@@ -199,7 +199,7 @@ def _gradients(problem: Problem, call: Call) -> list[str]:
     assert call.grad_out is not None
     lines = [*tensor_lines("grad_out", call.grad_out)]
     outputs, wanted, grads = "[out]", "[want]", "[grad_out]"
-    if problem.probs:
+    if problem.more:
         outputs, wanted, grads = "[out, lse]", "[want, want_lse]", "[grad_out, grad_lse]"
         lines += [f"torch.manual_seed({problem.seed + 10})", "grad_lse = torch.randn(lse.shape)"]
         if call.end is not None:

@@ -88,7 +88,7 @@ def _with_less(problem: Problem) -> Iterator[Problem]:
         yield replace(problem, cache=replace(problem.cache, packed=False, bound=False))
     simple: dict[str, Any] = {
         "path": "direct",
-        "probs": False,
+        "more": "",
         "packing": "",
         "values": "normal",
         "used": (),
