@@ -4,9 +4,10 @@
 add_library(fa2_hardening INTERFACE)
 
 # _FORTIFY_SOURCE needs optimisation, and may come from the compiler's own configuration.
-set(flags -fstack-protector-strong
-    $<$<NOT:$<CONFIG:Debug>>:-U_FORTIFY_SOURCE>
-    $<$<NOT:$<CONFIG:Debug>>:-D_FORTIFY_SOURCE=2>)
+set(flags -fstack-protector-strong)
+if(NOT CMAKE_BUILD_TYPE STREQUAL "Debug" AND NOT FLASH_ATTN2_SANITIZE)
+  list(APPEND flags -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+endif()
 foreach(flag IN LISTS flags)
   target_compile_options(fa2_hardening INTERFACE
     "$<$<COMPILE_LANGUAGE:CXX>:${flag}>" "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${flag}>")

@@ -16,7 +16,7 @@ function(fa2_add_module name)
   # NO_EXTRAS: no link-time optimisation, which would only reach the bindings themselves.
   pybind11_add_module(${name} NO_EXTRAS ${module_UNPARSED_ARGUMENTS}
                       "${PROJECT_SOURCE_DIR}/csrc/bindings/params.cpp")
-  if(NOT module_KEEP_SYMBOLS)
+  if(NOT module_KEEP_SYMBOLS AND NOT FLASH_ATTN2_SANITIZE)
     pybind11_strip(${name})
   endif()
   target_link_libraries(${name} PRIVATE fa2_settings fa2_hardening)

@@ -13,9 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import flash_attn2
+
 from .problem import Problem
 
 TESTS = Path(__file__).resolve().parent.parent
+PACKAGE = Path(flash_attn2.__file__).parent.parent  # the one that is tested
 SECONDS = 120.0  # that a problem may take
 
 
@@ -61,7 +64,7 @@ class Worker:
         return message
 
     def start(self) -> None:
-        path = f"{TESTS.parent}:{os.environ.get('PYTHONPATH', '')}"
+        path = f"{PACKAGE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         environment = os.environ | {
             "FLASH_ATTN2_BACKEND": self.backend,
             "OMP_WAIT_POLICY": "passive",  # workers share the processor

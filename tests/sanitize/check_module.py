@@ -1,0 +1,56 @@
+"""Whether the module that is imported is the instrumented one, and what is wrong gets reported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from flash_attn2 import _cpu
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+import elf
+
+# A read past the end of k; and two threads that write the same rows of a cache.
+WRONG = {
+    "address": """
+import torch
+from flash_attn2 import _backend, _launch
+q, k = torch.randn(1, 64, 1, 64), torch.randn(1, 64, 1, 64)
+out, lse = torch.empty_like(q), torch.empty(1, 1, 64)
+lengths = _launch._dense_lengths(q, k) | {"seqlen_k": 65}
+problem = _launch._problem(q, k, k, out, lse, None, _launch.Options(), 64, lengths)
+_backend.load("cpu").forward(problem | {"dtype": "float32"}, q.device)
+""",
+    "thread": """
+import threading, torch
+from flash_attn2 import flash_attn_with_kvcache
+torch.set_num_threads(1)
+cache, x = torch.zeros(2, 1, 4096, 1, 64), torch.ones(1, 4096, 1, 64)
+def append():
+    for _ in range(20):
+        flash_attn_with_kvcache(x[:, :1], *cache, x, x, cache_seqlens=0)
+threads = [threading.Thread(target=append) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+""",
+}
+REPORTS = {"address": "ERROR: AddressSanitizer", "thread": "WARNING: ThreadSanitizer: data race"}
+PREFIX = {"address": "__asan_", "thread": "__tsan_"}
+
+
+def main(kind: str) -> None:
+    path = Path(_cpu.__file__)
+    imports = elf.read(path).imports
+    assert f"sanitize-{kind}" in path.parts[-3], path
+    assert any(name.startswith(PREFIX[kind]) for name in imports)
+    if kind == "thread":
+        assert not any(name.startswith(("GOMP", "omp_")) for name in imports)
+    wrong = subprocess.run(
+        [sys.executable, "-c", WRONG[kind]], capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode != 0, "a fault goes unnoticed"
+    assert REPORTS[kind] in wrong.stderr, wrong.stderr
+
+
+main(sys.argv[1])
