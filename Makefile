@@ -18,7 +18,8 @@ CXX_FILES = git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh'
 PYTHON_FILES := flash_attn2 tests benchmarks examples tools setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo bench test fuzz cuda-check lint format wheel install-check \
+.PHONY: help setup build demo bench test fuzz sanitize sanitize-short test-torch \
+        test-torch-short cuda-check lint format wheel install-check \
         gpu-test gpu-bench clean
 
 help: ## List the targets
@@ -57,6 +58,21 @@ BACKEND ?= cpu
 
 fuzz: setup ## Run N random problems of the series SEED on BACKEND (cpu or sm80-emulated)
 	cd tests && $(BIN)/python -m fuzz --problems $(N) --seed $(SEED) --backend $(BACKEND)
+
+sanitize: setup ## Run tests and fuzzer of the CPU family under ASan, UBSan and TSan
+	$(BIN)/python -m tools.sanitize --jobs $(JOBS)
+
+sanitize-short: setup ## Likewise, a selection of a few minutes
+	$(BIN)/python -m tools.sanitize --jobs $(JOBS) --short
+
+# A release of torch that is promised to work.
+TORCH ?= 2.4.1
+
+test-torch: build ## Run the CPU tests under torch $(TORCH), in an environment of its own
+	$(BIN)/python -m tools.test_torch $(TORCH)
+
+test-torch-short: build ## Likewise, a selection of a few minutes
+	$(BIN)/python -m tools.test_torch $(TORCH) --short
 
 cuda-check: setup ## Compile every CUDA kernel and check its machine code (no GPU needed)
 	$(BIN)/python -m tools.cuda_check --jobs $(JOBS)

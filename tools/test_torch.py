@@ -1,0 +1,84 @@
+"""The CPU tests under any release of torch: `make test-torch TORCH=2.4.1`.
+
+The release is installed into build/torch-<version>, with what tests need beside it; the native
+module is the one that `make build` makes, as one wheel serves them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ("einops", "numpy", "setuptools", "hypothesis", "pytest", "pytest-xdist")
+BENCHMARKS = ("matplotlib", "rich")
+# Those of the pins that no torch has an opinion on.
+PINNED = (
+    "einops",
+    "execnet",
+    "hypothesis",
+    "iniconfig",
+    "packaging",
+    "pluggy",
+    "pytest",
+    "pytest-xdist",
+    "sortedcontainers",
+)
+SHORT_FILES = (
+    "test_api.py",
+    "test_arguments.py",
+    "test_autograd.py",
+    "test_forward.py",
+    "test_kvcache.py",
+    "test_kvcache_ops.py",
+    "test_nn.py",
+    "test_ops.py",
+    "test_plain_calls.py",
+    "test_threads.py",
+)
+
+
+def pins(constraints: str) -> str:
+    """Lines of a constraints file that hold whatever torch is installed."""
+    lines = [line for line in constraints.splitlines() if line.split("==")[0] in PINNED]
+    return "\n".join(lines) + "\n"
+
+
+def install(version: str) -> Path:
+    """The interpreter of an environment that has this torch."""
+    directory = ROOT / "build" / f"torch-{version}"
+    python, stamp = directory / "bin" / "python", directory / ".stamp"
+    if stamp.exists():
+        return python
+    venv.create(directory, with_pip=True, clear=True)
+    constraints = directory / "constraints.txt"
+    constraints.write_text(pins((ROOT / "constraints.txt").read_text()))
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    wanted = (f"torch=={version}", *REQUIREMENTS, *BENCHMARKS)
+    subprocess.run([*pip, "-c", constraints, *wanted], check=True)
+    stamp.touch()
+    return python
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("version", help="of torch, as 2.4.1")
+    parser.add_argument("--short", action="store_true", help="a selection of a few minutes")
+    options = parser.parse_args(arguments)
+    begin = time.monotonic()
+    python = install(options.version)
+    print(f"[test-torch] {options.version} installed: {time.monotonic() - begin:.0f} s", flush=True)
+    files = [ROOT / "tests" / name for name in SHORT_FILES] if options.short else [ROOT / "tests"]
+    command = [python, "-m", "pytest", "-q", "-n", "2", "-k", "not emulated and not cuda", *files]
+    if not options.short:
+        command += ["--ignore", ROOT / "tests" / "tools"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    print(f"[test-torch] {options.version}: {time.monotonic() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
