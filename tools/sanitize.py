@@ -61,7 +61,15 @@ def build(kind: str, jobs: int) -> Path:
         if source.suffix == ".py" or (source.is_dir() and source.name != "__pycache__"):
             (package / source.name).symlink_to(source)
     tools = Path(sys.executable).parent
-    configure = [tools / "cmake", "-S", ROOT, "-B", directory / "cmake", "-G", "Ninja"]
+    configure: list[str | Path] = [
+        tools / "cmake",
+        "-S",
+        ROOT,
+        "-B",
+        directory / "cmake",
+        "-G",
+        "Ninja",
+    ]
     configure += [
         "--log-level=NOTICE",
         f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}",
@@ -71,7 +79,13 @@ def build(kind: str, jobs: int) -> Path:
         "-DFLASH_ATTN2_CUDA=off",
     ]
     subprocess.run(configure, check=True)
-    command = [tools / "cmake", "--build", directory / "cmake", "--parallel", str(jobs)]
+    command: list[str | Path] = [
+        tools / "cmake",
+        "--build",
+        directory / "cmake",
+        "--parallel",
+        str(jobs),
+    ]
     subprocess.run([*command, "--target", "_cpu"], check=True)
     return directory
 

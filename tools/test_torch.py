@@ -57,7 +57,14 @@ def install(version: str) -> Path:
     venv.create(directory, with_pip=True, clear=True)
     constraints = directory / "constraints.txt"
     constraints.write_text(pins((ROOT / "constraints.txt").read_text()))
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+    ]
     wanted = (f"torch=={version}", *REQUIREMENTS, *BENCHMARKS)
     subprocess.run([*pip, "-c", constraints, *wanted], check=True)
     stamp.touch()
@@ -72,10 +79,19 @@ def main(arguments: list[str]) -> None:
     begin = time.monotonic()
     python = install(options.version)
     print(f"[test-torch] {options.version} installed: {time.monotonic() - begin:.0f} s", flush=True)
-    files = [ROOT / "tests" / name for name in SHORT_FILES] if options.short else [ROOT / "tests"]
-    command = [python, "-m", "pytest", "-q", "-n", "2", "-k", "not emulated and not cuda", *files]
-    if not options.short:
-        command += ["--ignore", ROOT / "tests" / "tools"]
+    tests = ROOT / "tests"
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "2",
+        "-k",
+        "not emulated and not cuda",
+    ]
+    command += [tests / name for name in SHORT_FILES] if options.short else [tests]
+    command += ["--ignore", tests / "tools"]
     subprocess.run(command, check=True, cwd=ROOT)
     print(f"[test-torch] {options.version}: {time.monotonic() - begin:.0f} s", flush=True)
 

