@@ -53,13 +53,7 @@ def build(kind: str, jobs: int) -> Path:
     """The directory whose flash_attn2 has the instrumented module."""
     directory = ROOT / "build" / f"sanitize-{kind}"
     package = directory / "flash_attn2"
-    package.mkdir(parents=True, exist_ok=True)
-    for link in package.iterdir():
-        if link.is_symlink():
-            link.unlink()
-    for source in (ROOT / "flash_attn2").iterdir():
-        if source.suffix == ".py" or (source.is_dir() and source.name != "__pycache__"):
-            (package / source.name).symlink_to(source)
+    link_package(package)
     tools = Path(sys.executable).parent
     configure: list[str | Path] = [
         tools / "cmake",
@@ -77,6 +71,9 @@ def build(kind: str, jobs: int) -> Path:
         f"-DFLASH_ATTN2_SANITIZE={kind}",
         f"-DFLASH_ATTN2_OUTPUT_DIR={package}",
         "-DFLASH_ATTN2_CUDA=off",
+        # With assertions, and quickly compiled.
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1",
     ]
     subprocess.run(configure, check=True)
     command: list[str | Path] = [
@@ -88,6 +85,17 @@ def build(kind: str, jobs: int) -> Path:
     ]
     subprocess.run([*command, "--target", "_cpu"], check=True)
     return directory
+
+
+def link_package(package: Path) -> None:
+    """Python files as they are in the checkout."""
+    package.mkdir(parents=True, exist_ok=True)
+    for link in package.iterdir():
+        if link.is_symlink():
+            link.unlink()
+    for source in (ROOT / "flash_attn2").iterdir():
+        if source.suffix == ".py" or (source.is_dir() and source.name != "__pycache__"):
+            (package / source.name).symlink_to(source)
 
 
 def environment(kind: str, directory: Path) -> dict[str, str]:
