@@ -97,7 +97,7 @@ def softmax(s: Tensor, visible: Tensor, sink: Tensor | None) -> tuple[Tensor, Te
     nothing = (s == -torch.inf).all(-1, keepdim=True)
     # Finite scores, since the derivative of the softmax of -inf alone is NaN.
     s = s.masked_fill(nothing, 0)
-    probs = torch.softmax(s, -1)[..., :seqlen_k].masked_fill(~visible, 0)
+    probs = torch.softmax(s, -1)[..., :seqlen_k].masked_fill(~visible | nothing, 0)
     return probs, torch.logsumexp(s, -1).masked_fill(nothing.squeeze(-1), -torch.inf)
 
 
