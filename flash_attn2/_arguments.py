@@ -112,12 +112,11 @@ def as_int(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an int, got {_described(value)}") from None
 
 
-def as_bound(name: str, value: Any, known: int, most: int | None = None) -> int:
+def as_bound(name: str, value: Any, known: int) -> int:
     """An upper bound as `as_int` takes it; `known`, a larger one, where reading it from a tensor
     would wait in a CUDA graph's capture or break a graph of torch.compile."""
     if isinstance(value, Tensor) and value.ndim == 0 and not _readable(value):
-        # Not min, which asks for a guard of traced numbers.
-        return known if most is None else torch.sym_min(known, most)  # type: ignore[no-untyped-call]
+        return known
     return as_int(name, value)
 
 

@@ -66,8 +66,8 @@ def make_packing(
         cu_seqlens_q,
         cu_seqlens_k,
         seqused_k,
-        as_bound("max_seqlen_q", max_seqlen_q, rows_q, MAX_SEQLEN),
-        as_bound("max_seqlen_k", max_seqlen_k, rows_k, MAX_SEQLEN),
+        as_bound("max_seqlen_q", max_seqlen_q, rows_q),
+        as_bound("max_seqlen_k", max_seqlen_k, rows_k),
     )
 
 

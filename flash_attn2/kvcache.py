@@ -16,7 +16,6 @@ from flash_attn2._arguments import (
     require_bool,
     require_tensor,
 )
-from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New
 from flash_attn2._launch import Options, Packing
 
@@ -133,8 +132,7 @@ def flash_attn_with_kvcache(
     num_splits = as_int("num_splits", num_splits)
     _kvcache_checks.check_splits(num_splits)
     if max_seqlen_q is not None:
-        most = min(_checks.rows_of(q), MAX_SEQLEN)
-        max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, most)
+        max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, _checks.rows_of(q))
         _kvcache_checks.check_seqlen("max_seqlen_q", max_seqlen_q)
     _kvcache_checks.check_together("k", k, "v", v)
     _kvcache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
