@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_autocast_enabled
+from torch.compiler import is_compiling
 
 from flash_attn2 import _checks, _launch
 from flash_attn2._launch import Gradients, Options, Packing, PlainOptions, Result, Saved
@@ -39,9 +40,9 @@ def forward(
 
     Returns out, lse, rng_state (None or empty without dropout).
     """
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         device_type = "cuda" if q.is_cuda else "cpu"
-        if torch.is_autocast_enabled(device_type):
+        if is_autocast_enabled(device_type):
             q, k, v = to_autocast_dtype(device_type, q, k, v)
         around = circumstances((q, k, v, *_tensors_of(packing, options)))
         if around == PLAIN:
@@ -62,9 +63,9 @@ def plain_forward(
     Nothing need be checked before.
     """
     if (
-        torch.compiler.is_compiling()
+        is_compiling()
         or not (type(q) is type(k) is type(v) is Tensor and q.is_cpu)
-        or torch.is_autocast_enabled("cpu")
+        or is_autocast_enabled("cpu")
     ):
         return None
     around = circumstances_of_plain((q, k, v))
@@ -88,7 +89,7 @@ def backward(
     options: Options,
 ) -> Gradients:
     """Gradients of q, k, v and sink; None or empty for those that are None."""
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         tensors = (*saved, grad_out, grad_lse, *_tensors_of(packing, options))
         around = circumstances_of_plain(tensors)
         if around == PLAIN and packing is None:

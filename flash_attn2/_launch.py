@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, contiguous_format, get_num_threads
 
 from flash_attn2 import _backend
 from flash_attn2._backend import Backend
@@ -147,12 +147,11 @@ def plain(
     if backend.forward_plain is None:
         return None
     try:
-        out = _empty_like(q, memory_format=torch.contiguous_format)
+        out = _empty_like(q, memory_format=contiguous_format)
     except RuntimeError:  # nested, sparse: the checks say so
         return None
-    lse_pointer = 0 if lse is None else lse.data_ptr()
-    num_threads = torch.get_num_threads()
-    done = backend.forward_plain((q, k, v, out), lse_pointer, options, num_threads)
+    pointer = 0 if lse is None else lse.data_ptr()
+    done = backend.forward_plain((q, k, v, out), pointer, options, get_num_threads())
     return out if done else None
 
 
@@ -173,7 +172,7 @@ def plain_backward(
     ):
         return None
     grad_q, grad_k, grad_v = (
-        _empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)
+        _empty_like(x, memory_format=contiguous_format) for x in (q, k, v)
     )
     done = backend.backward_plain(
         (q, k, v, out),
@@ -181,7 +180,7 @@ def plain_backward(
         (grad_out, grad_q, grad_k, grad_v),
         plain_options,
         _deterministic(options),
-        torch.get_num_threads(),
+        get_num_threads(),
     )
     return (grad_q, grad_k, grad_v, None) if done else None
 
@@ -236,7 +235,7 @@ def _forward(
     dtype_name = backend.dtype_name(q.dtype)
     head_dim = q.shape[-1]
     q, k, v = _readable(q, backend), _readable(k, backend), _readable(v, backend)
-    out = _empty_like(q, memory_format=torch.contiguous_format)
+    out = _empty_like(q, memory_format=contiguous_format)
     options = _contiguous_options(options)
     rng_state = draw_rng_state(q.device) if options.dropout_p > 0 else None
     if lse.numel() != 0:
@@ -266,7 +265,7 @@ def _backward(
             return None
         if x.shape[-1] != q.shape[-1]:
             x = x[..., :1].expand(*x.shape[:-1], q.shape[-1])  # with the padding of q
-        return allocate(x, memory_format=torch.contiguous_format)
+        return allocate(x, memory_format=contiguous_format)
 
     grads = [gradient_of(x) for x in saved[:3]]
     grad_sink = None if options.sink is None else allocate(options.sink)
@@ -413,7 +412,7 @@ def _readable(t: Tensor, backend: Backend) -> Tensor:
         return t
     padding = -t.shape[-1] % 8 if backend.aligned else 0
     if padding == 0:
-        copy = t.clone(memory_format=torch.contiguous_format)
+        copy = t.clone(memory_format=contiguous_format)
     else:  # not F.pad, which may keep the order of the strides
         head_dim = t.shape[-1]
         copy = t.new_zeros(*t.shape[:-1], head_dim + padding)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch._C import (
     _get_tracing_state,
     _len_torch_dispatch_stack,
@@ -54,7 +54,7 @@ def circumstances_of_plain(tensors: tuple[Tensor | None, ...]) -> int:
         or _profiler_enabled()
     ):
         return OBSERVED
-    grad_enabled = torch.is_grad_enabled()
+    grad_enabled = is_grad_enabled()
     differentiated = False
     for tensor in tensors:
         if tensor is None:
