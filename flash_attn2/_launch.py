@@ -171,9 +171,7 @@ def plain_backward(
         or v is None
     ):
         return None
-    grad_q, grad_k, grad_v = (
-        _empty_like(x, memory_format=contiguous_format) for x in (q, k, v)
-    )
+    grad_q, grad_k, grad_v = (_empty_like(x, memory_format=contiguous_format) for x in (q, k, v))
     done = backend.backward_plain(
         (q, k, v, out),
         lse,
