@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, contiguous_format, get_num_threads
+from torch import Tensor, contiguous_format
 
 from flash_attn2 import _backend
 from flash_attn2._backend import Backend
@@ -151,7 +151,7 @@ def plain(
     except RuntimeError:  # nested, sparse: the checks say so
         return None
     pointer = 0 if lse is None else lse.data_ptr()
-    done = backend.forward_plain((q, k, v, out), pointer, options, get_num_threads())
+    done = backend.forward_plain((q, k, v, out), pointer, options, torch.get_num_threads())
     return out if done else None
 
 
@@ -178,7 +178,7 @@ def plain_backward(
         (grad_out, grad_q, grad_k, grad_v),
         plain_options,
         _deterministic(options),
-        get_num_threads(),
+        torch.get_num_threads(),
     )
     return (grad_q, grad_k, grad_v, None) if done else None
 
