@@ -103,6 +103,8 @@ def as_int(name: str, value: Any) -> int:
                 f"{name} must be an int or an integer tensor without dimensions, got a tensor of "
                 f"{value.dtype} and shape {tuple(value.shape)}"
             )
+        if value.is_meta and type(value) is Tensor:
+            raise ValueError(f"{name} must have a value, got a tensor on the device meta")
         return int(value)
     try:
         if isinstance(value, bool) or _is_numpy_bool(value):

@@ -27,6 +27,7 @@ from flash_attn2._observe import (
     no_forward_mode,
     with_memory,
 )
+from flash_attn2._tensors import require_allocated
 
 Tensors = tuple[Tensor, ...]
 
@@ -111,9 +112,13 @@ def _tensors_of(packing: Packing | None, options: Options) -> tuple[Tensor | Non
     return of_options if packing is None else (*packing[:3], *of_options)
 
 
+_CAST = ("q", "k", "v", "rotary_cos", "rotary_sin")  # in this order, as many as there are
+
+
 def to_autocast_dtype(device_type: str, *tensors: Tensor | None) -> list[Any]:
     """In the lower precision of the autocast region, as scaled_dot_product_attention has them."""
     dtype = torch.get_autocast_dtype(device_type)
+    require_allocated(**dict(zip(_CAST, tensors, strict=False)))
     return [
         x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
         for x in tensors
@@ -127,12 +132,19 @@ def checked(
     q: Tensor, k: Tensor | None, v: Tensor | None, packing: Packing | None, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The unpacked inputs, after those checks that need no values."""
+    given_q, given_k = q, k
+    packed = k is None or v is None
     if k is None or v is None:
         q, k, v = _launch.unpacked(q, k, v)
-    if packing is None:
-        _checks.check_dense(q, k, v, options.alibi_slopes, options.sink)
-    else:
-        _checks.check_varlen(q, k, v, packing, options.alibi_slopes, options.sink)
+    try:
+        if packing is None:
+            _checks.check_dense(q, k, v, options.alibi_slopes, options.sink)
+        else:
+            _checks.check_varlen(q, k, v, packing, options.alibi_slopes, options.sink)
+    except (TypeError, ValueError):
+        if packed:  # in the words of those who gave it
+            _checks.check_packed(given_q, given_k)
+        raise
     return q, k, v
 
 

@@ -179,6 +179,32 @@ def check_dense(
         _check_per_head(q, batch, alibi_slopes, sink)
 
 
+def check_packed(q: Tensor, kv: Tensor | None) -> None:
+    """What the other checks say of k and v, or of q, said of the tensor that holds them.
+
+    q without kv is qkv.
+    """
+    name, packed = ("qkv", q) if kv is None else ("kv", kv)
+    if packed.dtype not in _FLOAT_DTYPES:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {packed.dtype}"
+        ) from None
+    if kv is None:
+        return
+    if kv.dtype != q.dtype:
+        raise TypeError(f"kv must have the dtype of q, {q.dtype}, got {kv.dtype}") from None
+    if kv.device != q.device:
+        raise ValueError(f"kv must be on the device of q, {q.device}, got {kv.device}") from None
+    if q.ndim > 1 and kv.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"kv must have the head_dim of q, {q.shape[-1]}, got {kv.shape[-1]}"
+        ) from None
+    if q.ndim == 4 and kv.ndim == 5 and kv.shape[0] != q.shape[0]:
+        raise ValueError(
+            f"kv must have the batch size of q, {q.shape[0]}, got {kv.shape[0]}"
+        ) from None
+
+
 def check_varlen(
     q: Tensor,
     k: Tensor,

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from flash_attn2 import _checks, _overlap
+from flash_attn2 import _checks, _observe, _overlap
 from flash_attn2._arguments import require_tensor
 from flash_attn2._backend import Backend
 from flash_attn2._checks import MAX_SEQLEN
 from flash_attn2._kvcache_launch import Cache, New, batch_size, capacity
 from flash_attn2._launch import Options, Packing
-from flash_attn2._tensors import require_readable
+from flash_attn2._tensors import in_memory, require_readable
 
 MAX_SPLITS = 128
 
@@ -58,7 +58,11 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
     """Shapes, dtypes and devices of queries, cache and lengths."""
     dims = "batch, seqlen_q" if cache.cu_seqlens_q is None else "total_q"
     if q.ndim != dims.count(",") + 3:
-        raise ValueError(f"q must be ({dims}, num_heads, head_dim), got shape {tuple(q.shape)}")
+        where = "out" if cache.cu_seqlens_q is None else ""
+        raise ValueError(
+            f"q must be ({dims}, num_heads, head_dim) with{where} cu_seqlens_q, got shape "
+            f"{tuple(q.shape)}"
+        )
     if q.dtype not in _checks._FLOAT_DTYPES:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {q.dtype}")
     if cache.cu_seqlens_q is None and _checks.too_long(q.shape[1]):
@@ -152,6 +156,8 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
             "k must be (num_pages, page_size, num_heads_kv, head_dim) with block_table, "
             f"got shape {tuple(k.shape)}"
         )
+    if q.ndim != 3:
+        raise ValueError(f"q must be (total, num_heads, head_dim), got shape {tuple(q.shape)}")
     _checks._check_heads(q, k, v)
     cu_seqlens_q, cu_seqlens_k, seqused_k, longest_q, longest = packing
     _check_vector("cu_seqlens_q", cu_seqlens_q, None, q)
@@ -164,13 +170,15 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
     if (
         torch.compiler.is_compiling()
         or not q.is_cpu
-        or type(cu_seqlens_k) is not Tensor
+        or not _observe.is_ordinary(cu_seqlens_k)
+        or not (seqused_k is None or _observe.is_ordinary(seqused_k))
         or peek_interpreter_stack() is not None
     ):
         return
+    cu_seqlens_k = in_memory("cu_seqlens_k", cu_seqlens_k)
     lengths = _checks._host_lengths("cu_seqlens_k", cu_seqlens_k, 2**31)
     if seqused_k is not None:
-        lengths = _checks._host_used(seqused_k, lengths)
+        lengths = _checks._host_used(in_memory("seqused_k", seqused_k), lengths)
     _checks._require_bound("max_seqlen_k", longest, lengths)
     most, page_size = max(lengths, default=0), k.shape[1]
     if block_table.shape[1] * page_size < most:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flash_attn2 import _checks
 from flash_attn2._arguments import as_int, as_number, require_bool, require_tensor
 from flash_attn2._observe import is_ordinary, ordinary
+from flash_attn2._tensors import in_memory, require_allocated
 
 
 class RotaryEmbedding(nn.Module):
@@ -69,8 +70,9 @@ class RotaryEmbedding(nn.Module):
                 "x must be (batch, seqlen, num_heads, head_dim), or (total, num_heads, head_dim) "
                 f"with cu_seqlens, got shape {tuple(x.shape)}"
             )
-        if not x.is_floating_point():
-            raise TypeError(f"x must be of floating point, got {x.dtype}")
+        if x.dtype not in _checks._FLOAT_DTYPES:
+            raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        require_allocated(x=x)
         if x.shape[-1] < self.dim:
             raise ValueError(f"x must have a head_dim of at least {self.dim}, got {x.shape[-1]}")
         offset = as_int("offset", offset)
@@ -137,7 +139,8 @@ def check_sequences(cu_seqlens: Tensor, x: Tensor) -> None:
         raise ValueError(
             f"cu_seqlens must be on the device of x, {x.device}, got {cu_seqlens.device}"
         )
-    if cu_seqlens.is_cpu and type(cu_seqlens) is Tensor and ordinary():
+    if cu_seqlens.is_cpu and ordinary() and is_ordinary(cu_seqlens):
+        cu_seqlens = in_memory("cu_seqlens", cu_seqlens)
         _checks._host_lengths("cu_seqlens", cu_seqlens, x.shape[0])
 
 

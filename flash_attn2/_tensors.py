@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 # Tensors without memory have their offset for an address, which is never so large; the address of
 # a real one may be smaller, but hardly ever is. Likewise in csrc/bindings/dlpack.h.
@@ -42,6 +43,35 @@ def require_memory(name: str, tensor: Tensor) -> None:
             f"{name} must be in memory, got shape {tuple(tensor.shape)} without any: its storage "
             f"has {tensor.untyped_storage().nbytes()} bytes"
         )
+
+
+def require_allocated(**tensors: Tensor | None) -> None:
+    """ValueError where a storage was freed: PyTorch reads some of those all the same.
+
+    Other tensors without memory are left to it: zero, functional, batched and fake ones.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, Parameter) or tensor.is_meta or tensor._is_zerotensor():  # type: ignore[union-attr]
+            continue
+        if torch._is_functional_tensor(tensor):  # type: ignore[arg-type]
+            continue
+        try:
+            require_memory(name, tensor)  # type: ignore[arg-type]
+        except RuntimeError:  # no storage
+            continue
+
+
+def in_memory(name: str, tensor: Tensor) -> Tensor:
+    """Zeros in memory for a zero tensor, else itself, for the host to read. ValueError if freed."""
+    if tensor._is_zerotensor():
+        return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+    try:
+        require_memory(name, tensor)
+    except RuntimeError:
+        raise ValueError(f"{name} must be in memory, got one without a storage") from None
+    return tensor
 
 
 def require_readable(names: Iterable[str], values: Iterable[Any]) -> None:

@@ -17,6 +17,7 @@ written.
 from __future__ import annotations
 
 import itertools
+import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -146,12 +147,12 @@ class PagedKVCache:
         num_layers, num_pages = _size("num_layers", num_layers), _size("num_pages", num_pages)
         page_size, head_dim = _size("page_size", page_size), _size("head_dim", head_dim)
         num_heads_kv = _size("num_heads_kv", num_heads_kv)
-        max_seqlen = None if max_seqlen is None else _size("max_seqlen", max_seqlen)
+        max_seqlen = None if max_seqlen is None else _size("max_seqlen", max_seqlen, math.inf)
         max_batch = None if max_batch is None else _size("max_batch", max_batch)
         if head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in _checks._FLOAT_DTYPES:
+        if not isinstance(dtype, torch.dtype) or dtype not in _checks._FLOAT_DTYPES:
             raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
         capacity = num_pages * page_size
 
@@ -412,9 +413,11 @@ def _unpack(packed: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Te
     return lengths[: rows + 1], lengths[rows + 1 :], table.view(rows, columns)
 
 
-def _size(name: str, value: Any) -> int:
+def _size(name: str, value: Any, most: float = 2**31 - 1) -> int:
     if (size := as_int(name, value)) < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
+    if size > most:
+        raise ValueError(f"{name} must be at most {most}, got {size}")
     return size
 
 

@@ -17,6 +17,7 @@ from flash_attn2 import _checks
 from flash_attn2._arguments import as_bound, as_int, as_number, require_bool, require_tensor
 from flash_attn2._observe import is_ordinary, ordinary
 from flash_attn2._rotary import RotaryEmbedding, check_sequences
+from flash_attn2._tensors import require_allocated
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 
 __all__ = ["Attention", "RotaryEmbedding", "alibi_slopes"]
@@ -110,6 +111,8 @@ class Attention(nn.Module):
             dropout, softmax_scale, causal, window_size, softcap, None, None, deterministic
         )
 
+        slopes = _given_slopes(alibi, num_heads)  # before anything random is drawn
+
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_heads_kv = num_heads_kv
@@ -128,7 +131,7 @@ class Attention(nn.Module):
         self.rotary = rotary
         zeros = torch.zeros(num_heads, device=device, dtype=torch.float32) if sink else None
         self.sink = None if zeros is None else nn.Parameter(zeros)
-        self._slopes = _given_slopes(alibi, num_heads)
+        self._slopes = slopes
         self._placed_slopes: Tensor | None = None
         self._place_slopes()
 
@@ -233,6 +236,18 @@ class Attention(nn.Module):
                 f"x must be (batch, seqlen, {self.embed_dim}), or (total, {self.embed_dim}) with "
                 f"cu_seqlens, got shape {tuple(x.shape)}"
             )
+        require_allocated(x=x)
+        if type(self.qkv_proj) is not nn.Linear:  # another layer may take what it likes
+            return
+        weight = self.qkv_proj.weight
+        if x.device != weight.device:
+            raise ValueError(
+                f"x must be on the device of the parameters, {weight.device}, got {x.device}"
+            )
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"x must have the dtype of the parameters, {weight.dtype}, got {x.dtype}"
+            )
 
     def extra_repr(self) -> str:
         text = f"{self.embed_dim}, num_heads={self.num_heads}, num_heads_kv={self.num_heads_kv}"
@@ -245,6 +260,8 @@ class Attention(nn.Module):
                 text += f", {name}=({self.num_heads},)"
         return text
 
+
+_MAX_SIZE = 2**31 - 1
 
 _DEFAULTS = {  # of what `extra_repr` shows where it is not the default
     "dropout": 0.0,
@@ -282,6 +299,10 @@ def _sizes(
     if embed_dim <= 0 or num_heads <= 0:
         raise ValueError(
             f"embed_dim and num_heads must be positive, got {embed_dim} and {num_heads}"
+        )
+    if max(embed_dim, num_heads) > _MAX_SIZE:
+        raise ValueError(
+            f"embed_dim and num_heads must be at most {_MAX_SIZE}, got {embed_dim} and {num_heads}"
         )
     if num_heads_kv <= 0 or num_heads % num_heads_kv != 0:
         raise ValueError(

@@ -12,6 +12,10 @@ from einops import rearrange
 from torch import Tensor
 
 from flash_attn2._arguments import as_int, require_tensor
+from flash_attn2._observe import is_ordinary, ordinary
+from flash_attn2._tensors import require_allocated
+
+_MAX_SIZE = 2**31 - 1
 
 
 def index_first_axis(x: Tensor, indices: Tensor) -> Tensor:
@@ -19,7 +23,11 @@ def index_first_axis(x: Tensor, indices: Tensor) -> Tensor:
     require_tensor("x", x)
     if x.ndim == 0:
         raise ValueError("x must have rows, got a tensor without dimensions")
-    return x.index_select(0, _indices(indices))
+    indices = _indices(indices)
+    require_allocated(x=x)
+    _require_device("indices", indices, "x", x)
+    _require_within(indices, x.shape[0], "the rows of x")
+    return x.index_select(0, indices)
 
 
 def unpad_input(
@@ -27,9 +35,9 @@ def unpad_input(
 ) -> tuple[Tensor, Tensor, Tensor, int, Tensor]:
     """Drop the padding of (batch, seqlen, ...).
 
-    attention_mask (batch, seqlen), bool or int, is nonzero at tokens (of floats, only 0 and 1 are
-    taken: an additive mask, 0 at tokens, would keep the padding); unused_mask likewise, at rows
-    that are kept in the packed tensor without being tokens. Returns
+    attention_mask (batch, seqlen), bool or int, is nonzero at tokens; unused_mask likewise, at rows
+    that are kept in the packed tensor without being tokens. Of floats only 0 and 1 are taken, and
+    for attention_mask not 0 alone: an additive mask, 0 at tokens, would mean the opposite. Returns
 
         packed (total, ...), the rows that either mask selects;
         indices (total,), int64, their positions in the flattened input, for `pad_input`;
@@ -41,7 +49,13 @@ def unpad_input(
         raise ValueError(
             f"hidden_states must be (batch, seqlen, ...), got shape {tuple(hidden_states.shape)}"
         )
+    require_allocated(hidden_states=hidden_states)
     tokens = _selected("attention_mask", attention_mask, hidden_states)
+    if attention_mask.is_floating_point() and tokens.numel() and not tokens.any():
+        raise ValueError(
+            "attention_mask must be bool or int, nonzero at tokens, got only zeros of "
+            f"{attention_mask.dtype}: of an additive mask give mask == 0"
+        )
     kept = tokens
     if unused_mask is not None:
         kept = tokens | _selected("unused_mask", unused_mask, hidden_states)
@@ -64,18 +78,16 @@ def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -
     for name, size in (("batch", batch), ("seqlen", seqlen)):
         if size < 0:
             raise ValueError(f"{name} must not be negative, got {size}")
+        if size > _MAX_SIZE:
+            raise ValueError(f"{name} must be at most {_MAX_SIZE}, got {size}")
     if hidden_states.ndim == 0 or hidden_states.shape[0] != indices.shape[0]:
         raise ValueError(
             f"hidden_states must have a row for each of {indices.shape[0]} indices, "
             f"got shape {tuple(hidden_states.shape)}"
         )
-    if indices.is_cpu and indices.numel() and type(indices) is Tensor:
-        low, high = (int(x) for x in torch.aminmax(indices))
-        if low < 0 or high >= batch * seqlen:
-            raise ValueError(
-                f"indices must be from 0 to batch * seqlen - 1 = {batch * seqlen - 1}, "
-                f"got {low if low < 0 else high}"
-            )
+    require_allocated(hidden_states=hidden_states)
+    _require_device("indices", indices, "hidden_states", hidden_states)
+    _require_within(indices, batch * seqlen, "batch * seqlen")
     padded = hidden_states.new_zeros(batch * seqlen, *hidden_states.shape[1:])
     padded = padded.index_copy(0, indices, hidden_states)
     return rearrange(padded, "(b s) ... -> b s ...", b=batch, s=seqlen)
@@ -88,7 +100,26 @@ def _indices(indices: Tensor) -> Tensor:
             f"indices must be int32 or int64 (n,), got {indices.dtype} of shape "
             f"{tuple(indices.shape)}"
         )
+    require_allocated(indices=indices)
     return indices.long()
+
+
+def _require_within(indices: Tensor, count: int, what: str) -> None:
+    """That they are below so many, where host memory holds them."""
+    if indices.is_cpu and indices.numel() and ordinary() and is_ordinary(indices):
+        low, high = (int(x) for x in torch.aminmax(indices))
+        if low < 0 or high >= count:
+            raise ValueError(
+                f"indices must be from 0 to {what} - 1 = {count - 1}, "
+                f"got {low if low < 0 else high}"
+            )
+
+
+def _require_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} must be on the device of {other_name}, {other.device}, got {tensor.device}"
+        )
 
 
 def _selected(name: str, mask: Tensor, hidden_states: Tensor) -> Tensor:
@@ -100,6 +131,10 @@ def _selected(name: str, mask: Tensor, hidden_states: Tensor) -> Tensor:
         )
     if mask.is_complex() or mask.is_quantized:
         raise TypeError(f"{name} must be bool or int, got {mask.dtype}")
+    _require_device(name, mask, "hidden_states", hidden_states)
+    if mask.is_meta:
+        raise ValueError(f"{name} must have values, got one on the device meta")
+    require_allocated(**{name: mask})
     if mask.is_floating_point() and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(
             f"{name} must be bool or int, nonzero at tokens, got {mask.dtype} with other values "

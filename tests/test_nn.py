@@ -352,6 +352,7 @@ def test_compile() -> None:
             ValueError,
             "rotary must turn at most head_dim = 8, got 10",
         ),
+        ((2**63, 4), {}, ValueError, "embed_dim .* at most 2147483647, got 9223372036854775808"),
         ((32, 4), {"rotary": 32}, TypeError, "rotary must be a RotaryEmbedding, .* got 32"),
         ((32, 4), {"rotary": True}, TypeError, "rotary must be a RotaryEmbedding, .* got True"),
     ],
@@ -359,8 +360,10 @@ def test_compile() -> None:
 def test_constructor_errors(
     arguments: Any, options: Any, error: type[Exception], message: str
 ) -> None:
+    before = torch.get_rng_state()
     with pytest.raises(error, match=message):
         Attention(*arguments, **options)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_call_errors() -> None:
@@ -376,6 +379,14 @@ def test_call_errors() -> None:
         layer(torch.randn(5, 32), cu_seqlens=cu_seqlens)
     with pytest.raises(ValueError, match="cu_seqlens and max_seqlen go together"):
         layer(torch.randn(1, 5, 32), max_seqlen=5)
+    for dtype in (torch.float16, torch.float64, torch.int64, torch.complex64):
+        x = torch.ones(1, 5, 32, dtype=dtype)
+        with pytest.raises(TypeError, match=f"x must have the dtype .*float32, got {dtype}"):
+            layer(x)
+    with pytest.raises(ValueError, match=r"x must be on the device .* cpu, got meta"):
+        layer(torch.empty(1, 5, 32, device="meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(1, 5, 32).bfloat16()).dtype == torch.bfloat16
 
 
 def test_packed_call_errors() -> None:
@@ -424,7 +435,7 @@ def test_rotary_errors() -> None:
         rotary(torch.randn(1, 5, 4, 8), offset=-1)
     with pytest.raises(TypeError, match="offset must be an int, got float"):
         rotary(torch.randn(1, 5, 4, 8), offset=1.0)
-    with pytest.raises(TypeError, match="x must be of floating point"):
+    with pytest.raises(TypeError, match="x must be float16"):
         rotary(torch.ones(1, 5, 4, 8, dtype=torch.int64))
     with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
         rotary([1.0])

@@ -92,6 +92,8 @@ def test_indices_may_be_int32() -> None:
             ValueError,
             r"attention_mask must be .* mask == 0",
         ),
+        (torch.zeros(1, 2), ValueError, r"attention_mask must be .* only zeros .* mask == 0"),
+        (torch.ones(1, 2, device="meta"), ValueError, "attention_mask must be on the device of"),
         (torch.tensor([[0, -1]]), ValueError, r"attention_mask must not be negative, got -1"),
         (torch.ones(2, 1), ValueError, r"attention_mask must have shape .* \(1, 2\), got \(2, 1\)"),
         ([[1, 0]], TypeError, r"attention_mask must be a torch.Tensor, got list"),
@@ -113,6 +115,9 @@ def test_masks_that_mean_something_else(mask: Any, error: type[Exception], messa
         ({"indices": torch.tensor([0.0, 1.0])}, TypeError, r"indices must be int32 or int64"),
         ({"batch": 2.0}, TypeError, r"batch must be an int, got float 2.0"),
         ({"seqlen": -3}, ValueError, r"seqlen must not be negative, got -3"),
+        ({"batch": 2**63}, ValueError, "batch must be at most 2147483647, got"),
+        ({"batch": torch.tensor(2, device="meta")}, ValueError, "batch must have a value"),
+        ({"indices": lengths(0, 1).to("meta")}, ValueError, "indices must be on the device of"),
     ],
 )
 def test_pad_errors(bad: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -125,3 +130,15 @@ def test_pad_errors(bad: dict[str, Any], error: type[Exception], message: str) -
     assert pad_input(**arguments).shape == (2, 3, 4)
     with pytest.raises(error, match=message):
         pad_input(**arguments | bad)
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_rows_that_are_not_there(index: int) -> None:
+    with pytest.raises(ValueError, match=f"indices must be from 0 to .* = 2, got {index}"):
+        index_first_axis(torch.randn(3, 4), lengths(0, index))
+
+
+def test_indices_are_not_read_while_compiling() -> None:
+    x, indices = torch.randn(2, 4), lengths(0, 4)
+    compiled = torch.compile(pad_input, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x, indices, 2, 3), pad_input(x, indices, 2, 3))

@@ -13,8 +13,18 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._pytree import tree_map
 
-from flash_attn2 import flash_attn_func, flash_attn_kvpacked_func, flash_attn_qkvpacked_func
+from flash_attn2 import (
+    attention_probs,
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    pad_input,
+    unpad_input,
+    varlen_attention_probs,
+)
 from flash_attn2 import flash_attn_varlen_func as varlen
+from flash_attn2.nn import Attention, RotaryEmbedding
+from flash_attn2.padding import index_first_axis
 
 CPU = Target("cpu", torch.float32)
 ARGUMENTS = ("q", "k", "v", "sink", "alibi_slopes", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
@@ -329,3 +339,72 @@ def test_sparse_gradients_are_refused() -> None:
     q = torch.randn(1, 5, 2, 16, requires_grad=True)
     with pytest.raises(TypeError, match="grad_out must be a dense tensor, got layout"):
         torch.autograd.grad(flash_attn_func(q, q, q), q, torch.randn_like(q).to_sparse())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind not in ("nested", "jagged")])
+def test_packed_tensors_are_named(kind: str) -> None:
+    kv = REFUSED[kind]()
+    kv = kv.unsqueeze(2).expand(1, 8, 2, 2, 16) if kv.layout == torch.strided else kv
+    with pytest.raises((TypeError, ValueError), match=r"^kv must "):
+        flash_attn_kvpacked_func(torch.randn(1, 8, 2, 16), kv)
+
+
+# Functions in PyTorch, which reads freed memory unless it is told not to.
+
+
+X, ROWS, MASK = torch.randn(2, 4, 2, 16), torch.tensor([0, 1]), torch.ones(2, 4)
+IN_PYTORCH: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "probs": (
+        attention_probs,
+        {"q": X, "k": X, "sink": X[0, 0, :, 0], "alibi_slopes": MASK[0, :2]},
+    ),
+    "varlen_probs": (
+        lambda **inputs: varlen_attention_probs(**inputs, max_seqlen_q=4, max_seqlen_k=4),
+        {
+            **{"q": X[0], "k": X[1], "seqused_k": lengths(2, 1)},
+            **{"cu_seqlens_q": cumulative(2, 2), "cu_seqlens_k": cumulative(3, 1)},
+        },
+    ),
+    "pad": (
+        lambda **inputs: pad_input(**inputs, batch=2, seqlen=4),
+        {"hidden_states": X, "indices": ROWS},
+    ),
+    "unpad": (unpad_input, {"hidden_states": X, "attention_mask": MASK, "unused_mask": MASK}),
+    "index": (index_first_axis, {"x": X, "indices": ROWS}),
+    "rotary": (RotaryEmbedding(16), {"x": X[0], "cu_seqlens": cumulative(1, 3)}),
+    "layer": (
+        lambda **inputs: Attention(16, 2)(**inputs, max_seqlen=4),
+        {"x": X[0, :, 0], "cu_seqlens": cumulative(1, 3)},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(key, name) for key, (_, given) in IN_PYTORCH.items() for name in given]
+)
+def test_freed_memory_is_not_read(function: str, name: str) -> None:
+    call, given = IN_PYTORCH[function]
+    call(**given)
+    with pytest.raises(ValueError, match=f"^{name} must be in memory"):
+        call(**given | {name: freed(given[name])})
+
+
+def test_freed_memory_is_named_under_autocast() -> None:
+    q = torch.randn(1, 4, 2, 16)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=r"^k must be in memory"),
+    ):
+        flash_attn_func(q, freed(q), q)
+
+
+def test_zero_tensors_as_offsets_are_zeros() -> None:
+    zeros = torch._efficientzerotensor((3,), dtype=torch.int32)
+    q = torch.randn(4, 2, 16)
+    actual = varlen_attention_probs(q, q, zeros, zeros, 1, 1)
+    assert torch.equal(actual, torch.zeros(2, 2, 1, 1))
+    assert RotaryEmbedding(16)(q, cu_seqlens=zeros).shape == q.shape
+    pages = q.view(2, 2, 2, 16)
+    table = torch.zeros(2, 1, dtype=torch.int32)
+    out = varlen(q, pages, pages, cumulative(2, 2), zeros, 2, 1, block_table=table)
+    assert torch.equal(out, torch.zeros_like(q))
