@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flash_attn2._tensors import require_strided
+from flash_attn2._tensors import in_memory, require_strided
 
 _STRIDED = torch.strided
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -75,6 +75,15 @@ def require_tensor(name: str, value: Any) -> None:
         require_strided(name, value)
 
 
+def require_values(name: str, value: Tensor) -> Tensor:
+    """The tensor, as one that can be read. ValueError where there is nothing to be read."""
+    if type(value) is not Tensor or torch.compiler.is_compiling():
+        return value
+    if value.is_meta:
+        raise ValueError(f"{name} must have values, got a tensor on the device meta")
+    return in_memory(name, value) if value.is_cpu else value
+
+
 def require_tensors(q: Any, k: Any, v: Any) -> None:
     """`require_tensor` of each."""
     require_tensor("q", q)
@@ -98,14 +107,13 @@ def as_int(name: str, value: Any) -> int:
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
     if isinstance(value, Tensor):
+        require_tensor(name, value)
         if value.ndim != 0 or value.is_floating_point() or value.dtype == torch.bool:
             raise TypeError(
                 f"{name} must be an int or an integer tensor without dimensions, got a tensor of "
                 f"{value.dtype} and shape {tuple(value.shape)}"
             )
-        if value.is_meta and type(value) is Tensor:
-            raise ValueError(f"{name} must have a value, got a tensor on the device meta")
-        return int(value)
+        return int(require_values(name, value))
     try:
         if isinstance(value, bool) or _is_numpy_bool(value):
             raise TypeError
@@ -139,8 +147,13 @@ def _is_numpy_bool(value: Any) -> bool:
     return kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")
 
 
+def traced() -> bool:
+    """Whether make_fx records what is done to tensors, which must not be asked for values."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
 def _readable(value: Tensor) -> bool:
-    if torch.compiler.is_compiling() or type(value) is not Tensor or value.is_meta:
+    if torch.compiler.is_compiling() or type(value) is not Tensor or value.is_meta or traced():
         return False
     return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
 

@@ -56,6 +56,10 @@ def append_and_attend(
         v_cache = _usable("v_cache", v_cache, new)
         if new is not None:
             _refuse_vmap()
+            _refuse_functional(
+                {"q": q, "k_cache": k_cache, "v_cache": v_cache}
+                | (new._asdict() | cache._asdict() | options._asdict())
+            )
     arguments = (*cache, num_splits, *options_of_op(options))
     if new is None:
         return _ops.kvcache_forward(q, k_cache, v_cache, *arguments)  # type: ignore[no-any-return]
@@ -156,6 +160,17 @@ def _refuse_vmap() -> None:
         raise NotImplementedError(
             "torch.vmap does not map an append to a KV cache: give the dimension to the batch"
         )
+
+
+def _refuse_functional(arguments: dict[str, Any]) -> None:
+    """Of torch.func.functionalize, which cannot replace the writes of an op."""
+    for name, x in arguments.items():
+        if type(x) is Tensor and torch._is_functional_tensor(x):
+            raise NotImplementedError(
+                f"{name} must not be a functional tensor where k is appended: "
+                "torch.func.functionalize does not take an op that writes in place, as "
+                "torch.compile does"
+            )
 
 
 class _WithoutGradient(torch.autograd.Function):

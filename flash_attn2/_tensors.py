@@ -67,10 +67,7 @@ def in_memory(name: str, tensor: Tensor) -> Tensor:
     """Zeros in memory for a zero tensor, else itself, for the host to read. ValueError if freed."""
     if tensor._is_zerotensor():
         return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-    try:
-        require_memory(name, tensor)
-    except RuntimeError:
-        raise ValueError(f"{name} must be in memory, got one without a storage") from None
+    require_allocated(**{name: tensor})
     return tensor
 
 

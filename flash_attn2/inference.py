@@ -28,7 +28,7 @@ from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
 
 from flash_attn2 import _checks
-from flash_attn2._arguments import as_int
+from flash_attn2._arguments import as_int, require_tensor, require_values
 from flash_attn2._checks import MAX_HEAD_DIM, MAX_SEQLEN
 
 __all__ = ["OutOfPagesError", "PagedKVCache", "Step", "Usage"]
@@ -204,7 +204,7 @@ class PagedKVCache:
     def __contains__(self, sequence: object) -> bool:
         try:
             return as_int("sequence", sequence) in self._sequences
-        except TypeError:
+        except (TypeError, ValueError):
             return False
 
     def length(self, sequence: int) -> int:
@@ -423,8 +423,10 @@ def _size(name: str, value: Any, most: float = 2**31 - 1) -> int:
 
 def _integers(name: str, values: Any, count: int | None = None) -> list[int]:
     """A sequence of integers; with `count`, also a single one, which stands for so many."""
-    if isinstance(values, Tensor) and values.ndim == 1:
-        values = values.tolist()
+    if isinstance(values, Tensor):
+        require_tensor(name, values)
+        if values.ndim == 1:
+            values = require_values(name, values).tolist()
     if isinstance(values, (str, bytes, Mapping, Set)):
         raise TypeError(f"{name} must be integers in order, got {values!r}")
     try:

@@ -15,6 +15,7 @@ from flash_attn2._arguments import (
     refuse_keywords,
     require_bool,
     require_tensor,
+    traced,
 )
 from flash_attn2._kvcache_launch import Cache, New
 from flash_attn2._launch import Options, Packing
@@ -227,4 +228,4 @@ def _cache_lengths(
 
 def _known(x: Tensor) -> bool:
     """Whether the value can be had without waiting and without ending a trace."""
-    return x.is_cpu and type(x) is Tensor and not torch.compiler.is_compiling()
+    return x.is_cpu and type(x) is Tensor and not (torch.compiler.is_compiling() or traced())

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from support import cumulative
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from flash_attn2 import (
     attention_probs,
     flash_attn_func,
     flash_attn_varlen_func,
     flash_attn_varlen_qkvpacked_func,
+    flash_attn_with_kvcache,
     varlen_attention_probs,
 )
 
@@ -37,6 +39,23 @@ def test_longest_sequence_while_compiling() -> None:
     longest = torch.tensor(4)
     expected = flash_attn_varlen_func(q, q, q, cu, cu, 4, 4)
     assert torch.equal(compiled(q, q, q, cu, cu, longest, longest), expected)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_lengths_while_make_fx_traces(mode: str) -> None:
+    """Their values cannot be asked for."""
+    q, cu = torch.randn(7, 2, 16), cumulative(3, 4)
+
+    def attend(q: torch.Tensor, cu: torch.Tensor) -> Any:
+        longest = cu.diff().max()
+        cache = q[None, :5]
+        return (
+            flash_attn_varlen_func(q, q, q, cu, cu, longest, longest),
+            flash_attn_with_kvcache(q[None], cache, cache, cache_seqlens=longest),
+        )
+
+    traced = make_fx(attend, tracing_mode=mode)(q, cu)
+    torch.testing.assert_close(traced(q, cu), attend(q, cu))
 
 
 @pytest.mark.parametrize(

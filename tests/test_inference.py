@@ -338,6 +338,10 @@ BAD_STEPS: list[tuple[Any, Any, str]] = [
     ([1, 0, 1], 1, r"sequences must differ, got 1 more than once"),
     (0, 1, r"sequences must be a sequence of ids, \[s\] for a single one, got 0"),
     (None, 1, r"sequences must be a sequence of ids"),
+    (torch.tensor([0], device="meta"), 1, r"sequences must have values, got a tensor on .* meta"),
+    (torch.tensor([0]).to_sparse(), 1, r"sequences must be a dense tensor"),
+    ([0], torch.tensor([1]).to_sparse(), r"counts must be a dense tensor"),
+    ([0], torch.tensor([1], device="meta"), r"counts must have values"),
     ("0", 1, r"sequences must be integers in order, got '0'"),
     ({0}, 1, r"sequences must be integers in order"),
     ([0.0], 1, r"sequences\[0\] must be an int, got float"),
@@ -346,6 +350,7 @@ BAD_STEPS: list[tuple[Any, Any, str]] = [
     (torch.tensor([0.0]), 1, r"sequences\[0\] must be an int"),
 ]
 BAD_IDS: list[Any] = [0.0, False, "0", [0], None, torch.tensor(0.0), torch.tensor([0, 1]), 2**70]
+BAD_IDS += [torch.tensor(0, device="meta"), torch.tensor(0).to_sparse()]
 BAD_LENGTHS: list[Any] = [1.5, True, "1", [1], -1, 6, 2**70, torch.tensor(1.0)]
 
 
@@ -390,7 +395,7 @@ def test_wrong_ids_and_lengths_change_nothing(name: str) -> None:
     before = state(cache)
     more = (1,) if name == "truncate" else ()
     for sequence in BAD_IDS:
-        with pytest.raises((TypeError, ValueError), match="sequence must be"):
+        with pytest.raises((TypeError, ValueError), match="sequence must"):
             getattr(cache, name)(sequence, *more)
         assert state(cache) == before
         assert sequence not in cache

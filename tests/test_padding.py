@@ -116,7 +116,7 @@ def test_masks_that_mean_something_else(mask: Any, error: type[Exception], messa
         ({"batch": 2.0}, TypeError, r"batch must be an int, got float 2.0"),
         ({"seqlen": -3}, ValueError, r"seqlen must not be negative, got -3"),
         ({"batch": 2**63}, ValueError, "batch must be at most 2147483647, got"),
-        ({"batch": torch.tensor(2, device="meta")}, ValueError, "batch must have a value"),
+        ({"batch": torch.tensor(2, device="meta")}, ValueError, "batch must have values"),
         ({"indices": lengths(0, 1).to("meta")}, ValueError, "indices must be on the device of"),
     ],
 )
