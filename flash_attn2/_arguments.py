@@ -21,16 +21,21 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # What other attention functions call these things.
 _OTHER_NAMES = {
+    "attention_mask": "causal, window_size or the varlen functions",
     "attn_bias": "alibi_slopes, causal or window_size",
     "attn_mask": "causal, window_size or the varlen functions",
     "cu_seqlens": "cu_seqlens_q and cu_seqlens_k",
-    "enable_gqa": "fewer heads of k and v, without an option",
+    "enable_gqa": "k and v with fewer heads, without an option",
     "is_causal": "causal",
     "key": "k",
     "learnable_sink": "sink",
     "logits_soft_cap": "softcap",
+    "mask": "causal, window_size or the varlen functions",
     "max_seqlen": "max_seqlen_q and max_seqlen_k",
+    "num_key_value_heads": "num_heads_kv",
+    "num_kv_heads": "num_heads_kv",
     "p_dropout": "dropout_p",
+    "page_table": "block_table",
     "query": "q",
     "return_lse": "return_softmax_lse",
     "return_softmax_lse": "return_lse",
@@ -39,6 +44,7 @@ _OTHER_NAMES = {
     "sinks": "sink",
     "sliding_window": "window_size",
     "sm_scale": "softmax_scale",
+    "softmax_cap": "softcap",
     "value": "v",
 }
 
@@ -62,7 +68,7 @@ def refuse_keywords(function: Callable[..., Any], unknown: Iterable[str]) -> Non
     text = f"{function.__name__} has no argument {name!r}"
     if name in _OTHER_NAMES and _OTHER_NAMES[name].split()[0].strip(",") in known:
         text += f": use {_OTHER_NAMES[name]}"
-    elif close := difflib.get_close_matches(name, known, n=1):
+    elif close := difflib.get_close_matches(name, known, n=1, cutoff=0.7):
         text += f": use {close[0]}"
     raise TypeError(text)
 

@@ -261,6 +261,8 @@ def check_results(
             raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
         if dtype is not None and tensor.dtype != dtype:
             raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+        if not tensor.is_floating_point() and dtype is None:
+            raise TypeError(f"{name} must be of floating point, got {tensor.dtype}")
         _check_device(name, tensor, q.device)
     if dropout_p > 0 and saved.rng_state is None:
         raise ValueError("rng_state must be that of the forward pass, got None")

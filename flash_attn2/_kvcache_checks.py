@@ -223,6 +223,7 @@ def check_values(q: Tensor, k_cache: Tensor, cache: Cache, new: New | None) -> N
     batch, most = batch_size(q, cache), capacity(k_cache, cache)
     if (longest := cache.max_seqlen_q) is not None:
         check_seqlen("max_seqlen_q", longest)
+    check_seqlen("seqlen_new", cache.seqlen_new)
     if cache.cache_seqlen is not None:
         _check_held([cache.cache_seqlen], [cache.seqlen_new], most)
     if not q.is_cpu:

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
 from flash_attn2 import _backend, _checks, _kvcache_checks, _kvcache_launch, _observe
+from flash_attn2._arguments import require_tensor
 from flash_attn2._kvcache_launch import Cache, New
 from flash_attn2._launch import Options, lse_shape
-from flash_attn2.ops import _library, register_vmap
+from flash_attn2.ops import _is_tensor, _library, register_vmap
 
 _ops: Any = torch.ops.flash_attn2
 
@@ -52,8 +53,8 @@ def append_and_attend(
                 tensors,
                 None if new is None else (k_cache, v_cache, *appended),
             )
-        k_cache = _usable("k_cache", k_cache, new)
-        v_cache = _usable("v_cache", v_cache, new)
+        k_cache = _usable("k_cache", k_cache, new is not None)
+        v_cache = _usable("v_cache", v_cache, new is not None)
         if new is not None:
             _refuse_vmap()
             _refuse_functional(
@@ -68,13 +69,13 @@ def append_and_attend(
     )
 
 
-def _usable(name: str, cache: Tensor, new: New | None) -> Tensor:
+def _usable(name: str, cache: Tensor, written: bool) -> Tensor:
     """The cache, in memory and as it stands there: views that only seem to hold other values
     cannot be written.
     """
     if not (cache._is_zerotensor() or cache.is_neg()):
         return cache
-    if new is not None:
+    if written:
         what = "a tensor of zeros without memory" if cache._is_zerotensor() else "a negated view"
         raise ValueError(f"{name} must be memory to write to where k is appended, got {what}")
     if cache.is_neg():
@@ -233,9 +234,16 @@ def _define(name: str, tensors: str, arguments_of: Callable[..., Arguments], wri
     schema = f"{name}({tensors}, {_CACHE}, {_OPTIONS}) -> {_RESULT}"
     _library.define(" ".join(schema.split()), tags=_TAGS)
     op = getattr(_ops, name)
+    needed = [x.name for x in op.default._schema.arguments if _is_tensor(x)]
+
+    def require_given(args: tuple[Any, ...]) -> None:
+        for argument, value in zip(needed, args, strict=False):  # they come first
+            if value is None:  # which the dispatcher takes for a tensor
+                require_tensor(argument, None)
 
     def kernel(*args: Any) -> Tensors:
         _observe.refuse_tangents(args)  # inference mode skips the key Autograd
+        require_given(args)
         arguments = arguments_of(*args)
         q, k_cache, v_cache, new, cache, _, options = arguments
         _kvcache_checks.check_readable(q, k_cache, v_cache, new, cache, options)
@@ -243,6 +251,10 @@ def _define(name: str, tensors: str, arguments_of: Callable[..., Arguments], wri
 
     def autograd(*args: Any) -> Tensors:
         _observe.refuse_tangents(args)
+        require_given(args)
+        if written:
+            _usable("k_cache", args[1], True)
+            _usable("v_cache", args[2], True)
 
         def attend() -> Tensors:
             with torch._C._AutoDispatchBelowAutograd():

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from flash_attn2 import _checks
-from flash_attn2._arguments import as_int, as_number, require_bool, require_tensor
+from flash_attn2._arguments import (
+    as_int,
+    as_number,
+    named_only,
+    refuse_keywords,
+    require_bool,
+    require_tensor,
+)
 from flash_attn2._observe import is_ordinary, ordinary
 from flash_attn2._tensors import in_memory, require_allocated
 
@@ -32,13 +39,17 @@ class RotaryEmbedding(nn.Module):
     torch.jit.trace, fake tensors, torch.func) it is neither made nor used.
     """
 
+    @named_only
     def __init__(
         self,
         dim: int,
         base: float = 10000.0,
         interleaved: bool = False,
         scaling_factor: float = 1.0,
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            refuse_keywords(RotaryEmbedding, unknown)
         super().__init__()
         dim = as_int("dim", dim)
         base, scaling_factor = as_number("base", base), as_number("scaling_factor", scaling_factor)

@@ -21,14 +21,20 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
 
 from flash_attn2 import _checks
-from flash_attn2._arguments import as_int, require_tensor, require_values
+from flash_attn2._arguments import (
+    as_int,
+    named_only,
+    refuse_keywords,
+    require_tensor,
+    require_values,
+)
 from flash_attn2._checks import MAX_HEAD_DIM, MAX_SEQLEN
 
 __all__ = ["OutOfPagesError", "PagedKVCache", "Step", "Usage"]
@@ -131,6 +137,7 @@ class PagedKVCache:
     share its pages, as torch.multiprocessing has it for all tensors, but not its bookkeeping.
     """
 
+    @named_only
     def __init__(
         self,
         num_layers: int,
@@ -143,7 +150,10 @@ class PagedKVCache:
         *,
         max_seqlen: int | None = None,
         max_batch: int | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            refuse_keywords(PagedKVCache, unknown)
         num_layers, num_pages = _size("num_layers", num_layers), _size("num_pages", num_pages)
         page_size, head_dim = _size("page_size", page_size), _size("head_dim", head_dim)
         num_heads_kv = _size("num_heads_kv", num_heads_kv)

@@ -8,13 +8,21 @@ after another at the rows that `cu_seqlens`, int32 (batch + 1,), names. `unpad_i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from flash_attn2 import _checks
-from flash_attn2._arguments import as_bound, as_int, as_number, require_bool, require_tensor
+from flash_attn2._arguments import (
+    as_bound,
+    as_int,
+    as_number,
+    named_only,
+    refuse_keywords,
+    require_bool,
+    require_tensor,
+)
 from flash_attn2._observe import is_ordinary, ordinary
 from flash_attn2._rotary import RotaryEmbedding, check_sequences
 from flash_attn2._tensors import require_allocated
@@ -71,6 +79,7 @@ class Attention(nn.Module):
     `to_empty` or state dict changes it. For cross-attention call the functions.
     """
 
+    @named_only
     def __init__(
         self,
         embed_dim: int,
@@ -91,7 +100,10 @@ class Attention(nn.Module):
         deterministic: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            refuse_keywords(Attention, unknown)
         super().__init__()
         embed_dim, num_heads = as_int("embed_dim", embed_dim), as_int("num_heads", num_heads)
         num_heads_kv, head_dim = _sizes(embed_dim, num_heads, num_heads_kv, head_dim)
@@ -244,7 +256,8 @@ class Attention(nn.Module):
             raise ValueError(
                 f"x must be on the device of the parameters, {weight.device}, got {x.device}"
             )
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        autocast = torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
+        if x.dtype != weight.dtype and not autocast:
             raise TypeError(
                 f"x must have the dtype of the parameters, {weight.dtype}, got {x.dtype}"
             )

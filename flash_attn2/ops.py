@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
 from flash_attn2 import _checks
+from flash_attn2._arguments import require_tensor
 from flash_attn2._autograd import (
     Attention,
     FirstDerivatives,
@@ -139,6 +140,11 @@ _library: Any = torch.library.Library("flash_attn2", "DEF")  # type: ignore[no-u
 _ops: Any = torch.ops.flash_attn2
 
 
+def _is_tensor(argument: Any) -> bool:
+    """Whether an argument of an op is a tensor, and not an optional one."""
+    return isinstance(argument.type, torch.TensorType)
+
+
 def _define(name: str, direction: _Pass, packing: str) -> None:
     begin = direction.num_tensors
     end = begin + (len(Packing._fields) if packing else 0)
@@ -148,13 +154,21 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
 
     names = [argument.name for argument in op.default._schema.arguments]
     at = names.index("q")
+    needed = [i for i, argument in enumerate(op.default._schema.arguments) if _is_tensor(argument)]
+
+    def require_given(args: tuple[Any, ...]) -> None:
+        for i in needed:
+            if args[i] is None:  # which the dispatcher takes for a tensor
+                require_tensor(names[i], None)
 
     def kernel(*args: Any) -> Tensors:
         refuse_tangents(args)  # inference mode skips the key Autograd
+        require_given(args)
         require_readable([*names[:at], *_called(*args[at : at + 3]), *names[at + 3 :]], args)
         return with_kernel(*args)
 
     def fake(*args: Any) -> Tensors:
+        require_given(args)
         for name, value in zip(names, args, strict=False):
             if isinstance(value, Tensor):
                 require_strided(name, value)
@@ -172,6 +186,7 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
 
     def autograd(*args: Any) -> Tensors:
         refuse_tangents(args)
+        require_given(args)
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
             return with_gradient(*args)
         with torch._C._AutoDispatchBelowAutograd():

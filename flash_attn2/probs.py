@@ -6,15 +6,18 @@ length. Arguments mean what they mean in `flash_attn2.functional`; there is no d
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
 from flash_attn2 import _checks, reference
-from flash_attn2._arguments import require_tensor
+from flash_attn2._arguments import named_only, refuse_keywords, require_tensor
 from flash_attn2._checks import make_options, make_packing, rows_of
 from flash_attn2._tensors import in_memory, require_allocated
 
 
+@named_only
 def attention_probs(
     q: Tensor,
     k: Tensor,
@@ -25,6 +28,7 @@ def attention_probs(
     alibi_slopes: Tensor | None = None,
     *,
     sink: Tensor | None = None,
+    **unknown: NoReturn,
 ) -> Tensor:
     """The softmax that `flash_attn_func` multiplies v by.
 
@@ -33,6 +37,8 @@ def attention_probs(
     it has gradients. Rows sum up to 1, to less with a sink, and to 0 where a query sees no key.
     Raises TypeError and ValueError as `flash_attn_func` does.
     """
+    if unknown:
+        refuse_keywords(attention_probs, unknown)
     require_tensor("q", q)
     require_tensor("k", k)
     options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
@@ -41,6 +47,7 @@ def attention_probs(
     return reference.probabilities(q, k, options)
 
 
+@named_only
 def varlen_attention_probs(
     q: Tensor,
     k: Tensor,
@@ -56,6 +63,7 @@ def varlen_attention_probs(
     *,
     sink: Tensor | None = None,
     seqused_k: Tensor | None = None,
+    **unknown: NoReturn,
 ) -> Tensor:
     """The softmax that `flash_attn_varlen_func` multiplies v by.
 
@@ -63,6 +71,8 @@ def varlen_attention_probs(
     num_heads, max_seqlen_q, max_seqlen_k), 0 outside the sequences; otherwise as
     `attention_probs`.
     """
+    if unknown:
+        refuse_keywords(varlen_attention_probs, unknown)
     require_tensor("q", q)
     require_tensor("k", k)
     options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)

@@ -19,6 +19,8 @@ from flash_attn2 import (
     flash_attn_with_kvcache,
     varlen_attention_probs,
 )
+from flash_attn2.inference import PagedKVCache
+from flash_attn2.nn import Attention, RotaryEmbedding
 
 
 @pytest.mark.parametrize(
@@ -99,3 +101,84 @@ def test_attention_probs() -> None:
     assert torch.equal(varlen_attention_probs(*packed, cu, cu, 7, 7, **options), probs)
     with pytest.raises(ValueError, match="k must have the head_dim of q, 16, got 8"):
         attention_probs(q, k[..., :8])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Attention(32, 4, casual=True), "Attention has no argument 'casual': use causal"),
+        (
+            lambda: Attention(32, 4, num_kv_heads=2),
+            "Attention has no argument 'num_kv_heads': use num_heads_kv",
+        ),
+        (
+            lambda: RotaryEmbedding(8, interleave=True),
+            "RotaryEmbedding has no argument 'interleave': use interleaved",
+        ),
+        (
+            lambda: PagedKVCache(1, 1, 1, 1, 8, max_batch_size=1),
+            "PagedKVCache has no argument 'max_batch_size': use max_batch",
+        ),
+        (
+            lambda: attention_probs(Q, Q, is_causal=True),
+            "attention_probs has no argument 'is_causal': use causal",
+        ),
+        (
+            lambda: varlen_attention_probs(Q[0], Q[0], CU, CU, 4, 4, scale=1.0),
+            "varlen_attention_probs has no argument 'scale': use softmax_scale",
+        ),
+    ],
+)
+def test_misspelt_keywords(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        call()
+
+
+Q, CU = torch.randn(1, 4, 2, 8), cumulative(1, 3)
+REQUIRED = {
+    "forward": ("q",),
+    "backward": ("q", "out", "lse"),
+    "varlen_forward": ("q", "cu_seqlens_q", "cu_seqlens_k"),
+    "varlen_backward": ("q", "out", "lse", "cu_seqlens_q", "cu_seqlens_k"),
+    "kvcache_forward": ("q", "k_cache", "v_cache"),
+    "kvcache_append_forward": ("q", "k_cache", "v_cache", "k", "v"),
+}
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_ops_name_tensors_that_are_none(name: str) -> None:
+    """The dispatcher takes None for a tensor."""
+    op = getattr(torch.ops.flash_attn2, name)
+    packed = "varlen" in name
+    values = {"Tensor": Q[0] if packed else Q, "SymInt": 4, "bool": True}
+    given: dict[str, Any] = {}
+    for argument in op.default._schema.arguments:
+        if not argument.has_default_value() and "Optional" not in str(argument.type):
+            given[argument.name] = values.get(str(argument.type), 1)
+        elif not argument.has_default_value():
+            given[argument.name] = None
+    given |= {"k": Q[0] if packed else Q, "v": Q[0] if packed else Q} if "kv" not in name else {}
+    for missing in REQUIRED[name]:
+        with pytest.raises(TypeError, match=f"^{missing} must be a torch.Tensor, got NoneType"):
+            op(**given | {missing: None})
+
+
+@pytest.mark.parametrize("name", ["k_cache", "v_cache"])
+@pytest.mark.parametrize("of", [torch._neg_view, lambda x: torch._efficientzerotensor(x.shape)])
+def test_ops_write_to_memory_alone(name: str, of: Any) -> None:
+    op = torch.ops.flash_attn2.kvcache_append_forward
+    caches = {"k_cache": torch.randn(1, 8, 2, 8), "v_cache": torch.randn(1, 8, 2, 8)}
+    before = {key: x.clone() for key, x in caches.items()}
+    lengths = {"cache_seqlens": None, "cache_seqlen": 2, "seqlen_new": 4, "num_splits": 0}
+    unused = ("rotary_cos", "rotary_sin", "cache_batch_idx", "cache_leftpad", "block_table")
+    unused = (*unused, "cu_seqlens_q", "max_seqlen_q", "cu_seqlens_k_new")
+    given = {"q": Q, "k": Q, "v": Q, "rotary_interleaved": True, "q_advances": True}
+    given |= lengths | dict.fromkeys(unused) | caches
+    with pytest.raises(ValueError, match=f"{name} must be memory to write to"):
+        op(**given | {name: of(caches[name])})
+    with pytest.raises(ValueError, match="seqlen_new must be from 0 to"):
+        op(**given | {"seqlen_new": -1})
+    for key, x in caches.items():
+        assert torch.equal(x, before[key])
+    op(**given)
+    assert torch.equal(caches["k_cache"][:, 2:6], Q)

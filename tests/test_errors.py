@@ -100,6 +100,12 @@ SHARED = [
         TypeError,
         r"no argument 'attn_mask': use causal, window_size or the varlen",
     ),
+    ({"softmax_cap": 1.0}, TypeError, r"has no argument 'softmax_cap': use softcap"),
+    (
+        {"enable_gqa": True},
+        TypeError,
+        r"no argument 'enable_gqa'(: use k and v with fewer heads|$)",
+    ),
     ({"xyz": None}, TypeError, r"has no argument 'xyz'$"),
     ({"alibi_slopes": torch.rand(3)}, ValueError, r"alibi_slopes .* \(4,\) or \(2, 4\), .* \(3,\)"),
     ({"alibi_slopes": torch.rand(4, 2)}, ValueError, r"alibi_slopes .* got \(4, 2\)"),

@@ -408,3 +408,19 @@ def test_zero_tensors_as_offsets_are_zeros() -> None:
     table = torch.zeros(2, 1, dtype=torch.int32)
     out = varlen(q, pages, pages, cumulative(2, 2), zeros, 2, 1, block_table=table)
     assert torch.equal(out, torch.zeros_like(q))
+
+
+@pytest.mark.parametrize("wrong", [quantized, lambda: torch.ones(1, 8, 2, 16, dtype=torch.int32)])
+def test_gradients_of_other_dtypes_are_refused(wrong: Callable[[], Tensor]) -> None:
+    q = torch.randn(1, 8, 2, 16)
+    out, lse, _ = torch.ops.flash_attn2.forward(q, q, q)
+    with pytest.raises(TypeError, match="grad_out must be of floating point, got"):
+        torch.ops.flash_attn2.backward(wrong(), None, q, q, q, out, lse, None)
+
+
+def test_paged_keys_of_another_dtype_under_autocast() -> None:
+    q, pages, cu = torch.randn(4, 2, 16), torch.randn(2, 4, 2, 16), cumulative(4)
+    advice = "k must have .*bfloat16, got torch.float32: create the cache with dtype=torch.bfloat16"
+    for queries, error, message in ((q, TypeError, advice), (q[0, 0, 0], ValueError, "q must be")):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(error, match=message):
+            varlen(queries, pages, pages, cu, cu, 4, 4, block_table=torch.zeros(1, 1).int())
