@@ -158,7 +158,7 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
         )
     if q.ndim != 3:
         raise ValueError(f"q must be (total, num_heads, head_dim), got shape {tuple(q.shape)}")
-    if q.dtype in _checks._FLOAT_DTYPES:
+    if k.dtype != q.dtype and q.dtype in _checks._FLOAT_DTYPES:
         _check_like_q("k", k, q, f": create the cache with dtype={q.dtype}")
     _checks._check_heads(q, k, v)
     cu_seqlens_q, cu_seqlens_k, seqused_k, longest_q, longest = packing

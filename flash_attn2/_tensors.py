@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 # Tensors without memory have their offset for an address, which is never so large; the address of
@@ -50,25 +51,32 @@ def require_allocated(**tensors: Tensor | None) -> None:
 
     Other tensors without memory are left to it: zero, functional, batched and fake ones.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return
     for name, tensor in tensors.items():
-        if type(tensor) not in (Tensor, Parameter) or tensor.is_meta or tensor._is_zerotensor():  # type: ignore[union-attr]
-            continue
-        if torch._is_functional_tensor(tensor):  # type: ignore[arg-type]
-            continue
-        try:
-            require_memory(name, tensor)  # type: ignore[arg-type]
-        except RuntimeError:  # no storage
-            continue
+        if type(tensor) is Tensor or type(tensor) is Parameter:
+            _require_allocated(name, tensor)
 
 
 def in_memory(name: str, tensor: Tensor) -> Tensor:
     """Zeros in memory for a zero tensor, else itself, for the host to read. ValueError if freed."""
+    if type(tensor) is not Tensor or _require_allocated(name, tensor):
+        return tensor
     if tensor._is_zerotensor():
         return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-    require_allocated(**{name: tensor})
     return tensor
+
+
+def _require_allocated(name: str, tensor: Tensor) -> bool:
+    """Whether it surely is in memory; ValueError if that was freed."""
+    try:
+        if tensor.data_ptr() >= SURELY_MEMORY:
+            return True
+        if not (tensor.is_meta or tensor._is_zerotensor() or torch._is_functional_tensor(tensor)):
+            require_memory(name, tensor)
+    except RuntimeError:  # no storage
+        pass
+    return False
 
 
 def require_readable(names: Iterable[str], values: Iterable[Any]) -> None:
