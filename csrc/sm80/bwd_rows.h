@@ -198,11 +198,14 @@ struct GradSinkKernel {
     int64_t const tile = int64_t(head) * workspace.tiles_per_head +
                          workspace.first_tile(args.problem.forward.seqs_q, batch, q.first_row);
     float const* const stats = workspace.row_stats + tile * 2 * block_m;
+    float const* const lse =
+        args.problem.forward.lse + lse_index(args.problem.forward, batch, q.first_row, head);
     float sum = 0.f;
     for (int row = threadIdx.x; row < q.length; row += kThreads) {
+      if (lse[row] == -INFINITY) continue;
       float const* const of_tile = stats + int64_t(row / block_m) * 2 * block_m;
-      float const lse = of_tile[row % block_m], minus_delta = of_tile[block_m + row % block_m];
-      sum += exp2_approx(logit - lse) * minus_delta;
+      float const minus_delta = of_tile[block_m + row % block_m];
+      sum += fminf(1.f, exp2_approx(logit - lse[row] * kLog2e)) * minus_delta;
     }
     return sum;
   }

@@ -106,7 +106,7 @@ FA2_HD TileKind kernel_of(SequenceRule const& rule, int32_t seqlen_q, int32_t se
   int64_t const packed = int64_t(ceil_div(rows, rule.many_block_m)) * rule.many_block_m;
   int64_t const unpacked =
       int64_t(ceil_div(seqlen_q, rule.unsplit_block_m)) * rule.unsplit_block_m * rule.group;
-  if (5 * packed <= 4 * unpacked) return TileKind::kManyRows;
+  if (rule.group > 1 && 5 * packed <= 4 * unpacked) return TileKind::kManyRows;
   if (seqlen_q > rule.unsplit_block_m) return rule.unsplit;
   int32_t const tiles = ceil_div(visible_keys(rule.window, seqlen_q, seqlen_k), rule.many_block_n);
   bool const splits = splits_of(rule, TileKind::kManyRows, int32_t(rows), tiles).count > 1;
