@@ -121,7 +121,7 @@ void run(AppendParams const& params, int num_threads) {
 #pragma omp parallel num_threads(useful_threads(entries, num_tasks, num_threads))
   {
     FloatEnvironmentScope const scope(environment);
-#pragma omp for
+#pragma omp for nowait
     for (int64_t task = 0; task < num_tasks; ++task) {
       appender.rows(static_cast<int32_t>(task / tasks_of_sequence),
                     static_cast<int32_t>(task % tasks_of_sequence) * kRowsPerTask);
