@@ -11,7 +11,7 @@ from flash_attn2 import _cpu
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 import elf
 
-# A read past the end of k; and two threads that write the same rows of a cache.
+# A read past the end of k; and two threads that write the same results.
 WRONG = {
     "address": """
 import torch
@@ -24,13 +24,16 @@ _backend.load("cpu").forward(problem | {"dtype": "float32"}, q.device)
 """,
     "thread": """
 import threading, torch
-from flash_attn2 import flash_attn_with_kvcache
-torch.set_num_threads(1)
-cache, x = torch.zeros(2, 1, 4096, 1, 64), torch.ones(1, 4096, 1, 64)
-def append():
+from flash_attn2 import _backend, _launch
+q = torch.randn(1, 256, 1, 64)
+out, lse = torch.empty_like(q), torch.empty(1, 1, 256)
+lengths = _launch._dense_lengths(q, q)
+problem = _launch._problem(q, q, q, out, lse, None, _launch.Options(), 64, lengths)
+problem |= {"dtype": "float32", "execution": 1}
+def attend():
     for _ in range(20):
-        flash_attn_with_kvcache(x[:, :1], *cache, x, x, cache_seqlens=0)
-threads = [threading.Thread(target=append) for _ in range(2)]
+        _backend.load("cpu").forward(dict(problem), q.device)
+threads = [threading.Thread(target=attend) for _ in range(2)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """,
