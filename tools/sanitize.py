@@ -32,8 +32,8 @@ OPTIONS = {
     },
 }
 # Without the emulator and what is about Python alone. ThreadSanitizer sees neither the GIL nor the
-# allocator through which threads of Python hand memory to each other; and where hostile lengths make
-# sequences overlap, they do write the same rows.
+# allocator through which threads of Python hand memory to each other; and sequences that overlap,
+# as hostile lengths make them, do write the same rows.
 SELECTION = {
     "address": "not emulated and not compile and not cuda",
     "thread": "not emulated and not compile and not cuda and not concurrent and not gil "
