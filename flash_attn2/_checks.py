@@ -313,11 +313,6 @@ def _require_bound(name: str, bound: int, lengths: list[int]) -> None:
         raise ValueError(f"{name} must not be below the longest sequence, {longest}, got {bound}")
 
 
-def _require_int(name: str, value: Any) -> None:
-    if not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-
-
 def _require_dims(q: Tensor, k: Tensor, v: Tensor, dims: tuple[str, ...]) -> None:
     rank = len(dims)
     if q.ndim == rank and k.ndim == rank and v.ndim == rank:

@@ -66,11 +66,6 @@ def circumstances_of_plain(tensors: tuple[Tensor | None, ...]) -> int:
     return DIFFERENTIATED if differentiated else PLAIN
 
 
-def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether a call with these tensors, q first, may skip the dispatcher and autograd."""
-    return circumstances(tensors) == PLAIN
-
-
 def _in_memory(tensors: tuple[Tensor | None, ...]) -> bool:
     """False for what only the dispatcher can read: zero, functional, batched, sparse tensors.
 
