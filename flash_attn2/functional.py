@@ -110,7 +110,7 @@ def flash_attn_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _dense(q, k, v, options, return_lse, return_attn_probs)
+    return _attend(q, k, v, None, options, return_lse, return_attn_probs)
 
 
 @named_only
@@ -138,7 +138,7 @@ def flash_attn_kvpacked_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _dense(q, kv, None, options, return_lse, return_attn_probs)
+    return _attend(q, kv, None, None, options, return_lse, return_attn_probs)
 
 
 @named_only
@@ -164,7 +164,7 @@ def flash_attn_qkvpacked_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _dense(qkv, None, None, options, return_lse, return_attn_probs)
+    return _attend(qkv, None, None, None, options, return_lse, return_attn_probs)
 
 
 @named_only
@@ -229,7 +229,7 @@ def flash_attn_varlen_func(
         return _varlen_over_pages(
             q, k, v, packing, block_table, options, return_lse, return_attn_probs
         )
-    return _varlen(q, k, v, packing, options, return_lse, return_attn_probs)
+    return _attend(q, k, v, packing, options, return_lse, return_attn_probs)
 
 
 @named_only
@@ -271,7 +271,7 @@ def flash_attn_varlen_kvpacked_func(
         rows_of(q),
         rows_of(kv),
     )
-    return _varlen(q, kv, None, packing, options, return_lse, return_attn_probs)
+    return _attend(q, kv, None, packing, options, return_lse, return_attn_probs)
 
 
 @named_only
@@ -305,38 +305,19 @@ def flash_attn_varlen_qkvpacked_func(
     packing = make_packing(
         cu_seqlens, cu_seqlens, seqused_k, max_seqlen, max_seqlen, rows_of(qkv), rows_of(qkv)
     )
-    return _varlen(qkv, None, None, packing, options, return_lse, return_attn_probs)
+    return _attend(qkv, None, None, packing, options, return_lse, return_attn_probs)
 
 
-def _dense(
+def _attend(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
+    packing: Packing | None,
     options: Options,
     return_lse: bool,
     return_attn_probs: bool,
 ) -> Attention:
-    _require_flags(return_lse, return_attn_probs)
-    out, lse, rng_state = _autograd.forward(q, k, v, None, options)
-    if not return_attn_probs:
-        return (out, lse) if return_lse else out
-    if options.dropout_p == 0:
-        return out, lse, out.detach().new_empty(0)
-    q, k, _ = _launch.unpacked(q, k, v)
-    with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
-        q, k = q.to(out.dtype), k.to(out.dtype)
-        return out, lse, reference.probabilities(q, k, options, rng_state)
-
-
-def _varlen(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    packing: Packing,
-    options: Options,
-    return_lse: bool,
-    return_attn_probs: bool,
-) -> Attention:
+    """Of dense tensors or, with `packing`, of packed sequences."""
     _require_flags(return_lse, return_attn_probs)
     out, lse, rng_state = _autograd.forward(q, k, v, packing, options)
     if not return_attn_probs:
@@ -346,6 +327,8 @@ def _varlen(
     q, k, _ = _launch.unpacked(q, k, v)
     with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
         q, k = q.to(out.dtype), k.to(out.dtype)
+        if packing is None:
+            return out, lse, reference.probabilities(q, k, options, rng_state)
         return out, lse, reference.varlen_probabilities(q, k, packing, options, rng_state)
 
 
