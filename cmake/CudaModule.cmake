@@ -52,9 +52,15 @@ endif()
 
 include("${PROJECT_SOURCE_DIR}/csrc/instances.cmake")
 fa2_cutlass_include_dir(cutlass)
-fa2_generate_instances("${PROJECT_BINARY_DIR}/instances/cuda" instances)
+set(cuda_sources csrc/bindings/cuda_module.cpp)
+foreach(family IN LISTS FA2_CUDA_FAMILIES)
+  fa2_generate_instances(${family} "${PROJECT_BINARY_DIR}/instances/cuda" instances)
+  fa2_host_sources(${family} host_sources)
+  list(APPEND cuda_sources ${host_sources} ${instances})
+endforeach()
+list(REMOVE_DUPLICATES cuda_sources)
 
-fa2_add_module(_cuda csrc/bindings/cuda_module.cpp ${FA2_HOST_SOURCES} ${instances})
+fa2_add_module(_cuda ${cuda_sources})
 target_include_directories(_cuda SYSTEM PRIVATE "${cutlass}"
                            ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_definitions(_cuda PRIVATE FA2_CUDA_ARCHS="${cuda_archs_text}")

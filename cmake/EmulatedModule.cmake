@@ -1,4 +1,5 @@
-# The CUDA kernels compiled as C++ for the kernel emulator: a module for development and tests only.
+# The CUDA kernels compiled as C++ for the kernel emulator: a module for each family, for development
+# and tests only.
 
 include("${PROJECT_SOURCE_DIR}/csrc/instances.cmake")
 fa2_cutlass_include_dir(FLASH_ATTN2_CUTLASS_INCLUDE_DIR)
@@ -10,16 +11,26 @@ if(FLASH_ATTN2_TESTS)
 endif()
 
 # The kernels take the emulator's flags; the table of them is host code like the rest.
-fa2_generate_instances("${PROJECT_BINARY_DIR}/instances/emulated" instances)
-set(kernels ${instances})
-list(FILTER kernels INCLUDE REGEX "\\.cu$")
-list(REMOVE_ITEM instances ${kernels})
-set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
-add_library(fa2_emulated_kernels OBJECT ${kernels})
-# In this order: the emulator's headers come before csrc's of the same name.
-target_link_libraries(fa2_emulated_kernels PRIVATE fa2_emulated_kernels_flags fa2_settings)
+function(fa2_add_emulated_module family)
+  fa2_generate_instances(${family} "${PROJECT_BINARY_DIR}/instances/emulated" instances)
+  set(kernels ${instances})
+  list(FILTER kernels INCLUDE REGEX "\\.cu$")
+  list(REMOVE_ITEM instances ${kernels})
+  set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
+  add_library(fa2_${family}_emulated_kernels OBJECT ${kernels})
+  # In this order: the emulator's headers come before csrc's of the same name.
+  target_link_libraries(fa2_${family}_emulated_kernels
+                        PRIVATE fa2_emulated_kernels_flags fa2_settings)
 
-# The emulator's reports name functions and lines.
-fa2_add_module(_sm80_emulated KEEP_SYMBOLS
-               tests/emulator/module.cpp ${FA2_HOST_SOURCES} ${instances})
-target_link_libraries(_sm80_emulated PRIVATE fa2_emulated_kernels fa2_emulator)
+  set(module _${family}_emulated)
+  fa2_host_sources(${family} host_sources)
+  # The emulator's reports name functions and lines.
+  fa2_add_module(${module} KEEP_SYMBOLS tests/emulator/module.cpp ${host_sources} ${instances})
+  target_compile_definitions(${module} PRIVATE
+    FA2_MODULE=${module} FA2_FAMILY=${family} FA2_FAMILY_HEADER="${family}/family.h")
+  target_link_libraries(${module} PRIVATE fa2_${family}_emulated_kernels fa2_emulator)
+endfunction()
+
+foreach(family IN LISTS FA2_CUDA_FAMILIES)
+  fa2_add_emulated_module(${family})
+endforeach()

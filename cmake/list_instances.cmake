@@ -7,7 +7,11 @@ get_filename_component(PROJECT_SOURCE_DIR "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUT
 include("${CMAKE_CURRENT_LIST_DIR}/CudaFlags.cmake")
 include("${PROJECT_SOURCE_DIR}/csrc/instances.cmake")
 
-fa2_generate_instances("${OUTPUT_DIR}/instances" sources)
+set(sources "")
+foreach(family IN LISTS FA2_CUDA_FAMILIES)
+  fa2_generate_instances(${family} "${OUTPUT_DIR}/instances" of_family)
+  list(APPEND sources ${of_family})
+endforeach()
 set(lines "")
 foreach(flag IN ITEMS -O3 -DNDEBUG -std=c++20 ${FA2_NVCC_FLAGS})
   string(APPEND lines "flag ${flag}\n")

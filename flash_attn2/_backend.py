@@ -34,9 +34,8 @@ class Backend:
     module: ModuleType
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
-    forward_takes_workspace: bool
-    forward_plain: Callable[..., bool] | None  # for plain calls, see `_launch`
-    backward_plain: Callable[..., bool] | None
+    forward_direct: Callable[..., bool] | None  # for direct calls, see `_launch`
+    backward_direct: Callable[..., bool] | None
 
     def dtype_name(self, dtype: torch.dtype) -> str:
         """What the module calls `dtype`. TypeError when it does not compute in it."""
@@ -47,36 +46,43 @@ class Backend:
 
     def forward(self, problem: dict[str, Any], device: torch.device) -> None:
         """Run `problem` (the fields are in csrc/bindings/params.cpp) on `device`."""
-        self._call(self.module.forward, problem, device)
-
-    def forward_workspace(self, problem: dict[str, Any], device: torch.device) -> int:
-        """Bytes of the workspace that `forward` needs; 0: none."""
-        num_bytes: int = self._call(self.module.forward_workspace, problem, device)
-        return num_bytes
-
-    def append(self, problem: dict[str, Any], device: torch.device) -> None:
-        """Likewise an append to a KV cache."""
-        self._call(self.module.append, problem, device)
+        self._run(self.module.forward, problem, device)
 
     def backward(self, problem: dict[str, Any], device: torch.device) -> None:
-        """Likewise its gradient, with a `workspace`."""
-        self._call(self.module.backward, problem, device)
+        """Likewise its gradient."""
+        self._run(self.module.backward, problem, device)
 
-    def backward_workspace(self, problem: dict[str, Any], device: torch.device) -> int:
-        """Bytes of the workspace that `backward` needs."""
-        num_bytes: int = self._call(self.module.backward_workspace, problem, device)
-        return num_bytes
-
-    def _call(
-        self, function: Callable[..., Any], problem: dict[str, Any], device: torch.device
-    ) -> Any:
-        # The thread count is read once: the workspace is as large as that many threads need.
+    def _run(
+        self, function: Callable[..., None], problem: dict[str, Any], device: torch.device
+    ) -> None:
+        workspace = Workspace(device)
         if self.name == "cuda":
             with torch.cuda.device(device):
-                problem["execution"] = torch.cuda.current_stream().cuda_stream
-                return function(problem)
-        problem.setdefault("execution", torch.get_num_threads())
-        return function(problem)
+                function(problem, torch.cuda.current_stream().cuda_stream, workspace.allocate)
+        else:
+            function(problem, torch.get_num_threads(), workspace.allocate)
+
+
+class Workspace:
+    """Memory that a native call asks for, if it needs any; held as long as this is."""
+
+    __slots__ = ("_device", "_memory")
+
+    ALIGNMENT = 256
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def allocate(self, num_bytes: int) -> int:
+        """The address of so many bytes, aligned."""
+        size = num_bytes + self.ALIGNMENT
+        self._memory = allocated(size, dtype=torch.uint8, device=self._device)
+        address = self._memory.data_ptr()
+        return address + -address % self.ALIGNMENT
+
+
+# Through this name, tests poison the workspace.
+allocated = torch.empty
 
 
 class NotBuiltError(RuntimeError):
@@ -106,13 +112,12 @@ def load(name: str) -> Backend:
         module,
         dtype_names,
         aligned=name != "cpu",
-        forward_takes_workspace=hasattr(module, "forward_workspace"),
-        forward_plain=_plain(module, "forward_plain"),
-        backward_plain=_plain(module, "backward_plain"),
+        forward_direct=_direct(module, "forward_direct"),
+        backward_direct=_direct(module, "backward_direct"),
     )
 
 
-def _plain(module: ModuleType, name: str) -> Callable[..., bool] | None:
+def _direct(module: ModuleType, name: str) -> Callable[..., bool] | None:
     # Through which native code looks at tensors of any torch from 2.10 on.
     exchange_api = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     function = getattr(module, name, None)

@@ -25,7 +25,7 @@ from flash_attn2._launch import Options, Packing, Saved
 MAX_HEAD_DIM = 256
 MAX_SEQLEN = 2**29 - 1  # kMaxSeqlen in csrc/core/params.h
 MAX_DROPOUT_P = 1 - 2.0**-10  # where steps of 2^-16 change the share of kept entries by 1%
-MIN_FACTOR, MAX_FACTOR = 2.0**-100, 2.0**100  # likewise in csrc/bindings/plain_call.cpp
+MIN_FACTOR, MAX_FACTOR = 2.0**-100, 2.0**100  # likewise in csrc/bindings/direct_call.cpp
 UNLIMITED = -1
 _MAX_WINDOW = 2**63 - 1
 

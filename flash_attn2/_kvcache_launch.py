@@ -81,26 +81,22 @@ def append_and_attend(
     rows, _, head_dim = q.shape[-3:]
     out = _launch._empty_like(q, memory_format=torch.contiguous_format)
     lse = _launch._empty(_launch.lse_shape(q), dtype=torch.float32, device=q.device)
-    problem, workspace = None, None  # the workspace is held until the kernel has run
-    if lse.numel() != 0:
-        problem = _launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
-        problem.update(dtype=dtype_name, num_splits=num_splits)
-        if cache.cache_leftpad is not None:
-            problem["leftpad_k"] = address(cache.cache_leftpad)
-        workspace = _launch.attach_workspace(backend, problem, q.device)
+    problem = _launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
+    problem.update(dtype=dtype_name, num_splits=num_splits)
+    if cache.cache_leftpad is not None:
+        problem["leftpad_k"] = address(cache.cache_leftpad)
     end = rows
     if cache.cu_seqlens_q is not None and q.is_cpu:
         end = int(cache.cu_seqlens_q[-1])
 
-    if appending is not None:
+    if appending is not None and appending.has_rows:
+        problem["append"] = appending.problem
+    if lse.numel() != 0 or "append" in problem:
+        backend.forward(problem, q.device)
+    if appending is not None:  # held until here
         for tensor in (k_cache, v_cache):
             if not tensor.is_inference():  # those have no versions
                 torch.autograd.graph.increment_version(tensor)
-        if appending.has_rows:
-            backend.append(appending.problem, q.device)
-    if problem is not None:
-        backend.forward(problem, q.device)
-    del workspace, appending
     if end < rows:
         out[end:] = 0
         lse[:, end:] = -torch.inf

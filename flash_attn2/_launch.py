@@ -23,8 +23,6 @@ _empty_like = torch.empty_like
 Result = tuple[Tensor, Tensor, Tensor | None]
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
-_WORKSPACE_ALIGNMENT = 256
-
 
 class Options(NamedTuple):
     """What both layouts take beside their tensors; see `functional` for the meaning."""
@@ -132,7 +130,7 @@ def varlen_backward(
 
 
 # Plain calls: the native module looks at the tensors and checks everything for itself, and takes
-# what needs neither a copy nor an error message (csrc/bindings/plain_call.h). Otherwise nothing
+# what needs neither a copy nor an error message (csrc/bindings/direct_call.h). Otherwise nothing
 # happens. A tiny call takes half the time or less this way.
 
 # dropout_p, softmax_scale, causal, window_size, softcap as in `functional`.
@@ -144,14 +142,14 @@ def plain(
 ) -> Tensor | None:
     """`out` of dense tensors, or None. Fills `lse`, where given. Nothing need be checked before."""
     backend = _backend.serving(q)
-    if backend.forward_plain is None:
+    if backend.forward_direct is None:
         return None
     try:
         out = _empty_like(q, memory_format=contiguous_format)
     except RuntimeError:  # nested, sparse: the checks say so
         return None
     pointer = 0 if lse is None else lse.data_ptr()
-    done = backend.forward_plain((q, k, v, out), pointer, options, torch.get_num_threads())
+    done = backend.forward_direct((q, k, v, out), pointer, options, torch.get_num_threads())
     return out if done else None
 
 
@@ -163,7 +161,7 @@ def plain_backward(
     backend = _backend.serving(q)
     plain_options = _plain_options(options)
     if (
-        backend.backward_plain is None
+        backend.backward_direct is None
         or plain_options is None
         or grad_out is None
         or grad_lse is not None
@@ -172,7 +170,7 @@ def plain_backward(
     ):
         return None
     grad_q, grad_k, grad_v = (_empty_like(x, memory_format=contiguous_format) for x in (q, k, v))
-    done = backend.backward_plain(
+    done = backend.backward_direct(
         (q, k, v, out),
         lse,
         (grad_out, grad_q, grad_k, grad_v),
@@ -194,33 +192,6 @@ def _deterministic(options: Options) -> bool:
     return options.deterministic or torch.are_deterministic_algorithms_enabled()
 
 
-def run_forward(backend: Backend, problem: dict[str, Any], device: torch.device) -> None:
-    """Run a problem with the workspace that the backend asks for."""
-    workspace = attach_workspace(backend, problem, device)
-    backend.forward(problem, device)
-    del workspace  # held until the kernel has run
-
-
-def attach_workspace(
-    backend: Backend, problem: dict[str, Any], device: torch.device
-) -> Tensor | None:
-    """The workspace that a forward problem needs, which then points to it."""
-    if not backend.forward_takes_workspace:
-        return None
-    num_bytes = backend.forward_workspace(problem, device)
-    if num_bytes == 0:
-        return None
-    workspace = _workspace(num_bytes, device)
-    problem["workspace"] = workspace.data_ptr(), num_bytes
-    return workspace
-
-
-def _workspace(num_bytes: int, device: torch.device) -> Tensor:
-    """So many bytes, aligned, to be held until the kernel has run."""
-    memory = _empty(num_bytes + _WORKSPACE_ALIGNMENT, dtype=torch.uint8, device=device)
-    return memory[-memory.data_ptr() % _WORKSPACE_ALIGNMENT :]
-
-
 def draw_rng_state(device: torch.device) -> Tensor:
     """(seed, offset) as int64 (2,), from torch's default generator of `device`."""
     return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
@@ -239,7 +210,7 @@ def _forward(
     if lse.numel() != 0:
         problem = _problem(q, k, v, out, lse, rng_state, options, head_dim, lengths)
         problem["dtype"] = dtype_name
-        run_forward(backend, problem, q.device)
+        backend.forward(problem, q.device)
     return _without_padding(out, head_dim), lse, rng_state
 
 
@@ -288,9 +259,6 @@ def _backward(
             problem["grad_lse"] = address(grad_lse)
         if grad_sink is not None:
             problem["grad_sink"] = address(grad_sink)
-        num_bytes = backend.backward_workspace(problem, q.device)
-        workspace = _workspace(num_bytes, q.device)
-        problem["workspace"] = workspace.data_ptr(), num_bytes
         backend.backward(problem, q.device)
     else:
         for grad in (*grads, grad_sink):

@@ -13,7 +13,7 @@ import pytest
 import support
 import torch
 
-from flash_attn2 import _launch
+from flash_attn2 import _backend, _launch
 
 # Workers of pytest-xdist share the processor.
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -33,15 +33,15 @@ def _fresh_inputs() -> None:
 @pytest.fixture(autouse=True)
 def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write shows as NaN."""
-    for name in ("_empty", "_empty_like"):
-        allocate = getattr(_launch, name)
+    for module, name in ((_launch, "_empty"), (_launch, "_empty_like"), (_backend, "allocated")):
+        allocate = getattr(module, name)
 
         def poisoned(*args: Any, allocate: Any = allocate, **kwargs: Any) -> torch.Tensor:
             result: torch.Tensor = allocate(*args, **kwargs)
             # All bits set: NaN in every type that a workspace may hold.
             return result.fill_(torch.nan if result.is_floating_point() else 0xFF)
 
-        monkeypatch.setattr(_launch, name, poisoned)
+        monkeypatch.setattr(module, name, poisoned)
 
 
 @pytest.fixture

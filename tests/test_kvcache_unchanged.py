@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flash_attn2 import _launch, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn2 import _backend, _launch, flash_attn_varlen_func, flash_attn_with_kvcache
 
 PAST_INT64 = 2**63
 
@@ -136,9 +136,13 @@ def test_no_memory(path: str, target: Target, monkeypatch: pytest.MonkeyPatch) -
     given |= {"q": target.tensor(2, 3, 4, 16), "k": new, "v": new}
     given |= {x: given[x].to(target.dtype) for x in ("rotary_cos", "rotary_sin")}
     before = copies(given)
-    for name in ("_empty", "_empty_like", "attach_workspace"):
+    given["num_splits"] = 2  # the workspace is for their results
+    memory = [(_launch, "_empty"), (_launch, "_empty_like")]
+    if target.backend != "cpu":
+        memory.append((_backend, "allocated"))
+    for module, name in memory:
         with monkeypatch.context() as patch, PATHS[path]():
-            patch.setattr(_launch, name, fail)
+            patch.setattr(module, name, fail)
             with pytest.raises(RuntimeError, match="no memory"):
                 flash_attn_with_kvcache(**given)
         assert_unchanged(given, before)

@@ -38,13 +38,13 @@ class Calls:
             return call if plain else None
 
         class Counting(_backend.Backend):
-            def _call(inner, *args: Any) -> Any:  # noqa: N805
+            def _run(inner, *args: Any) -> Any:  # noqa: N805
                 self.other += 1
-                return super()._call(*args)
+                return super()._run(*args)
 
         fields = {field.name: getattr(backend, field.name) for field in dataclasses.fields(backend)}
-        fields["forward_plain"] = count_plain(backend.forward_plain)
-        fields["backward_plain"] = count_plain(backend.backward_plain)
+        fields["forward_direct"] = count_plain(backend.forward_direct)
+        fields["backward_direct"] = count_plain(backend.backward_direct)
         self.backend = Counting(**fields)
 
 
@@ -200,8 +200,8 @@ def without_memory(x: Tensor) -> list[Tensor]:
 def test_native_code_refuses_tensors_without_memory(kind: int) -> None:
     """And does nothing."""
     backend = _backend.load("cpu")
-    assert backend.forward_plain is not None
-    assert backend.backward_plain is not None
+    assert backend.forward_direct is not None
+    assert backend.backward_direct is not None
     q, k, v = qkv()
     out, lse = flash_attn_func(q, k, v, return_lse=True)
     options = (0.0, None, False, (-1, -1), 0.0)
@@ -209,15 +209,15 @@ def test_native_code_refuses_tensors_without_memory(kind: int) -> None:
     grads = [torch.randn_like(q), *(torch.full_like(x, torch.nan) for x in (q, k, v))]
     for i, x in enumerate(inputs):
         changed = (*inputs[:i], without_memory(x)[kind], *inputs[i + 1 :])
-        assert not backend.forward_plain(changed, 0, options, 1)
-        assert not backend.backward_plain(changed, lse, tuple(grads), options, False, 1)
+        assert not backend.forward_direct(changed, 0, options, 1)
+        assert not backend.backward_direct(changed, lse, tuple(grads), options, False, 1)
     for i, x in enumerate(grads):
         changed = (*grads[:i], without_memory(x)[kind], *grads[i + 1 :])
-        assert not backend.backward_plain(tuple(inputs), lse, changed, options, False, 1)
+        assert not backend.backward_direct(tuple(inputs), lse, changed, options, False, 1)
     wrong = without_memory(lse)[kind]
-    assert not backend.backward_plain(tuple(inputs), wrong, tuple(grads), options, False, 1)
+    assert not backend.backward_direct(tuple(inputs), wrong, tuple(grads), options, False, 1)
     assert all(x.isnan().all() for x in grads[1:])
-    assert backend.backward_plain(tuple(inputs), lse, tuple(grads), options, False, 1)
+    assert backend.backward_direct(tuple(inputs), lse, tuple(grads), options, False, 1)
     assert not any(x.isnan().any() for x in grads[1:])
 
 

@@ -310,7 +310,8 @@ def test_the_sequences_above_meet_every_kernel_and_sharing() -> None:
                     "v": (64, 0, 0, 0),
                     "out": (64, 0, 0, 0),
                     "lse": 64,
-                }
+                },
+                0,
             )
         )
     ctas = [plan.split(" CTAs a sequence")[0].rsplit(" ", 1)[1] for plan in plans]

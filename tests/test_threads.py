@@ -173,32 +173,64 @@ def test_thread_counts_that_change_within_a_call(
             next(asked)
     assert next(asked) > 2
 
-    def change(function: Callable[..., Any], count: int) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            result = function(*args)
-            torch.set_num_threads(count)
-            return result
-
-        return call
-
+    allocate = _backend.Workspace.allocate
     for before, after in ((1, 13), (13, 1)):
+
+        def change(workspace: _backend.Workspace, size: int, count: int = after) -> int:
+            torch.set_num_threads(count)
+            return allocate(workspace, size)
+
         with num_threads(before), monkeypatch.context() as patch:
-            for name in ("forward_workspace", "backward_workspace"):
-                function = getattr(_backend.Backend, name)
-                patch.setattr(_backend.Backend, name, change(function, after))
+            patch.setattr(_backend.Workspace, "allocate", change)
             assert all(map(torch.equal, results(), expected))
 
 
 @targets([*ONE_DTYPE, Target("cpu", torch.float32)])
-def test_workspaces_that_are_too_small_are_refused(
-    target: Target, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("address", [0, 8])
+def test_no_kernel_runs_without_its_workspace(
+    address: int, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     q = target.tensor(1, 40, 2, 32).requires_grad_()
     out = flash_attn_func(q, q, q, sink=torch.zeros(2))
-    needed = _backend.Backend.backward_workspace
-    monkeypatch.setattr(_backend.Backend, "backward_workspace", lambda *args: needed(*args) - 1)
-    with pytest.raises(RuntimeError, match="workspace"):
+    monkeypatch.setattr(_backend.Workspace, "allocate", lambda *_: address)
+    with pytest.raises(RuntimeError, match="allocate"):
         torch.autograd.grad(out.sum(), q)
+
+
+@targets([*ONE_DTYPE, Target("cpu", torch.float32)])
+def test_errors_of_the_allocation_are_raised(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> int:
+        raise MemoryError("none left")
+
+    q = target.tensor(1, 40, 2, 32).requires_grad_()
+    out = flash_attn_func(q, q, q, sink=torch.zeros(2))
+    monkeypatch.setattr(_backend.Workspace, "allocate", fail)
+    with pytest.raises(MemoryError, match="none left"):
+        torch.autograd.grad(out.sum(), q)
+
+
+@targets([Target("cpu", torch.float32)])
+def test_calls_inside_of_an_allocation(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python runs there, and what it calls must not disturb the plan of the call that waits."""
+    q = target.tensor(3, 40, 2, 32).requires_grad_()
+    other = target.tensor(2, 700, 4, 16).requires_grad_()
+    out = flash_attn_func(q, q, q, sink=torch.zeros(2))
+    (expected,) = torch.autograd.grad(out.sum(), q, retain_graph=True)
+    allocate = _backend.Workspace.allocate
+    inside = []
+
+    def attend(workspace: _backend.Workspace, size: int) -> int:
+        monkeypatch.setattr(_backend.Workspace, "allocate", allocate)
+        with torch.enable_grad():
+            result = flash_attn_func(other, other, other, sink=torch.zeros(4))
+        inside.append(torch.autograd.grad(result.sum(), other))
+        return allocate(workspace, size)
+
+    monkeypatch.setattr(_backend.Workspace, "allocate", attend)
+    assert torch.equal(torch.autograd.grad(out.sum(), q)[0], expected)
+    assert len(inside) == 1
 
 
 COUNT_THREADS = """

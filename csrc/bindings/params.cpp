@@ -1,10 +1,9 @@
 #include "bindings/params.h"
 
 #include <algorithm>
-#include <array>
+#include <iterator>
 #include <string>
 #include <string_view>
-#include <utility>
 
 #include "bindings/fields.h"
 
@@ -12,14 +11,8 @@ namespace fa2::bindings {
 namespace {
 
 DType dtype_of(std::string_view name) {
-  constexpr std::array<std::pair<std::string_view, DType>, 4> kDTypes{{
-      {"float16", DType::kFloat16},
-      {"bfloat16", DType::kBFloat16},
-      {"float32", DType::kFloat32},
-      {"float64", DType::kFloat64},
-  }};
-  for (auto const& [known, dtype] : kDTypes) {
-    if (name == known) return dtype;
+  for (size_t i = 0; i < std::size(kDTypeNames); ++i) {
+    if (name == kDTypeNames[i]) return static_cast<DType>(i);
   }
   throw pybind11::type_error("unknown dtype: " + std::string(name));
 }
@@ -75,13 +68,6 @@ PagedKV paged_kv(Fields& fields) {
           .num_pages = fields.get_or<"num_pages", int32_t>(0)};
 }
 
-// (data_ptr, bytes), where there is one.
-Workspace workspace(Fields& fields) {
-  auto const tuple = fields.get_or<"workspace", pybind11::tuple>(pybind11::tuple());
-  if (tuple.empty()) return {};
-  return {.data = pointer<void>(tuple[0].cast<int64_t>()), .bytes = tuple[1].cast<int64_t>()};
-}
-
 // What a forward call and its backward call have in common.
 FwdParams problem(Fields& fields) {
   FwdParams p;
@@ -116,7 +102,6 @@ FwdParams forward_params(Fields& fields) {
   FwdParams p = problem(fields);
   p.pages = paged_kv(fields);
   p.num_splits = fields.get_or<"num_splits", int32_t>(0);
-  p.workspace = workspace(fields);
   return p;
 }
 
@@ -129,7 +114,7 @@ BwdParams backward_params(Fields& fields) {
           .grad_v = tensor_ref(fields.get<"grad_v", pybind11::tuple>()),
           .grad_sink = pointer<float>(fields.get_or<"grad_sink", int64_t>(0)),
           .deterministic = fields.get_or<"deterministic", bool>(false),
-          .workspace = workspace(fields)};
+          .workspace = {}};
 }
 
 AppendParams append_params(Fields& fields) {
@@ -168,36 +153,18 @@ Window window(int64_t left, int64_t right) {
 
 ForwardCall read_forward_call(pybind11::dict const& problem) {
   Fields fields(problem);
-  ForwardCall const call{.params = forward_params(fields),
-                         .execution = fields.get<"execution", int64_t>()};
+  ForwardCall call{.params = forward_params(fields), .append = {}};
+  auto const append = fields.get_or<"append", pybind11::dict>(pybind11::dict());
   fields.finish();
+  if (!append.empty()) {
+    Fields append_fields(append);
+    call.append = append_params(append_fields);
+    append_fields.finish();
+  }
   return call;
 }
 
-AppendCall read_append_call(pybind11::dict const& problem) {
-  Fields fields(problem);
-  AppendCall const call{.params = append_params(fields),
-                        .execution = fields.get<"execution", int64_t>()};
-  fields.finish();
-  return call;
-}
-
-BackwardCall read_backward_call(pybind11::dict const& problem) {
-  Fields fields(problem);
-  BackwardCall const call{.params = backward_params(fields),
-                          .execution = fields.get<"execution", int64_t>()};
-  fields.finish();
-  return call;
-}
-
-FwdParams read_fwd_params(pybind11::dict const& problem) {
-  Fields fields(problem);
-  FwdParams const params = forward_params(fields);
-  fields.finish();
-  return params;
-}
-
-BwdParams read_bwd_params(pybind11::dict const& problem) {
+BwdParams read_backward_call(pybind11::dict const& problem) {
   Fields fields(problem);
   BwdParams const params = backward_params(fields);
   fields.finish();

@@ -1,19 +1,19 @@
 #pragma once
 
-// The dictionary that Python hands over -> FwdParams, AppendParams, BwdParams. Shared by every
-// native module.
+// The dictionary that Python hands over -> FwdParams, AppendParams, BwdParams.
 
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "core/params.h"
 
 namespace fa2::bindings {
 
 struct ForwardCall {
-  FwdParams params;
-  int64_t execution;  // what the module runs on: a number of threads, or a stream
+  FwdParams params;                    // without workspace
+  std::optional<AppendParams> append;  // what goes into the cache before
 };
 
 // Fields are named in params.cpp. Pointers come as integers, tensors as (data_ptr, batch_stride,
@@ -21,25 +21,8 @@ struct ForwardCall {
 // missing field.
 ForwardCall read_forward_call(pybind11::dict const& problem);
 
-struct AppendCall {
-  AppendParams params;
-  int64_t execution;
-};
-
-AppendCall read_append_call(pybind11::dict const& problem);
-
-struct BackwardCall {
-  BwdParams params;
-  int64_t execution;
-};
-
-// The fields of the forward call and those of the gradients. `workspace` may be missing: to ask for
-// its size.
-BackwardCall read_backward_call(pybind11::dict const& problem);
-
-// As above for entry points that take no `execution`.
-FwdParams read_fwd_params(pybind11::dict const& problem);
-BwdParams read_bwd_params(pybind11::dict const& problem);
+// The fields of the forward call and those of the gradients.
+BwdParams read_backward_call(pybind11::dict const& problem);
 
 // A window of so many keys to each side, -1 for no bound.
 Window window(int64_t left, int64_t right);

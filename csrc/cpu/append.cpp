@@ -1,5 +1,3 @@
-#include "cpu/append.h"
-
 #include <algorithm>
 #include <cstring>
 
@@ -10,8 +8,9 @@
 #include "core/rotary.h"
 #include "core/seq_info.h"
 #include "cpu/checks.h"
+#include "cpu/family.h"
 #include "cpu/float_environment.h"
-#include "cpu/pack.h"
+#include "cpu/level/pack.h"
 #include "cpu/schedule.h"
 
 namespace fa2::cpu {
@@ -110,21 +109,16 @@ class Appender {
 };
 
 template <class E>
-void run(AppendParams const& params, int num_threads) {
+void run(AppendParams const& params, AppendPlan const& plan) {
   Appender<E> const appender(params);
-  int32_t const most_rows = append_rows(params);
-  int64_t const tasks_of_sequence = (most_rows + kRowsPerTask - 1) / kRowsPerTask;
-  int64_t const num_tasks = tasks_of_sequence * params.batch;
-  int64_t const entries = num_tasks * std::min(most_rows, kRowsPerTask) * params.head_dim *
-                          (params.num_heads + 2 * params.num_heads_kv);
   FloatEnvironment const environment = FloatEnvironment::current();
-#pragma omp parallel num_threads(useful_threads(entries, num_tasks, num_threads))
+#pragma omp parallel num_threads(plan.num_threads)
   {
     FloatEnvironmentScope const scope(environment);
 #pragma omp for nowait
-    for (int64_t task = 0; task < num_tasks; ++task) {
-      appender.rows(static_cast<int32_t>(task / tasks_of_sequence),
-                    static_cast<int32_t>(task % tasks_of_sequence) * kRowsPerTask);
+    for (int64_t task = 0; task < plan.num_tasks; ++task) {
+      appender.rows(static_cast<int32_t>(task / plan.tasks_of_sequence),
+                    static_cast<int32_t>(task % plan.tasks_of_sequence) * kRowsPerTask);
     }
   }
 }
@@ -132,14 +126,24 @@ void run(AppendParams const& params, int num_threads) {
 }  // namespace
 }  // namespace appending
 
-void append(AppendParams const& params, int num_threads) {
-  using namespace appending;
+AppendPlan plan_append(AppendParams const& params, int num_threads) {
+  using appending::kRowsPerTask;
   check_problem(params, num_threads);
+  int32_t const most_rows = append_rows(params);
+  int64_t const tasks_of_sequence = (most_rows + kRowsPerTask - 1) / kRowsPerTask;
+  int64_t const num_tasks = tasks_of_sequence * params.batch;
+  int64_t const entries = num_tasks * std::min(most_rows, kRowsPerTask) * params.head_dim *
+                          (params.num_heads + 2 * params.num_heads_kv);
+  return {num_tasks, tasks_of_sequence, useful_threads(entries, num_tasks, num_threads)};
+}
+
+void Family::run(AppendParams const& params, AppendPlan const& plan, Target const&) {
+  using namespace appending;
   switch (params.dtype) {
-    case DType::kFloat16: return run<Float16>(params, num_threads);
-    case DType::kBFloat16: return run<BFloat16>(params, num_threads);
-    case DType::kFloat32: return run<Float32>(params, num_threads);
-    case DType::kFloat64: return run<Float64>(params, num_threads);
+    case DType::kFloat16: return appending::run<Float16>(params, plan);
+    case DType::kBFloat16: return appending::run<BFloat16>(params, plan);
+    case DType::kFloat32: return appending::run<Float32>(params, plan);
+    case DType::kFloat64: return appending::run<Float64>(params, plan);
   }
 }
 

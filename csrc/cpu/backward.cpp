@@ -1,15 +1,10 @@
-#include "cpu/backward.h"
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <vector>
 
-#include "cpu/backward_schedule.h"
-#include "cpu/checks.h"
+#include "cpu/family.h"
 #include "cpu/float_environment.h"
-#include "cpu/isa.h"
-#include "cpu/schedule.h"
 #include "cpu/thread_scratch.h"
 #include "host/error.h"
 
@@ -17,22 +12,17 @@ namespace fa2::cpu {
 
 namespace {
 
-// What the calling thread keeps from call to call.
-thread_local BackwardSchedule thread_schedule;
-thread_local std::vector<int32_t> thread_progress;
-thread_local std::vector<double> thread_sink_sums;
-
-// One call of backward().
+// One call of the backward pass.
 struct Run {
   BwdParams const& params;
-  BackwardKernel const& kernel;
-  std::vector<BackwardTask> const& tasks;
+  BwdPlan const& plan;
   std::vector<int32_t>& progress;  // of every task
   double* sink_sums;               // (chunks, num_heads), or null
 
   void task(size_t index, void* scratch) const {
     FwdParams const& problem = params.forward;
-    BackwardTask const& task = tasks[index];
+    BackwardKernel const& kernel = plan.kernel;
+    BwdPlan::Task const& task = (*plan.tasks)[index];
     char* const key_sums = static_cast<char*>(params.workspace.data) + task.key_sums;
     Turn turn(progress[index], task.before < 0 ? nullptr : &progress[task.before]);
     BackwardChunk const chunk{
@@ -68,38 +58,26 @@ void write_sink_grads(BwdParams const& params, int32_t num_chunks, double const*
 
 }  // namespace
 
-int64_t backward_workspace(BwdParams const& params, int num_threads) {
-  check_problem(params.forward, num_threads);
-  schedule_backward(params, backward_kernel(params.forward.dtype), num_threads, thread_schedule);
-  return thread_schedule.workspace_bytes;
-}
-
-void backward(BwdParams const& params, int num_threads) {
-  check_problem(params, num_threads);
-  FwdParams const& problem = params.forward;
-  BackwardKernel const& kernel = backward_kernel(problem.dtype);
-  BackwardSchedule& schedule = thread_schedule;
-  schedule_backward(params, kernel, num_threads, schedule);
-  FA2_CHECK(params.workspace.holds(schedule.workspace_bytes),
-            "backward needs a workspace of {} bytes, got {}", schedule.workspace_bytes,
+void Family::run(BwdParams const& params, BwdPlan const& plan, Target const&) {
+  FA2_CHECK(params.workspace.holds(plan.workspace_bytes),
+            "the plan needs a workspace of {} bytes, got {}", plan.workspace_bytes,
             params.workspace.bytes);
-  size_t const num_tasks = schedule.tasks.size();
-  thread_progress.assign(num_tasks, Turn::kNothingLeft);
-  double* sink_sums = nullptr;
-  if (params.grad_sink != nullptr) {  // null without a chunk, whose gradient is 0 all the same
-    thread_sink_sums.resize(int64_t(schedule.num_chunks) * problem.num_heads);
-    sink_sums = thread_sink_sums.data();
-  }
+  FwdParams const& problem = params.forward;
+  size_t const num_tasks = plan.tasks->size();
+  Kept<int32_t> progress;
+  progress->assign(num_tasks, Turn::kNothingLeft);
+  Kept<double> sink_sums;
+  if (params.grad_sink != nullptr) sink_sums->resize(int64_t(plan.num_chunks) * problem.num_heads);
 
   int32_t most_queries = 1;
-  for (BackwardTask const& task : schedule.tasks) most_queries = std::max(most_queries, task.count);
-  size_t const scratch_bytes = kernel.workspace_bytes(
-      problem.head_dim, (most_queries + kernel.tile_queries - 1) / kernel.tile_queries);
-  Run const run{params, kernel, schedule.tasks, thread_progress, sink_sums};
+  for (BwdPlan::Task const& task : *plan.tasks) most_queries = std::max(most_queries, task.count);
+  size_t const scratch_bytes = plan.kernel.workspace_bytes(
+      problem.head_dim, (most_queries + plan.kernel.tile_queries - 1) / plan.kernel.tile_queries);
+  Run const run{params, plan, *progress, params.grad_sink == nullptr ? nullptr : sink_sums->data()};
   std::atomic<size_t> next_task = 0;
   std::atomic<bool> out_of_memory = false;
   FloatEnvironment const environment = FloatEnvironment::current();
-#pragma omp parallel num_threads(useful_threads(schedule.multiply_adds, num_tasks, num_threads))
+#pragma omp parallel num_threads(useful_threads(plan.multiply_adds, num_tasks, plan.num_threads))
   {
     FloatEnvironmentScope const scope(environment);
     // Tasks are taken in order, which is what keeps the head of every chain running. A thread
@@ -112,7 +90,8 @@ void backward(BwdParams const& params, int num_threads) {
     }
   }
   FA2_CHECK(!out_of_memory, "no memory for {} bytes of scratch per thread", scratch_bytes);
-  if (params.grad_sink != nullptr) write_sink_grads(params, schedule.num_chunks, sink_sums);
+  // Without a chunk, the gradient is 0 all the same.
+  if (params.grad_sink != nullptr) write_sink_grads(params, plan.num_chunks, sink_sums->data());
 }
 
 }  // namespace fa2::cpu

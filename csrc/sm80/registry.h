@@ -4,46 +4,69 @@
 
 #include <cuda_runtime_api.h>
 
-#include "host/plan.h"
-#include "sm80/bwd_args.h"
-#include "sm80/cache_args.h"
+#include <span>
+
+#include "sm80/append/args.h"
+#include "sm80/backward/args.h"
+#include "sm80/plan.h"
+#include "sm80/split/partials.h"
 
 namespace fa2::sm80 {
 
+// Launches a kernel with so many CTAs.
+template <class Args>
+using Launcher = void (*)(Args const&, int grid, cudaStream_t);
+
+// The forward and the split kernel.
 struct FwdInstance {
   KernelKey key;
   int32_t smem_bytes;
   void (*launch)(FwdParams const&, FwdPlan const&, FwdPlan::Launch const&, cudaStream_t);
 };
 
-// The small kernels that a KV cache needs.
-struct CacheInstance {
+struct CombineInstance {
   DType dtype;
-  void (*combine)(CombineArgs const&, int grid, cudaStream_t);
-  void (*append)(AppendArgs const&, int grid, cudaStream_t);
+  Launcher<CombineArgs> launch;  // a CTA for each query of each head
 };
 
-// Launches a backward kernel with so many CTAs.
-using BwdLaunch = void (*)(BwdArgs const&, int grid, cudaStream_t);
+struct AppendInstance {
+  DType dtype;
+  Launcher<AppendArgs> launch;  // a CTA for each row of each sequence
+};
 
 // The main backward kernel.
 struct BwdInstance {
   KernelKey key;
   int32_t smem_bytes;
-  BwdLaunch launch;  // a CTA for each key block
+  Launcher<BwdArgs> launch;  // a CTA for each key block
 };
 
-// The backward kernels that go over queries (bwd_rows.h).
+// The backward kernels that go over queries (backward/rows.h).
 struct BwdRowsInstance {
   DType dtype;
-  BwdLaunch row_stats;  // a CTA for each query tile
-  BwdLaunch grad_q;     // the same
-  BwdLaunch grad_sink;  // a CTA for each head
+  Launcher<BwdArgs> row_stats;  // a CTA for each query tile
+  Launcher<BwdArgs> grad_q;     // the same
+  Launcher<BwdArgs> grad_sink;  // a CTA for each head
 };
+
+// All that were built of one type: specialisations that csrc/instances.cmake generates.
+template <class Instance>
+std::span<Instance const* const> instances();
+template <>
+std::span<FwdInstance const* const> instances();
+template <>
+std::span<CombineInstance const* const> instances();
+template <>
+std::span<AppendInstance const* const> instances();
+template <>
+std::span<BwdInstance const* const> instances();
+template <>
+std::span<BwdRowsInstance const* const> instances();
 
 // Throw Error that says what was asked for and what is built.
 FwdInstance const& find_forward(KernelKey const& key);
-CacheInstance const& find_cache(DType dtype);
+CombineInstance const& find_combine(DType dtype);
+AppendInstance const& find_append(DType dtype);
 BwdInstance const& find_backward(KernelKey const& key);
 BwdRowsInstance const& find_backward_rows(DType dtype);
 

@@ -5,7 +5,7 @@
 
 #include "core/block_range.h"
 #include "core/seq_info.h"
-#include "sm80/cache_args.h"
+#include "sm80/split/partials.h"
 
 namespace fa2::sm80 {
 

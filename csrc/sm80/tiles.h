@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace fa2 {
+namespace fa2::sm80 {
 
 enum class Variant : int32_t {
   kPlain,     // scale only
@@ -18,8 +18,6 @@ enum class TileKind : int32_t {
   kFewRows,   // of the split kernel, for up to kFewRows rows,
   kManyRows,  // and for more
 };
-
-namespace sm80 {
 
 struct FwdTile {
   int head_dim;         // of Q and K, rounded up to a bucket
@@ -82,5 +80,4 @@ constexpr FwdTile split_tile(int bucket, Variant variant, bool few_rows) {
   }
 }
 
-}  // namespace sm80
-}  // namespace fa2
+}  // namespace fa2::sm80

@@ -15,7 +15,7 @@
 #include "core/dropout.h"
 #include "core/mask.h"
 #include "core/params.h"
-#include "cpu/forward.h"
+#include "cpu/family.h"
 #include "cpu/isa.h"
 
 namespace fa2::testing {
@@ -192,8 +192,15 @@ inline double tolerance_of(DType dtype) {
   }
 }
 
+// Plans and runs a problem of any kind.
+template <class Params>
+void execute(Params const& params, int num_threads) {
+  cpu::Family::Target const target{num_threads};
+  cpu::Family::run(params, cpu::Family::plan(params, target), target);
+}
+
 inline void run_and_check(Problem& x, std::string const& what, int num_threads = 2) {
-  cpu::forward(x.p, num_threads);
+  execute(x.p, num_threads);
   for (int b = 0; b < x.p.batch; ++b) {
     for (int head = 0; head < x.p.num_heads; ++head) {
       for (int row = 0; row < x.p.seqs_q.max_seqlen; ++row) {

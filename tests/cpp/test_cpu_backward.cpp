@@ -11,8 +11,6 @@
 
 #include "check.h"
 #include "core/mask.h"
-#include "cpu/backward.h"
-#include "cpu/forward.h"
 #include "cpu_problem.h"
 
 namespace {
@@ -48,8 +46,7 @@ struct GradProblem : Problem {
   }
 
   // Fills in where everything lies; `p` may have been changed since.
-  void run(int num_threads, bool deterministic = false) {
-    cpu::forward(p, num_threads);
+  void prepare(bool deterministic = false) {
     auto like = [](TensorRef ref, Tensor& t) {
       ref.data = t.words.data();
       return ref;
@@ -61,10 +58,15 @@ struct GradProblem : Problem {
     grads.grad_v = like(p.v, grad_v);
     grads.grad_sink = p.sink != nullptr ? grad_sink.data() : nullptr;
     grads.deterministic = deterministic;
-    size_t const bytes = size_t(cpu::backward_workspace(grads, num_threads));
+  }
+
+  void run(int num_threads, bool deterministic = false) {
+    execute(p, num_threads);
+    prepare(deterministic);
+    size_t const bytes = size_t(cpu::plan_backward(grads, num_threads).workspace_bytes);
     workspace.assign(bytes / 8 + 1, ~uint64_t(0));  // NaN, however it is read
     grads.workspace = {workspace.data(), int64_t(bytes)};
-    cpu::backward(grads, num_threads);
+    execute(grads, num_threads);
   }
 };
 
@@ -319,11 +321,11 @@ TEST(only_rows_of_sequences_are_read_and_written) {
 // Float32 sums of dK and dV at the size of the KV heads, of no more heads than threads can use.
 TEST(workspace_is_bounded) {
   GradProblem x(DType::kBFloat16, 2, 8, 2, 4096, 256, 64);
-  x.grads.forward = x.p;
+  x.prepare();
   int64_t const one_head = 8 * 256 * 64;
-  EXPECT_EQ(cpu::backward_workspace(x.grads, 1), one_head);
-  EXPECT(cpu::backward_workspace(x.grads, 2) <= 4 * one_head);
-  EXPECT_EQ(cpu::backward_workspace(x.grads, 64), 4 * one_head);
+  EXPECT_EQ(cpu::plan_backward(x.grads, 1).workspace_bytes, one_head);
+  EXPECT(cpu::plan_backward(x.grads, 2).workspace_bytes <= 4 * one_head);
+  EXPECT_EQ(cpu::plan_backward(x.grads, 64).workspace_bytes, 4 * one_head);
 }
 
 }  // namespace

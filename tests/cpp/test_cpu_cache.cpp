@@ -9,8 +9,6 @@
 
 #include "check.h"
 #include "core/seq_info.h"
-#include "cpu/append.h"
-#include "cpu/forward.h"
 #include "cpu_problem.h"
 
 namespace {
@@ -53,7 +51,7 @@ TEST(parts_are_reproducible) {
       Problem batch(dtype, 4, 4, 2, 2, 1500, 16);
       batch.p.num_splits = num_splits;
       batch.p.seqs_k.seqused = used;
-      cpu::forward(batch.p, 5);
+      execute(batch.p, 5);
       size_t const rows = 4 * 2 * 16 * element_bytes(dtype);
       for (int b = 0; b < 4; ++b) {
         Problem one(dtype, 4, 4, 2, 2, 1500, 16);
@@ -63,7 +61,7 @@ TEST(parts_are_reproducible) {
         for (TensorRef* t : {&one.p.q, &one.p.k, &one.p.v, &one.p.out}) {
           t->data = static_cast<char*>(t->data) + b * t->batch_stride * element_bytes(dtype);
         }
-        cpu::forward(one.p, 1);
+        execute(one.p, 1);
         EXPECT(std::memcmp(batch.out.as<char>() + b * rows, one.out.as<char>() + b * rows, rows) ==
                0)
             << what << " sequence " << b << " splits " << num_splits;
@@ -118,13 +116,13 @@ TEST(pages_change_nothing) {
       Problem dense(dtype, 3, 4, 2, seqlen_q, 400, 24);
       dense.p.seqs_k.seqused = used;
       dense.p.window.right = 0;
-      cpu::forward(dense.p, 2);
+      execute(dense.p, 2);
       for (int const page_size : {1, 3, 16, 200}) {
         Problem paged(dtype, 3, 4, 2, seqlen_q, 400, 24);
         paged.p.seqs_k.seqused = used;
         paged.p.window.right = 0;
         Pages const pages(paged, page_size, {397, 0, 64});
-        cpu::forward(paged.p, 2);
+        execute(paged.p, 2);
         EXPECT(same_results(dense, paged)) << what << " pages of " << page_size;
       }
     }
@@ -161,8 +159,8 @@ TEST(lengths_of_a_cache) {
         seqs.seqused = used;
         seqs.appended = by_offsets ? 0 : 3;
         seqs.cu_appended = by_offsets ? cu_appended : nullptr;
-        cpu::forward(cache.p, 2);
-        cpu::forward(alone.p, 2);
+        execute(cache.p, 2);
+        execute(alone.p, 2);
         EXPECT(same_results(cache, alone)) << what;
       }
     }
@@ -230,7 +228,7 @@ TEST(appended_rows_and_rotated_queries) {
       x.p.rotary.interleaved = option % 2 == 1;
       x.p.q_advances = option >= 2;
       Append const before = x;
-      cpu::append(x.p, 1 + option);
+      execute(x.p, 1 + option);
       Append old = before;
       auto const cached = [&](int64_t row) { return x.used[row / Append::kCapacity]; };
       for (int64_t i = 0; i < Append::kBatch * Append::kCapacity * 2 * Append::kDim; ++i) {
@@ -269,8 +267,8 @@ TEST(appending_to_pages) {
   int64_t const row = Append::kHeadsKv * Append::kDim;
   paged.p.k.batch_stride = paged.p.v.batch_stride = kPage * row;
   Append before(DType::kFloat32);
-  cpu::append(dense.p, 1);
-  cpu::append(paged.p, 2);
+  execute(dense.p, 1);
+  execute(paged.p, 2);
   for (int64_t i = 0; i < Append::kBatch * Append::kCapacity * row; ++i) {
     int64_t const at = i / row;
     bool const lost = (at >= Append::kCapacity + 8 && at < Append::kCapacity + 12) ||
@@ -286,7 +284,7 @@ TEST(rotation_rounds_every_step) {
   for (Tensor* t : {&x.new_k, &x.cos, &x.sin}) {
     for (size_t i = 0; i + 1 < t->words.size(); ++i) t->set(i, 1.0 / (3 + double(i % 97)));
   }
-  cpu::append(x.p, 1);
+  execute(x.p, 1);
   for (int d = 0; d < 3; ++d) {
     float const volatile a = float(x.new_k.get(d)) * float(x.cos.get(d));
     float const volatile b = float(x.new_k.get(d + 3)) * float(x.sin.get(d));
@@ -300,7 +298,7 @@ TEST(too_many_parts_are_refused) {
   x.p.num_splits = 129;
   bool refused = false;
   try {
-    cpu::forward(x.p, 1);
+    execute(x.p, 1);
   } catch (std::exception const& error) {
     refused = std::string(error.what()).find("128") != std::string::npos;
   }

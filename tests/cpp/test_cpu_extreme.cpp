@@ -12,9 +12,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/backward.h"
 #include "cpu/float_environment.h"
-#include "cpu/forward.h"
 #include "cpu_problem.h"
 
 namespace {
@@ -108,7 +106,7 @@ TEST(masked_keys_never_return) {
           for (size_t i = 0; i + 1 < x.v.words.size(); ++i) {
             x.v.set(i, int(i / 8) < seqlen_k - seqlen_q - 30 ? 3.5 : 1);
           }
-          cpu::forward(x.p, 1);
+          execute(x.p, 1);
           for (size_t i = 0; i + 1 < x.out.words.size(); ++i) {
             EXPECT_NEAR(x.out.get(i), 1, tolerance_of(dtype))
                 << what << " keys " << seqlen_k << " modifier " << modifier;
@@ -174,17 +172,16 @@ TEST(problems_that_nobody_means_are_refused) {
   for (auto const& [word, change] : changes) {
     Problem x(DType::kFloat32, 1, 2, 1, 3, 5, 8);
     change(x.p);
-    EXPECT(refused([&] { cpu::forward(x.p, 1); }, word)) << word;
+    EXPECT(refused([&] { execute(x.p, 1); }, word)) << word;
     BwdParams grads;
     grads.forward = x.p;
-    EXPECT(refused([&] { cpu::backward_workspace(grads, 1); }, word)) << word;
-    EXPECT(refused([&] { cpu::backward(grads, 1); }, word)) << word;
+    EXPECT(refused([&] { execute(grads, 1); }, word)) << word;
   }
   Problem x(DType::kFloat32, 1, 2, 1, 3, 5, 8);
   BwdParams grads;
   grads.forward = x.p;
-  EXPECT(refused([&] { cpu::backward(grads, 1); }, "grad_out"));
-  EXPECT(refused([&] { cpu::forward(x.p, 0); }, "num_threads"));
+  EXPECT(refused([&] { execute(grads, 1); }, "grad_out"));
+  EXPECT(refused([&] { execute(x.p, 0); }, "num_threads"));
 }
 
 TEST(sink_gradient_without_queries_is_zero) {
@@ -196,9 +193,9 @@ TEST(sink_gradient_without_queries_is_zero) {
     BwdParams grads;
     grads.forward = x.p;
     grads.grad_sink = grad_sink;
-    std::vector<char> workspace(size_t(cpu::backward_workspace(grads, 1)) + 1);
+    std::vector<char> workspace(size_t(cpu::plan_backward(grads, 1).workspace_bytes) + 1);
     grads.workspace = {workspace.data(), int64_t(workspace.size())};
-    cpu::backward(grads, 1);
+    execute(grads, 1);
     EXPECT_EQ(grad_sink[0], 0.f);
     EXPECT_EQ(grad_sink[1], 0.f);
   }

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/forward.h"
 #include "cpu/isa.h"
 #include "cpu_problem.h"
 
@@ -60,9 +59,9 @@ TEST(empty_rows) {
     Problem no_keys(dtype, 1, 2, 1, 3, 0, 8);
     run_and_check(no_keys, what);
     Problem no_queries(dtype, 1, 2, 1, 0, 5, 8);
-    cpu::forward(no_queries.p, 1);
+    execute(no_queries.p, 1);
     Problem no_batch(dtype, 0, 2, 1, 4, 5, 8);
-    cpu::forward(no_batch.p, 1);
+    execute(no_batch.p, 1);
   });
 }
 
@@ -71,7 +70,7 @@ TEST(nan_spreads_as_in_standard_attention) {
     Problem x(dtype, 1, 1, 1, 40, 70, 16);
     x.q.set(x.index(x.p.q, 0, 7, 0, 3), kNan);
     x.v.set(x.index(x.p.v, 0, 9, 0, 5), kNan);
-    cpu::forward(x.p, 1);
+    execute(x.p, 1);
     for (int row = 0; row < 40; ++row) {
       for (int d = 0; d < 16; ++d) {
         bool const expected = row == 7 || d == 5;
@@ -93,12 +92,12 @@ TEST(results_do_not_depend_on_company) {
       x.p.seqs_q = x.p.seqs_k = {offsets, nullptr, most, 400};
     };
     as_varlen(packed, cu, 4, 265);
-    cpu::forward(packed.p, 3);
+    execute(packed.p, 3);
     for (int i = 0; i < 4; ++i) {
       Problem alone(dtype, 1, 4, 2, 400, 400, 24);
       alone.p.window = {100, 0};
       as_varlen(alone, &cu[i], 1, 265);
-      cpu::forward(alone.p, 1);
+      execute(alone.p, 1);
       size_t const row_bytes = 4 * 24 * element_bytes(dtype);
       EXPECT(std::memcmp(packed.out.as<char>() + cu[i] * row_bytes,
                          alone.out.as<char>() + cu[i] * row_bytes,

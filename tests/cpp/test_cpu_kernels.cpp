@@ -11,11 +11,11 @@
 #define FA2_CPU_LEVEL unit_test
 #include "check.h"
 #include "core/dropout.h"
-#include "cpu/elements.h"
-#include "cpu/exp2.h"
-#include "cpu/pack.h"
-#include "cpu/scores.h"
-#include "cpu/simd.h"
+#include "cpu/level/elements.h"
+#include "cpu/level/exp2.h"
+#include "cpu/level/pack.h"
+#include "cpu/level/scores.h"
+#include "cpu/level/simd.h"
 
 namespace {
 

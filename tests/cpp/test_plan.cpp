@@ -1,4 +1,4 @@
-// Unit tests of csrc/host/plan: problem and device -> kernel, tile and grid.
+// Unit tests of csrc/sm80/plan: problem and device -> kernel, tile and grid.
 
 #include <array>
 #include <string>
@@ -6,12 +6,13 @@
 #include "check.h"
 #include "core/seq_info.h"
 #include "host/error.h"
-#include "host/plan.h"
-#include "sm80/bwd_args.h"
+#include "sm80/backward/args.h"
+#include "sm80/plan.h"
 
 namespace {
 
 using namespace fa2;
+using namespace fa2::sm80;
 
 constexpr DeviceInfo kA100{
     .arch = 80, .sm_count = 108, .smem_per_block = 163 * 1024, .l2_bytes = 40 << 20};
@@ -192,16 +193,16 @@ TEST(kernels_and_splits_depend_on_the_sequence_alone) {
       FwdParams others = decode(300, seqlen_q, 1 << 17);
       others.seqs_k.seqused = kLengths;
       FwdPlan const batch = plan_forward(others, kA100);
-      TileKind const kind = sm80::kernel_of(alone.rule, seqlen_q, seqlen_k);
+      TileKind const kind = kernel_of(alone.rule, seqlen_q, seqlen_k);
       EXPECT(alone.all[0].key.tile == kind);
-      EXPECT(sm80::kernel_of(batch.rule, seqlen_q, seqlen_k) == kind);
+      EXPECT(kernel_of(batch.rule, seqlen_q, seqlen_k) == kind);
       bool launched = false;
       for (FwdPlan::Launch const& launch : batch.launches()) launched |= launch.key.tile == kind;
       EXPECT(launched);
       for (int tiles : {1, 8, 64, 128, 129, 1000}) {
         int32_t const rows = seqlen_q * 4;
-        EXPECT_EQ(sm80::splits_of(alone.rule, kind, rows, tiles).tiles_each,
-                  sm80::splits_of(batch.rule, kind, rows, tiles).tiles_each);
+        EXPECT_EQ(splits_of(alone.rule, kind, rows, tiles).tiles_each,
+                  splits_of(batch.rule, kind, rows, tiles).tiles_each);
       }
     }
   }
@@ -211,13 +212,13 @@ TEST(kernels_and_splits_depend_on_the_sequence_alone) {
 TEST(every_split_has_one_cta_and_one_place) {
   for (int splits : {0, 1, 2, 7, 64, 128}) {
     for (int ctas : {1, 2, 3, 7, 22, 128}) {
-      sm80::Sharing const sharing{splits, ctas};
+      Sharing const sharing{splits, ctas};
       EXPECT_EQ(sharing.begin(0), 0);
       EXPECT_EQ(sharing.begin(ctas), splits);
       EXPECT(splits == 0 || sharing.begin(1) > 0);  // the first CTA adds up
       EXPECT_EQ(sharing.slot(sharing.begin(1)), 1);
       EXPECT_EQ(sharing.slot(splits - 1), sharing.stored() - 1);
-      EXPECT(sharing.stored() <= (sm80::Sharing{128, ctas}.stored()));
+      EXPECT(sharing.stored() <= (Sharing{128, ctas}.stored()));
       for (int cta = 0; cta < ctas; ++cta) EXPECT(sharing.begin(cta) <= sharing.begin(cta + 1));
     }
   }
@@ -226,16 +227,16 @@ TEST(every_split_has_one_cta_and_one_place) {
 // Whether what the plan provides for is enough for a sequence of its bounds.
 void expect_room(FwdParams const& p, FwdPlan const& plan, int own_q, int own_k) {
   for (FwdPlan::Launch const& launch : plan.launches()) {
-    if (sm80::kernel_of(plan.rule, own_q, own_k) != launch.key.tile) continue;
-    int const rows = own_q * p.group(), tiles = sm80::ceil_div(own_k, launch.tile.block_n);
-    sm80::Splits const own = sm80::splits_of(plan.rule, launch.key.tile, rows, tiles);
+    if (kernel_of(plan.rule, own_q, own_k) != launch.key.tile) continue;
+    int const rows = own_q * p.group(), tiles = ceil_div(own_k, launch.tile.block_n);
+    Splits const own = splits_of(plan.rule, launch.key.tile, rows, tiles);
     bool const few = launch.key.tile == TileKind::kFewRows;
-    int const blocks = sm80::ceil_div(rows, launch.tile.block_m);
+    int const blocks = ceil_div(rows, launch.tile.block_m);
     int const ctas = few ? launch.ctas : own.count;
     EXPECT(blocks * ctas <= launch.ctas);
-    int const stored = sm80::Sharing{own.count, ctas}.stored();
+    int const stored = Sharing{own.count, ctas}.stored();
     if (stored <= 1) continue;
-    int const most = few ? sm80::Sharing{launch.num_splits, ctas}.stored() : launch.num_splits;
+    int const most = few ? Sharing{launch.num_splits, ctas}.stored() : launch.num_splits;
     EXPECT(stored <= most);
     EXPECT_EQ(launch.combine_grid, launch.combine_queries * p.batch * p.num_heads);
     EXPECT(own_q <= launch.combine_queries);
@@ -362,12 +363,12 @@ TEST(backward_grids_cover_all_keys_and_queries) {
 TEST(backward_workspace_is_dq_and_two_numbers_a_row) {
   BwdParams p = backward_problem(128, 1024, 1024);
   int64_t const rows = 3 * 8 * 1024;
-  EXPECT_EQ(plan_backward(p, kA100).workspace.bytes, rows * (128 * 4 + 8));
+  EXPECT_EQ(plan_backward(p, kA100).workspace_bytes, rows * (128 * 4 + 8));
   p.deterministic = true;
   int64_t const tiles = rows / plan_backward(p, kA100).tile.block_m;
-  EXPECT_EQ(plan_backward(p, kA100).workspace.bytes, rows * (128 * 4 + 8) + tiles * 4 + 256);
+  EXPECT_EQ(plan_backward(p, kA100).workspace_bytes, rows * (128 * 4 + 8) + tiles * 4 + 256);
   p.forward.seqs_k.max_seqlen = 1 << 20;
-  EXPECT_EQ(plan_backward(p, kA100).workspace.bytes, rows * (128 * 4 + 8) + tiles * 4 + 256);
+  EXPECT_EQ(plan_backward(p, kA100).workspace_bytes, rows * (128 * 4 + 8) + tiles * 4 + 256);
 }
 
 // Whatever cu_seqlens hold, the tiles of each sequence lie inside the workspace.
@@ -383,8 +384,8 @@ TEST(backward_tiles_of_packed_sequences_are_in_bounds) {
     p.forward.seqs_q.cu_seqlens = cu_seqlens.data();
     p.forward.seqs_q.total = 257;
     BwdPlan const plan = plan_backward(p, kA100);
-    sm80::BwdWorkspace const workspace{.tiles_per_head = plan.workspace.tiles_per_head,
-                                       .layout = plan.tile.grad_q()};
+    BwdWorkspace const workspace{.tiles_per_head = plan.workspace.tiles_per_head,
+                                 .layout = plan.tile.grad_q()};
     for (int32_t batch = 0; batch < 4; ++batch) {
       SeqInfo const q = seq_info(p.forward.seqs_q, batch);
       int32_t const first = workspace.first_tile(p.forward.seqs_q, batch, q.first_row);

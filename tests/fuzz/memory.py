@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from flash_attn2 import _launch
+from flash_attn2 import _backend, _launch
 
 _PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,5 +67,8 @@ def guarded_results(behind: bool) -> Iterator[None]:
             return poison(torch.empty_like(x, memory_format=memory_format))
         return empty(*x.shape, dtype=x.dtype)
 
-    with mock.patch.multiple(_launch, _empty=empty, _empty_like=empty_like):
+    with (
+        mock.patch.multiple(_launch, _empty=empty, _empty_like=empty_like),
+        mock.patch.object(_backend, "allocated", empty),
+    ):
         yield

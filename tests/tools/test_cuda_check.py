@@ -136,7 +136,9 @@ def test_shared_bytes_must_be_there() -> None:
     ],
 )
 def test_shared_bytes_come_from_the_instance(unit: str, shared_bytes: str) -> None:
-    assert f"shared_bytes_of_a_launch = {shared_bytes};" in with_shared_bytes(Path(f"{unit}.cu"))
+    assert f"shared_bytes_of_a_launch = {shared_bytes};" in with_shared_bytes(
+        Path(f"sm80/{unit}.cu")
+    )
 
 
 def test_limits_are_for_plain_kernels_of_one_architecture() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tools.cuda_check.report import KernelReport
+from tools.cuda_check.report import KernelReport
+from tools.cuda_check.units import has_main_loop
 
 # Most instructions per MMA in the steady loop of the plain forward kernels, by head dim. The best
 # public kernels take 6.62, 4.48, 3.69, 3.50, 3.08 and 2.84 with the same compiler.
@@ -29,15 +28,6 @@ _LIMITS = {
     "bwd": PLAIN_BACKWARD_LIMITS,
     "split": PLAIN_SPLIT_LIMITS,
 }
-
-# Units of several small kernels that go through memory once: no tensor cores, and too little shared
-# memory to report.
-_ROW_KERNELS = ("bwd_rows_", "cache_")
-
-
-def has_main_loop(instance: str) -> bool:
-    """Whether the kernels of this translation unit are built around a tensor-core loop."""
-    return not instance.startswith(_ROW_KERNELS)
 
 
 def instructions_per_mma_limit(instance: str, arch: str) -> float | None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tools.cuda_check.compiler import Resources
-from tools.cuda_check.limits import has_main_loop
 from tools.cuda_check.loops import MainLoop
+from tools.cuda_check.units import has_main_loop
 
 
 def short_name(name: str) -> str:

@@ -1,0 +1,397 @@
+#pragma once
+
+// Gradients of one chunk of queries: for each block of keys, for each tile of queries,
+//   scores = K Q^T, dP = V dO^T, P and dS, dQ += K^T dS,
+// then for the chunk as a whole dV += P^T dO and dK += dS^T Q.
+
+#include "cpu/level/chunk.h"
+#include "cpu/level/derivatives.h"
+#include "cpu/level/key_grads.h"
+#include "cpu/level/microkernel.h"
+#include "cpu/turns.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// Scratch of one chunk, carved from one allocation.
+template <class E>
+struct GradWorkspace {
+  using Real = typename E::Real;
+  using Operand = typename E::Operand;
+  static constexpr int kWidth = GradTile<E>::kCapacity;
+
+  GradTile<E>* tiles;
+  ScoreBlock<Real> scores;  // [kGradKeyBlock][kWidth]
+  WeightBlock<E> weights;   // [kGradKeyBlock]
+  OperandBlock<E> keys;     // K and V for products over head dims, [kGradKeyBlock]
+  OperandBlock<E> values;
+  OperandBlock<E>
+      key_pairs;  // K for the product over keys, [kGradKeyBlock / kDepth], if kDepth > 1
+  QueryPanels<E> queries;
+  QueryPanels<E> grad_out;
+  Real* ones;  // [kWidth]: what dQ is rescaled by from block to block
+  size_t bytes;
+
+  // With memory == nullptr: only the size.
+  GradWorkspace(void* memory, int head_dim, int num_tiles) {
+    Carver carver(memory);
+    int const depth = (head_dim + E::kDepth - 1) / E::kDepth;
+    int const padded_depth = round_up(depth, kLanes<Operand>);
+    int const padded_dim = round_up(head_dim, kLanes<Real>);
+    int const num_queries = num_tiles * kWidth;
+    tiles = carver.take<GradTile<E>>(num_tiles);
+    ones = carver.take<Real>(kWidth);
+    constexpr int kScores = kGradKeyBlock * kWidth;
+    scores = {carver.take<Real>(kScores), carver.take<Real>(kScores), carver.take<Real>(kScores),
+              carver.take<Uint<Real>>(kScores)};
+    weights.stride = packed_stride<Operand>(num_queries / E::kDepth);
+    weights.probs = carver.take<Operand>(kGradKeyBlock * weights.stride);
+    weights.grad_scores = carver.take<Operand>(kGradKeyBlock * weights.stride);
+    auto take_block = [&](int rows, int length) -> OperandBlock<E> {
+      int64_t const stride = packed_stride<Operand>(length);
+      return {carver.take<Operand>(rows * stride), stride};
+    };
+    keys = take_block(kGradKeyBlock, depth);
+    values = take_block(kGradKeyBlock, depth);
+    if constexpr (E::kDepth > 1) key_pairs = take_block(kGradKeyBlock / E::kDepth, head_dim);
+    auto take_panels = [&]() -> QueryPanels<E> {
+      return {carver.take<Operand>(QueryPanels<E>::operands(num_queries, head_dim)),
+              num_queries / E::kDepth, padded_dim / kLanes<Operand>};
+    };
+    queries = take_panels();
+    grad_out = take_panels();
+    for (int t = 0; t < num_tiles; ++t) {
+      Operand* const tile_queries = carver.take<Operand>(padded_depth * kWidth);
+      Operand* const tile_grad_out = carver.take<Operand>(padded_depth * kWidth);
+      Real* const tile_grad_q = carver.take<Real>(padded_dim * kWidth);
+      if (memory == nullptr) continue;
+      tiles[t].queries = tile_queries;
+      tiles[t].grad_out = tile_grad_out;
+      tiles[t].grad_q = tile_grad_q;
+    }
+    bytes = carver.bytes();
+  }
+};
+
+template <class E>
+class ChunkBackward : ChunkQueries<E> {
+  using Base = ChunkQueries<E>;
+  using Base::chunk_, Base::group_, Base::num_tiles_, Base::params_, Base::rule_;
+  using Base::kCapacity, Base::kSize;
+  using typename Base::Operand;
+  using typename Base::Query;
+  using typename Base::Real;
+  using typename Base::Rows;
+  using typename Base::Storage;
+
+ public:
+  ChunkBackward(BwdParams const& params, BackwardChunk const& chunk, void* memory)
+      : Base(params.forward, chunk.queries),
+        grads_(params),
+        turn_(chunk.turn),
+        sums_(chunk.key_sums, chunk.queries.k_seq.length, params.forward.head_dim),
+        sink_sums_(chunk.sink_sums),
+        workspace_(memory, params.forward.head_dim, num_tiles_) {
+    if (!rule_.has_softcap) workspace_.scores.softcap_slopes = nullptr;
+    if (!Base::drops()) workspace_.scores.keep = nullptr;
+    for (int i = 0; i < kCapacity; ++i) workspace_.ones[i] = 1;
+    if (sink_sums_ != nullptr) __builtin_memset(sink_sums_, 0, group_ * sizeof(double));
+  }
+
+  void run() {
+    begin_ = chunk_.k_seq.length;
+    end_ = 0;
+    for (int t = 0; t < num_tiles_; ++t) {
+      GradTile<E>& tile = workspace_.tiles[t];
+      start_tile(tile, t);
+      if (tile.begin >= tile.end) continue;
+      begin_ = smaller(begin_, tile.begin / kKeyStep * kKeyStep);
+      end_ = larger(end_, tile.end);
+    }
+    for (int t = 0; t < num_tiles_; ++t) {
+      if (workspace_.tiles[t].far) recompute_rows(workspace_.tiles[t], t);
+    }
+    if (sink_sums_ != nullptr) {
+      for (int t = 0; t < num_tiles_; ++t) add_sink_grads(workspace_.tiles[t], t);
+    }
+    for_blocks([&](int32_t begin, int32_t end) { visit_block(begin, end); });
+    for (int t = 0; t < num_tiles_; ++t) finish_tile(workspace_.tiles[t], t);
+  }
+
+ private:
+  // A float's lse is not enough for doubles.
+  static constexpr bool kAlwaysFar = sizeof(Real) == sizeof(double);
+
+  // Calls step(begin, end) on the blocks of keys that the chunk sees, last to first.
+  template <class Step>
+  void for_blocks(Step const& step) const {
+    for (int32_t end = end_; end > begin_;) {
+      int32_t const begin = larger(begin_, (end - 1) / kGradKeyBlock * kGradKeyBlock);
+      step(begin, end);
+      end = begin;
+    }
+  }
+
+  void start_tile(GradTile<E>& tile, int index) {
+    Query queries[kCapacity];
+    Base::place_queries(tile, index, queries);
+    int const lanes = tile.vectors * kSize;
+    Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
+    Base::pack_lanes(tile.grad_out, grads_.grad_out, tile.vectors, queries);
+    pack_panels(workspace_.queries, params_.q, tile, index, queries);
+    pack_panels(workspace_.grad_out, grads_.grad_out, tile, index, queries);
+    tile.large = false;
+    for (int n = 0; n < tile.vectors; ++n) start_rows(tile, n, queries + n * kSize);
+    tile.far = kAlwaysFar || tile.large;
+    __builtin_memset(tile.grad_q, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
+  }
+
+  void pack_panels(QueryPanels<E> const& panels, TensorRef const& tensor, GradTile<E> const& tile,
+                   int index, Query const* queries) const {
+    static constexpr Storage kZeros[kMaxHeadDim] = {};
+    Storage const* rows[kCapacity];
+    for (int i = 0; i < tile.num_queries; ++i) {
+      rows[i] = is_empty(queries[i]) ? kZeros : Base::row_ptr(tensor, queries[i]);
+    }
+    panels.pack(index * kCapacity, tile.num_queries, rows, params_.head_dim);
+  }
+
+  // Whether a row attends to nothing. Its gradients are 0, even where the query or all of the keys
+  // are infinite, of which 0 times would be NaN.
+  bool is_empty(Query query) const { return params_.lse[Base::lse_of(query)] == -__builtin_inff(); }
+
+  // lse and delta of one vector of queries.
+  void start_rows(GradTile<E>& tile, int n, Query const* queries) const {
+    Storage const* out[kSize];
+    Storage const* grad_out[kSize];
+    for (int i = 0; i < kSize; ++i) {
+      out[i] = Base::row_ptr(params_.out, queries[i]);
+      grad_out[i] = Base::row_ptr(grads_.grad_out, queries[i]);
+    }
+    Real* const delta = tile.delta + n * kSize;
+    store(delta, row_products<E>(out, grad_out, params_.head_dim));
+    for (int i = 0; i < kSize; ++i) {
+      int64_t const at = Base::lse_of(queries[i]);
+      bool const empty = is_empty(queries[i]);
+      // An infinite lse makes every probability of the row zero.
+      Real const lse2 = Real(params_.lse[at] * kLog2eDouble);
+      tile.lse[n * kSize + i] = empty ? Real(__builtin_inf()) : lse2;
+      tile.large |= !empty && !(lse2 < kLargeLse && lse2 > -kLargeLse);
+      if (grads_.grad_lse != nullptr) delta[i] -= Real(grads_.grad_lse[at]);
+      if (empty) delta[i] = 0;
+    }
+  }
+
+  // What probabilities are made of, from the scores once more; and D, which has to be exact in the
+  // same way: it cancels against dP in rows that are all but one key's, and is multiplied by keys
+  // that may be as large as scores are.
+  void recompute_rows(GradTile<E>& tile, int index) {
+    RowSums<E> rows = {};
+    for (Real& base : rows.base) base = -Real(__builtin_inf());
+    for_blocks([&](int32_t begin, int32_t block_end) {
+      int32_t const end = smaller(block_end, tile.end);
+      if (begin >= end) return;
+      with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+        add_block<kVectors>(tile, begin, end, rows);
+      });
+    });
+    Query query = Base::first_query(index);
+    for (int i = 0; i < tile.vectors * kSize; ++i) {
+      finish_row(tile, i, query, rows);
+      if (i + 1 < tile.num_queries) query = Base::next(query);
+    }
+  }
+
+  template <int kVectors>
+  void add_block(GradTile<E> const& tile, int32_t begin, int32_t end, RowSums<E>& rows) {
+    ScoreBlock<Real> const& scores = workspace_.scores;
+    int const num_keys = end - begin;
+    Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
+    score_keys<kVectors>(tile, begin, end, keys);
+    if (tile.large) {
+      Rows const values = Base::rows_of_dims(params_.v, begin, end, workspace_.values);
+      multiply_keys<E, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
+                                        Base::depth(), scores.grad_probs, nullptr);
+      if (Base::drops()) mark_kept<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores.keep);
+    }
+    auto const add = tile.large ? &add_rows<E, kVectors, true> : &add_rows<E, kVectors, false>;
+    add(rule_.scale, Base::keep_factor(), num_keys, scores, rows);
+  }
+
+  // Of lane i.
+  void finish_row(GradTile<E>& tile, int i, Query query, RowSums<E> const& rows) const {
+    int64_t const at = Base::lse_of(query);
+    RowBase<Real> const base = {rows.base[i], true};
+    Real total = rows.sum[i];
+    if (params_.sink != nullptr) total += exp2_of(Base::sink_distance(base, query));
+    bool const empty = total == 0 || is_empty(query);
+    tile.base[i] = base.finite();
+    tile.inverse_sum[i] = empty ? 0 : 1 / total;
+    if (!tile.large || empty) return;
+    tile.delta[i] = rows.dot[i] / total;
+    if (grads_.grad_lse != nullptr) tile.delta[i] -= Real(grads_.grad_lse[at]);
+  }
+
+  // The share of the sink in the softmax of the row in lane i.
+  Real sink_prob(GradTile<E> const& tile, int i, Query query) const {
+    if (tile.far) {
+      Real const relative = exp2_of(Base::sink_distance({tile.base[i], true}, query));
+      return relative == Real(__builtin_inf()) ? 1 : relative * tile.inverse_sum[i];
+    }
+    Real const sink = Real(params_.sink[Base::head_of(query)] * kLog2eDouble);
+    Real const prob = exp2_of(sink - tile.lse[i]);
+    return prob > 1 ? 1 : prob;
+  }
+
+  void add_sink_grads(GradTile<E> const& tile, int index) const {
+    Query query = Base::first_query(index);
+    for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
+      sink_sums_[query.in_group] -= double(sink_prob(tile, i, query) * tile.delta[i]);
+    }
+  }
+
+  void visit_block(int32_t begin, int32_t end) {
+    Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
+    Rows const values = Base::rows_of_dims(params_.v, begin, end, workspace_.values);
+    Rows key_pairs = keys;
+    if constexpr (E::kDepth > 1) {
+      key_pairs = Base::rows_of_keys(params_.k, begin, end, workspace_.key_pairs);
+    }
+    for (int t = 0; t < num_tiles_; ++t) {
+      GradTile<E>& tile = workspace_.tiles[t];
+      int32_t const first = smaller(end, larger(begin, tile.begin / kKeyStep * kKeyStep));
+      int32_t const last = larger(first, smaller(end, tile.end));
+      WeightBlock<E> const weights = workspace_.weights.at_query(t * kCapacity);
+      int64_t const skipped = first - begin;
+      if (first < last) {
+        with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+          step<kVectors>(tile, first, last, keys.after_keys(skipped), values.after_keys(skipped),
+                         key_pairs.after_values(skipped), weights.at_key(skipped));
+        });
+      }
+      clear_weights(weights, tile.vectors, 0, first - begin);
+      clear_weights(weights, tile.vectors, last - begin, end - begin);
+    }
+    turn_.wait_for(begin);
+    add_key_grads(begin, end);
+    turn_.leave(begin);
+  }
+
+  static void clear_weights(WeightBlock<E> const& weights, int vectors, int first, int last) {
+    size_t const bytes = vectors * kSize / E::kDepth * sizeof(Operand);
+    for (int row = first; row < last; ++row) {
+      __builtin_memset(weights.probs + row * weights.stride, 0, bytes);
+      __builtin_memset(weights.grad_scores + row * weights.stride, 0, bytes);
+    }
+  }
+
+  template <int kVectors>
+  void step(GradTile<E>& tile, int32_t begin, int32_t end, Rows keys, Rows values, Rows key_pairs,
+            WeightBlock<E> const& weights) {
+    constexpr int kWidth = kVectors * kSize;
+    ScoreBlock<Real> const& scores = workspace_.scores;
+    int const num_keys = end - begin;
+
+    // Scores = K Q^T, dP = V dO^T
+    score_keys<kVectors>(tile, begin, end, keys);
+    multiply_keys<E, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
+                                      Base::depth(), scores.grad_probs, nullptr);
+
+    // P = exp(scores - lse), dS = P (dP - delta)
+    if (Base::drops()) mark_kept<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores.keep);
+    if (num_keys % 2 != 0) pad_scores(num_keys * kWidth, kWidth);
+    differentiate_as_needed<kVectors>(num_keys, tile, weights);
+
+    // dQ += K^T dS
+    Operand const* const grad_scores = reinterpret_cast<Operand const*>(scores.scores);
+    multiply_values<E, kVectors>(key_pairs.data, key_pairs.stride,
+                                 (num_keys + E::kDepth - 1) / E::kDepth, grad_scores,
+                                 params_.head_dim, workspace_.ones, tile.grad_q);
+  }
+
+  template <int kVectors>
+  void differentiate_as_needed(int num_keys, GradTile<E> const& tile,
+                               WeightBlock<E> const& weights) const {
+    auto run = [&]<bool kModified, bool kFar>() {
+      differentiate<E, kVectors, kModified, kFar>(rule_.scale, Base::keep_factor(), num_keys, tile,
+                                                  workspace_.scores, weights);
+    };
+    if (kAlwaysFar || tile.far) return run.template operator()<true, true>();
+    if constexpr (!kAlwaysFar) {
+      bool const modified = Base::drops() || rule_.has_softcap;
+      modified ? run.template operator()<true, false>() : run.template operator()<false, false>();
+    }
+  }
+
+  template <int kVectors>
+  void score_keys(GradTile<E> const& tile, int32_t begin, int32_t end, Rows keys) {
+    constexpr int kWidth = kVectors * kSize;
+    Base::for_score_ranges(tile, begin, end, [&](int32_t first, int32_t last, bool adjusted) {
+      int const skipped = (first - begin) * kWidth;
+      Real* const scores = workspace_.scores.scores + skipped;
+      multiply_keys<E, kVectors, false>(keys.data + (first - begin) * keys.stride, keys.stride,
+                                        last - first, tile.queries, Base::depth(), scores, nullptr);
+      if (!adjusted) return;
+      alignas(kVectorBytes) Real maxima[kWidth] = {};
+      Real* const slopes = workspace_.scores.softcap_slopes;
+      adjust_scores<E, kVectors>(rule_, tile, first, last - first, scores, maxima,
+                                 slopes == nullptr ? nullptr : slopes + skipped);
+    });
+  }
+
+  // A row of scores whose probabilities are zero.
+  void pad_scores(int first, int width) const {
+    for (int i = first; i < first + width; ++i) {
+      workspace_.scores.scores[i] = -Real(__builtin_inf());
+      workspace_.scores.grad_probs[i] = 0;
+      if (rule_.has_softcap) workspace_.scores.softcap_slopes[i] = 0;
+    }
+  }
+
+  // dV += P^T dO, dK += dS^T Q
+  void add_key_grads(int32_t begin, int32_t end) {
+    LaneWindow const window{chunk_, params_.window, group_};
+    for (int index = 0; index < workspace_.queries.num_panels(); ++index) {
+      int64_t const at = begin * sums_.stride + index * QueryPanels<E>::kPanelDims;
+      auto add = [&]<int kVectors>(Operand const* weights, QueryPanels<E> const& rows,
+                                   Real* grads) FA2_CPU_INLINE_LAMBDA {
+        multiply_queries<E, kVectors>(weights, workspace_.weights.stride, window, begin,
+                                      end - begin, rows.panel(index), grads + at, sums_.stride);
+      };
+      with_vectors(workspace_.queries.panel_vectors(index),
+                   [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+                     add.template operator()<kVectors>(workspace_.weights.probs,
+                                                       workspace_.grad_out, sums_.grad_v);
+                     add.template operator()<kVectors>(workspace_.weights.grad_scores,
+                                                       workspace_.queries, sums_.grad_k);
+                   });
+    }
+  }
+
+  void finish_tile(GradTile<E> const& tile, int index) const {
+    Query query = Base::first_query(index);
+    for (int n = 0; n < tile.vectors; ++n) {
+      int const count = smaller(kSize, tile.num_queries - n * kSize);
+      Storage* rows[kSize];
+      for (int i = 0; i < count; ++i, query = Base::next(query)) {
+        rows[i] = Base::row_ptr(grads_.grad_q, query);
+      }
+      unpack_outputs<E>(rows, count, tile.grad_q + n * kSize, tile.vectors * kSize,
+                        broadcast(Real(params_.softmax_scale)), params_.head_dim);
+    }
+    query = Base::first_query(index);
+    for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
+      if (!is_empty(query)) continue;
+      __builtin_memset(Base::row_ptr(grads_.grad_q, query), 0, params_.head_dim * sizeof(Storage));
+    }
+  }
+
+  BwdParams const& grads_;
+  Turn& turn_;
+  KeyGradSums<E> const sums_;
+  double* const sink_sums_;
+  GradWorkspace<E> workspace_;
+  int32_t begin_ = 0;  // keys [begin_, end_) are seen by some query
+  int32_t end_ = 0;
+};
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -1,0 +1,239 @@
+#pragma once
+
+// What forward and backward share about a chunk of queries: how its queries are spread over tiles
+// and lanes, where their rows lie, what they see, and how blocks of keys are brought to them.
+
+#include "core/mask.h"
+#include "core/seq_info.h"
+#include "cpu/level/key_rows.h"
+#include "cpu/level/pack.h"
+#include "cpu/level/query_lanes.h"
+#include "cpu/level/scores.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// Cuts one allocation into aligned arrays. Without memory, only counts bytes.
+class Carver {
+ public:
+  explicit Carver(void* memory) : begin_(static_cast<char*>(memory)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    constexpr size_t kAlignment = 64;
+    char* const place = begin_ + bytes_;
+    bytes_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    return reinterpret_cast<T*>(place);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  char* begin_;
+  size_t bytes_ = 0;
+};
+
+// Calls step with the number of vectors as a template argument.
+template <class Step>
+FA2_CPU_INLINE void with_vectors(int vectors, Step const& step) {
+  if (vectors == 1) return step.template operator()<1>();
+  if constexpr (kTileVectors == 4) {
+    if (vectors == 3) return step.template operator()<3>();
+    if (vectors == 4) return step.template operator()<4>();
+  }
+  step.template operator()<2>();
+}
+
+// libm's functions by their C names: overloads of std:: would be inline functions of this level.
+FA2_CPU_INLINE float exp2_of(float x) { return __builtin_exp2f(x); }
+FA2_CPU_INLINE double exp2_of(double x) { return __builtin_exp2(x); }
+FA2_CPU_INLINE float log_of(float x) { return __builtin_logf(x); }
+FA2_CPU_INLINE double log_of(double x) { return __builtin_log(x); }
+FA2_CPU_INLINE float fma_of(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+FA2_CPU_INLINE double fma_of(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+// Rows of operands in memory.
+template <class E>
+struct OperandRows {
+  typename E::Operand const* data;
+  int64_t stride;
+
+  // `keys` must be a multiple of the keys that share a row.
+  OperandRows after_keys(int64_t keys) const { return {data + keys * stride, stride}; }
+  OperandRows after_values(int64_t keys) const {
+    return {data + keys / E::kDepth * stride, stride};
+  }
+};
+
+// Room for a packed block of keys.
+template <class E>
+struct OperandBlock {
+  typename E::Operand* data;
+  int64_t stride;
+};
+
+template <class E>
+class ChunkQueries {
+ protected:
+  using Storage = typename E::Storage;
+  using Real = typename E::Real;
+  using Operand = typename E::Operand;
+  using Rows = OperandRows<E>;
+  static constexpr int kSize = kLanes<Real>;
+  static constexpr int kCapacity = QueryLanes<E>::kCapacity;
+
+  ChunkQueries(FwdParams const& params, QueryChunk const& chunk)
+      : params_(params),
+        chunk_(chunk),
+        group_(params.group()),
+        num_tiles_((chunk.count + kCapacity - 1) / kCapacity),
+        rule_(score_rule<Real>(params)) {
+    if (params.dropout.drop_prob > 0) {
+      uint64_t const offset = uint64_t(params.dropout.rng_state[1]);
+      dropout_ = {dropout_keep_threshold(params.dropout.drop_prob),
+                  uint32_t(offset) ^ uint32_t(offset >> 32), uint64_t(params.dropout.rng_state[0])};
+    }
+  }
+
+  // A packed query. Stepping from lane to lane saves a division for each.
+  struct Query {
+    int32_t row;
+    int32_t in_group;
+  };
+  Query first_query(int tile) const {
+    int64_t const packed = chunk_.first + int64_t(tile) * kCapacity;
+    return {int32_t(packed / group_), int32_t(packed % group_)};
+  }
+  Query next(Query query) const {
+    if (query.in_group + 1 < group_) return {query.row, query.in_group + 1};
+    return {query.row + 1, 0};
+  }
+  int32_t head_of(Query query) const { return chunk_.head_kv * group_ + query.in_group; }
+  Storage* row_ptr(TensorRef const& tensor, Query query) const {
+    return head_ptr<Storage>(tensor, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) +
+           query.row * tensor.row_stride;
+  }
+  // Index into lse.
+  int64_t lse_of(Query query) const {
+    return lse_index(params_, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) + query.row;
+  }
+
+  int depth() const { return (params_.head_dim + E::kDepth - 1) / E::kDepth; }
+
+  ColRange cols_of(Query query) const {
+    return visible_cols(query.row, chunk_.q_seq.length, chunk_.k_seq.length, params_.window);
+  }
+  Real diagonal_of(Query query) const {
+    return Real(query.row + chunk_.k_seq.length - chunk_.q_seq.length);
+  }
+  Real slope_of(Query query) const {
+    ScoreMod const& mod = params_.score_mod;
+    if (!rule_.has_alibi) return 0;
+    return Real(mod.alibi_slopes[chunk_.batch * mod.alibi_batch_stride + head_of(query)]);
+  }
+
+  // The sink of a query relative to what its probabilities are relative to, as a power of 2.
+  Real sink_distance(RowBase<Real> base, Query query) const {
+    Real const score = base.finite();
+    Real const sink = Real(params_.sink[head_of(query)]);
+    Real const to_largest = fma_of(-score, rule_.natural, sink) * Real(kLog2eDouble);
+    return base.far ? to_largest
+                    : to_largest + fma_of(score, rule_.scale, -base.shift(rule_.scale));
+  }
+
+  // Spreads the queries of tile `index` over its lanes; queries[i] is the one of lane i. Of the
+  // keys that they see, only those in `keys` count.
+  void place_queries(QueryLanes<E>& tile, int index, Query (&queries)[kCapacity],
+                     ColRange keys = {0, INT32_MAX}) const {
+    tile.num_queries = smaller(kCapacity, chunk_.count - index * kCapacity);
+    tile.vectors = (tile.num_queries + kSize - 1) / kSize;
+    int const lanes = tile.vectors * kSize;
+    Query query = first_query(index);
+    for (int i = 0; i < lanes; ++i) {
+      queries[i] = query;
+      place_query(tile, i, query, keys);
+      if (i + 1 < tile.num_queries) query = next(query);
+    }
+    // A window moves right with its query, so the first and the last bound all the others.
+    tile.begin = int32_t(tile.col_begin[0]);
+    tile.full_begin = int32_t(tile.col_begin[lanes - 1]);
+    tile.full_end = int32_t(tile.col_end[0]);
+    tile.end = int32_t(tile.col_end[lanes - 1]);
+  }
+
+  // The rows of `tensor` at `queries`, transposed: to[operand][lane].
+  void pack_lanes(Operand* to, TensorRef const& tensor, int vectors, Query const* queries) const {
+    for (int n = 0; n < vectors; ++n) {
+      Storage const* rows[kSize];
+      for (int i = 0; i < kSize; ++i) rows[i] = row_ptr(tensor, queries[n * kSize + i]);
+      pack_queries<E>(to + n * kSize, vectors * kSize, rows, params_.head_dim);
+    }
+  }
+
+  // A lone tile reads operands where they lie: packing pays only when several tiles share it, or
+  // when the rows come from memory and are far apart, since it fetches them ahead.
+  bool reads_in_place(TensorRef const& tensor) const {
+    constexpr int32_t kCachedKeys = 2048;
+    bool const near = tensor.row_stride == params_.head_dim || chunk_.k_seq.length < kCachedKeys;
+    return E::kDirect && num_tiles_ == 1 && near && params_.pages.block_table == nullptr;
+  }
+
+  // Keys [begin, end) of K or V as rows of head dims, for products over the head dim.
+  Rows rows_of_dims(TensorRef const& tensor, int32_t begin, int32_t end,
+                    OperandBlock<E> const& room) const {
+    Storage const* rows[kKeyBlock];
+    find_rows(rows, tensor, params_.pages, chunk_, begin, end);
+    if constexpr (E::kDirect) {
+      if (reads_in_place(tensor)) return {rows[0], tensor.row_stride};
+    }
+    pack_keys<E>(room.data, room.stride, rows, end - begin, params_.head_dim);
+    return {room.data, room.stride};
+  }
+
+  // The same for products over keys.
+  Rows rows_of_keys(TensorRef const& tensor, int32_t begin, int32_t end,
+                    OperandBlock<E> const& room) const {
+    Storage const* rows[kKeyBlock];
+    find_rows(rows, tensor, params_.pages, chunk_, begin, end);
+    if constexpr (E::kDirect) {
+      if (reads_in_place(tensor)) return {rows[0], tensor.row_stride};
+    }
+    pack_values<E>(room.data, room.stride, rows, end - begin, params_.head_dim);
+    return {room.data, room.stride};
+  }
+
+  // Calls step(first, last, adjusted) on parts of the keys [begin, end): only those that some query
+  // of the tile does not see need the mask, unless every score is modified anyway.
+  template <class Step>
+  void for_score_ranges(QueryLanes<E> const& tile, int32_t begin, int32_t end,
+                        Step const& step) const {
+    if (rule_.modifies) return step(begin, end, true);
+    int32_t const full_begin = smaller(end, larger(begin, tile.full_begin));
+    int32_t const full_end = smaller(end, larger(full_begin, tile.full_end));
+    if (begin < full_begin) step(begin, full_begin, true);
+    if (full_begin < full_end) step(full_begin, full_end, false);
+    if (full_end < end) step(full_end, end, true);
+  }
+
+  bool drops() const { return params_.dropout.drop_prob > 0; }
+  // What survivors of dropout are multiplied by.
+  Real keep_factor() const { return Real(1 / (1 - params_.dropout.drop_prob)); }
+
+  FwdParams const& params_;
+  QueryChunk const& chunk_;
+  int const group_;
+  int const num_tiles_;
+  ScoreRule<Real> const rule_;
+  DropoutRule dropout_ = {};
+
+ private:
+  void place_query(QueryLanes<E>& tile, int lane, Query query, ColRange keys) const {
+    ColRange const cols = cols_of(query);
+    tile.col_begin[lane] = larger(cols.begin, keys.begin);
+    tile.col_end[lane] = smaller(cols.end, keys.end);
+    tile.row[lane] = Uint<Real>(query.row);
+    tile.batch_head[lane] = Uint<Real>(chunk_.batch * params_.num_heads + head_of(query));
+    tile.diagonal[lane] = diagonal_of(query);
+    tile.slope[lane] = slope_of(query);
+  }
+};
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -1,0 +1,80 @@
+#pragma once
+
+// exp2 and tanh on vectors. Round-to-nearest splits x into an integer n and f in [-1/2, 1/2];
+// 2^f = 1 + f q(f) with q a minimax polynomial. The leading 1 is exact, so that exp2(0) is 1 and a
+// row with a single key gives exactly its value.
+
+#include "cpu/level/simd.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// Coefficients of q for a polynomial 1 + f q(f) of the given degree, and its relative error.
+template <class T, int kDegree>
+struct Exp2Poly;
+
+template <>
+struct Exp2Poly<float, 4> {  // 2.8e-6: P in 16-bit elements
+  static constexpr float kCoeffs[] = {0.693124175f, 0.240240991f, 0.0559064262f, 0.00958285294f};
+};
+template <>
+struct Exp2Poly<float, 6> {  // 2.0e-9, a thirtieth of the rounding error of a float
+  static constexpr float kCoeffs[] = {0.693147182f,   0.240226477f,   0.0555033237f,
+                                      0.00961843692f, 0.00133988739f, 0.00015353362f};
+};
+template <>
+struct Exp2Poly<double, 11> {  // 8.4e-18
+  static constexpr double kCoeffs[] = {
+      0.693147180559945309,     0.240226506959100982,   0.0555041086648215943,
+      0.00961812910760688853,   0.00133335581464169353, 0.000154035304417360502,
+      0.0000152527338298361184, 1.32154425879216897e-6, 1.01780624458457735e-7,
+      7.0725859492692237e-9,    4.45496059818651839e-10};
+};
+
+// The degree that is exact to rounding.
+template <class T>
+inline constexpr int kFullDegree = sizeof(T) == 4 ? 6 : 11;
+
+template <class T>
+struct Exp2Parts {
+  Vec<T> scale;     // 2^n
+  Vec<T> fraction;  // f q(f) = 2^f - 1
+};
+
+template <class T, int kDegree>
+FA2_CPU_INLINE Exp2Parts<T> exp2_parts(Vec<T> x) {
+  constexpr int kMantissaBits = sizeof(T) == 4 ? 23 : 52;
+  constexpr int kBias = sizeof(T) == 4 ? 127 : 1023;
+  // Adding 1.5 * 2^mantissa_bits rounds to an integer, which then stands in the lowest bits; with
+  // the bias added as well, a shift makes them the float 2^n. n = -bias gives exactly 0.
+  constexpr T kRound = T(3) * T(Int<T>(1) << (kMantissaBits - 1)) + T(kBias);
+  Vec<T> const shifted = x + kRound;
+  Vec<T> const f = x - (shifted - kRound);
+  constexpr auto const& c = Exp2Poly<T, kDegree>::kCoeffs;
+  Vec<T> q = broadcast<T>(c[kDegree - 1]);
+#pragma GCC unroll 16
+  for (int i = kDegree - 2; i >= 0; --i) q = q * f + c[i];
+  return {(Vec<T>)((Vec<Int<T>>)shifted << kMantissaBits), q * f};
+}
+
+// 2^x for x up to about 1. Results below the smallest normal number are 0; NaN stays NaN.
+template <class T, int kDegree>
+FA2_CPU_INLINE Vec<T> exp2(Vec<T> x) {
+  constexpr T kLowest = sizeof(T) == 4 ? T(-127) : T(-1023);
+  auto const [scale, fraction] = exp2_parts<T, kDegree>(max(broadcast<T>(kLowest), x));
+  return scale * fraction + scale;
+}
+
+// tanh(x) = (e - 1) / (e + 1), e = exp(2x). e - 1 is formed without cancellation, so that small
+// arguments keep their relative accuracy.
+template <class T>
+FA2_CPU_INLINE Vec<T> tanh(Vec<T> x) {
+  constexpr T kTwoLog2e = T(2.8853900817779268147);
+  constexpr T kSaturated = T(60);  // beyond it tanh rounds to +-1
+  Vec<T> const bound = broadcast<T>(kSaturated);
+  Vec<T> const u = max(-bound, min(bound, x * kTwoLog2e));
+  auto const [scale, fraction] = exp2_parts<T, kFullDegree<T>>(u);
+  Vec<T> const e_minus_1 = scale * fraction + (scale - 1);
+  return e_minus_1 / (e_minus_1 + 2);
+}
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL

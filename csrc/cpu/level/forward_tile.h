@@ -1,0 +1,190 @@
+#pragma once
+
+// Attention of one chunk of queries: for each block of keys, for each tile of queries,
+// scores = K Q^T, online softmax, out += V^T P^T.
+
+#include "cpu/level/microkernel.h"
+#include "cpu/level/row_results.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// Scratch of one chunk, carved from one allocation.
+template <class E>
+struct Workspace {
+  using Real = typename E::Real;
+  using Operand = typename E::Operand;
+  static constexpr int kWidth = Tile<E>::kCapacity;
+
+  Tile<E>* tiles;
+  Real* scores;            // [kKeyBlock][kWidth]; probabilities take their place
+  OperandBlock<E> keys;    // [kKeyBlock]
+  OperandBlock<E> values;  // [kKeyBlock / kDepth]
+  size_t bytes;
+
+  // With memory == nullptr: only the size. Tile t gets its own queries and outputs.
+  Workspace(void* memory, int head_dim, int num_tiles) {
+    Carver carver(memory);
+    int const depth = (head_dim + E::kDepth - 1) / E::kDepth;
+    int const padded_depth = round_up(depth, kLanes<Operand>);
+    int const padded_dim = round_up(head_dim, kLanes<Real>);
+    keys.stride = packed_stride<Operand>(depth);
+    values.stride = packed_stride<Operand>(head_dim);
+    tiles = carver.take<Tile<E>>(num_tiles);
+    scores = carver.take<Real>(kKeyBlock * kWidth);
+    keys.data = carver.take<Operand>(kKeyBlock * keys.stride);
+    values.data = carver.take<Operand>(kKeyBlock / E::kDepth * values.stride);
+    for (int t = 0; t < num_tiles; ++t) {
+      Operand* const queries = carver.take<Operand>(padded_depth * kWidth);
+      Real* const out = carver.take<Real>(padded_dim * kWidth);
+      if (memory == nullptr) continue;
+      tiles[t].queries = queries;
+      tiles[t].out = out;
+    }
+    bytes = carver.bytes();
+  }
+};
+
+template <class E>
+class ChunkForward : RowResults<E> {
+  using Base = RowResults<E>;
+  using Base::chunk_, Base::group_, Base::num_tiles_, Base::params_, Base::rule_;
+  using Base::kCapacity, Base::kSize;
+  using typename Base::Operand;
+  using typename Base::Query;
+  using typename Base::Real;
+  using typename Base::Rows;
+  using typename Base::Storage;
+
+ public:
+  ChunkForward(FwdParams const& params, ForwardChunk const& chunk, void* memory)
+      : Base(params, chunk.queries),
+        keys_{chunk.key_begin, chunk.key_end},
+        partial_(chunk.partial),
+        workspace_(memory, params.head_dim, num_tiles_) {}
+
+  void run() {
+    int32_t begin = chunk_.k_seq.length;
+    int32_t end = 0;
+    for (int t = 0; t < num_tiles_; ++t) {
+      Tile<E>& tile = workspace_.tiles[t];
+      start_tile(tile, t);
+      if (tile.begin >= tile.end) continue;
+      begin = smaller(begin, tile.begin);
+      end = larger(end, tile.end);
+    }
+    // Blocks start at multiples of kKeyBlock whatever the chunk sees, so that no result depends on
+    // how queries are grouped.
+    for (int32_t block = begin / kKeyBlock * kKeyBlock; block < end; block += kKeyBlock) {
+      visit_block(larger(block, begin / kKeyStep * kKeyStep), smaller(block + kKeyBlock, end));
+    }
+    for (int t = 0; t < num_tiles_; ++t) finish_tile(workspace_.tiles[t], t);
+  }
+
+ private:
+  void start_tile(Tile<E>& tile, int index) {
+    Query queries[kCapacity];
+    Base::place_queries(tile, index, queries, keys_);
+    int const lanes = tile.vectors * kSize;
+    for (int i = 0; i < lanes; ++i) {
+      tile.base[i] = RowBase<Real>().score;
+      tile.sum[i] = 0;
+    }
+    tile.far = false;
+    Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
+    __builtin_memset(tile.out, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
+  }
+
+  // Keys [begin, end) against every tile that sees some of them.
+  void visit_block(int32_t begin, int32_t end) {
+    Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
+    Rows const values = Base::rows_of_keys(params_.v, begin, end, workspace_.values);
+    for (int t = 0; t < num_tiles_; ++t) {
+      Tile<E>& tile = workspace_.tiles[t];
+      int32_t const first = larger(begin, tile.begin / kKeyStep * kKeyStep);
+      int32_t const last = smaller(end, tile.end);
+      if (first >= last) continue;
+      int64_t const skipped = first - begin;
+      with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+        step<kVectors>(tile, first, last, keys.after_keys(skipped), values.after_values(skipped));
+      });
+    }
+  }
+
+  template <int kVectors>
+  void step(Tile<E>& tile, int32_t begin, int32_t end, Rows keys, Rows values) {
+    constexpr int kWidth = kVectors * kSize;
+    int const num_keys = end - begin;
+    Real* const scores = workspace_.scores;
+    alignas(kVectorBytes) Real maxima[kWidth];
+    alignas(kVectorBytes) Real rescale[kWidth];
+    __builtin_memcpy(maxima, tile.base, sizeof(maxima));
+
+    // Scores = K Q^T
+    score_keys<kVectors>(tile, begin, end, keys, maxima);
+
+    // Online softmax
+    int const padded = round_up(num_keys, 4);
+    for (int i = num_keys * kWidth; i < padded * kWidth; ++i) scores[i] = -Real(__builtin_inf());
+    bool const far = tile.far || any_turns_far(maxima, kWidth, rule_.scale);
+    auto const exponentiate = far ? &cpu::FA2_CPU_LEVEL::exponentiate<E, kVectors, true>
+                                  : &cpu::FA2_CPU_LEVEL::exponentiate<E, kVectors, false>;
+    exponentiate(rule_.scale, num_keys, tile, maxima, scores, rescale);
+    if (Base::drops()) drop<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores);
+
+    // Out = out * rescale + V^T P^T
+    Operand const* const probs = reinterpret_cast<Operand const*>(scores);
+    multiply_values<E, kVectors>(values.data, values.stride, (num_keys + E::kDepth - 1) / E::kDepth,
+                                 probs, params_.head_dim, rescale, tile.out);
+  }
+
+  template <int kVectors>
+  void score_keys(Tile<E> const& tile, int32_t begin, int32_t end, Rows keys, Real* maxima) {
+    constexpr int kWidth = kVectors * kSize;
+    Base::for_score_ranges(tile, begin, end, [&](int32_t first, int32_t last, bool adjusted) {
+      Real* const scores = workspace_.scores + (first - begin) * kWidth;
+      alignas(kVectorBytes) Real raw_maxima[kWidth] = {};
+      Real* const reached = adjusted ? raw_maxima : maxima;
+      multiply_keys<E, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
+                                 last - first, tile.queries, Base::depth(), scores, reached);
+      if (adjusted) {
+        adjust_scores<E, kVectors>(rule_, tile, first, last - first, scores, maxima);
+      }
+    });
+  }
+
+  void finish_tile(Tile<E> const& tile, int index) {
+    Query query = Base::first_query(index);
+    for (int n = 0; n < tile.vectors; ++n) {
+      int const first = n * kSize;
+      int const count = smaller(kSize, tile.num_queries - first);
+      alignas(kVectorBytes) Real scale[kSize] = {};
+      Storage* rows[kSize];
+      Real* parts[kSize];
+      for (int i = 0; i < count; ++i, query = Base::next(query)) {
+        RowState<Real> const row = {{tile.base[first + i], tile.far}, tile.sum[first + i]};
+        if (partial_ != nullptr) {
+          PartResult<E> const part(partial_, index * kCapacity + first + i, params_.head_dim);
+          *part.state = row;
+          parts[i] = part.out;
+        } else {
+          rows[i] = Base::row_ptr(params_.out, query);
+          scale[i] = Base::finish_row(row, query);
+        }
+      }
+      Real const* const out = tile.out + first;
+      int const stride = tile.vectors * kSize;
+      if (partial_ != nullptr) {
+        unpack_outputs<PlainElement<Real>>(parts, count, out, stride, broadcast(Real(1)),
+                                           params_.head_dim);
+      } else {
+        unpack_outputs<E>(rows, count, out, stride, load<Real>(scale), params_.head_dim);
+      }
+    }
+  }
+
+  ColRange const keys_;
+  void* const partial_;
+  Workspace<E> workspace_;
+};
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -1,0 +1,97 @@
+// The kernels of one instruction-set level. The build compiles this file once per level, each time
+// with that level's flags and FA2_CPU_LEVEL as the namespace of everything in it.
+
+#include "cpu/level/backward_tile.h"
+#include "cpu/level/few_forward.h"
+#include "cpu/level/forward_tile.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+namespace {
+
+template <class E>
+struct Forward {
+  static int32_t chunk_tiles(int32_t head_dim) {
+    int const tile_bytes = head_dim * Tile<E>::kCapacity *
+                           int(sizeof(typename E::Operand) / E::kDepth + sizeof(typename E::Real));
+    return larger(1, smaller(kMaxChunkTiles, kChunkBytes / tile_bytes));
+  }
+  static int32_t heads_together(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
+    bool const few = FewForward<E>::takes(params, seqlen_q, seqlen_k);
+    return few ? FewForward<E>::heads_together(params, seqlen_q) : 1;
+  }
+  static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
+    size_t const few = FewWorkspace<E>(nullptr, head_dim, 1).bytes;
+    size_t const many = Workspace<E>(nullptr, head_dim, tiles).bytes;
+    return few > many ? few : many;
+  }
+  static void run(FwdParams const& params, ForwardChunk const& chunk, void* workspace) {
+    if (FewForward<E>::takes(params, chunk.queries.q_seq.length, chunk.queries.k_seq.length)) {
+      FewForward<E>(params, chunk, workspace).run();
+    } else {
+      ChunkForward<E>(params, chunk, workspace).run();
+    }
+  }
+  static size_t partial_bytes(int32_t head_dim) {
+    return PartResult<E>::length(head_dim) * sizeof(typename E::Real);
+  }
+  static void merge(FwdParams const& params, ForwardChunk const& chunk, int32_t num_parts) {
+    PartMerger<E>(params, chunk, num_parts).run();
+  }
+  static constexpr ForwardKernel kernel() {
+    return {Tile<E>::kCapacity, kKeyBlock, chunk_tiles,   heads_together,
+            workspace_bytes,    run,       partial_bytes, merge};
+  }
+};
+
+template <class E>
+struct Backward {
+  using Real = typename E::Real;
+  using Storage = typename E::Storage;
+
+  static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
+    return GradWorkspace<E>(nullptr, head_dim, tiles).bytes;
+  }
+  static size_t key_sums_bytes(int32_t head_dim, int32_t seqlen_k) {
+    return KeyGradSums<E>::bytes(seqlen_k, head_dim);
+  }
+  static void run(BwdParams const& params, BackwardChunk const& chunk, void* workspace) {
+    ChunkBackward<E>(params, chunk, workspace).run();
+  }
+  static void write_key_grads(BwdParams const& params, QueryChunk const& chunk, void* key_sums) {
+    FwdParams const& problem = params.forward;
+    KeyGradSums<E> const sums(key_sums, chunk.k_seq.length, problem.head_dim);
+    auto write = [&](TensorRef const& to, Real const* from, Real factor) {
+      write_rows<E>(head_ptr<Storage>(to, chunk.batch, chunk.k_seq.first_row, chunk.head_kv),
+                    to.row_stride, from, sums.stride, factor, chunk.k_seq.length, problem.head_dim);
+    };
+    write(params.grad_k, sums.grad_k, Real(problem.softmax_scale));
+    write(params.grad_v, sums.grad_v, Real(1 / (1 - problem.dropout.drop_prob)));
+  }
+  static constexpr BackwardKernel kernel() {
+    return {GradTile<E>::kCapacity,
+            kGradChunkQueries / GradTile<E>::kCapacity,
+            workspace_bytes,
+            key_sums_bytes,
+            run,
+            write_key_grads};
+  }
+};
+
+}  // namespace
+
+// In the order of DType. Where bf16 has instructions of its own, they are all that changes, and
+// the level below serves the other types.
+extern LevelKernels const kKernels;
+#if defined(__AVX512BF16__)
+LevelKernels const kKernels = {.forward = {{}, Forward<BFloat16Pairs>::kernel(), {}, {}},
+                               .backward = {{}, Backward<BFloat16Pairs>::kernel(), {}, {}}};
+#else
+LevelKernels const kKernels = {
+    .forward = {Forward<Float16>::kernel(), Forward<BFloat16>::kernel(), Forward<Float32>::kernel(),
+                Forward<Float64>::kernel()},
+    .backward = {Backward<Float16>::kernel(), Backward<BFloat16>::kernel(),
+                 Backward<Float32>::kernel(), Backward<Float64>::kernel()}};
+#endif
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -1,0 +1,133 @@
+#pragma once
+
+// What a row of the forward pass leaves: its output and lse, or, where keys are cut into parts, a
+// partial result of each part; and how partial results become one.
+
+#include "cpu/level/chunk.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// One row of one part: the state of a row and its output relative to the base.
+template <class E>
+struct PartResult {
+  using Real = typename E::Real;
+  static constexpr int kStateLength =
+      round_up(int(sizeof(RowState<Real>) / sizeof(Real)), kLanes<Real>);
+
+  RowState<Real>* state;
+  Real* out;
+
+  static int64_t length(int head_dim) { return kStateLength + round_up(head_dim, kLanes<Real>); }
+  PartResult(void* rows, int64_t index, int head_dim) {
+    Real* const row = static_cast<Real*>(rows) + index * length(head_dim);
+    state = reinterpret_cast<RowState<Real>*>(row);
+    out = row + kStateLength;
+  }
+};
+
+template <class E>
+class RowResults : protected ChunkQueries<E> {
+ protected:
+  using Base = ChunkQueries<E>;
+  using Base::chunk_, Base::params_, Base::rule_;
+  using typename Base::Query;
+  using typename Base::Real;
+
+  using Base::Base;
+
+  // Writes lse and returns the factor of the output.
+  Real finish_row(RowState<Real> row, Query query) const {
+    Real total = row.sum;
+    Real lse = natural_base(row.base) + log_of(total);
+    Real factor = 1 / total;
+    if (total == 0) {
+      lse = -Real(__builtin_inf());
+      factor = 0;
+    }
+    if (params_.sink != nullptr) {
+      Real const sink = params_.sink[Base::head_of(query)];
+      Real const distance = Base::sink_distance(row.base, query);
+      bool const leads = total == 0 ? sink != -Real(__builtin_inf()) : distance > 0;
+      if (leads) {
+        // The row relative to the sink, whose own share NaN of an infinite one spoils.
+        Real const ratio = total == 0 ? 0 : exp2_of(-distance);
+        total = total * ratio + exp2_of(sink - sink);
+        lse = sink + log_of(total);
+        factor = ratio / total;
+      } else if (total != 0) {
+        total += exp2_of(distance);
+        lse = natural_base(row.base) + log_of(total);
+        factor = 1 / total;
+      }
+    }
+    params_.lse[Base::lse_of(query)] = float(lse);
+    return Base::drops() ? factor * Base::keep_factor() : factor;
+  }
+
+ private:
+  Real natural_base(RowBase<Real> base) const {
+    return base.far ? base.score * rule_.natural : base.shift(rule_.scale) * Real(kLn2Double);
+  }
+};
+
+// The results of a chunk from those of its parts, always merged in the same order.
+template <class E>
+class PartMerger : RowResults<E> {
+  using Base = RowResults<E>;
+  using Base::chunk_, Base::group_, Base::params_, Base::rule_;
+  using typename Base::Query;
+  using typename Base::Real;
+
+ public:
+  PartMerger(FwdParams const& params, ForwardChunk const& chunk, int32_t num_parts)
+      : Base(params, chunk.queries),
+        num_heads_(chunk.num_heads),
+        partial_(chunk.partial),
+        num_parts_(num_parts) {}
+
+  void run() const {
+    int index = 0;
+    for (int head = 0; head < num_heads_; ++head) {
+      Query query = Base::first_query(0);
+      for (int i = 0; i < chunk_.count; ++i, query = Base::next(query)) {
+        merge_row(index++, {query.row, head * group_ + query.in_group});
+      }
+    }
+  }
+
+ private:
+  PartResult<E> part(int32_t index, int row) const {
+    return {partial_, int64_t(index) * num_heads_ * chunk_.count + row, params_.head_dim};
+  }
+
+  void merge_row(int index, Query query) const {
+    RowState<Real> row;
+    for (int32_t p = 0; p < num_parts_; ++p) {
+      RowBase<Real> const base = part(p, index).state->base;
+      row.base.far |= base.far;
+      if (base.score > row.base.score) row.base.score = base.score;
+    }
+    Real factors[kMaxParts];
+    for (int32_t p = 0; p < num_parts_; ++p) {
+      RowState<Real> const state = *part(p, index).state;
+      factors[p] = exp2_of(base_distance(state.base, row.base, rule_.scale));
+      row.sum += state.sum * factors[p];
+    }
+    Real const scale = Base::finish_row(row, query);
+
+    typename E::Storage* const out = Base::row_ptr(params_.out, query);
+    for (int d = 0; d < params_.head_dim; d += kLanes<Real>) {
+      Vec<Real> sum = {};
+      for (int32_t p = 0; p < num_parts_; ++p) {
+        sum += load<Real>(part(p, index).out + d) * factors[p];
+      }
+      store_row<E>(out + d, sum * scale, params_.head_dim - d);
+    }
+  }
+
+  int const num_heads_;
+  void* const partial_;
+  int32_t const num_parts_;
+};
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -1,0 +1,250 @@
+#pragma once
+
+// What happens to a tile of scores between the two products: softcap, ALiBi and mask where they
+// apply, then the online softmax, then dropout. All of it lane by lane, one lane being one query.
+
+#include "core/dropout.h"
+#include "core/params.h"
+#include "cpu/level/elements.h"
+#include "cpu/level/query_lanes.h"
+#include "cpu/level/row_state.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+// A tile of queries in the forward pass, with the state of its softmax.
+template <class E>
+struct Tile : QueryLanes<E> {
+  using Real = typename E::Real;
+  using QueryLanes<E>::kCapacity;
+
+  Real* out;                                   // [dim][lane], sums of values times probabilities
+  bool far;                                    // of all rows; row_state.h
+  alignas(kVectorBytes) Real base[kCapacity];  // largest score so far
+  alignas(kVectorBytes) Real sum[kCapacity];   // of probabilities
+};
+
+inline constexpr double kLog2eDouble = 1.4426950408889634074;
+inline constexpr double kLn2Double = 0.69314718055994530942;
+
+// How raw scores become exponents of 2: core/score_mod.h with the element's own precision, and with
+// the factor log2(e) left to the exponent, which nothing can overflow.
+template <class Real>
+struct ScoreRule {
+  bool has_softcap;
+  bool has_alibi;
+  bool modifies;  // adjust_scores has more to do than to mask
+  Real inner;     // where it has: factor of the raw score,
+  Real outer;     // and of tanh
+  Real natural;   // what adjust_scores leaves, times this, is the natural score,
+  Real scale;     // times this the exponent of 2; neither is 0: a masked score times 0 were NaN
+};
+
+template <class Real>
+FA2_CPU_INLINE ScoreRule<Real> score_rule(FwdParams const& params) {
+  ScoreMod const& mod = params.score_mod;
+  ScoreRule<Real> rule;
+  rule.has_softcap = mod.softcap > 0;
+  rule.has_alibi = mod.alibi_slopes != nullptr;
+  rule.modifies = rule.has_softcap || rule.has_alibi || params.softmax_scale == 0;
+  double const natural = rule.modifies ? 1 : params.softmax_scale;
+  rule.inner = Real(rule.has_softcap ? params.softmax_scale / mod.softcap : params.softmax_scale);
+  rule.outer = Real(mod.softcap);
+  rule.natural = Real(natural);
+  rule.scale = Real(natural * kLog2eDouble);
+  return rule;
+}
+
+struct DropoutRule {
+  uint32_t keep_threshold;
+  uint32_t stream;
+  uint64_t key;
+};
+
+// Softcap, ALiBi and then the mask, which goes by columns alone, on keys [first, first + num_keys);
+// `maxima` takes the results in, and `softcap_slopes`, unless null, the derivatives of softcap.
+template <class E, int kVectors>
+__attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& rule,
+                                             QueryLanes<E> const& tile, int32_t first, int num_keys,
+                                             typename E::Real* scores, typename E::Real* maxima,
+                                             typename E::Real* softcap_slopes = nullptr) {
+  using Real = typename E::Real;
+  constexpr int kSize = kLanes<Real>;
+  for (int n = 0; n < kVectors; ++n) {
+    Vec<Real> const diagonal = load<Real>(tile.diagonal + n * kSize);
+    Vec<Real> const slope = load<Real>(tile.slope + n * kSize);
+    Vec<Int<Real>> const col_begin = load<Int<Real>>(tile.col_begin + n * kSize);
+    Vec<Int<Real>> const col_end = load<Int<Real>>(tile.col_end + n * kSize);
+    Vec<Real> top = load<Real>(maxima + n * kSize);
+    for (int j = 0; j < num_keys; ++j) {
+      int const at = (j * kVectors + n) * kSize;
+      Vec<Real> s = load<Real>(scores + at);
+      if (rule.has_softcap) {
+        Vec<Real> const capped = tanh<Real>(s * rule.inner);
+        if (softcap_slopes != nullptr) store(softcap_slopes + at, 1 - capped * capped);
+        s = capped * rule.outer;
+      } else if (rule.modifies) {
+        s *= rule.inner;
+      }
+      if (rule.has_alibi) s -= slope * abs<Real>(diagonal - Real(first + j));
+      Int<Real> const col = first + j;
+      s = (col_begin <= col) & (col < col_end) ? s : broadcast<Real>(-__builtin_inf());
+      store(scores + at, s);
+      top = max(s, top);
+    }
+    store(maxima + n * kSize, top);
+  }
+}
+
+// Scores become probabilities relative to the new base `maxima`; `rescale` is what sums and outputs
+// relative to the old base were multiplied by. Works in groups of four keys: rows up to the next
+// multiple of four must hold -inf. Sums go up a small tree, or rounding errors would grow with the
+// number of keys.
+template <class E, int kVectors, bool kFar>
+__attribute__((noinline)) void exponentiate(typename E::Real scale, int num_keys, Tile<E>& tile,
+                                            typename E::Real const* maxima,
+                                            typename E::Real* scores, typename E::Real* rescale) {
+  using Real = typename E::Real;
+  constexpr int kSize = kLanes<Real>;
+  Vec<Real> shift[kVectors];
+  Vec<Real> sum[kVectors];
+  for (int n = 0; n < kVectors; ++n) {
+    Vec<Real> const base = load<Real>(maxima + n * kSize);
+    Vec<Real> const old_base = load<Real>(tile.base + n * kSize);
+    // base_distance of row_state.h
+    Vec<Real> const old_shift = at_least_lowest<Real>(old_base * scale);
+    Vec<Real> distance;
+    if constexpr (kFar) {
+      shift[n] = at_least_lowest<Real>(base);
+      distance = tile.far ? (at_least_lowest<Real>(old_base) - shift[n]) * scale
+                          : old_shift - shift[n] * scale;
+      distance = min(broadcast(Real(1)), distance);
+    } else {
+      shift[n] = at_least_lowest<Real>(base * scale);
+      distance = old_shift - shift[n];
+    }
+    store(rescale + n * kSize, exp2<Real, kFullDegree<Real>>(distance));
+    store(tile.base + n * kSize, base);
+    sum[n] = Vec<Real>{};
+  }
+  tile.far = kFar;
+  for (int64_t j = 0; j < num_keys; j += 4) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) {
+      Real* const place = scores + (j * kVectors + n) * kSize;
+      Vec<Real> p[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        Vec<Real> const s = load<Real>(place + i * kVectors * kSize);
+        Vec<Real> const exponent = kFar ? (s - shift[n]) * scale : s * scale - shift[n];
+        p[i] = exp2<Real, E::kExpDegree>(exponent);
+      }
+      sum[n] += (p[0] + p[1]) + (p[2] + p[3]);
+      if constexpr (E::kDepth == 1) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) store(place + i * kVectors * kSize, E::round(p[i]));
+      } else {
+        // Pair rows overwrite score rows that have been read.
+        Real* const pair_place = scores + (j / 2 * kVectors + n) * kSize;
+        store(pair_place, E::pair(p[0], p[1]));
+        store(pair_place + kVectors * kSize, E::pair(p[2], p[3]));
+      }
+    }
+  }
+  for (int n = 0; n < kVectors; ++n) {
+    Vec<Real> const old_sum = load<Real>(tile.sum + n * kSize);
+    store(tile.sum + n * kSize, old_sum * load<Real>(rescale + n * kSize) + sum[n]);
+  }
+}
+
+// core/philox.h on 64-bit lanes, of whose counters only the low halves count.
+struct PhiloxVectors {
+  Vec<uint64_t> word[4];
+};
+
+FA2_CPU_INLINE PhiloxVectors philox_vectors(PhiloxVectors c, uint64_t key) {
+  Vec<uint64_t> const mul0 = broadcast<uint64_t>(Philox::kMul0);
+  Vec<uint64_t> const mul1 = broadcast<uint64_t>(Philox::kMul1);
+  uint32_t key0 = uint32_t(key);
+  uint32_t key1 = uint32_t(key >> 32);
+  for (int round = 0; round < Philox::kRounds; ++round) {
+    Vec<uint64_t> const a = multiply_low_halves(mul0, c.word[0]);
+    Vec<uint64_t> const b = multiply_low_halves(mul1, c.word[2]);
+    c = {{b >> 32 ^ c.word[1] ^ uint64_t(key0), b, a >> 32 ^ c.word[3] ^ uint64_t(key1), a}};
+    key0 += Philox::kWeyl0;
+    key1 += Philox::kWeyl1;
+  }
+  return c;
+}
+
+// dropout_words of core/dropout.h for a vector of queries, in lanes as wide as Real.
+template <class Real>
+FA2_CPU_INLINE void dropout_word_vectors(DropoutRule const& rule, Uint<Real> const* rows,
+                                         Uint<Real> const* batch_heads, uint32_t col_group,
+                                         Vec<Uint<Real>> (&words)[4]) {
+  constexpr uint64_t kLow = 0xffffffffu;
+  Vec<uint64_t> const row = load<uint64_t>(rows);
+  Vec<uint64_t> const batch_head = load<uint64_t>(batch_heads);
+  Vec<uint64_t> const group = broadcast<uint64_t>(col_group);
+  Vec<uint64_t> const stream = broadcast<uint64_t>(rule.stream);
+  PhiloxVectors const even = philox_vectors({{row, group, batch_head, stream}}, rule.key);
+  if constexpr (sizeof(Real) == 8) {
+    for (int j = 0; j < 4; ++j) words[j] = even.word[j] & kLow;
+  } else {
+    PhiloxVectors const odd =
+        philox_vectors({{row >> 32, group, batch_head >> 32, stream}}, rule.key);
+    for (int j = 0; j < 4; ++j) {
+      words[j] = (Vec<uint32_t>)((even.word[j] & kLow) | odd.word[j] << 32);
+    }
+  }
+}
+
+// Calls step(key, n, keep, keep_next) for keys [first, first + num_keys), `first` a multiple of 8,
+// two at a time, and every vector n of lanes: all bits of `keep` say whether first + key is kept,
+// those of `keep_next` whether its neighbour is.
+template <class E, int kVectors, class Step>
+FA2_CPU_INLINE void for_kept(DropoutRule const& rule, QueryLanes<E> const& tile, int32_t first,
+                             int num_keys, Step const& step) {
+  using Real = typename E::Real;
+  using Word = Vec<Uint<Real>>;
+  constexpr int kSize = kLanes<Real>;
+  Uint<Real> const threshold = rule.keep_threshold;
+  for (int32_t block = first & ~31; block < first + num_keys; block += 32) {
+    for (int n = 0; n < kVectors; ++n) {
+      for (int t = 0; t < 4; ++t) {
+        Word words[4];
+        dropout_word_vectors<Real>(rule, tile.row + n * kSize, tile.batch_head + n * kSize,
+                                   dropout_col_group(block + 2 * t), words);
+        for (int j = 0; j < 4; ++j) {
+          int const key = block + 8 * j + 2 * t - first;
+          if (key < 0 || key >= num_keys) continue;
+          step(key, n, (Word)((words[j] & 0xffffu) < threshold),
+               (Word)((words[j] >> 16) < threshold));
+        }
+      }
+    }
+  }
+}
+
+// Zeroes the dropped probabilities of keys [first, first + num_keys). The survivors' factor
+// 1 / (1 - drop_prob) is applied to the output.
+template <class E, int kVectors>
+__attribute__((noinline)) void drop(DropoutRule const& rule, QueryLanes<E> const& tile,
+                                    int32_t first, int num_keys, typename E::Real* probs) {
+  using Word = Uint<typename E::Real>;
+  constexpr int kSize = kLanes<typename E::Real>;
+  for_kept<E, kVectors>(
+      rule, tile, first, num_keys,
+      [&](int key, int n, Vec<Word> keep, Vec<Word> keep_next) FA2_CPU_INLINE_LAMBDA {
+        if constexpr (E::kDepth == 1) {
+          auto* const low = probs + (key * kVectors + n) * kSize;
+          auto* const high = low + kVectors * kSize;
+          store(low, load<Word>(low) & keep);
+          store(high, load<Word>(high) & keep_next);
+        } else {
+          auto* const pair = probs + (key / 2 * kVectors + n) * kSize;
+          store(pair, load<Word>(pair) & ((keep & 0xffffu) | keep_next << 16));
+        }
+      });
+}
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL

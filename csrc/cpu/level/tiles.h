@@ -1,0 +1,42 @@
+#pragma once
+
+// Every tile size of the CPU family, by instruction-set level.
+//
+// A tile is up to kTileVectors vectors of queries. It meets the keys in blocks of kKeyBlock;
+// products are formed kTileRows keys (or head dims of V) at a time, which keeps rows * vectors
+// accumulators in registers. Tiles that share keys are worked through together as one chunk, so
+// that a block of K and V is packed once for all of them.
+
+#include "cpu/level/simd.h"
+
+namespace fa2::cpu::FA2_CPU_LEVEL {
+
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 vector registers
+inline constexpr int kTileVectors = 4;
+#else  // 16 vector registers
+inline constexpr int kTileVectors = 2;
+#endif
+
+// Rows of a register tile of kVectors columns: as many as the registers hold beside a row of
+// queries and a broadcast, and at least 8 accumulators, which hide the latency of a multiply-add.
+template <int kVectors>
+inline constexpr int kTileRows =
+    kTileVectors == 4 ? (kVectors == 4 ? 6 : 8) : (kVectors == 2 ? 6 : 8);
+
+// Keys per block: a multiple of 6 and 8 rows, and of the 32 columns in which dropout is numbered.
+inline constexpr int kKeyBlock = 192;
+
+// Visible ranges start at multiples of this many keys, which keeps the order of every sum
+// independent of the tile that a query falls into.
+inline constexpr int kKeyStep = 8;
+
+// Queries and outputs of a chunk should leave most of the second-level cache to K and V.
+inline constexpr int kChunkBytes = 256 * 1024;
+inline constexpr int kMaxChunkTiles = 16;
+
+// Backward: keys per block, a multiple of 6, 8 and 32 as above; and queries per chunk, a multiple
+// of a tile: the gradients of a key are read and written once per chunk.
+inline constexpr int kGradKeyBlock = 96;
+inline constexpr int kGradChunkQueries = 128;
+
+}  // namespace fa2::cpu::FA2_CPU_LEVEL

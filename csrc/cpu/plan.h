@@ -1,0 +1,97 @@
+#pragma once
+
+// How a problem will run: a pure function of the problem, the number of threads and the
+// instruction set, to be printed and tested. Lengths of sequences are read here and nowhere else:
+// whatever another thread does to the caller's tensors meanwhile, plan and work agree.
+
+#include <string>
+#include <vector>
+
+#include "cpu/kept.h"
+#include "cpu/kernels.h"
+#include "cpu/schedule.h"
+
+namespace fa2::cpu {
+
+struct FwdPlan {
+  // A chunk and the parts of its keys, to be run for every `heads` KV heads.
+  struct Unit {
+    ScheduledChunk chunk;
+    KeyParts parts;
+    int32_t heads;
+    int64_t first_task;    // of those of its round
+    int64_t first_result;  // among the round's partial results; not used for a single part
+  };
+
+  // Units that are run together: as many as their partial results have room for.
+  struct Round {
+    size_t begin;  // units [begin, end)
+    size_t end;
+    int64_t num_tasks;
+    int64_t tasks_of_each;  // 0 where they differ
+    int64_t num_results;
+    int32_t most_queries;
+    int64_t multiply_adds;
+  };
+
+  ForwardKernel const& kernel;
+  int num_threads;
+  Kept<Unit> units;  // the most expensive first
+  Kept<Round> rounds;
+  static constexpr int64_t workspace_bytes = 0;
+};
+
+// How many groups of `heads` KV heads a unit is run for.
+int32_t head_groups(FwdParams const& params, FwdPlan::Unit const& unit);
+
+// Throws Error for what nobody could mean (checks.h).
+FwdPlan plan_forward(FwdParams const& params, int num_threads);
+
+std::string to_string(FwdPlan const& plan);
+
+// How the backward pass is cut into chunks of queries, in which order they are started, and where
+// they keep sums.
+//
+// The chunks of one KV head of one sequence form a chain (turns.h). Several chains are worked
+// through at a time, which keeps threads out of each other's way; each of these owns a slot of the
+// workspace, in which chain follows chain. Of all this, results depend on the size of the chunks
+// alone.
+struct BwdPlan {
+  struct Task {
+    int32_t batch;
+    int32_t head_kv;
+    int64_t first;  // packed queries [first, first + count)
+    int32_t count;
+    SeqInfo q_seq;
+    SeqInfo k_seq;
+    int32_t chunk;     // its number among the chunks of all sequences; KV heads share it
+    int32_t before;    // the task whose progress this one follows, or -1
+    bool opens;        // first of its chain: `before` is the last one of the slot's previous chain
+    bool closes;       // last of its chain
+    int64_t key_sums;  // offset of the slot in the workspace
+  };
+
+  BackwardKernel const& kernel;
+  int num_threads;
+  Kept<Task> tasks;  // in the order in which they must be started
+  int32_t num_chunks = 0;
+  int32_t num_slots = 0;
+  int64_t multiply_adds = 0;  // of all products
+  int64_t workspace_bytes = 0;
+};
+
+// Chunks depend on num_threads unless params.deterministic. Throws Error for what nobody could
+// mean.
+BwdPlan plan_backward(BwdParams const& params, int num_threads);
+
+std::string to_string(BwdPlan const& plan);
+
+struct AppendPlan {
+  int64_t num_tasks;  // so many rows of a sequence each
+  int64_t tasks_of_sequence;
+  int num_threads;
+};
+
+AppendPlan plan_append(AppendParams const& params, int num_threads);
+
+}  // namespace fa2::cpu

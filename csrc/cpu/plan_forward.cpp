@@ -1,0 +1,96 @@
+#include <algorithm>
+
+#include "cpu/checks.h"
+#include "cpu/isa.h"
+#include "cpu/plan.h"
+#include "host/error.h"
+
+namespace fa2::cpu {
+
+namespace {
+
+using Unit = FwdPlan::Unit;
+using Round = FwdPlan::Round;
+
+// Partial results that are kept at a time, unless those of a single chunk are larger.
+constexpr size_t kPartialBytes = 8 << 20;
+
+// Tasks per thread that keep dynamic scheduling balanced.
+constexpr int64_t kTasksPerThread = 8;
+
+void add_units(FwdParams const& params, FwdPlan& plan) {
+  Kept<ScheduledChunk> chunks;
+  schedule_forward(params, plan.kernel, plan.num_threads, *chunks);
+  int64_t single_heads = 0;
+  for (ScheduledChunk const& chunk : *chunks) {
+    plan.units->push_back(
+        {.chunk = chunk,
+         .parts = cut_keys(params, chunk, plan.kernel.key_block),
+         .heads = plan.kernel.heads_together(params, chunk.q_seq.length, chunk.k_seq.length)});
+    single_heads += int64_t(plan.units->back().parts.count) * params.num_heads_kv;
+  }
+  if (plan.num_threads == 1) return;
+  // Threads without work are worse than heads apart.
+  int64_t const most_heads =
+      std::max<int64_t>(1, single_heads / (plan.num_threads * kTasksPerThread));
+  for (Unit& unit : *plan.units) {
+    unit.heads = static_cast<int32_t>(std::min<int64_t>(unit.heads, most_heads));
+  }
+}
+
+// Numbers the tasks and partial results of the units from `begin` on, as many as have room.
+Round next_round(FwdParams const& params, FwdPlan& plan, size_t begin) {
+  Round round{.begin = begin, .end = begin};
+  size_t const result_bytes = plan.kernel.partial_bytes(params.head_dim);
+  for (; round.end < plan.units->size(); ++round.end) {
+    Unit& unit = (*plan.units)[round.end];
+    int64_t const tasks = int64_t(unit.parts.count) * head_groups(params, unit);
+    int64_t const results =
+        unit.parts.count == 1 ? 0
+                              : int64_t(unit.parts.count) * params.num_heads_kv * unit.chunk.count;
+    bool const first = round.end == begin;
+    if (!first && result_bytes * (round.num_results + results) > kPartialBytes) break;
+    round.tasks_of_each = first || tasks == round.tasks_of_each ? tasks : 0;
+    unit.first_task = round.num_tasks;
+    unit.first_result = round.num_results;
+    round.num_tasks += tasks;
+    round.num_results += results;
+    round.most_queries = std::max(round.most_queries, unit.chunk.count);
+    round.multiply_adds += unit.chunk.cost * params.num_heads_kv * params.head_dim * 2;
+  }
+  return round;
+}
+
+}  // namespace
+
+int32_t head_groups(FwdParams const& params, Unit const& unit) {
+  return (params.num_heads_kv + unit.heads - 1) / unit.heads;
+}
+
+FwdPlan plan_forward(FwdParams const& params, int num_threads) {
+  check_problem(params, num_threads);
+  FA2_CHECK(params.num_splits >= 0 && params.num_splits <= kMaxParts,
+            "num_splits {} is not in 0 ... {}", params.num_splits, kMaxParts);
+  FwdPlan plan{.kernel = forward_kernel(params.dtype), .num_threads = num_threads};
+  add_units(params, plan);
+  for (size_t begin = 0; begin < plan.units->size(); begin = plan.rounds->back().end) {
+    plan.rounds->push_back(next_round(params, plan, begin));
+  }
+  return plan;
+}
+
+std::string to_string(FwdPlan const& plan) {
+  int64_t tasks = 0, results = 0;
+  int32_t most_parts = 0;
+  for (Round const& round : *plan.rounds) {
+    tasks += round.num_tasks;
+    results = std::max(results, round.num_results);
+  }
+  for (Unit const& unit : *plan.units) most_parts = std::max(most_parts, unit.parts.count);
+  return message(
+      "forward {}: {} chunks of queries, keys in up to {} parts, {} tasks, up to {} partial "
+      "results at a time, {} threads",
+      isa_name(), plan.units->size(), most_parts, tasks, results, plan.num_threads);
+}
+
+}  // namespace fa2::cpu

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "core/params.h"
+#include "core/score_mod.h"
+#include "sm80/backward/grad_q.h"
+
+namespace fa2::sm80 {
+
+// What the backward kernels hand over to each other. A tile is block_m queries of one sequence and
+// head; (head, tile) counts up to num_heads * tiles_per_head.
+struct BwdWorkspace {
+  int32_t tiles_per_head;
+  GradQLayout layout;
+  float* row_stats;     // (head, tile, 2, block_m): see backward/rows.h
+  float* grad_q;        // (head, tile, layout): sums
+  int32_t* semaphores;  // (head, tile): key blocks that have added; null: in any order
+  int32_t* ticket;      // with semaphores: CTAs that have started
+
+  // Tiles of a sequence follow each other from here on. There are never more than tiles_per_head,
+  // since a sequence takes at most one tile more than its rows fill.
+  FA2_HD int32_t first_tile(SeqLens const& seqs, int32_t batch, int64_t first_row) const {
+    return seqs.cu_seqlens != nullptr
+               ? int32_t(first_row / layout.block_m) + batch
+               : batch * ((seqs.max_seqlen + layout.block_m - 1) / layout.block_m);
+  }
+};
+
+// The argument of the backward kernels: the problem, and what the host derives from it once.
+struct BwdArgs {
+  BwdParams problem;
+  BwdWorkspace workspace;
+  ScoreScales scales;
+  int64_t q_tile_bytes;         // distance in memory of one tile of Q
+  int64_t q_pass_bytes;         // and of one pass of its copy
+  int64_t grad_out_tile_bytes;  // the same of dO
+  int64_t grad_out_pass_bytes;
+  int32_t num_m_blocks;  // of the longest sequence: query tiles
+  int32_t num_n_blocks;  // and key blocks
+  int32_t section;       // (batch, KV head) pairs that are scheduled together
+  float grad_scale;      // factor of dQ and dK
+  uint32_t keep_below;   // dropout_keep_threshold << 16
+  float keep_prob;
+  float inv_keep_prob;
+};
+
+}  // namespace fa2::sm80

@@ -1,0 +1,62 @@
+#pragma once
+
+// Shared memory of a CTA of the main backward kernel, and the sizes that follow from its tile.
+
+#include "sm80/backward/tiles.h"
+#include "sm80/backward/work_tile.h"
+#include "tile/copy.h"
+#include "tile/smem_tile.h"
+
+namespace fa2::sm80 {
+
+template <class Element_, BwdTile kTile_, Variant kVariant_>
+struct BwdConfig {
+  using Element = Element_;
+  static constexpr BwdTile kTile = kTile_;
+  static constexpr Variant kVariant = kVariant_;
+  static constexpr bool kExchange = kTile.query_warps > 1;
+  static constexpr bool kModified = kVariant != Variant::kPlain;
+  static constexpr bool kDropout = kVariant == Variant::kDropout;
+
+  // One warp's blocks: keys (16), queries of a chunk (8), depth of S' and dP' (16), columns of dK
+  // and dV (8).
+  static constexpr int kM = kTile.block_n / (16 * kTile.key_warps);
+  static constexpr int kNumS = kTile.chunk / 8;
+  static constexpr int kDepthS = kTile.head_dim / 16;
+  static constexpr int kNumKV = kTile.head_dim / (8 * kTile.query_warps);
+  static constexpr int kWarpQueries = kTile.block_m / kTile.query_warps;
+  static constexpr int kChunks = kWarpQueries / kTile.chunk;
+  static_assert(kWarpQueries % kTile.chunk == 0 && kTile.chunk % 16 == 0);
+
+  // dQ of a step: a warp takes kMQ x 16 queries and kNumQ x 8 columns.
+  static constexpr GradQLayout kGradQ = kTile.grad_q();
+  static constexpr int kMQ = GradQLayout::kRowsPerWarp / 16;
+  static constexpr int kNumQ = kGradQ.cols_per_warp() / 8;
+  static_assert(kGradQ.cols_per_warp() % 16 == 0);
+
+  using Copies = CopyShape<kTile.block_m, kTile.head_dim, kTile.threads()>;
+  static_assert(Copies::kRowsPerPass == kTile.rows_per_pass());
+  using CopiesKV = CopyShape<kTile.block_n, kTile.head_dim, kTile.threads()>;
+  using SmemQ = SmemTile<kTile.block_m, kTile.head_dim, Copies::kSmemPad>;
+  using SmemKV = SmemTile<kTile.block_n, kTile.head_dim, Copies::kSmemPad>;
+  using SmemP = SmemTile<kTile.block_n, kTile.block_m, 16>;
+
+  // Once V is in registers, its buffer is free for dS.
+  static constexpr bool kReuseV = kTile.v_in_registers && SmemP::kElements <= SmemKV::kElements;
+
+  struct Smem {
+    alignas(128) Element k[SmemKV::kElements];
+    alignas(128) Element v[SmemKV::kElements];
+    alignas(128) Element q[kTile.stages][SmemQ::kElements];
+    alignas(128) Element grad_out[kTile.stages][SmemQ::kElements];
+    alignas(128) Element probs[kExchange ? SmemP::kElements : 0];
+    alignas(128) Element grad_scores_[kReuseV ? 0 : SmemP::kElements];
+    alignas(16) float row_stats[kTile.stages][2][kTile.block_m];
+    BwdWorkTile work;
+    int32_t index;  // of the CTA in the schedule
+
+    CUTE_DEVICE Element* grad_scores() { return kReuseV ? v : grad_scores_; }
+  };
+};
+
+}  // namespace fa2::sm80

@@ -1,0 +1,17 @@
+#pragma once
+
+// As bwd_launch.h, of the kernels that go over queries.
+
+#include "sm80/backward/rows.h"
+#include "sm80/launch.h"
+#include "sm80/registry.h"
+
+namespace fa2::sm80 {
+
+template <class Element, DType kDType>
+constexpr BwdRowsInstance bwd_rows_instance() {
+  return {kDType, &launch<RowStatsKernel<Element>>, &launch<GradQKernel<Element>>,
+          &launch<GradSinkKernel>};
+}
+
+}  // namespace fa2::sm80

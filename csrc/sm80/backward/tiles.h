@@ -1,0 +1,57 @@
+#pragma once
+
+// The tile of every head-dim bucket in the backward pass, as measured in
+// docs/notes/sm80_backward.md.
+
+#include "sm80/backward/grad_q.h"
+#include "sm80/tiles.h"
+
+namespace fa2::sm80 {
+
+// Scores are held transposed, S' = K Q', keys in rows: P' and dS' are then operands of dV and dK
+// as they stand in registers.
+struct BwdTile {
+  int head_dim;         // rounded up to a bucket
+  int block_n;          // keys of a CTA
+  int block_m;          // queries of a step
+  int key_warps;        // warps that split the keys
+  int query_warps;      // warps that split the queries of S' and the head dim of dK and dV; more
+                        // than one exchange P' and dS' through shared memory
+  int chunk;            // queries whose scores a warp holds at once
+  bool k_in_registers;  // or read anew from shared memory in every step
+  bool v_in_registers;
+  int stages;  // buffers of Q and dO
+  int ctas_per_sm;
+
+  constexpr int warps() const { return key_warps * query_warps; }
+  constexpr int threads() const { return warps() * 32; }
+  // Rows that all threads copy at once, 16 bytes each (CopyShape in tile/copy.h).
+  constexpr int rows_per_pass() const { return threads() / (head_dim % 64 == 0 ? 8 : 4); }
+  constexpr GradQLayout grad_q() const { return {block_m, head_dim, warps()}; }
+};
+
+// Wide heads have a second tile for devices with less shared memory (sm_86, sm_89: 99 KiB a block).
+constexpr bool has_small_bwd_tile(int bucket) { return bucket > 96; }
+
+// What needs more registers holds the scores of fewer queries at once, or reads V anew.
+constexpr BwdTile bwd_tile(int bucket, Variant variant, bool small) {
+  bool const plain = variant == Variant::kPlain;
+  switch (bucket) {
+    case 32: return {32, 128, 64, 4, 1, 32, true, true, 2, 2};
+    case 64:
+      if (!plain) return {64, 128, 64, 4, 1, 16, false, false, 1, 2};
+      return {64, 128, 64, 4, 1, 16, false, true, 2, 2};
+    case 96: return {96, 64, 64, 2, 2, 32, false, false, 1, 2};
+    case 128:
+      if (small) return {128, 64, 64, 2, 2, plain ? 32 : 16, false, false, 1, 1};
+      return {128, 128, 64, 4, 2, plain ? 32 : 16, false, false, 2, 1};
+    case 192:
+      if (small) return {192, 32, 32, 2, 2, 16, false, false, 1, 1};
+      return {192, 64, 64, 2, 4, 16, false, false, 1, 1};
+    default:
+      if (small) return {256, 32, 32, 2, 2, 16, false, false, 1, 1};
+      return {256, 64, 64, 2, 4, 16, false, false, 1, 1};
+  }
+}
+
+}  // namespace fa2::sm80

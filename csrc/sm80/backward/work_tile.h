@@ -1,0 +1,70 @@
+#pragma once
+
+// What one CTA of the main backward kernel computes: dK and dV of a block of keys of one KV head,
+// and its share of dQ of the queries that see them.
+
+#include <cute/config.hpp>
+
+#include "core/block_range.h"
+#include "core/seq_info.h"
+#include "sm80/backward/args.h"
+
+namespace fa2::sm80 {
+
+// Kept in shared memory, like the forward's WorkTile.
+struct BwdWorkTile {
+  int32_t batch;
+  int32_t head_kv;
+  int32_t block;
+  int32_t col_begin;
+  int32_t seqlen_q;
+  int32_t seqlen_k;
+  BlockRange tiles;  // of queries
+  int32_t first_tile;
+  int64_t first_row_q;
+  int64_t first_row_k;
+  int64_t rng_seed;  // with dropout
+  int64_t rng_offset;
+};
+
+// CTAs come in the order of their index, so this is the schedule. Pairs of (batch, KV head) are
+// taken in sections whose queries fit the L2 cache. Inside a section all first key blocks come
+// first, which are the heaviest ones under a causal mask. In a fixed order of summation they come
+// last: every key block waits for the later ones of its pair, and under a causal mask those have
+// then just passed.
+CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t index, int block_n,
+                                      int block_m) {
+  FwdParams const& p = args.problem.forward;
+  int32_t const section = index / (args.section * args.num_n_blocks);
+  int32_t const first_pair = section * args.section;
+  int32_t const pairs = min(args.section, p.batch * p.num_heads_kv - first_pair);
+  int32_t const in_section = index - first_pair * args.num_n_blocks;
+  int32_t const pair = first_pair + in_section % pairs;
+  int32_t const step = in_section / pairs;
+
+  BwdWorkTile work;
+  work.batch = pair / p.num_heads_kv;
+  work.head_kv = pair % p.num_heads_kv;
+  work.block = args.workspace.semaphores == nullptr ? step : args.num_n_blocks - 1 - step;
+  work.col_begin = work.block * block_n;
+  SeqInfo const q = seq_info(p.seqs_q, work.batch);
+  SeqInfo const k = seq_info(p.seqs_k, work.batch);
+  work.seqlen_q = q.length;
+  work.seqlen_k = k.length;
+  work.first_row_q = q.first_row;
+  work.first_row_k = k.first_row;
+  work.first_tile = args.workspace.first_tile(p.seqs_q, work.batch, q.first_row);
+  int32_t const col_end = min(work.col_begin + block_n, k.length);
+  work.tiles = query_block_range(work.col_begin, col_end, q.length, k.length, p.window, block_m);
+  // Keys past the end are in no query's sight: the last block masks all of its tiles.
+  if (col_end < work.col_begin + block_n) {
+    work.tiles.full_begin = work.tiles.full_end = work.tiles.begin;
+  }
+  if (p.dropout.drop_prob > 0) {
+    work.rng_seed = p.dropout.rng_state[0];
+    work.rng_offset = p.dropout.rng_state[1];
+  }
+  return work;
+}
+
+}  // namespace fa2::sm80

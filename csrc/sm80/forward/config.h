@@ -1,0 +1,78 @@
+#pragma once
+
+// Shared memory of a forward CTA, and the sizes that follow from its tile.
+
+#include "sm80/forward/work_tile.h"
+#include "sm80/tiles.h"
+#include "tile/copy.h"
+#include "tile/smem_tile.h"
+
+namespace fa2::sm80 {
+
+template <class Element_, FwdTile kTile_, Variant kVariant_>
+struct FwdConfig {
+  using Args = FwdArgs;
+  using Element = Element_;
+  static constexpr FwdTile kTile = kTile_;
+  static constexpr Variant kVariant = kVariant_;
+  static constexpr bool kPairs = kTile.column_warps == 2;
+  static constexpr bool kPacked = false;  // a row is a query, not a query and a head
+  static constexpr bool kModified = kVariant != Variant::kPlain;
+  static constexpr bool kDropout = kVariant == Variant::kDropout;
+
+  // One warp's blocks: rows (16), columns of S (8), depth of S = Q K' and O = P V (16), and
+  // columns of O (8).
+  static constexpr int kWarpKeys = kTile.block_n / (kTile.column_warps * kTile.key_warps);
+  static constexpr int kM = kTile.block_m / (16 * kTile.row_warps);
+  static constexpr int kNumS = kWarpKeys / 8;
+  static constexpr int kDepthS = kTile.head_dim / 16;
+  static constexpr int kDepthO = kWarpKeys / 16;
+  static constexpr int kNumO = kTile.head_dim_v / (8 * kTile.column_warps);
+
+  template <int kRows, int kCols>
+  using CopyOf = CopyShape<kRows, kCols, kTile.threads()>;
+  static constexpr int kPadQK = CopyOf<kTile.block_n, kTile.head_dim>::kSmemPad;
+  static constexpr int kPadVO = CopyOf<kTile.block_n, kTile.head_dim_v>::kSmemPad;
+
+  using StreamQ = TileStream<Element, kTile.block_m, kTile.head_dim, kTile.threads(), kPadQK>;
+  using StreamK = TileStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
+  using StreamV = TileStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO>;
+  using SmemQ = SmemTile<kTile.block_m, kTile.head_dim, kPadQK>;
+  using SmemO = SmemTile<kTile.block_m, kTile.head_dim_v, kPadVO>;
+  using SmemP = SmemTile<kTile.block_m, kTile.block_n, 16>;
+
+  struct Smem {
+    union {
+      alignas(128) Element q[SmemQ::kElements];
+      Element out[SmemO::kElements];  // staged when all of Q has been read
+    };
+    alignas(128) Element k[StreamK::Smem::kElements];
+    alignas(128) Element v[StreamV::Smem::kElements];
+    alignas(128) Element probs[kPairs ? SmemP::kElements : 0];
+    float row_exchange[kPairs ? 2 : 0][kTile.block_m];  // row maxima and sums of a pair's halves
+    WorkTile work;
+  };
+
+  CUTE_DEVICE static int query_of(FwdArgs const&, int row) { return row; }
+
+  // The key tiles that a CTA visits.
+  CUTE_DEVICE static StreamK keys(FwdArgs const& args, Smem& smem) {
+    TensorRef const& k = args.problem.k;
+    return {rows_of(k, args, smem.work), k.row_stride, args.k_pass_bytes, args.problem.head_dim,
+            smem.work.tiles.end - 1,     smem.k};
+  }
+  CUTE_DEVICE static StreamV values(FwdArgs const& args, Smem& smem) {
+    TensorRef const& v = args.problem.v;
+    return {rows_of(v, args, smem.work), v.row_stride, args.v_pass_bytes, args.problem.head_dim,
+            smem.work.tiles.end - 1,     smem.v};
+  }
+
+ private:
+  CUTE_DEVICE static Element const* rows_of(TensorRef const& t, FwdArgs const& args,
+                                            WorkTile const& work) {
+    return head_ptr<Element const>(t, work.batch, work.first_row_k,
+                                   work.head / args.problem.group());
+  }
+};
+
+}  // namespace fa2::sm80

@@ -1,0 +1,64 @@
+#pragma once
+
+// What one CTA computes: a block of queries of one head of one sequence.
+
+#include <cute/config.hpp>
+
+#include "core/block_range.h"
+#include "core/score_mod.h"
+#include "core/seq_info.h"
+#include "sm80/forward/args.h"
+
+namespace fa2::sm80 {
+
+// Kept in shared memory: only edges and the epilogue read it, so it must not occupy registers
+// across the main loop.
+struct WorkTile {
+  int32_t batch;
+  int32_t head;
+  int32_t row_begin;
+  int32_t seqlen_q;
+  int32_t seqlen_k;
+  Window window;
+  BlockRange tiles;
+  int64_t first_row_q;
+  int64_t first_row_k;
+  float alibi_slope;  // base 2; 0 without ALiBi
+  int64_t rng_seed;   // with dropout
+  int64_t rng_offset;
+};
+
+// CTAs come in the order of their index, so this is the schedule. Pairs of (batch, head) are taken
+// in sections whose keys and values fit the L2 cache; inside a section all last query blocks come
+// first, which are the heaviest ones under a causal mask, so that no long one is left for the end.
+CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t block, int block_m, int block_n) {
+  FwdParams const& p = args.problem;
+  int32_t const section = block / (args.section * args.num_m_blocks);
+  int32_t const first_pair = section * args.section;
+  int32_t const pairs = min(args.section, p.batch * p.num_heads - first_pair);
+  int32_t const in_section = block - first_pair * args.num_m_blocks;
+  int32_t const pair = first_pair + in_section % pairs;
+
+  WorkTile work;
+  work.batch = pair / p.num_heads;
+  work.head = pair % p.num_heads;
+  work.row_begin = (args.num_m_blocks - 1 - in_section / pairs) * block_m;
+  SeqInfo const q = seq_info(p.seqs_q, work.batch);
+  SeqInfo const k = seq_info(p.seqs_k, work.batch);
+  bool const others = args.selects && kernel_of(args.rule, q.length, k.length) != args.rule.unsplit;
+  work.seqlen_q = others ? 0 : q.length;
+  work.seqlen_k = k.length;
+  work.first_row_q = q.first_row;
+  work.first_row_k = k.first_row;
+  work.window = p.window;
+  work.tiles = block_range(work.row_begin, min(work.row_begin + block_m, q.length), q.length,
+                           k.length, p.window, block_n);
+  work.alibi_slope = alibi_slope_log2(p.score_mod, work.batch, work.head);
+  if (p.dropout.drop_prob > 0) {
+    work.rng_seed = p.dropout.rng_state[0];
+    work.rng_offset = p.dropout.rng_state[1];
+  }
+  return work;
+}
+
+}  // namespace fa2::sm80

@@ -1,0 +1,86 @@
+#include "sm80/plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/append.h"
+#include "host/error.h"
+#include "sm80/plan_parts.h"
+
+namespace fa2::sm80 {
+namespace {
+
+constexpr int32_t kBuckets[] = {32, 64, 96, 128, 192, 256};
+
+char const* name(TileKind tile) {
+  switch (tile) {
+    case TileKind::kRegular: return "";
+    case TileKind::kSmall: return " small";
+    case TileKind::kFewRows: return " split, few rows";
+    case TileKind::kManyRows: return " split, many rows";
+  }
+  return "?";
+}
+
+char const* name(Variant variant) {
+  switch (variant) {
+    case Variant::kPlain: return "plain";
+    case Variant::kModified: return "modified";
+    case Variant::kDropout: return "dropout";
+  }
+  return "?";
+}
+
+}  // namespace
+
+KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(int)) {
+  FA2_CHECK(device.arch >= 80, "CUDA kernels need compute capability 8.0 or later, got {}.{}",
+            device.arch / 10, device.arch % 10);
+  FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
+            "CUDA kernels take float16 and bfloat16");
+  FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
+            "CUDA kernels take head dims that are multiples of 8 up to {}, got {}",
+            std::end(kBuckets)[-1], p.head_dim);
+  Variant variant = Variant::kPlain;
+  if (p.score_mod.softcap > 0 || p.score_mod.alibi_slopes != nullptr || p.softmax_scale == 0) {
+    variant = Variant::kModified;
+  }
+  if (p.dropout.drop_prob > 0) variant = Variant::kDropout;
+  int32_t const bucket = *std::lower_bound(std::begin(kBuckets), std::end(kBuckets), p.head_dim);
+  bool const small = has_small_tile(bucket) && device.smem_per_block < kLargeSmemBytes;
+  return {p.dtype, bucket, variant, small ? TileKind::kSmall : TileKind::kRegular};
+}
+
+int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device) {
+  int64_t const fitting = device.l2_bytes / 2 / std::max<int64_t>(1, bytes);
+  return int32_t(std::min(pairs, std::max<int64_t>(1, fitting)));
+}
+
+int32_t checked_grid(char const* what, int64_t grid) {
+  FA2_CHECK(grid <= std::numeric_limits<int32_t>::max(),
+            "the problem has {} {}; a launch holds at most 2^31 - 1", grid, what);
+  return int32_t(grid);
+}
+
+void check_workspace(Workspace const& workspace, int64_t bytes) {
+  FA2_CHECK(workspace.holds(bytes), "the plan needs a workspace of {} bytes, got {}", bytes,
+            workspace.bytes);
+}
+
+void check_smem(KernelKey const& key, int32_t bytes, DeviceInfo const& device) {
+  FA2_CHECK(bytes <= device.smem_per_block,
+            "{} needs {} bytes of shared memory a block; the device has {}", to_string(key), bytes,
+            device.smem_per_block);
+}
+
+std::string to_string(KernelKey const& key) {
+  return message("{} head_dim<={} {}{}", to_string(key.dtype), key.bucket, name(key.variant),
+                 name(key.tile));
+}
+
+AppendPlan plan_append(AppendParams const& params) {
+  int32_t const rows = append_rows(params);
+  return {rows, checked_grid("rows to append or rotate", int64_t(params.batch) * rows)};
+}
+
+}  // namespace fa2::sm80

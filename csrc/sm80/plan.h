@@ -1,0 +1,111 @@
+#pragma once
+
+// How a problem will run: a pure function of the problem and the device, to be printed and tested.
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "core/params.h"
+#include "host/device.h"
+#include "sm80/backward/tiles.h"
+#include "sm80/sequence_rule.h"
+#include "sm80/split/partials.h"
+#include "sm80/tiles.h"
+
+namespace fa2::sm80 {
+
+// Which kernel: the only axes that are fixed at compile time.
+struct KernelKey {
+  DType dtype;
+  int32_t bucket;  // head dim rounded up
+  Variant variant;
+  TileKind tile;
+
+  bool operator==(KernelKey const&) const = default;
+};
+
+std::string to_string(KernelKey const& key);
+
+struct FwdPlan {
+  // What the splits of a launch leave for the combine kernel: byte offsets in
+  // FwdParams::workspace.
+  struct Workspace {
+    int64_t states = 0;
+    int64_t out = 0;
+    int64_t rows = 0;  // see Partials
+    int32_t sequence_rows = 0;
+  };
+
+  // One kernel, and the sequences that are its own.
+  struct Launch {
+    KernelKey key;
+    FwdTile tile;
+    int32_t num_m_blocks = 0;  // row blocks of the longest sequence
+    int32_t section = 0;       // (batch, head) pairs scheduled together: their K and V share the L2
+                               // cache
+    int32_t ctas = 0;          // split kernels: for each sequence and KV head
+    int32_t num_splits = 1;    // most that a sequence has
+    int32_t grid = 0;          // CTAs
+    int32_t combine_queries = 0;  // most of a sequence, and
+    int32_t combine_grid = 0;     // CTAs of the kernel that adds up splits; 0: nothing to add up
+    Workspace workspace = {};
+
+    bool is_split() const {  // through the split kernel
+      return key.tile == TileKind::kFewRows || key.tile == TileKind::kManyRows;
+    }
+    Partials partials(void* memory) const;
+  };
+
+  SequenceRule rule;
+  std::array<Launch, 3> all = {};
+  int32_t num_launches = 0;
+  int64_t workspace_bytes = 0;
+
+  std::span<Launch const> launches() const { return {all.data(), size_t(num_launches)}; }
+  bool selects() const { return num_launches > 1; }
+  SplitSchedule schedule(Launch const& launch) const;
+};
+
+// Throws Error for what no kernel of the family can run.
+FwdPlan plan_forward(FwdParams const& params, DeviceInfo const& device);
+
+std::string to_string(FwdPlan const& plan);
+
+struct BwdPlan {
+  // Byte offsets in BwdParams::workspace (see BwdWorkspace in sm80/backward/args.h).
+  struct Workspace {
+    int32_t tiles_per_head;
+    int64_t row_stats;
+    int64_t grad_q;
+    int64_t semaphores;
+    int64_t ticket;
+  };
+
+  KernelKey key;
+  BwdTile tile;
+  int32_t num_m_blocks;  // query tiles of the longest sequence
+  int32_t num_n_blocks;  // key blocks of the longest sequence
+  int32_t section;       // (batch, KV head) pairs scheduled together: their Q, dO and dQ share L2
+  int32_t grid;          // CTAs of the main kernel
+  int32_t rows_grid;     // CTAs of the kernels that go over queries
+  bool ordered;          // dQ is summed in a fixed order
+  Workspace workspace;
+  int64_t workspace_bytes;
+};
+
+// Throws Error for what no kernel of the family can run.
+BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device);
+
+std::string to_string(BwdPlan const& plan);
+
+struct AppendPlan {
+  int32_t rows;  // most that a sequence appends or rotates
+  int32_t grid;  // CTAs; 0: nothing to do
+};
+
+// Throws Error for more rows than a launch holds.
+AppendPlan plan_append(AppendParams const& params);
+
+}  // namespace fa2::sm80

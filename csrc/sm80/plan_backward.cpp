@@ -1,0 +1,57 @@
+#include <algorithm>
+
+#include "host/error.h"
+#include "sm80/plan_parts.h"
+
+namespace fa2::sm80 {
+namespace {
+
+void take_workspace(FwdParams const& p, BwdPlan& plan) {
+  BwdTile const& tile = plan.tile;
+  int64_t const tiles_per_head =
+      p.seqs_q.cu_seqlens != nullptr
+          ? (p.seqs_q.total + tile.block_m - 1) / tile.block_m + std::max(0, p.batch - 1)
+          : int64_t(p.batch) * ceil_div(p.seqs_q.max_seqlen, tile.block_m);
+  int64_t const tiles = checked_grid("query tiles", tiles_per_head * p.num_heads);
+  BwdPlan::Workspace& w = plan.workspace;
+  w.tiles_per_head = int32_t(tiles_per_head);
+  WorkspaceLayout workspace;
+  w.row_stats = workspace.take(tiles * 2 * tile.block_m * int64_t(sizeof(float)));
+  w.grad_q = workspace.take(tiles * tile.grad_q().size() * int64_t(sizeof(float)));
+  w.semaphores = workspace.take(plan.ordered ? tiles * int64_t(sizeof(int32_t)) : 0);
+  w.ticket = workspace.take(plan.ordered ? sizeof(int32_t) : 0);
+  plan.workspace_bytes = workspace.bytes;
+}
+
+}  // namespace
+
+BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
+  FwdParams const& p = params.forward;
+  KernelKey const key = kernel_key(p, device, has_small_bwd_tile);
+  BwdTile const tile = bwd_tile(key.bucket, key.variant, key.tile == TileKind::kSmall);
+  BwdPlan plan{.key = key, .tile = tile};
+  plan.num_m_blocks = ceil_div(p.seqs_q.max_seqlen, tile.block_m);
+  plan.num_n_blocks = ceil_div(p.seqs_k.max_seqlen, tile.block_n);
+  // Q and dO at two bytes and the sums of dQ at four, of all heads of a group.
+  int64_t const query_bytes = int64_t(p.seqs_q.max_seqlen) * p.group() * p.head_dim *
+                              (2 * sizeof(uint16_t) + sizeof(float));
+  int64_t const pairs = int64_t(p.batch) * p.num_heads_kv;
+  plan.section = section_size(pairs, query_bytes, device);
+  plan.grid = checked_grid("key blocks", plan.num_n_blocks * pairs);
+  plan.rows_grid = checked_grid("query tiles", int64_t(plan.num_m_blocks) * p.batch * p.num_heads);
+  plan.ordered = params.deterministic && plan.rows_grid > 0;
+  take_workspace(p, plan);
+  return plan;
+}
+
+std::string to_string(BwdPlan const& plan) {
+  BwdTile const& t = plan.tile;
+  return message(
+      "backward {}: tile {} keys x {} queries, warps {}x{}, {} key blocks, {} query tiles, section "
+      "{}, grid {}, {}, workspace {} bytes",
+      to_string(plan.key), t.block_n, t.block_m, t.key_warps, t.query_warps, plan.num_n_blocks,
+      plan.num_m_blocks, plan.section, plan.grid, plan.ordered ? "ordered" : "unordered",
+      plan.workspace_bytes);
+}
+
+}  // namespace fa2::sm80

@@ -1,0 +1,44 @@
+#pragma once
+
+// What the plans of both directions, and their launches, are made of.
+
+#include <cstdint>
+
+#include "sm80/plan.h"
+
+namespace fa2::sm80 {
+
+// The problem as kernels take it. They multiply masked scores, -inf, so a scale of 0 is for the
+// softcap to apply: it comes before the mask, and any does.
+inline FwdParams runnable(FwdParams params) {
+  if (params.softmax_scale == 0 && params.score_mod.softcap == 0) params.score_mod.softcap = 1;
+  return params;
+}
+
+// With a regular tile. `has_small_tile` says for which buckets there is one for less shared memory.
+KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(int));
+
+// Pairs of (batch, head) to schedule together: as many as have what their CTAs share in half of the
+// L2 cache, and at least one. `bytes` is what one of them takes.
+int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device);
+
+// Throws Error when a launch cannot hold so many CTAs, which stand for `what`.
+int32_t checked_grid(char const* what, int64_t grid);
+
+// Throw Error where a plan cannot be run as it is: with less memory, or on this device.
+void check_workspace(Workspace const& workspace, int64_t bytes);
+void check_smem(KernelKey const& key, int32_t bytes, DeviceInfo const& device);
+
+// Hands out parts of a workspace, from its beginning.
+struct WorkspaceLayout {
+  int64_t bytes = 0;
+
+  int64_t take(int64_t size) {
+    constexpr int64_t kAlignment = 256;
+    int64_t const offset = bytes;
+    bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
+    return offset;
+  }
+};
+
+}  // namespace fa2::sm80

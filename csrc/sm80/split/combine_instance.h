@@ -1,0 +1,16 @@
+#pragma once
+
+// From the combine kernel to an entry of the registry. Included by the generated instances only.
+
+#include "sm80/launch.h"
+#include "sm80/registry.h"
+#include "sm80/split/combine.h"
+
+namespace fa2::sm80 {
+
+template <class Element, DType kDType>
+constexpr CombineInstance combine_instance() {
+  return {kDType, &launch<CombineKernel<Element>>};
+}
+
+}  // namespace fa2::sm80

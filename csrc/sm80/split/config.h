@@ -1,0 +1,113 @@
+#pragma once
+
+// Shared memory of a CTA of the split kernel, and what its rows are.
+
+#include "core/online_softmax.h"
+#include "sm80/forward/config.h"
+#include "sm80/split/work_tile.h"
+#include "tile/paged_stream.h"
+#include "tile/scores.h"
+
+namespace fa2::sm80 {
+
+template <class Element_, FwdTile kTile_, Variant kVariant_>
+struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
+  using Base = FwdConfig<Element_, kTile_, kVariant_>;
+  using Args = SplitArgs;
+  using Element = Element_;
+  using Base::kTile, Base::kPadQK, Base::kPadVO;
+  static constexpr bool kPacked = true;
+
+  using StreamK = PagedStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
+  using StreamV = PagedStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO>;
+  using SmemQ = typename Base::SmemQ;
+
+  // Few rows: a CTA goes from split to split and adds up their results. The first keys of the next
+  // one are then in flight already, unless wide heads leave no room for that.
+  static constexpr bool kSums = kTile.key_warps > 1;
+  static constexpr bool kKeepsKeys = kTile.head_dim <= 192;
+
+  // Outputs in float32. The padding keeps pairs of neighbouring rows in different banks.
+  static constexpr int kOutStride = kTile.head_dim_v + 8;
+
+  // What each warp found for its rows.
+  struct Found {
+    alignas(128) float out[kTile.key_warps][kTile.block_m * kOutStride];
+    RowState rows[kTile.key_warps][kTile.block_m];
+  };
+
+  using K = Element[StreamK::Smem::kElements];
+  using V = Element[StreamV::Smem::kElements];
+  using Q = Element[SmemQ::kElements];
+
+  // What may make room for Found: the values of a split that have been read; its keys too; and the
+  // queries, when there is no other split.
+  struct SmemBesideValues {
+    alignas(128) Q q;
+    alignas(128) K k;
+    union {
+      alignas(128) V v;
+      Found found;
+    };
+    alignas(16) Element probs[0];
+    SplitWorkTile work;
+  };
+  struct SmemBesideKeys {
+    alignas(128) Q q;
+    union {
+      struct {
+        alignas(128) K k;
+        alignas(128) V v;
+      };
+      Found found;
+    };
+    alignas(16) Element probs[0];
+    SplitWorkTile work;
+  };
+  struct SmemBesideQueries {
+    union {
+      struct {
+        alignas(128) Q q;
+        alignas(128) K k;
+        alignas(128) V v;
+      };
+      Found found;
+    };
+    alignas(16) Element probs[0];
+    SplitWorkTile work;
+  };
+  using Smem = conditional_t<kSums, conditional_t<kKeepsKeys, SmemBesideValues, SmemBesideKeys>,
+                             SmemBesideQueries>;
+
+  CUTE_DEVICE static int query_of(SplitArgs const& args, int row) { return args.group.div(row); }
+
+  CUTE_DEVICE static AlibiRow alibi_row(SplitArgs const& args, SplitWorkTile const& work, int row) {
+    int query, in_group;
+    args.group(query, in_group, row);
+    int32_t const head = work.head_kv * args.group.divisor + in_group;
+    return {query, alibi_slope_log2(args.problem.score_mod, work.batch, head)};
+  }
+
+  CUTE_DEVICE static StreamK keys(SplitArgs const& args, Smem& smem) {
+    return {rows_of(args.problem.k, args, smem.work), smem.work.tiles.end - 1, smem.k};
+  }
+  CUTE_DEVICE static StreamV values(SplitArgs const& args, Smem& smem) {
+    return {rows_of(args.problem.v, args, smem.work), smem.work.tiles.end - 1, smem.v};
+  }
+
+ private:
+  CUTE_DEVICE static KeyRows rows_of(TensorRef const& t, SplitArgs const& args,
+                                     SplitWorkTile const& work) {
+    FwdParams const& p = args.problem;
+    return {t,
+            p.pages,
+            args.page_size,
+            work.batch,
+            work.first_row_k,
+            work.seqlen_k,
+            work.head_kv,
+            p.head_dim};
+  }
+};
+
+}  // namespace fa2::sm80
