@@ -132,11 +132,11 @@ def test_no_memory(path: str, target: Target, monkeypatch: pytest.MonkeyPatch) -
         raise RuntimeError("no memory")
 
     new = target.tensor(2, 3, 2, 16)
-    given = dense() | {name: target.tensor(3, 20, 2, 16) for name in ("k_cache", "v_cache")}
+    given = dense() | {name: target.tensor(3, 300, 2, 16) for name in ("k_cache", "v_cache")}
     given |= {"q": target.tensor(2, 3, 4, 16), "k": new, "v": new}
     given |= {x: given[x].to(target.dtype) for x in ("rotary_cos", "rotary_sin")}
+    given["num_splits"] = 2  # whose results need a workspace
     before = copies(given)
-    given["num_splits"] = 2  # the workspace is for their results
     memory = [(_launch, "_empty"), (_launch, "_empty_like")]
     if target.backend != "cpu":
         memory.append((_backend, "allocated"))
