@@ -20,7 +20,7 @@ PYTHON_FILES := flash_attn2 tests benchmarks examples tools setup.py
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo bench test fuzz sanitize sanitize-short test-torch \
         test-torch-short cuda-check lint format wheel install-check \
-        gpu-test gpu-bench clean
+        gpu gpu-setup gpu-test gpu-bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,12 +99,20 @@ install-check: ## pip install . into a clean environment and call the package th
 	  -c constraints.txt .
 	cd build/install-check && bin/python $(CURDIR)/tools/install_check.py
 
-gpu-test: setup ## Run the Python tests on the GPU of this machine
+# Asked before anything is installed, and again of torch before anything is built.
+gpu:
+	@$(PYTHON) -m tools.detect_cuda --need-gpu
+
+gpu-setup: gpu
+	@$(MAKE) --no-print-directory setup
+	@$(BIN)/python -m tools.detect_cuda --need-torch
+
+gpu-test: gpu-setup ## Run the Python tests on the GPU of this machine
 	$(CONFIGURE) -DFLASH_ATTN2_CUDA=on
 	$(COMPILE) --target native_modules
 	$(BIN)/python -m pytest -q -k cuda
 
-gpu-bench: setup ## Run the main benchmark on the GPU of this machine
+gpu-bench: gpu-setup ## Run the main benchmark on the GPU of this machine
 	$(CONFIGURE) -DFLASH_ATTN2_CUDA=on
 	$(COMPILE) --target native_modules
 	$(BIN)/python -m flash_attn2 bench --device cuda

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import re
 import statistics
@@ -23,12 +22,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpu_rows import ENVIRONMENT, Row, rows
+from cpu_rows import ENVIRONMENT, Row, timed_rows
 
-from flash_attn2.bench import timing
-from flash_attn2.bench.contenders import FLASH_ATTN2, Problem
-from flash_attn2.bench.record import rounded, write_record
+from flash_attn2 import bench
+from flash_attn2.bench import race, runner, timing
+from flash_attn2.bench.record import Record
+from flash_attn2.bench.suite import Outcome
 
+_WORKER = Path(__file__).with_name("checkout_worker.py")
 _BUDGET = {"min_rounds": 5, "max_rounds": 50}
 _SLOWER = 0.97  # below which a row is measured again
 _REPEATS = 2
@@ -38,19 +39,27 @@ class _Worker:
     """A process that imports one checkout and times what it is told."""
 
     def __init__(self, checkout: Path, environment: dict[str, str]) -> None:
+        self._checkout = checkout
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker"],
+            [sys.executable, str(_WORKER), str(Path(bench.__file__).parent)],
             env=os.environ | environment | {"PYTHONPATH": str(checkout.resolve())},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        package = Path(self.ask("package"))
+        if checkout.resolve() not in package.parents:
+            self.close()
+            raise SystemExit(f"{checkout} has no flash_attn2: {package} was imported")
 
     def ask(self, *question: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(question), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"the process of {self._checkout} died")
+        return json.loads(answer)
 
     def close(self) -> None:
         self._process.communicate()
@@ -65,34 +74,6 @@ class _Clock(timing.CpuClock):
         return seconds
 
 
-def _serve() -> None:
-    """What a worker does: answers questions, a line each."""
-    import torch
-    from cpu_peers import build
-
-    clock = timing.CpuClock()
-    run: Any = None
-    mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    for line in sys.stdin:
-        kind, *values = json.loads(line)
-        answer: Any = None
-        if kind == "row":
-            row = _timed_rows()[values[0]]
-            problem = Problem.create(row.case, "cpu", gradients=row.mode.gradients)
-            run = build(FLASH_ATTN2, row, problem).run
-            mode = contextlib.nullcontext() if row.mode.gradients else torch.inference_mode()
-        else:
-            threads, calls = values
-            torch.set_num_threads(threads)
-            with mode:
-                answer = clock.measure(run, calls)
-        print(json.dumps(answer), flush=True)
-
-
-def _timed_rows() -> list[Row]:
-    return [row for row in rows() if isinstance(row, Row) and row.section != "peak"]
-
-
 @contextlib.contextmanager
 def _workers(checkouts: Sequence[Path], section: str) -> Iterator[list[_Worker]]:
     workers = [_Worker(checkout, ENVIRONMENT.get(section, {})) for checkout in checkouts]
@@ -103,23 +84,23 @@ def _workers(checkouts: Sequence[Path], section: str) -> Iterator[list[_Worker]]
             worker.close()
 
 
-def _compare(workers: list[_Worker], threads: int, seconds: float) -> dict[str, Any]:
-    runs = {name: (w, threads) for name, w in zip(("before", "after"), workers, strict=True)}
+def _compare(workers: Sequence[_Worker], threads: int, seconds: float) -> Outcome:
     clock = _Clock()
-    estimates = {name: timing.estimate(run, clock) for name, run in runs.items()}  # type: ignore[arg-type]
-    budget = timing.Budget(seconds, **_BUDGET)
-    samples = timing.interleave(runs, estimates, clock, budget)  # type: ignore[arg-type]
+    entries = {
+        name: race.enter((worker, threads), clock)
+        for name, worker in zip(("before", "after"), workers, strict=True)
+    }
+    samples = race.run(entries, clock, timing.Budget(seconds, **_BUDGET))
     return {
         "times_as_fast": timing.compare(samples["after"], samples["before"]).value,
-        "samples": {name: rounded(each) for name, each in samples.items()},
+        "samples": {name: race.rounded(each) for name, each in samples.items()},
     }
 
 
-def _measure(index: int, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    row = _timed_rows()[index]
+def _measure(row: Row, args: argparse.Namespace) -> Iterator[Outcome]:
     with _workers((args.before, args.after), row.section) as workers:
         for worker in workers:
-            worker.ask("row", index)
+            worker.ask("row", row.name)
         for threads in row.threads:
             tries = [_compare(workers, threads, args.seconds)]
             if tries[0]["times_as_fast"] < _SLOWER:
@@ -139,25 +120,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="per row and threads")
     args = parser.parse_args(argv)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    selected = [i for i, row in enumerate(_timed_rows()) if re.search(args.rows, row.name)]
-    if not selected:
+    rows = [row for row in timed_rows() if re.search(args.rows, row.name)]
+    if not rows:
         parser.error(f"--rows {args.rows!r} matches no row")
 
-    outcomes: list[dict[str, Any]] = []
-    for index in selected:
-        for outcome in _measure(index, args):
-            outcomes.append(outcome)
-            print(f"{outcome['times_as_fast']:.3f}  {outcome['row']}, {outcome['threads']} threads")
-            options = {"rows": args.rows, "seconds": args.seconds}
-            write_record(args.output, "checkouts", options, index == selected[-1], outcomes)
-    ratios = [outcome["times_as_fast"] for outcome in outcomes]
-    mean = math.exp(statistics.fmean(map(math.log, ratios)))
-    print(f"{mean:.3f}  geometric mean of {len(ratios)}; lowest {min(ratios):.3f}")
-    return 0
+    names = [f"{row.name}, {threads} threads" for row in rows for threads in row.threads]
+    record = Record(args.output, "cpu", {"rows": args.rows, "seconds": args.seconds})
+    outcomes = (outcome for row in rows for outcome in _measure(row, args))
+    done, status = runner.collect(outcomes, names, record, _one_line)
+    for outcome in done:
+        print(f"{_one_line(outcome)}  {outcome['row']}, {outcome['threads']} threads")
+    if ratios := [outcome["times_as_fast"] for outcome in done]:
+        mean = statistics.geometric_mean(ratios)
+        print(f"{mean:.3f}  geometric mean of {len(ratios)}; lowest {min(ratios):.3f}")
+    return status
+
+
+def _one_line(outcome: Outcome) -> str:
+    return f"{outcome['times_as_fast']:.3f}"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--worker"]:
-        _serve()
-    else:
-        sys.exit(main())
+    sys.exit(main())

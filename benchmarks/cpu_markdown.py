@@ -1,43 +1,51 @@
-"""The record of a CPU table as Markdown. Needs nothing but Python."""
+"""The record of a CPU table as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-Outcome = Mapping[str, Any]
-OURS, ITSELF = "flash_attn2", "itself on one thread"
-_TEXT = {"what", "against", "case", "float32 error", "extra memory"}
+from cpu_rows import ONE_THREAD
+from rich.markup import escape
+
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.record import hardware
+from flash_attn2.bench.report import Table, markdown
+from flash_attn2.bench.suite import Outcome
 
 
 def tables(record: Mapping[str, Any]) -> str:
     """Summary, then every row."""
-    machine, versions = record["machine"], record["versions"]
     outcomes = record["results"]
     timed = [outcome for outcome in outcomes if "goals" in outcome]
-    parts = [
-        f"{machine['cpu']}, {machine['cpus']} CPUs, {record['build']['cpu']['isa']}; torch "
-        f"{versions['torch']}, flash_attn2 {versions['flash_attn2']}"
-        + ("" if record["complete"] else " (incomplete)")
-    ]
-    header = ("what", "against", "must", "aim", "1 thread", "2 threads")
-    parts += _table(header, _summary(timed))
-    header = ("what", "case", "against", "must", "aim", "1 thread", "2 threads", "time, 2 threads")
-    parts += _table(header, _details(timed))
-    parts += _table(
-        ("float32 error", "largest", "SDPA's", "ratio", "at most"),
-        [_error(outcome) for outcome in outcomes if "errors" in outcome],
+    figures = ("must", "aim", "1 thread", "2 threads")
+    shown = (
+        Table("", ("what", "against", *figures), [_summary(timed)], texts=2),
+        Table(
+            "",
+            ("what", "case", "against", *figures, "time, 2 threads"),
+            [_details(timed)],
+            texts=3,
+        ),
+        Table(
+            "",
+            ("float32 error", "largest", "SDPA's", "ratio", "at most"),
+            [[_error(outcome) for outcome in outcomes if "errors" in outcome]],
+        ),
+        Table(
+            "",
+            ("extra memory", "results", "flash_attn2: beyond them", "SDPA: beyond them"),
+            [[_memory(outcome) for outcome in outcomes if "extra_bytes" in outcome]],
+        ),
     )
-    parts += _table(
-        ("extra memory", "results", "flash_attn2: beyond them", "SDPA: beyond them"),
-        [_memory(outcome) for outcome in outcomes if "extra_bytes" in outcome],
-    )
-    parts += [
+    failed = [
         f"Failed: {outcome['title']}, {outcome['case']['name']}: {outcome['failed']}"
         for outcome in outcomes
         if "failed" in outcome
     ]
-    return "\n\n".join(parts)
+    isa = record["build"]["cpu"]["isa"]
+    about = f"{hardware(record)}, {isa}{'' if record['complete'] else ' (incomplete)'}"
+    return "\n\n".join([about, *(markdown(table) for table in shown if table.blocks[0]), *failed])
 
 
 def one_line(outcome: Outcome) -> str:
@@ -55,22 +63,15 @@ def one_line(outcome: Outcome) -> str:
     return "; ".join(figures)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    if not lines:
-        return []
-    rows = [header, ["---" if name in _TEXT else "---:" for name in header], *lines]
-    return ["\n".join(f"| {' | '.join(row)} |" for row in rows)]
-
-
 def _summary(outcomes: Sequence[Outcome]) -> list[list[str]]:
     """A line per kind of row and peer: the range over its cases."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome, goal in _goals(outcomes):
         against = goal["against"]
-        title = "forward and backward at s ≥ 2048" if against == ITSELF else outcome["title"]
+        title = "forward and backward at s ≥ 2048" if against == ONE_THREAD else outcome["title"]
         groups.setdefault((title, against), []).append(goal)
     # Last, as it is about several of the others.
-    ordered = sorted(groups.items(), key=lambda group: group[0][1] == ITSELF)
+    ordered = sorted(groups.items(), key=lambda group: group[0][1] == ONE_THREAD)
     return [
         [title, against, *_wanted(goals[0]), *(_range(goals, threads) for threads in ("1", "2"))]
         for (title, against), goals in ordered
@@ -95,8 +96,8 @@ def _details(outcomes: Sequence[Outcome]) -> list[list[str]]:
         cells = [outcome["title"], outcome["case"]["name"], against, *_wanted(goal)]
         for threads in ("1", "2"):
             figure = goal["figures"].get(threads)
-            cells.append(missing or "" if figure is None else _with_spread(figure))
-        seconds = outcome["contenders"][OURS]["2"]["seconds"]
+            cells.append(escape(missing or "") if figure is None else _with_spread(figure))
+        seconds = outcome["contenders"][FLASH_ATTN2]["2"]["seconds"]
         lines.append([*cells, _time(seconds)])
     return lines
 

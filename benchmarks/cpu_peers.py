@@ -18,7 +18,6 @@ from flash_attn2.bench import timing
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.contenders import (
     CONTENDERS,
-    FLASH_ATTN2,
     Call,
     Problem,
     heads_first,
@@ -26,6 +25,7 @@ from flash_attn2.bench.contenders import (
     visible_mask,
 )
 from flash_attn2.bench.modes import timed
+from flash_attn2.bench.race import FLASH_ATTN2
 
 
 class Timed(NamedTuple):

@@ -116,6 +116,11 @@ def rows(quick: bool = False) -> list[AnyRow]:
     return [_shorter(row) for row in found] if quick else found
 
 
+def timed_rows() -> list[Row]:
+    """Those that time flash_attn2."""
+    return [row for row in rows() if isinstance(row, Row) and row.section != "peak"]
+
+
 def _shorter(row: AnyRow) -> AnyRow:
     case = row.case
     seqlens = tuple(max(seqlen // _QUICK, 16) for seqlen in case.seqlens)
@@ -230,7 +235,7 @@ def _avx2() -> Iterator[Row]:
 
 def _models() -> Iterator[Row]:
     goals = {SDPA: Goal(1.0), FLEX: Goal(1.0)}
-    for case in build_cases(PROFILES["demo"], read_corpus()):
+    for case in build_cases(PROFILES["cpu-demo"], read_corpus()):
         if case.group == "model":
             yield Row("models", "model shapes", case, goals, threads=THREADS[-1:])
 

@@ -13,19 +13,18 @@ the machine and for flex_attention.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from cpu_markdown import one_line, tables
-from cpu_measure import Outcome, measure_all
 from cpu_rows import THREADS, rows
+from cpu_suite import CpuTable
 
-from flash_attn2.bench.record import write_record
+from flash_attn2.bench import runner
+from flash_attn2.bench.record import Record, read_record
 from flash_attn2.bench.timing import Budget
 
 _ROUNDS = (5, 50)  # at least and at most
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", type=Path, metavar="FILE", help="only print FILE's tables")
     args = parser.parse_args(argv)
     if args.show:
-        print(tables(json.loads(args.show.read_text(encoding="utf-8"))))
+        print(tables(read_record(args.show)))
         return 0
     selected = [row for row in rows(args.quick) if re.search(args.rows, row.name)]
     if not selected:
@@ -57,21 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget = Budget(args.seconds, *(_QUICK_ROUNDS if args.quick else _ROUNDS))
     options = {"rows": args.rows, "seconds": args.seconds, "quick": args.quick}
 
-    outcomes: list[Outcome] = []
-    start = time.monotonic()
-    try:
-        for row, outcome in measure_all(selected, budget):
-            outcomes.append(outcome)
-            complete = len(outcomes) == len(selected)
-            write_record(args.output, "cpu", options, complete, outcomes)
-            progress = f"[{len(outcomes)}/{len(selected)}, {time.monotonic() - start:.0f} s]"
-            print(f"{progress} {row.name}: {one_line(outcome)}", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-    if outcomes:
-        print(tables(json.loads(args.output.read_text(encoding="utf-8"))))
+    record = Record(args.output, "cpu", options)
+    outcomes = runner.measure(CpuTable(selected, budget), selected)
+    done, status = runner.collect(outcomes, [row.name for row in selected], record, one_line)
+    if done:
+        print(tables(read_record(args.output)))
         print(f"Wrote {args.output}", file=sys.stderr)
-    return 0 if len(outcomes) == len(selected) and not any("failed" in o for o in outcomes) else 1
+    return status or int(any("failed" in outcome for outcome in done))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from flash_attn2.bench import memory
 from flash_attn2.bench.cases import DTYPES, Case
 from flash_attn2.bench.contenders import CONTENDERS, Problem
@@ -47,7 +45,8 @@ def main() -> None:
         )
         cells = [f"{case.num_heads} / {case.num_heads_kv}", format_bytes(result_bytes(case))]
         for contender in CONTENDERS:
-            size = peak(case, contender, args.device)
+            problem = Problem.create(case, args.device, gradients=True)
+            size = memory.peak(problem, contender, "", TRAINING)
             cells.append("n/a" if size is None else format_bytes(size))
         print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -55,12 +54,6 @@ def main() -> None:
 def result_bytes(case: Case) -> int:
     heads = 2 * case.num_heads + 2 * case.num_heads_kv
     return case.total * heads * case.head_dim * case.torch_dtype.itemsize
-
-
-def peak(case: Case, contender: str, device: str) -> int | None:
-    if device == "cuda":
-        return memory.cuda_peak(Problem.create(case, device, gradients=True), contender, "")
-    return memory.PeakMemory(torch.get_num_threads()).measure(case, contender, "", TRAINING)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 Used by builds with ``FLASH_ATTN2_CUDA=auto``. Nothing is imported: under build isolation torch can
 be seen only as files of the environment that the package is being installed into.
+
+With ``--need-gpu`` or ``--need-torch``, as ``make gpu-test`` asks: fail without a GPU, or where the
+torch of this environment sees none.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -32,5 +36,28 @@ def cuda_torch(site_packages: Path) -> str | None:
     return f"torch for CUDA {found[1]}" if found else None
 
 
+def need_gpu() -> str:
+    """The GPU; SystemExit without one."""
+    found = gpu()
+    if not found:
+        raise SystemExit("There is no GPU here: nvidia-smi -L lists none.")
+    return found
+
+
+def need_torch() -> str:
+    """The GPU as torch sees it; SystemExit if it sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            f"torch {torch.__version__} sees no GPU: install a torch for CUDA into {sys.prefix}."
+        )
+    return f"torch {torch.__version__}: {torch.cuda.get_device_name()}"
+
+
 if __name__ == "__main__":
-    print(gpu() or cuda_torch(Path(sysconfig.get_path("purelib"))) or "")
+    wanted = {"--need-gpu": need_gpu, "--need-torch": need_torch}
+    if sys.argv[1:]:
+        print(wanted[sys.argv[1]]())
+    else:
+        print(gpu() or cuda_torch(Path(sysconfig.get_path("purelib"))) or "")

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from flash_attn2._launch import draw_rng_state
 from flash_attn2.bench.cases import Case
-from flash_attn2.bench.contenders import FLASH_ATTN2, Call, Problem
+from flash_attn2.bench.contenders import Call, Problem
 from flash_attn2.bench.modes import gradients
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.suite import Outcome
 from flash_attn2.reference import attention_reference
 
 _SCORES = 2**23  # entries of the float64 score matrices, per case
@@ -49,6 +51,20 @@ class Errors:
     contenders: Mapping[str, Mapping[str, float]]
     low: Mapping[str, float]
     checked: float  # share of the result's rows and heads that was compared
+
+    @staticmethod
+    def of(outcome: Outcome) -> Errors:
+        """Those of a line of a record, where `record` put them."""
+        return Errors(
+            outcome["errors"], outcome["errors_of_plain_formula"], outcome["share_checked"]
+        )
+
+    def record(self) -> Outcome:
+        return {
+            "errors": self.contenders,
+            "errors_of_plain_formula": self.low,
+            "share_checked": self.checked,
+        }
 
     def largest(self, contender: str) -> float | None:
         """Over all tensors; None if the contender's numbers cannot be compared."""

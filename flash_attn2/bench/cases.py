@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from flash_attn2.bench.corpus import Corpus
+from flash_attn2.bench.suite import Outcome
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -28,6 +30,11 @@ class Case:
     window_left: int = -1  # keys that a query sees to its left; -1: all of them
     softcap: float = 0.0
     dropout_p: float = 0.0  # of one dense sequence only: see accuracy.measure_gradients
+
+    @staticmethod
+    def of(outcome: Outcome) -> Case:
+        """That of a line of a record."""
+        return Case(**outcome["case"] | {"seqlens": tuple(outcome["case"]["seqlens"])})
 
     @property
     def window_size(self) -> tuple[int, int]:
@@ -143,7 +150,7 @@ class Profile:
     """How large the cases are. Lengths are in tokens (or bytes, see `Corpus`)."""
 
     head_dims: tuple[int, ...]
-    head_dim_seqlen: int  # sequence length of the head-dim sweep
+    head_dim_seqlens: tuple[int, ...]  # sequence lengths of the head-dim sweep
     seqlens: tuple[int, ...]
     seqlen_head_dims: tuple[int, ...]  # head dims of the sequence-length sweep
     sweep_rows: int  # batch · seqlen of both sweeps, where a sequence is not longer
@@ -156,11 +163,27 @@ class Profile:
     sweep_dtypes: tuple[str, ...] = ("float32", "bfloat16")
     model_dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
+    def select(
+        self,
+        seqlens: tuple[int, ...] | None,
+        head_dims: tuple[int, ...] | None,
+        dtypes: tuple[str, ...] | None,
+    ) -> Profile:
+        """With such values in every sweep; None: the profile's own."""
+        changes: dict[str, Any] = {}
+        if seqlens:
+            changes |= {"seqlens": seqlens, "head_dim_seqlens": seqlens}
+        if head_dims:
+            changes |= {"head_dims": head_dims, "seqlen_head_dims": head_dims}
+        if dtypes:
+            changes |= {"sweep_dtypes": dtypes, "model_dtypes": dtypes}
+        return replace(self, **changes)
+
 
 PROFILES = {
-    "demo": Profile(
+    "cpu-demo": Profile(
         head_dims=(32, 64, 96, 128, 192, 256),
-        head_dim_seqlen=1024,
+        head_dim_seqlens=(1024,),
         seqlens=(128, 256, 512, 1024, 2048, 4096),
         seqlen_head_dims=(64,),
         sweep_rows=1,
@@ -174,7 +197,7 @@ PROFILES = {
     ),
     "cpu": Profile(
         head_dims=(32, 40, 64, 80, 96, 128, 160, 192, 256),
-        head_dim_seqlen=2048,
+        head_dim_seqlens=(2048,),
         seqlens=(128, 256, 512, 1024, 2048, 4096, 8192),
         seqlen_head_dims=(64, 128),
         sweep_rows=1,
@@ -187,7 +210,7 @@ PROFILES = {
     # The sizes of the FlashAttention-2 paper: 16k tokens, a model width of 2048.
     "cuda": Profile(
         head_dims=(32, 40, 64, 80, 96, 128, 160, 192, 256),
-        head_dim_seqlen=4096,
+        head_dim_seqlens=(4096,),
         seqlens=(512, 1024, 2048, 4096, 8192, 16384),
         seqlen_head_dims=(64, 128),
         sweep_rows=16384,
@@ -200,14 +223,22 @@ PROFILES = {
         model_dtypes=("bfloat16",),
     ),
 }
+PROFILES["cuda-demo"] = replace(
+    PROFILES["cuda"],
+    head_dims=(64, 128, 256),
+    seqlens=(1024, 4096, 16384),
+    seqlen_head_dims=(128,),
+    masks=(True,),
+)
 
 
 def build_cases(profile: Profile, corpus: Corpus, training: bool = False) -> list[Case]:
     """All cases of `profile`, in the order in which they run; for training also with dropout."""
     cases = [
-        _sweep_case(profile, "head_dim", dtype, head_dim, profile.head_dim_seqlen, causal)
+        _sweep_case(profile, "head_dim", dtype, head_dim, seqlen, causal)
         for dtype in profile.sweep_dtypes
         for causal in profile.masks
+        for seqlen in profile.head_dim_seqlens
         for head_dim in profile.head_dims
     ]
     cases += [

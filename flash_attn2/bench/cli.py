@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flash_attn2 import _env
+from flash_attn2 import build_info
+from flash_attn2.bench import suites
 from flash_attn2.bench.cases import DTYPES
 from flash_attn2.bench.corpus import UNITS
 from flash_attn2.bench.modes import DECODE, MODES
-from flash_attn2.bench.suites import Case, Runner, Suite, UsageError, suite
+from flash_attn2.bench.suite import UsageError
 from flash_attn2.bench.timing import Budget
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _DEMO_SECONDS = 1.0
 _SECONDS = 3.0
 _MIN_ROUNDS = {True: 3, False: 5}  # by whether this is the demo
 _MAX_ROUNDS = 100
-_RECORDED = ("demo", "mode", "dtype", "seqlens", "repeats", "seconds")
+_RECORDED = ("demo", "mode", "dtype", "seqlens", "head_dims", "repeats", "seconds")
 
 _DESCRIPTION = """\
 Runs flash_attn2, PyTorch's scaled_dot_product_attention and standard attention side by side: a
@@ -55,20 +56,26 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="the forward pass (default), the backward pass, both, or decoding over a KV cache",
     )
     what.add_argument(
-        "--dtype", type=_dtypes, metavar="NAME,...", help=f"some of {', '.join(DTYPES)}"
+        "--dtype",
+        type=_dtypes,
+        metavar="NAME,...",
+        help=f"some of {', '.join(DTYPES)}, or {', '.join(DTYPES.values())}",
     )
     what.add_argument("--cases", type=_regex, metavar="REGEX", help="only cases with such a name")
     what.add_argument(
-        "--head-dims", type=_integers(MAX_HEAD_DIM), metavar="N,...", help="for the head-dim sweep"
+        "--head-dims",
+        type=_integers(MAX_HEAD_DIM),
+        metavar="N,...",
+        help="of both sweeps; models have their own",
     )
     what.add_argument(
         "--seqlens",
         type=_integers(2**20),
         metavar="N,...",
-        help=f"for the sequence-length sweep; with --mode {DECODE} numbers of keys",
+        help=f"of both sweeps; models have their own. With --mode {DECODE}: keys, of every sweep",
     )
     what.add_argument(
-        "--unit", choices=UNITS, default="token", help="how documents are measured (default: token)"
+        "--unit", choices=UNITS, help=f"how documents are measured (default: {UNITS[0]})"
     )
     what.add_argument("--list", action="store_true", help="only print the cases")
     how = parser.add_argument_group("how to measure")
@@ -84,10 +91,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     how.add_argument(
         "--standard-limit",
         type=_positive_float,
-        default=2.0,
         metavar="GIB",
         help="leave standard attention out where its scores, and all of their size that a "
-        "backward pass needs, are larger (default: 2)",
+        f"backward pass needs, are larger (default: {suites.STANDARD_LIMIT:g})",
     )
     where = parser.add_argument_group("results")
     where.add_argument(
@@ -97,47 +103,104 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="DIR",
         help="default: %(default)s",
     )
+    where.add_argument(
+        "--show", type=Path, metavar="FILE", help="measure nothing: tables and plots of a record"
+    )
     where.add_argument("--no-plots", action="store_true", help="write no PNG files")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the benchmark; 0, 1 if flash_attn2's error is too large, or 2 for unusable options."""
+    """Runs the benchmark; 0, or 1 if a case fails or has too large an error in flash_attn2.
+
+    2 for unusable options, and 128 + the signal's number if a signal ends it.
+    """
     try:
-        return _run(args)
+        return _show(args) if args.show else _run(args)
     except UsageError as error:
         print(f"python -m flash_attn2 bench: error: {error}", file=sys.stderr)
         return 2
+
+
+def _show(args: argparse.Namespace) -> int:
+    _prepare_output(args)
+    from flash_attn2.bench.record import read_record
+
+    try:
+        record = read_record(args.show)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"--show {args.show}: no record of results ({error!r})") from error
+    return _report(args, record, [])
 
 
 def _run(args: argparse.Namespace) -> int:
     device = _device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    measured = suite(args, device)
-    cases = select_cases(args, measured.cases)
+    _check_dtypes(args.dtype, device)
+    selection = suites.select(args, device)
+    cases = filter_cases(args.cases, selection.cases)
     if args.list:
         for case in cases:
             print(f"{case.name:<40} {', '.join(case.description)}")
         return 0
-    _require("rich", *(() if args.no_plots else ("matplotlib",)))
-    _make_folder(args.output)
+    _prepare_output(args)
 
+    from flash_attn2.bench import report, runner
+    from flash_attn2.bench.record import Record, hardware, read_record
+
+    path = args.output / f"results{suites.suffix(args.mode)}.json"
+    record = Record(path, device, _options(args) | selection.options)
+    console = _console()
+    console.print(f"{len(cases)} cases on {hardware(record.head)}. {selection.about}")
+    suite = suites.build(args, device, budget(args), cases)
+    names = [case.name for case in cases]
+    outcomes = runner.measure(suite, cases)
+    done, status = runner.collect(outcomes, names, record, report.progress)
+    if not done:
+        console.print("Interrupted before the first case was done.")
+        return status
+    failed = _report(args, read_record(path), [path])
+    if status:
+        console.print(f"Interrupted: {len(done)} of {len(cases)} cases.")
+    return status or failed
+
+
+def _report(args: argparse.Namespace, record: dict[str, Any], files: list[Path]) -> int:
+    """Shows a record; 1 if a case has failed or has too large an error."""
+    from flash_attn2.bench.report import print_table
+
+    console = _console()
+    shown = suites.report(record)
+    for table in shown.tables():
+        print_table(console, table)
+    for line in shown.summary():
+        console.print(line)
+    if not args.no_plots:
+        from flash_attn2.bench import plots
+
+        files += plots.write(args.output, shown)
+    if files:
+        console.print("Wrote " + ", ".join(map(str, files)))
+    return 1 if shown.failed or shown.out_of_tolerance() else 0
+
+
+def _console() -> Console:
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal and console.width < _NARROWEST:
         console = Console(width=_NARROWEST)
-    return _measure(args, device, measured, cases, console)
+    return console
 
 
-def select_cases(args: argparse.Namespace, cases: Sequence[Case]) -> Sequence[Case]:
-    """Those that the options ask for."""
-    if args.cases is None:
+def filter_cases(pattern: re.Pattern[str] | None, cases: Sequence[Any]) -> Sequence[Any]:
+    """Those with such a name."""
+    if pattern is None:
         return cases
-    selected = [case for case in cases if args.cases.search(case.name)]
+    selected = [case for case in cases if pattern.search(case.name)]
     if not selected:
         raise UsageError(
-            f"--cases {args.cases.pattern!r} matches none of the {len(cases)} cases; "
+            f"--cases {pattern.pattern!r} matches none of the {len(cases)} cases; "
             "--list shows their names"
         )
     return selected
@@ -150,42 +213,6 @@ def budget(args: argparse.Namespace) -> Budget:
     return Budget(seconds, _MIN_ROUNDS[args.demo], _MAX_ROUNDS)
 
 
-def _measure(
-    args: argparse.Namespace,
-    device: str,
-    measured: Suite,
-    cases: Sequence[Case],
-    console: Console,
-) -> int:
-    from flash_attn2.bench.record import describe_machine, write_record
-
-    machine = describe_machine(device)
-    hardware = machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads")
-    console.print(f"{len(cases)} cases on {hardware}, torch {torch.__version__}. {measured.about}")
-    results, interrupted = _run_cases(measured.runner(budget(args)), cases, console)
-    complete = len(results) == len(cases)
-    if not results:
-        console.print(
-            "Interrupted before the first case was done." if interrupted else "No results."
-        )
-        return 130 if interrupted else 1
-    measured.print_tables(console, results)
-    files = [args.output / f"results{measured.suffix}.json"]
-    options = _options(args) | measured.options()
-    write_record(files[0], device, options, complete, measured.records(results))
-    if not args.no_plots:
-        title = f"{hardware}, torch {torch.__version__}"
-        files += measured.write_plots(args.output, results, title)
-    console.print("Wrote " + ", ".join(map(str, files)))
-    if interrupted:
-        console.print(f"Interrupted: {len(results)} of {len(cases)} cases.")
-        return 130
-    wrong = measured.out_of_tolerance(results)
-    if wrong:
-        console.print(f"[bold red]Error out of tolerance in:[/] {', '.join(wrong)}")
-    return 1 if wrong or not complete else 0
-
-
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Those that bear on the results, whatever the mode."""
     record = {name: getattr(args, name) for name in _RECORDED}
@@ -193,49 +220,29 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _run_cases(runner: Runner, cases: Sequence[Case], console: Console) -> tuple[list[Any], bool]:
-    """The results so far, and whether the user has interrupted; a case that fails has none."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    results = []
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(cases))
-        try:
-            for case in cases:
-                progress.update(task, description=case.name)
-                try:
-                    results.append(runner.run(case))
-                except Exception as error:  # the others are not to be lost
-                    console.print(Text(f"{case.name}: {error!r}", style="bold red"))
-                progress.advance(task)
-        except KeyboardInterrupt:
-            return results, True
-    return results, False
-
-
 def _device(name: str | None) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device cuda: torch {torch.__version__} sees no CUDA device")
-    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu" and _env.backend() == "sm80-emulated":
+    try:
+        built = build_info()
+    except ValueError as error:  # of an environment variable
+        raise UsageError(str(error)) from error
+    if name == "cuda" and built["cuda"] is None:
+        raise UsageError("--device cuda: flash_attn2 was built without it; FLASH_ATTN2_CUDA=on")
+    device = name or ("cuda" if torch.cuda.is_available() and built["cuda"] else "cpu")
+    if device == "cpu" and built["backend"] == "sm80-emulated":
         raise UsageError("FLASH_ATTN2_BACKEND=sm80-emulated: the emulator's times mean nothing")
     return device
+
+
+def _check_dtypes(names: Sequence[str] | None, device: str) -> None:
+    if device == "cuda" and "float32" in (names or ()):
+        raise UsageError("--dtype float32: the CUDA kernels compute bfloat16 and float16")
+
+
+def _prepare_output(args: argparse.Namespace) -> None:
+    _require("rich", *(() if args.no_plots else ("matplotlib",)))
+    _make_folder(args.output)
 
 
 def _require(*modules: str) -> None:
@@ -267,17 +274,17 @@ def _integers(maximum: int) -> Callable[[str], tuple[int, ...]]:
         for value in values:
             if not 1 <= value <= maximum:
                 raise argparse.ArgumentTypeError(f"{value} is not between 1 and {maximum}")
-        return values
+        return tuple(dict.fromkeys(values))
 
     return parse
 
 
 def _dtypes(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in DTYPES:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(DTYPES)}")
-    return names
+    names = {name: name for name in DTYPES} | {short: name for name, short in DTYPES.items()}
+    for name in text.split(","):
+        if name not in names:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(names)}")
+    return tuple(dict.fromkeys(names[name] for name in text.split(",")))
 
 
 def _regex(text: str) -> re.Pattern[str]:

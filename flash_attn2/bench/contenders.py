@@ -17,14 +17,11 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 
 import flash_attn2
 from flash_attn2.bench.cases import Case
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.suite import UnavailableError
 
-FLASH_ATTN2 = "flash_attn2"
 SDPA = "SDPA"
 STANDARD = "standard"
-
-
-class UnavailableError(Exception):
-    """A contender cannot run a case; the message is the reason, in two or three words."""
 
 
 @dataclass(frozen=True)

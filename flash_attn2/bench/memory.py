@@ -34,28 +34,32 @@ def supported() -> bool:
     return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim")
 
 
-class PeakMemory:
-    """Measures calls in child processes that are forked from one that has loaded everything."""
+def peak(problem: Problem, contender: str, variant: str, mode: Mode) -> int | None:
+    """Bytes on the problem's device, or None where they cannot be measured."""
+    if problem.q.device.type == "cuda":
+        return cuda_peak(problem, contender, variant)
+    return cpu_peak(problem.case, contender, variant, mode) if supported() else None
 
-    def __init__(self, num_threads: int) -> None:
-        self._num_threads = num_threads
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
 
-    def measure(self, case: Case, contender: str, variant: str, mode: Mode) -> int | None:
-        """Bytes, or None if the child process did not survive (out of memory)."""
-        receiver, sender = self._context.Pipe(duplex=False)
-        job = (sender, self._num_threads, case, contender, variant, mode.gradients)
-        child = self._context.Process(target=_measure_in_child, args=job)
-        child.start()
-        sender.close()
-        try:
-            size: int = receiver.recv()
-        except EOFError:
-            return None
-        finally:
-            child.join()
-        return size
+def cpu_peak(case: Case, contender: str, variant: str, mode: Mode) -> int | None:
+    """Bytes, or None if the child process did not survive (out of memory).
+
+    It is forked from one that has loaded everything.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    receiver, sender = context.Pipe(duplex=False)
+    job = (sender, torch.get_num_threads(), case, contender, variant, mode.gradients)
+    child = context.Process(target=_measure_in_child, args=job)
+    child.start()
+    sender.close()
+    try:
+        size: int = receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        child.join()
+    return size
 
 
 def cuda_peak(problem: Problem, contender: str, variant: str) -> int:

@@ -17,16 +17,15 @@ class Mode:
     name: str  # as --mode takes it
     title: str
     flops: float  # in forward passes, as the FlashAttention papers count
-    suffix: str  # of the names of files with results
 
     @property
     def gradients(self) -> bool:
         return self.flops > 1
 
 
-FORWARD = Mode("fwd", "Forward pass", 1.0, "")
-BACKWARD = Mode("bwd", "Backward pass", 2.5, "-bwd")
-TRAINING = Mode("fwd+bwd", "Forward and backward pass", 3.5, "-fwd-bwd")
+FORWARD = Mode("fwd", "Forward pass", 1.0)
+BACKWARD = Mode("bwd", "Backward pass", 2.5)
+TRAINING = Mode("fwd+bwd", "Forward and backward pass", 3.5)
 MODES: Mapping[str, Mode] = {mode.name: mode for mode in (FORWARD, BACKWARD, TRAINING)}
 DECODE = "decode"  # beside those, as --mode takes it: of other cases altogether
 

@@ -1,32 +1,31 @@
-"""PNG plots of the results."""
+"""What the plots of all suites have in common: a frame that says it all, error bars, log ticks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD
-from flash_attn2.bench.modes import Mode
-from flash_attn2.bench.report import throughput_unit
-from flash_attn2.bench.runner import Result
+from flash_attn2.bench import timing
+from flash_attn2.bench.contenders import SDPA, STANDARD
+from flash_attn2.bench.decode.contenders import SDPA_PACKED
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.report import Report, measured
+from flash_attn2.bench.suite import Outcome
 
-COLORS = {FLASH_ATTN2: "#d1495b", SDPA: "#30638e", STANDARD: "#9aa5b1"}
-MARKERS = {FLASH_ATTN2: "o", SDPA: "s", STANDARD: "^"}
 STYLE: Any = {
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "figure.titlesize": 10.0,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.w_pad": 0.08,
+    "font.size": 10.0,
+    "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -35,130 +34,157 @@ STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 160,
 }
+GRAY, DARK = "#6b7280", "#333333"
+_LOOKS = {  # color and marker
+    FLASH_ATTN2: ("#d1495b", "o"),
+    SDPA: ("#30638e", "s"),
+    SDPA_PACKED: ("#73a9cf", "D"),
+    STANDARD: ("#9aa5b1", "^"),
+}
+_MORE_LOOKS = (("#edae49", "v"), ("#66a182", "P"), ("#8d6a9f", "X"), ("#4c3b4d", "*"))
+
+# Inches: what stands above and below the panels.
+_HEADER, _FOOTER_LINE = 0.95, 0.17
+_CHARACTER = 0.062  # width, in the notes
+
+_TICKS = 8  # at most, on a logarithmic axis
+# Of the lines that show a spread: seen on bars of any color.
+SPREAD: Any = {
+    "color": DARK,
+    "linewidth": 1.3,
+    "path_effects": [Stroke(linewidth=2.6, foreground="white"), Normal()],
+    "zorder": 4,
+}
 
 
-def write_plots(folder: Path, results: Sequence[Result], machine: str, mode: Mode) -> list[Path]:
-    """Writes a plot for each group of cases that was measured; returns the files."""
-    plots = {
-        "head_dim": ("head_dims", _plot_head_dims),
-        "seqlen": ("seqlens", _plot_seqlens),
-        "model": ("models", _plot_models),
-    }
+def write(folder: Path, report: Report) -> list[Path]:
+    """Writes a PNG for each of the report's plots; returns the files."""
     written = []
     with mpl.rc_context(STYLE):
-        for group, (name, plot) in plots.items():
-            members = [result for result in results if result.case.group == group]
-            if members:
-                path = folder / f"{name}{mode.suffix}.png"
-                plot(members, mode.title, machine).savefig(path)
-                written.append(path)
+        for name, figure in report.figures():
+            written.append(folder / f"{name}.png")
+            figure.savefig(written[-1])
     return written
 
 
-def _facets(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results by dtype and mask (and head dim, for the sequence-length sweep)."""
-    facets: dict[str, list[Result]] = {}
-    for result in results:
-        case = result.case
-        title = f"{case.dtype}, {'causal' if case.causal else 'full'}"
-        if case.group == "seqlen":
-            title += f", head dim {case.head_dim}"
-        facets.setdefault(title, []).append(result)
-    return facets
+def look(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """Color and marker of a contender."""
+    others = [other for other in names if other not in _LOOKS]
+    if name in _LOOKS:
+        return _LOOKS[name]
+    return _MORE_LOOKS[others.index(name) % len(_MORE_LOOKS)]
 
 
-def _figure(columns: int, rows: int, title: str) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(4.2 * columns + 0.4, 2.8 * rows + 1.0))
-    figure.suptitle(title)
-    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+def panels(
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    title: str,
+    about: str,
+    note: str,
+    share_x: bool | Literal["all", "row", "col"] = False,
+    share_y: bool | Literal["all", "row", "col"] = False,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of panels of `size` inches below a title and a line about it, above a note."""
+    width = max(size[0] * columns, 8.0)
+    lines = [
+        line for part in note.split("\n") for line in textwrap.wrap(part, int(width / _CHARACTER))
+    ]
+    footer = _FOOTER_LINE * len(lines) + 0.12
+    height = size[1] * rows + _HEADER + footer
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine(
+        "constrained",
+        rect=(0.005, footer / height, 0.99, 1 - (_HEADER + footer) / height),
+        h_pad=0.08,
+        w_pad=0.08,
+    )
+    figure.text(0.12 / width, 1 - 0.1 / height, title, va="top", size=14, weight="bold")
+    figure.text(0.12 / width, 1 - 0.42 / height, about, va="top", color=DARK)
+    figure.text(0.12 / width, 0.08 / height, "\n".join(lines), va="bottom", size=8.5, color=GRAY)
+    return figure, figure.subplots(
+        rows, columns, squeeze=False, sharex=share_x, sharey=share_y
+    ).tolist()
 
 
-def _plot_head_dims(results: Sequence[Result], title: str, machine: str) -> Figure:
-    """Throughput against head dimension: grouped bars, one panel per dtype and mask."""
-    facets = _facets(results)
-    columns = min(len(facets), 2)
-    rows = -(-len(facets) // columns)
-    seqlen = results[0].case.seqlens[0]
-    unit, flops = throughput_unit(results)
-    figure, grid = _figure(columns, rows, f"{title}, sequence length {seqlen}\n{machine}")
-    panels = [axes for line in grid for axes in line]
-    width = 0.8 / len(CONTENDERS)
-    for axes, (facet, members) in zip(panels, facets.items(), strict=False):
-        for index, name in enumerate(CONTENDERS):
-            bars = {
-                position: result.measurements[name].flops_per_second / flops
-                for position, result in enumerate(members)
-                if name in result.measurements
-            }
-            shift = (index - (len(CONTENDERS) - 1) / 2) * width
-            axes.bar(
-                [position + shift for position in bars],
-                list(bars.values()),
-                width,
-                color=COLORS[name],
-                label=name,
-            )
-        axes.set_xticks(range(len(members)), [str(result.case.head_dim) for result in members])
-        axes.set(title=facet, xlabel="head dim")
-        axes.grid(axis="x", visible=False)
-    for line in grid:
-        line[0].set_ylabel(unit)
-    for axes in panels[len(facets) :]:
-        axes.remove()
-    figure_legend(figure, panels[0])
-    return figure
+def legend(figure: Figure, entries: Sequence[tuple[str, Any]]) -> None:
+    """In the header, below its lines."""
+    height = figure.get_figheight()
+    figure.legend(
+        handles=[handle for _, handle in entries],
+        labels=[label for label, _ in entries],
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1 - 0.62 / height),
+        ncols=len(entries),
+    )
 
 
-def _plot_seqlens(results: Sequence[Result], title: str, machine: str) -> Figure:
-    """Time and peak extra memory against sequence length: a column per dtype, mask, head dim."""
-    facets = _facets(results)
-    figure, grid = _figure(len(facets), 2, f"{title} against sequence length\n{machine}")
-    for column, (facet, members) in enumerate(facets.items()):
-        time_axes, memory_axes = grid[0][column], grid[1][column]
-        _lines(time_axes, members, lambda result, name: result.measurements[name].seconds)
-        _lines(memory_axes, members, lambda result, name: result.measurements[name].extra_bytes)
-        time_axes.set_title(facet)
-        memory_axes.set_xlabel("sequence length")
-        time_axes.yaxis.set_major_formatter(FuncFormatter(_time_label))
-        memory_axes.yaxis.set_major_locator(LogLocator(base=4, numticks=9))
-        memory_axes.yaxis.set_major_formatter(FuncFormatter(_memory_label))
-    grid[0][0].set_ylabel("time")
-    grid[1][0].set_ylabel("peak extra memory")
-    figure_legend(figure, grid[0][0])
-    return figure
+def key(name: str, names: Sequence[str], *, marker: bool = True) -> tuple[str, Any]:
+    """A contender's entry in a legend."""
+    color, shape = look(name, names)
+    line = Line2D([], [], color=color, marker=shape if marker else "s", markersize=6)
+    if not marker:
+        line.set(linestyle="none", markersize=9)
+    return name, line
 
 
-def _lines(
-    axes: Axes, results: Sequence[Result], value: Callable[[Result, str], float | None]
+def middle(outcome: Outcome, name: str) -> tuple[float, float]:
+    """Between which seconds the middle half of a contender's samples lies."""
+    return timing.quartiles(outcome["contenders"][name]["samples"].values())
+
+
+def rate(outcome: Outcome, name: str, unit: str) -> tuple[float, float, float]:
+    """A rate (a key of the record) and between which values the middle half of it lies."""
+    one = outcome["contenders"][name]
+    work = one[unit] * one["seconds"]
+    low, high = middle(outcome, name)
+    return one[unit], work / high, work / low
+
+
+def curve(
+    axes: Axes,
+    outcomes: Sequence[Outcome],
+    name: str,
+    names: Sequence[str],
+    point: Callable[[Outcome], tuple[float, float] | None],
+    spread: Callable[[Outcome], tuple[float, float]] | None = None,
 ) -> None:
-    for name in CONTENDERS:
-        points = [
-            (result.case.seqlens[0], y)
-            for result in results
-            if name in result.measurements and (y := value(result, name)) is not None
-        ]
-        if points:
-            axes.plot(
-                *zip(*sorted(points), strict=True),
-                color=COLORS[name],
-                marker=MARKERS[name],
-                markersize=4,
-                zorder=3 if name == FLASH_ATTN2 else 2,
-                label=name,
-            )
-    seqlens = sorted({result.case.seqlens[0] for result in results})
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(seqlens, [short(seqlen) for seqlen in seqlens])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    """A contender's points (where there are any), with bars for their spread."""
+    color, marker = look(name, names)
+    order = 3 if name == FLASH_ATTN2 else 2
+    members = [(at, one) for one in outcomes if name in measured(one) and (at := point(one))]
+    if not members:
+        return
+    points = sorted(at for at, _ in members)
+    axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4.5, zorder=order)
+    if spread:
+        for (x, _), one in members:
+            axes.vlines(x, *spread(one), color=color, linewidth=3, alpha=0.45, zorder=order)
 
 
-def _time_label(seconds: float, _: int | None = None) -> str:
+def log_ticks(axis: Axis, base: int, label: Callable[[float], str]) -> None:
+    """Labelled ticks at round numbers, as many of them as fit."""
+    low, high = axis.get_view_interval()
+    powers = range(math.floor(math.log(low, base)) - 1, math.ceil(math.log(high, base)) + 1)
+    choices: list[tuple[Sequence[int], int]] = [((1,), stride) for stride in range(1, 10)]
+    if base == 10:
+        choices = [((1, 2, 5), 1), ((1, 3), 1), *choices]
+    for factors, stride in choices:
+        ticks = [factor * float(base) ** power for power in powers[::stride] for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= _TICKS:
+            break
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def time_label(seconds: float) -> str:
     return _scaled(seconds * 1e9, 1000, ("ns", "µs", "ms", "s"))
 
 
-def _memory_label(size: float, _: int | None = None) -> str:
+def memory_label(size: float) -> str:
     return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB"))
 
 
@@ -166,43 +192,29 @@ def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     """`value`, in the first of `units`, in the largest one that keeps it at 1 or above."""
     for unit in units[:-1]:
         if value < base * 0.999:
-            return f"{value:g} {unit}"
+            return f"{value:.4g} {unit}"
         value /= base
-    return f"{value:g} {units[-1]}"
+    return f"{value:.4g} {units[-1]}"
 
 
-def short(seqlen: int) -> str:
-    return f"{seqlen // 1024}k" if seqlen >= 1024 and seqlen % 1024 == 0 else str(seqlen)
+def times_label(ratio: float) -> str:
+    return f"{ratio:.0f}x" if ratio >= 20 else f"{ratio:.1f}x"
 
 
-def _plot_models(results: Sequence[Result], title: str, machine: str) -> Figure:
-    """How much faster flash_attn2 is in each model: horizontal bars, logarithmic."""
-    figure = Figure(figsize=(8.0, 0.42 * len(results) + 1.6))
-    figure.suptitle(f"{title} at the shapes of real models\n{machine}")
-    axes = figure.subplots()
-    height = 0.38
-    for index, name in enumerate((SDPA, STANDARD)):
-        for position, result in enumerate(results):
-            y = position + (index - 0.5) * height
-            if name not in result.ratios:
-                axes.text(1.02, y, "n/a", va="center", size=7, color="#777777")
-                continue
-            ratio = result.ratios[name].value
-            axes.barh(y, ratio - 1, height, left=1, color=COLORS[name])
-            axes.text(max(ratio, 1) * 1.02, y, f"{ratio:.2f}x", va="center", size=7)
-    axes.axvline(1, color=COLORS[FLASH_ATTN2], linewidth=1.5)
-    axes.set_yticks(range(len(results)), [result.case.name for result in results])
-    axes.set_ylim(len(results) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("time over flash_attn2's time (more than 1: flash_attn2 is faster)")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    handles = [Patch(color=COLORS[name], label=name) for name in (SDPA, STANDARD)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
+def short(number: int) -> str:
+    return f"{number // 1024}k" if number >= 1024 and number % 1024 == 0 else str(number)
 
 
-def figure_legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+def facets(
+    outcomes: Sequence[Outcome], title: Callable[[Outcome], str]
+) -> Mapping[str, list[Outcome]]:
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(title(outcome), []).append(outcome)
+    return found
+
+
+def only(values: Iterator[Any]) -> Any:
+    """What all of `values` are; None if they differ."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -15,61 +14,58 @@ from typing import Any
 import torch
 
 import flash_attn2
-from flash_attn2.bench.timing import Samples
 
 _SCHEMA = 2
 
 
-def write_record(
-    path: Path,
-    device: str,
-    options: Mapping[str, Any],
-    complete: bool,
-    results: Iterable[Mapping[str, Any]],
-) -> None:
-    """Writes `results`, a line each, below what identifies the run."""
-    record = {
-        "schema": _SCHEMA,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "complete": complete,
-        "machine": describe_machine(device),
-        "versions": {
-            "flash_attn2": flash_attn2.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "commit": _commit(),
-        },
-        "build": flash_attn2.build_info(),
-        "options": dict(options),
-    }
-    head = json.dumps(record, indent=1).removesuffix("\n}")
-    lines = ",\n".join(json.dumps(result) for result in results)
-    path.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+class Record:
+    """A file of results, a line each, below what identifies the run."""
+
+    def __init__(self, path: Path, device: str, options: Mapping[str, Any]) -> None:
+        self.path = path
+        self.head = {
+            "schema": _SCHEMA,
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "complete": False,
+            "machine": describe_machine(device),
+            "versions": {
+                "flash_attn2": flash_attn2.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "commit": _commit(),
+            },
+            "build": flash_attn2.build_info(),
+            "options": dict(options),
+        }
+
+    def write(self, results: Iterable[Mapping[str, Any]], complete: bool) -> None:
+        """Replaces the file as a whole: whenever the process ends, one can be read."""
+        head = json.dumps(self.head | {"complete": complete}, indent=1).removesuffix("\n}")
+        lines = ",\n".join(json.dumps(result) for result in results)
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+        unfinished.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+        unfinished.replace(self.path)
 
 
-def case_record(result: Any, **more: Any) -> dict[str, Any]:
-    """A line of a record: the result of a case, of either suite, with every sample by its round."""
-    contenders: dict[str, Any] = {
-        name: {"unavailable": reason} for name, reason in result.unavailable.items()
-    }
-    for name, one in result.measurements.items():
-        contenders[name] = dataclasses.asdict(one)
-        contenders[name]["samples"] = rounded(one.samples)
-        if name in result.ratios:
-            contenders[name]["ratio"] = dataclasses.asdict(result.ratios[name])
-    return {
-        "case": dataclasses.asdict(result.case),
-        **more,
-        "errors": result.errors.contenders,
-        "errors_of_plain_formula": result.errors.low,
-        "share_checked": result.errors.checked,
-        "contenders": contenders,
-    }
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of any release, in the terms of today."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for result in record["results"]:
+        if "error_of_plain_formula" in result:  # schema 1, which had forward passes only
+            result["errors_of_plain_formula"] = {"out": result.pop("error_of_plain_formula")}
+            result["errors"] = {
+                name: {"out": one["error"]}
+                for name, one in result["contenders"].items()
+                if one.get("error") is not None
+            }
+    return record
 
 
-def rounded(samples: Samples) -> Samples:
-    """To nanoseconds, which keeps records small."""
-    return {index: round(seconds, 9) for index, seconds in samples.items()}
+def hardware(record: Mapping[str, Any]) -> str:
+    """What the results were measured on, for a title."""
+    machine, versions = record["machine"], record["versions"]
+    device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+    return f"{device}, torch {versions['torch']}, flash_attn2 {versions['flash_attn2']}"
 
 
 def describe_machine(device: str) -> dict[str, Any]:

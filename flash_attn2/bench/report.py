@@ -1,153 +1,285 @@
-"""The results as a table for people, and as lines of a record."""
+"""Records as tables, for a console or as Markdown, and a summary."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from flash_attn2.bench import timing
-from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD
-from flash_attn2.bench.modes import Mode
-from flash_attn2.bench.record import case_record
-from flash_attn2.bench.runner import Result
+from flash_attn2.bench.accuracy import Errors
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.suite import Outcome
 
-GROUPS = {"head_dim": "Head dimensions", "seqlen": "Sequence lengths", "model": "Models"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_NOISY = 1.5
-
-
-class Measured(Protocol):
-    @property
-    def samples(self) -> timing.Samples: ...
+_NOISY = 1.5  # upper quartile over lower quartile
 
 
-def print_tables(console: Console, results: Sequence[Result], mode: Mode) -> None:
-    """One table per group of cases, and a summary."""
-    for group, title in GROUPS.items():
-        members = [result for result in results if result.case.group == group]
-        if members:
-            full_title = f"{mode.title}: {title.lower()}"
-            console.print(_table(full_title, members, throughput_unit(results)))
-            console.print()
-    _print_summary(console, results, mode)
+class Table(NamedTuple):
+    """Cells are in rich's markup. A block is rows that belong together."""
+
+    title: str
+    header: Sequence[str]
+    blocks: Sequence[Sequence[Sequence[str]]]
+    texts: int = 1  # leading columns that are text, not numbers
 
 
-def _table(title: str, results: Sequence[Result], unit: tuple[str, float]) -> Table:
-    table = Table(
-        title=title,
+def print_table(console: Console, table: Table) -> None:
+    shown = RichTable(
+        title=table.title,
         title_justify="left",
         title_style="bold",
         header_style="bold",
         box=box.HORIZONTALS,
     )
-    table.add_column("batch x rows x heads x head dim", min_width=34, overflow="fold")
-    table.add_column("contender", no_wrap=True)
-    for header in ("time", unit[0], "speed-up", "extra memory", "max error"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for result in results:
-        for name in CONTENDERS:
-            table.add_row(*_row(result, name, unit[1]), end_section=name == STANDARD)
-    return table
+    for index, header in enumerate(table.header):
+        if index == 0:
+            shown.add_column(header, min_width=34, overflow="fold")
+        else:
+            justify: Any = "left" if index < table.texts else "right"
+            shown.add_column(header, justify=justify, no_wrap=True)
+    for block in table.blocks:
+        for row in block:
+            shown.add_row(*row, end_section=row is block[-1])
+    console.print(shown)
+    console.print()
 
 
-def _row(result: Result, name: str, flops: float) -> list[str | Text]:
-    # The first column holds the name of the case, then its shape.
-    case = result.case
-    shape, options = case.description
-    titles: dict[str, str | Text] = {
-        FLASH_ATTN2: Text(case.name, style="bold"),
-        SDPA: f"  {shape}",
-        STANDARD: f"  {options}",
-    }
-    title = titles[name]
-    if name in result.unavailable:
-        return [title, name, Text(result.unavailable[name], style="dim")]
-    one = result.measurements[name]
-    error = Text("n/a" if one.error is None else f"{one.error:.1e}")
-    if name == FLASH_ATTN2 and not result.errors.within_tolerance(name):
-        error.stylize("bold red")
-    return [
-        title,
-        _describe(name, one.variant),
-        format_time(one.seconds),
-        format_number(one.flops_per_second / flops),
-        format_ratio(result.ratios.get(name)),
-        "n/a" if one.extra_bytes is None else format_bytes(one.extra_bytes),
-        error,
+def markdown(table: Table) -> str:
+    aligned = ["---" if index < table.texts else "---:" for index in range(len(table.header))]
+    rows = [list(row) for block in table.blocks for row in block]
+    plain = [[Text.from_markup(cell).plain for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [table.header, aligned, *plain])
+
+
+class Column(NamedTuple):
+    """Of a table of contenders; `ours` and `peers` say of whom a compact table shows it."""
+
+    header: str
+    cell: Callable[[Outcome, str], str]
+    ours: bool = True
+    peers: bool = False
+
+
+class Report(ABC):
+    """How a suite shows a record: what all suites of cases and contenders have in common."""
+
+    groups: Mapping[str, str]  # of cases, with their titles
+    shape: str  # what `describe` gives first, as a header
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record = record
+        self.failed = [one for one in record["results"] if "failed" in one]
+        self.outcomes = [one for one in record["results"] if "failed" not in one]
+        complete = sorted(self.outcomes, key=lambda one: len(measured(one)), reverse=True)
+        names = dict.fromkeys(name for one in complete for name in one["contenders"])
+        self.contenders = list(names)
+        self.peers = [name for name in names if name != FLASH_ATTN2]
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What was measured."""
+
+    @abstractmethod
+    def describe(self, outcome: Outcome) -> tuple[str, str]:
+        """Shape and options of its case."""
+
+    @abstractmethod
+    def columns(self) -> Sequence[Column]: ...
+
+    @abstractmethod
+    def notes(self) -> Iterator[str]:
+        """Last lines of the summary: what is special, and what the columns mean."""
+
+    @abstractmethod
+    def figures(self) -> Iterator[tuple[str, Figure]]:
+        """Plots, by the names of their files. They are built under `plots.STYLE`."""
+
+    def group(self, name: str) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome["case"]["group"] == name]
+
+    def tables(self) -> Iterator[Table]:
+        """One for each group of cases, a row for each contender."""
+        if not self.outcomes:
+            return
+        columns = self.columns()
+        header = [self.shape, "contender", *(column.header for column in columns)]
+        for group, title in self.groups.items():
+            if members := self.group(group):
+                blocks = [self._block(outcome, columns) for outcome in members]
+                yield Table(f"{self.title}: {title}", header, blocks, texts=2)
+
+    def _block(self, outcome: Outcome, columns: Sequence[Column]) -> list[list[str]]:
+        shape, options = self.describe(outcome)
+        labels = [f"[bold]{outcome['case']['name']}[/]", f"  {shape}", f"  {options}"]
+        rows = (_row(outcome, name, columns) for name in self.contenders)
+        return [
+            [label or "", *(row or [""] * (len(columns) + 1))]
+            for label, row in zip_longest(labels, rows)
+        ]
+
+    def compact(self, cases: Sequence[Outcome]) -> Table:
+        """A row for each case: what is said of flash_attn2 alone, and of its peers beside it."""
+        header = ["case"]
+        cells: list[tuple[str, Column]] = []
+        for column in self.columns():
+            for name in self.contenders:
+                ours = name == FLASH_ATTN2
+                if column.ours if ours else column.peers:
+                    header.append(column.header if ours else f"{column.header}, {name}")
+                    cells.append((name, column))
+        rows = [
+            [f"`{outcome['case']['name']}`", *(_cell(outcome, *cell) for cell in cells)]
+            for outcome in cases
+        ]
+        return Table(self.title, header, [rows])
+
+    def summary(self) -> Iterator[str]:
+        for peer in self.peers:
+            yield from _against(self.outcomes, peer)
+        if noise := _noise(self.outcomes):
+            yield noise
+        yield from self.notes()
+        for one in self.failed:
+            yield f"[bold red]Failed:[/] {one['case']['name']}: {escape(one['failed'])}"
+        if wrong := self.out_of_tolerance():
+            yield f"[bold red]Error out of tolerance in:[/] {', '.join(wrong)}"
+
+    def out_of_tolerance(self) -> list[str]:
+        """Cases in which flash_attn2's error breaks the project's tolerance rule."""
+        return [one["case"]["name"] for one in self.outcomes if not _tolerable(one)]
+
+
+def measured(outcome: Outcome) -> list[str]:
+    """The contenders that ran."""
+    return [name for name, one in outcome["contenders"].items() if "samples" in one]
+
+
+def progress(outcome: Outcome) -> str:
+    """The outcome of a case in a few words."""
+    if "failed" in outcome:
+        return f"FAILED: {outcome['failed']}"
+    contenders = outcome["contenders"]
+    ratios = [
+        f"{one['ratio']['value']:.2f}x {name}" for name, one in contenders.items() if "ratio" in one
     ]
+    return ", ".join([format_time(contenders[FLASH_ATTN2]["seconds"]), *ratios])
 
 
-def _describe(name: str, variant: str) -> Text:
-    style = "bold" if name == FLASH_ATTN2 else ""
-    return Text.assemble((name, style), (f" {variant}" if variant else "", "dim"))
+def _row(outcome: Outcome, name: str, columns: Sequence[Column]) -> list[str]:
+    one = outcome["contenders"].get(name, {})
+    if "samples" not in one:
+        return [name, f"[dim]{escape(one.get('unavailable', ''))}[/]", *[""] * (len(columns) - 1)]
+    title = f"[bold]{name}[/]" if name == FLASH_ATTN2 else name
+    if one.get("variant"):
+        title += f" [dim]{one['variant']}[/]"
+    return [title, *(column.cell(outcome, name) for column in columns)]
 
 
-def format_ratio(ratio: timing.Ratio | None) -> Text:
-    """With its spread; green where flash_attn2 is as fast or faster. Empty for None."""
+def _cell(outcome: Outcome, name: str, column: Column) -> str:
+    return column.cell(outcome, name) if name in measured(outcome) else "n/a"
+
+
+def time_column() -> Column:
+    return Column("time", lambda o, name: format_time(o["contenders"][name]["seconds"]))
+
+
+def rate_column(outcomes: Sequence[Outcome], rate: str, letter: str) -> Column:
+    """Of FLOP (`letter` is "FLOP") or bytes ("B") by the second."""
+    unit, size = throughput_unit(outcomes, rate, letter)
+    return Column(unit, lambda o, name: format_number(o["contenders"][name][rate] / size))
+
+
+def ratio_column() -> Column:
+    return Column("speed-up", _ratio, ours=False, peers=True)
+
+
+def _ratio(outcome: Outcome, name: str) -> str:
+    """With its spread; green where flash_attn2 is as fast or faster. Empty for flash_attn2."""
+    ratio = outcome["contenders"][name].get("ratio")
     if ratio is None:
-        return Text("")
-    style = "green" if ratio.value >= 1 else "bold red"
-    spread = Text(f" {ratio.low:.2f}-{ratio.high:.2f}", style="dim")
-    return Text.assemble((f"{ratio.value:.2f}x", style), spread)
+        return ""
+    style = "green" if ratio["value"] >= 1 else "bold red"
+    spread = f"[dim]{ratio['low']:.2f}-{ratio['high']:.2f}[/]"
+    return f"[{style}]{ratio['value']:.2f}x[/] {spread}"
 
 
-def _print_summary(console: Console, results: Sequence[Result], mode: Mode) -> None:
-    for name in (SDPA, STANDARD):
-        ratios = {r.case.name: r.ratios[name].value for r in results if name in r.ratios}
-        if not ratios:
-            continue
-        mean = statistics.geometric_mean(ratios.values())
-        worst = min(ratios, key=lambda case: ratios[case])
-        slower = [case for case, ratio in ratios.items() if ratio < 1]
-        console.print(
-            f"flash_attn2 is [bold]{mean:.2f}x[/] as fast as {name} (geometric mean of "
-            f"{len(ratios)} cases; lowest {ratios[worst]:.2f}x in {worst})."
-        )
-        if slower:
-            console.print(f"[red]Slower than {name} in:[/] {', '.join(slower)}")
-    if noise := describe_noise([result.measurements for result in results]):
-        console.print(noise)
-    sampled = sum(result.errors.checked < 1 for result in results)
-    sample = f", on a sample of the heads and rows in {sampled} cases" if sampled else ""
-    passes = ", of both passes" if mode.gradients else ""
-    what = " of the gradients" if mode.gradients else ""
-    console.print(
-        "[dim]loop: sequence by sequence. padded: to the longest sequence, with a mask. mask: the "
-        "window as a matrix of booleans. speed-up: their time over flash_attn2's (medians), with "
-        f"the middle half of the rounds. extra memory: peak beyond the inputs{passes}. max error"
-        f"{what}: against float64{sample}.[/]"
+def memory_column() -> Column:
+    def cell(outcome: Outcome, name: str) -> str:
+        size = outcome["contenders"][name].get("extra_bytes")
+        return "n/a" if size is None else format_bytes(size)
+
+    return Column("extra memory", cell, peers=True)
+
+
+def error_column() -> Column:
+    def cell(outcome: Outcome, name: str) -> str:
+        error = outcome["contenders"][name]["error"]
+        if error is None:
+            return "n/a"
+        wrong = name == FLASH_ATTN2 and not _tolerable(outcome)
+        return f"[bold red]{error:.1e}[/]" if wrong else f"{error:.1e}"
+
+    return Column("max error", cell)
+
+
+def _tolerable(outcome: Outcome) -> bool:
+    return Errors.of(outcome).within_tolerance(FLASH_ATTN2)
+
+
+def _against(outcomes: Sequence[Outcome], peer: str) -> Iterator[str]:
+    ratios = {
+        one["case"]["name"]: one["contenders"][peer]["ratio"]["value"]
+        for one in outcomes
+        if peer in measured(one)
+    }
+    if not ratios:
+        return
+    mean = statistics.geometric_mean(ratios.values())
+    worst = min(ratios, key=lambda case: ratios[case])
+    yield (
+        f"flash_attn2 is [bold]{mean:.2f}x[/] as fast as {peer} (geometric mean of "
+        f"{len(ratios)} cases; lowest {ratios[worst]:.2f}x in {worst})."
     )
+    if slower := [case for case, ratio in ratios.items() if ratio < 1]:
+        yield f"[red]Slower than {peer} in:[/] {', '.join(slower)}"
 
 
-def describe_noise(results: Sequence[Mapping[str, Measured]]) -> str:
+def _noise(outcomes: Sequence[Outcome]) -> str:
     """A warning where times vary a lot; empty where they do not."""
     noisy = sum(
-        any(timing.spread(one.samples) > _NOISY for one in measurements.values())
-        for measurements in results
+        any(_spread(outcome["contenders"][name]["samples"]) > _NOISY for name in measured(outcome))
+        for outcome in outcomes
     )
     if not noisy:
         return ""
     return (
-        f"[yellow]Noise:[/] in {noisy} of {len(results)} cases the times of a contender vary by "
+        f"[yellow]Noise:[/] in {noisy} of {len(outcomes)} cases the times of a contender vary by "
         f"more than {_NOISY}x between quartiles. Is the machine busy?"
     )
 
 
-def out_of_tolerance(results: Sequence[Result]) -> list[str]:
-    """Cases in which flash_attn2's error breaks the project's tolerance rule."""
-    return [r.case.name for r in results if not r.errors.within_tolerance(FLASH_ATTN2)]
+def _spread(samples: Mapping[Any, float]) -> float:
+    low, high = timing.quartiles(samples.values())
+    return high / low
 
 
-def throughput_unit(results: Sequence[Result]) -> tuple[str, float]:
-    """The unit to show throughput in, and how many operations per second it is."""
-    fastest = max(one.flops_per_second for r in results for one in r.measurements.values())
-    return ("TFLOP/s", 1e12) if fastest >= 1e13 else ("GFLOP/s", 1e9)
+def throughput_unit(outcomes: Sequence[Outcome], rate: str, letter: str) -> tuple[str, float]:
+    """The unit to show throughput in, and how many operations or bytes per second it is."""
+    fastest = max(one["contenders"][name][rate] for one in outcomes for name in measured(one))
+    prefix, size = ("T", 1e12) if fastest >= 1e13 else ("G", 1e9)
+    return f"{prefix}{letter}/s", size
 
 
 def format_number(value: float) -> str:
@@ -166,8 +298,3 @@ def format_bytes(size: float) -> str:
         if size < 1000:
             return f"{size:.1f} {unit}" if size < 100 else f"{size:.0f} {unit}"
     return f"{size / 1024:.2f} GiB"
-
-
-def records(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Everything that was measured, with every sample by its round."""
-    return [case_record(result, flops=result.flops) for result in results]

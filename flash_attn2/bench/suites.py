@@ -1,167 +1,84 @@
-"""What the command measures in a mode, and how it shows that: self-attention, or decoding."""
+"""The suites behind `--mode`: which cases the options select, who measures and who shows them."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import torch
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flash_attn2.bench.cases import PROFILES, build_cases
-from flash_attn2.bench.corpus import read_corpus
+from flash_attn2.bench.corpus import UNITS, read_corpus
 from flash_attn2.bench.decode import cases as decode
 from flash_attn2.bench.modes import DECODE, MODES
+from flash_attn2.bench.suite import Suite, UsageError
 from flash_attn2.bench.timing import Budget
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from flash_attn2.bench.report import Report
+
+STANDARD_LIMIT = 2.0  # GiB
 
 
-class UsageError(Exception):
-    """The options do not fit together or this machine; the message says how."""
+class Selection(NamedTuple):
+    cases: Sequence[Any]
+    about: str  # for people, before the run
+    options: dict[str, Any]  # for the record: those that not every suite has
 
 
-class Case(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def description(self) -> tuple[str, str]: ...
+def select(args: argparse.Namespace, device: str) -> Selection:
+    """All cases that the options ask for; UsageError where a suite does not have one."""
+    profile = f"{device}-demo" if args.demo else device
+    if args.mode == DECODE:
+        _refuse(args, "head_dims", "unit", "standard_limit")
+        sizes = decode.PROFILES[profile].select(args.seqlens, args.dtype)
+        return Selection(decode.build_cases(sizes), "One query per sequence, over a KV cache.", {})
+    corpus = read_corpus(args.unit or UNITS[0])
+    cases = build_cases(
+        PROFILES[profile].select(args.seqlens, args.head_dims, args.dtype),
+        corpus,
+        training=MODES[args.mode].gradients,
+    )
+    unit, files, length = f"{corpus.unit}s", len(corpus.lengths), sum(corpus.lengths)
+    about = f"Text: {files} files of Python's standard library, {length:,} {unit}."
+    limit = args.standard_limit or STANDARD_LIMIT
+    options = {"standard_limit_gib": limit, "text": {"files": files, unit: length}}
+    return Selection(cases, about, options)
 
 
-class Runner(Protocol):
-    def run(self, case: Any) -> Any:
-        """The result of a case."""
+def _refuse(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: not an option of --mode {args.mode}")
 
 
-class Suite(Protocol):
-    """Cases, and what becomes of their results."""
+def build(
+    args: argparse.Namespace, device: str, budget: Budget, cases: Sequence[Any]
+) -> Suite[Any]:
+    """What measures them."""
+    if args.mode == DECODE:
+        from flash_attn2.bench.decode.suite import Decoding
 
-    @property
-    def suffix(self) -> str:
-        """Of the names of files with results."""
+        return Decoding(cases, device, budget)
+    from flash_attn2.bench.attention import SelfAttention
 
-    @property
-    def about(self) -> str:
-        """For people, before the run."""
-
-    @property
-    def cases(self) -> Sequence[Case]: ...
-
-    def options(self) -> dict[str, Any]:
-        """Those that bear on the results."""
-
-    def runner(self, budget: Budget) -> Runner: ...
-    def print_tables(self, console: Console, results: Sequence[Any]) -> None: ...
-    def records(self, results: Sequence[Any]) -> Sequence[dict[str, Any]]: ...
-    def write_plots(self, folder: Path, results: Sequence[Any], machine: str) -> list[Path]: ...
-    def out_of_tolerance(self, results: Sequence[Any]) -> list[str]: ...
+    limit = (args.standard_limit or STANDARD_LIMIT) * 2**30
+    return SelfAttention(cases, MODES[args.mode], device, budget, limit)
 
 
-def suite(args: argparse.Namespace, device: str) -> Suite:
-    """What the options ask for, with all cases."""
-    return Decoding(args, device) if args.mode == DECODE else SelfAttention(args, device)
+def suffix(mode: str) -> str:
+    """Of the names of files with results."""
+    return "" if mode == "fwd" else f"-{mode.replace('+', '-')}"
 
 
-class SelfAttention:
-    """Sweeps and models: every query of a sequence attends to the keys of that sequence."""
+def report(record: Mapping[str, Any]) -> Report:
+    """What shows a record of any mode."""
+    mode = record["options"].get("mode")
+    if mode == DECODE:
+        from flash_attn2.bench.decode.report import DecodeReport
 
-    def __init__(self, args: argparse.Namespace, device: str) -> None:
-        self._args, self._device = args, device
-        self._mode = MODES[args.mode]
-        self.suffix = self._mode.suffix
-        profile = PROFILES["demo" if args.demo and device == "cpu" else device]
-        changes: dict[str, Any] = {}
-        if args.head_dims:
-            changes["head_dims"] = args.head_dims
-        if args.seqlens:
-            changes["seqlens"] = args.seqlens
-        if args.dtype:
-            changes["sweep_dtypes"] = changes["model_dtypes"] = args.dtype
-        self._corpus = corpus = read_corpus(args.unit)
-        self.cases = build_cases(replace(profile, **changes), corpus, training=self._mode.gradients)
-        self.about = (
-            f"Text: {len(corpus.lengths)} files of Python's standard library, "
-            f"{sum(corpus.lengths):,} {corpus.unit}s."
-        )
+        return DecodeReport(record)
+    if mode in MODES:
+        from flash_attn2.bench.attention_report import AttentionReport
 
-    def options(self) -> dict[str, Any]:
-        corpus = self._corpus
-        text = {"files": len(corpus.lengths), f"{corpus.unit}s": sum(corpus.lengths)}
-        limit = self._args.standard_limit
-        return {"head_dims": self._args.head_dims, "standard_limit_gib": limit, "text": text}
-
-    def runner(self, budget: Budget) -> Runner:
-        from flash_attn2.bench.runner import Runner
-
-        limit = self._args.standard_limit * 2**30
-        return Runner(self._device, self._mode, budget, limit, torch.get_num_threads())
-
-    def print_tables(self, console: Console, results: Sequence[Any]) -> None:
-        from flash_attn2.bench.report import print_tables
-
-        print_tables(console, results, self._mode)
-
-    def records(self, results: Sequence[Any]) -> Sequence[dict[str, Any]]:
-        from flash_attn2.bench.report import records
-
-        return records(results)
-
-    def write_plots(self, folder: Path, results: Sequence[Any], machine: str) -> list[Path]:
-        from flash_attn2.bench.plots import write_plots
-
-        return write_plots(folder, results, machine, self._mode)
-
-    def out_of_tolerance(self, results: Sequence[Any]) -> list[str]:
-        from flash_attn2.bench.report import out_of_tolerance
-
-        return out_of_tolerance(results)
-
-
-class Decoding:
-    """One new query per sequence, over a KV cache."""
-
-    suffix = f"-{DECODE}"
-    about = "One query per sequence, over a KV cache."
-
-    def __init__(self, args: argparse.Namespace, device: str) -> None:
-        if args.head_dims:
-            raise UsageError(f"--head-dims: --mode {DECODE} has no sweep of head dims")
-        self._device = device
-        profile = decode.PROFILES["demo" if args.demo and device == "cpu" else device]
-        changes: dict[str, Any] = {}
-        if args.seqlens:
-            changes["seqlens_k"] = args.seqlens
-        if args.dtype:
-            changes["dtypes"] = args.dtype
-        self.cases = decode.build_cases(replace(profile, **changes))
-
-    def options(self) -> dict[str, Any]:
-        return {}
-
-    def runner(self, budget: Budget) -> Runner:
-        from flash_attn2.bench.decode.runner import Runner
-
-        return Runner(self._device, budget)
-
-    def print_tables(self, console: Console, results: Sequence[Any]) -> None:
-        from flash_attn2.bench.decode.report import print_tables
-
-        print_tables(console, results)
-
-    def records(self, results: Sequence[Any]) -> Sequence[dict[str, Any]]:
-        from flash_attn2.bench.decode.report import records
-
-        return records(results)
-
-    def write_plots(self, folder: Path, results: Sequence[Any], machine: str) -> list[Path]:
-        from flash_attn2.bench.decode.plots import write_plots
-
-        return write_plots(folder, results, machine)
-
-    def out_of_tolerance(self, results: Sequence[Any]) -> list[str]:
-        from flash_attn2.bench.report import out_of_tolerance
-
-        return out_of_tolerance(results)
+        return AttentionReport(record)
+    raise UsageError("not a record of `python -m flash_attn2 bench`")

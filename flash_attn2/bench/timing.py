@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,6 +79,10 @@ class CudaClock:
         return 1
 
 
+def clock(device: str) -> Clock:
+    return CudaClock() if device == "cuda" else CpuClock()
+
+
 def estimate(run: Run, clock: Clock) -> float:
     """Warms `run` up and returns its time in seconds, from the better of two more calls."""
     first = clock.measure(run, 1)
@@ -127,19 +131,15 @@ def median(samples: Samples) -> float:
     return statistics.median(samples.values())
 
 
-def spread(samples: Samples) -> float:
-    """Upper quartile over lower quartile."""
-    low, high = _quartiles(list(samples.values()))
-    return high / low
-
-
 def compare(ours: Samples, theirs: Samples) -> Ratio:
     """How many times longer `theirs` takes; the spread is over rounds that both ran in."""
     ratios = [theirs[index] / ours[index] for index in ours.keys() & theirs.keys()]
-    return Ratio(median(theirs) / median(ours), *_quartiles(ratios))
+    return Ratio(median(theirs) / median(ours), *quartiles(ratios))
 
 
-def _quartiles(values: list[float]) -> tuple[float, float]:
+def quartiles(values: Iterable[float]) -> tuple[float, float]:
+    """The lower and the upper one."""
+    values = list(values)
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

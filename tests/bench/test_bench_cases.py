@@ -85,8 +85,20 @@ def test_profiles_make_valid_cases(profile: str, corpus: Corpus) -> None:
         assert case.window_left < max(case.seqlens) - 1
 
 
+def test_a_selection_reaches_both_sweeps(corpus: Corpus) -> None:
+    profile = cases.PROFILES["cpu"].select((256, 512), (64, 80), ("float16",))
+    built = cases.build_cases(profile, corpus)
+    assert {case.dtype for case in built} == {"float16"}
+    for group in ("head_dim", "seqlen"):
+        sweep = [case for case in built if case.group == group]
+        shapes = {(case.seqlens, case.head_dim) for case in sweep}
+        assert shapes == {((n,), d) for n in (256, 512) for d in (64, 80)}
+        assert len(sweep) == 2 * len(shapes)  # causal or not
+    assert cases.PROFILES["cpu"].select(None, None, None) == cases.PROFILES["cpu"]
+
+
 def test_training_adds_dropout(corpus: Corpus) -> None:
-    profile = cases.PROFILES["demo"]
+    profile = cases.PROFILES["cpu-demo"]
     forward = cases.build_cases(profile, corpus)
     added = [c for c in cases.build_cases(profile, corpus, training=True) if c not in forward]
     assert [case.name for case in added] == ["gpt2/dropout/bf16"]

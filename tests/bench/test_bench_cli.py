@@ -5,19 +5,28 @@ from __future__ import annotations
 import io
 import json
 import runpy
+import signal
+import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
 from flash_attn2.__main__ import main
-from flash_attn2.bench import accuracy, memory, report, runner, timing
+from flash_attn2.bench import accuracy, memory, report
+from flash_attn2.bench.attention import SelfAttention
+from flash_attn2.bench.attention_report import AttentionReport
 from flash_attn2.bench.cases import Case
-from flash_attn2.bench.contenders import FLASH_ATTN2, SDPA, STANDARD
-from flash_attn2.bench.modes import FORWARD
-from flash_attn2.bench.record import describe_machine
+from flash_attn2.bench.contenders import SDPA, STANDARD
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.record import Record, describe_machine
+from flash_attn2.bench.suite import Outcome
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_list_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,11 +93,11 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     arguments = [*command.split(), "--repeats", "2", "--cases", cases, "--output", str(tmp_path)]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    for words in ("seqlen/d64/s128/causal/fp32", "stable-diffusion/16x16", "geometric mean"):
+    for words in ("seqlen/d32/s128/causal/fp32", "stable-diffusion/16x16", "geometric mean"):
         assert words in shown
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["complete"]
-    assert len(record["results"]) == 4
+    assert len(record["results"]) == 5
     for result in record["results"]:
         for one in result["contenders"].values():
             assert len(one["samples"]) == 2
@@ -121,7 +130,7 @@ def test_memory_by_heads(
 ) -> None:
     arguments = ["--seqlen", "64", "--num-heads", "1", "--head-dim", "16"]
     monkeypatch.setattr(sys, "argv", ["gqa_memory.py", *arguments])
-    script = Path(__file__).parents[2] / "benchmarks" / "gqa_memory.py"
+    script = ROOT / "benchmarks" / "gqa_memory.py"
     runpy.run_path(str(script), run_name="__main__")
     header, _, line = capsys.readouterr().out.splitlines()
     assert header == "| query heads / key-value heads | results | flash_attn2 | SDPA | standard |"
@@ -132,17 +141,19 @@ def test_memory_by_heads(
 def test_an_interrupted_run_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = iter([_result(1e-3)])
+    outcomes = iter([_outcome(1e-3)])
 
-    def run(self: runner.Runner, case: Case) -> runner.Result:
-        for result in results:
-            return result
+    def measure(self: SelfAttention, case: Case) -> Outcome:
+        for outcome in outcomes:
+            return outcome
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.Runner, "run", run)
+    monkeypatch.setattr(SelfAttention, "measure", measure)
     command = ["bench", "--demo", "--device", "cpu", "--no-plots", "--output", str(tmp_path)]
     assert main(command) == 130
-    assert "Interrupted: 1 of" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "Interrupted: 1 of" in shown.out
+    assert "s] head_dim/d32/s1024/causal/fp32: 500.00 ms, 0.50x standard\n" in shown.err
     record = json.loads((tmp_path / "results.json").read_text())
     assert not record["complete"]
     assert len(record["results"]) == 1
@@ -150,38 +161,112 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert "before the first case" in capsys.readouterr().out
 
 
-def _result(error: float) -> runner.Result:
+def test_a_terminated_run_keeps_what_it_has(tmp_path: Path) -> None:
+    command = "-m flash_attn2 bench --demo --device cpu --seqlens 16 --head-dims 8 --repeats 1"
+    options = ["--cases", "d8|llama", "--seqlens", "16", "--output", str(tmp_path), "--no-plots"]
+    with subprocess.Popen(
+        [sys.executable, *command.split(), *options], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()  # as soon as there is a result
+        kept = json.loads((tmp_path / "results.json").read_text())
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert first.startswith("[1/6, ")
+    assert len(kept["results"]) >= 1
+    assert process.returncode == 128 + signal.SIGTERM
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert not record["complete"]
+    assert 1 <= len(record["results"]) < 6
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record(tmp_path / "results.json", "cpu", {})
+    record.write([{"case": 1}], complete=False)
+
+    def full(self: Path, text: str, encoding: str) -> int:
+        with self.open("w", encoding=encoding) as file:
+            file.write(text[:100])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        record.write([{"case": 1}, {"case": 2}], complete=True)
+    assert json.loads(record.path.read_text())["results"] == [{"case": 1}]
+
+
+def _outcome(error: float) -> Outcome:
     case = Case("gemma", "model", "bfloat16", 2, 1, 256, (64,), False, True, softcap=50.0)
 
-    def measurement(seconds: float) -> runner.Measurement:
-        return runner.Measurement("", {0: seconds, 1: 3 * seconds}, seconds, 1e9, None, error)
+    def contender(seconds: float, **more: Any) -> Outcome:
+        times = {"samples": {0: seconds, 1: 3 * seconds}, "seconds": seconds}
+        rest = {"flops_per_second": 1e9, "extra_bytes": None, "error": error}
+        return {"variant": "", **times, **rest, **more}
 
-    return runner.Result(
-        case,
-        case.flops,
-        {FLASH_ATTN2: measurement(0.5), STANDARD: measurement(0.25)},
-        {SDPA: "no softcap"},
-        {STANDARD: timing.Ratio(0.5, 0.4, 0.6)},
-        accuracy.Errors(
-            {FLASH_ATTN2: {"out": error}, STANDARD: {"out": error}}, {"out": 1e-3}, checked=0.5
-        ),
+    errors = accuracy.Errors(
+        {FLASH_ATTN2: {"out": error}, STANDARD: {"out": error}}, {"out": 1e-3}, checked=0.5
     )
+    ratio = {"value": 0.5, "low": 0.4, "high": 0.6}
+    contenders = {
+        FLASH_ATTN2: contender(0.5),
+        SDPA: {"unavailable": "no softcap [/]"},
+        STANDARD: contender(0.25, ratio=ratio),
+    }
+    return {
+        "case": asdict(case),
+        "flops": case.flops,
+        **errors.record(),
+        "contenders": contenders,
+    }
+
+
+def _report(*outcomes: Outcome) -> AttentionReport:
+    return AttentionReport({"results": outcomes, "options": {"mode": "fwd"}})
 
 
 def test_table_says_what_is_missing_or_slow() -> None:
+    shown = _report(_outcome(1e-3))
     console = Console(width=120, record=True, file=io.StringIO())
-    report.print_tables(console, [_result(1e-3)], FORWARD)
+    for table in shown.tables():
+        report.print_table(console, table)
+    for line in shown.summary():
+        console.print(line)
     text = console.export_text()
-    assert "no softcap" in text
+    assert "no softcap [/]" in text
     assert "0.50x 0.40-0.60" in text
     assert "Slower than standard in: gemma" in text
     assert "as fast as SDPA" not in text
     assert "Noise: in 1 of 1 cases" in text
     assert "on a sample of the heads and rows in 1 cases" in text
+    (table,) = shown.tables()
+    assert "| gemma | flash_attn2 | 500.00 ms | 1.0 |  | n/a | 1.0e-03 |" in report.markdown(table)
 
 
 def test_an_error_out_of_tolerance_is_reported() -> None:
-    assert report.out_of_tolerance([_result(1e-3), _result(3e-3)]) == ["gemma"]
+    assert _report(_outcome(1e-3), _outcome(3e-3)).out_of_tolerance() == ["gemma"]
+
+
+@pytest.mark.parametrize("name", ["demo", "full", "fwd-bwd-demo", "decode"])
+def test_records_of_earlier_releases_are_shown(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / "benchmarks" / "results" / f"cpu-amd-epyc-{name}.json"
+    assert main(["bench", "--show", str(path), "--output", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    for result in json.loads(path.read_text())["results"]:
+        assert f" {result['case']['name']} " in shown
+    assert any(path.suffix == ".png" for path in tmp_path.iterdir())
+
+
+def test_only_records_of_the_command_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.json").write_text("[]")
+    table = ROOT / "benchmarks" / "results" / "cpu-amd-epyc-table.json"
+    for path in (tmp_path / "no.json", tmp_path / "missing.json", table):
+        assert main(["bench", "--show", str(path), "--output", str(tmp_path)]) == 2
+        assert "record" in capsys.readouterr().err
 
 
 def test_gradients_have_thrice_the_error() -> None:

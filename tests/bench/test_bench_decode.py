@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from flash_attn2.__main__ import main
-from flash_attn2.bench.contenders import FLASH_ATTN2, SDPA, UnavailableError
+from flash_attn2.bench.contenders import SDPA
 from flash_attn2.bench.decode import accuracy
 from flash_attn2.bench.decode.cases import GROUPS, PROFILES, DecodeCase, build_cases
 from flash_attn2.bench.decode.contenders import CONTENDERS, SDPA_PACKED, DecodeProblem
-from flash_attn2.bench.decode.runner import Runner
+from flash_attn2.bench.decode.suite import Decoding
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.suite import UnavailableError
 from flash_attn2.bench.timing import Budget
 
 CONTIGUOUS = DecodeCase("", "batch", "float32", 3, 37, 8, 2, 32)
@@ -98,22 +100,26 @@ def test_layers_fill_the_cache_and_take_turns(page_size: int) -> None:
 
 def test_shares_are_of_the_memory_speed_of_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     small = torch.ones(1024)
-    module = "flash_attn2.bench.decode.runner.read_memory"
+    module = "flash_attn2.bench.decode.suite.read_memory"
     monkeypatch.setattr(module, lambda device: (small.sum, small.nbytes))
     budget = Budget(float("inf"), min_rounds=2, max_rounds=2)
-    result = Runner("cpu", budget).run(CONTIGUOUS)
-    assert result.read.keys() == {0, 1}
-    assert result.ratios.keys() == {SDPA, SDPA_PACKED}
-    for name, one in result.measurements.items():
-        assert one.bytes_per_second == CONTIGUOUS.kv_bytes / one.seconds
-        assert result.share(name) == one.bytes_per_second / result.read_bytes_per_second
+    outcome = Decoding([], "cpu", budget).measure(CONTIGUOUS)
+    assert outcome["read"]["samples"].keys() == {0, 1}
+    with_ratio = {name for name, one in outcome["contenders"].items() if "ratio" in one}
+    assert with_ratio == {SDPA, SDPA_PACKED}
+    for one in outcome["contenders"].values():
+        assert one["bytes_per_second"] == CONTIGUOUS.kv_bytes / one["seconds"]
+        share = one["bytes_per_second"] / outcome["read"]["bytes_per_second"]
+        assert one["share_of_memory"] == share
 
 
 @pytest.fixture
 def small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo that takes a moment."""
-    profile = replace(PROFILES["demo"], batches=(1, 2), batch=2, seqlen_k=40, head_dim=32)
-    monkeypatch.setitem(PROFILES, "demo", profile)
+    profile = replace(
+        PROFILES["cpu-demo"], batches=(1, 2), batch=2, base_seqlens=(40,), head_dim=32
+    )
+    monkeypatch.setitem(PROFILES, "cpu-demo", profile)
     contenders = "flash_attn2.bench.decode.contenders"
     monkeypatch.setitem(sys.modules[contenders]._COLD, "cpu", 0)
 
@@ -130,7 +136,8 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     record = json.loads(path.read_text())
     assert record["complete"]
     assert record["options"]["mode"] == "decode"
-    assert len(record["results"]) == 2 * 8
+    # The lengths, and every other sweep at each of them.
+    assert len(record["results"]) == 2 * (2 + 2 * (2 + 2 + 2))
     for result in record["results"]:
         ours = result["contenders"][FLASH_ATTN2]
         assert len(ours["samples"]) == len(result["read"]["samples"]) == 2
@@ -139,11 +146,11 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
 
     script = Path(__file__).parents[2] / "benchmarks" / "markdown_table.py"
-    runpy.run_path(str(script))["main"](str(path), "p16")
+    runpy.run_path(str(script))["main"](str(path), "p16/s64")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[4:]] == [
-        "| `decode/p16/fp32`",
-        "| `decode/p16/bf16`",
+        "| `decode/p16/s64/fp32`",
+        "| `decode/p16/s64/bf16`",
     ]
 
 
@@ -160,15 +167,19 @@ def test_a_case_that_fails_costs_only_itself(
     monkeypatch.setattr(DecodeProblem, "create", staticmethod(create))
     command = "bench --demo --device cpu --mode decode --repeats 1 --no-plots --cases p16|p256"
     assert main([*command.split(), "--output", str(tmp_path)]) == 1
-    assert "decode/p16/bf16: RuntimeError('no such pages')" in capsys.readouterr().out
-    record = json.loads((tmp_path / "results-decode.json").read_text())
-    assert not record["complete"]
-    assert len(record["results"]) == 1
+    shown = capsys.readouterr()
+    assert "Failed: decode/p16/bf16: RuntimeError: no such pages" in shown.out
+    assert "decode/p16/bf16: FAILED: RuntimeError: no such pages" in shown.err
+    failed, other = json.loads((tmp_path / "results-decode.json").read_text())["results"]
+    assert failed["case"]["name"] == "decode/p16/bf16"
+    assert failed["failed"] == "RuntimeError: no such pages"
+    assert other["contenders"]
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["bench", "--mode", "decode", "--head-dims", "64"]) == 2
-    assert "--mode decode has no sweep of head dims" in capsys.readouterr().err
+    for option, value in (("--head-dims", "64"), ("--unit", "byte"), ("--standard-limit", "1")):
+        assert main(["bench", "--mode", "decode", option, value]) == 2
+        assert f"{option}: not an option of --mode decode" in capsys.readouterr().err
     monkeypatch.setenv("FLASH_ATTN2_BACKEND", "sm80-emulated")
     assert main(["bench", "--mode", "decode", "--device", "cpu"]) == 2
     assert "the emulator's times mean nothing" in capsys.readouterr().err

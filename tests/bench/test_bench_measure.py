@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from flash_attn2.bench import accuracy, contenders, memory, modes, runner, timing
+from flash_attn2.bench import accuracy, attention, contenders, memory, modes, timing
+from flash_attn2.bench.attention import SelfAttention
 from flash_attn2.bench.cases import Case
-from flash_attn2.bench.contenders import CONTENDERS, FLASH_ATTN2, SDPA, STANDARD, Call, Problem
+from flash_attn2.bench.contenders import CONTENDERS, SDPA, STANDARD, Call, Problem
+from flash_attn2.bench.race import FLASH_ATTN2
 
 DENSE = Case("dense", "model", "float32", 4, 2, 16, (33, 33), packed=False, causal=True)
 CASES = {
@@ -107,10 +109,26 @@ def test_standard_attention_respects_the_limit() -> None:
     assert contenders.score_bytes(DENSE) == size
     budget = timing.Budget(1.0, min_rounds=1, max_rounds=1)
     for mode, limit in ((modes.FORWARD, size - 1), (modes.TRAINING, 4 * size - 1)):
-        result = runner.Runner("cpu", mode, budget, limit, num_threads=1).run(DENSE)
-        assert result.flops == mode.flops * DENSE.flops
-        assert result.unavailable == {STANDARD: "needs 0.0 GiB"}
-        assert result.ratios.keys() == {SDPA}
+        outcome = SelfAttention([], mode, "cpu", budget, limit).measure(DENSE)
+        assert outcome["flops"] == mode.flops * DENSE.flops
+        assert outcome["contenders"][STANDARD] == {"unavailable": "needs 0.0 GiB"}
+        assert outcome["contenders"][SDPA]["ratio"]["value"] > 0
+
+
+def test_a_peer_that_fails_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(problem: Problem) -> contenders.Variants:
+        raise RuntimeError("no kernel image\nis available")
+
+    budget = timing.Budget(1.0, min_rounds=1, max_rounds=1)
+    monkeypatch.setattr(attention, "CONTENDERS", CONTENDERS | {SDPA: broken})
+    suite = SelfAttention([], modes.FORWARD, "cpu", budget, 2**30)
+    found = suite.measure(DENSE)["contenders"]
+    assert list(found) == [FLASH_ATTN2, SDPA, STANDARD]
+    assert found[SDPA] == {"unavailable": "RuntimeError: no kernel image"}
+    assert found[STANDARD]["seconds"] > 0
+    monkeypatch.setattr(attention, "CONTENDERS", CONTENDERS | {FLASH_ATTN2: broken})
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        suite.measure(DENSE)
 
 
 def test_accuracy_sees_a_wrong_element_and_nan() -> None:
@@ -209,19 +227,18 @@ def test_peak_memory_of_a_child_process(seqlen: int) -> None:
     output = case.total * case.num_heads * case.head_dim * 4
     scores = 2 * seqlen**2 * 4
     slack = 2**20  # code and constants that a first call pulls in
-    peak = memory.PeakMemory(num_threads=2)
-    standard = peak.measure(case, STANDARD, "", modes.FORWARD)
+    standard = memory.cpu_peak(case, STANDARD, "", modes.FORWARD)
     assert standard is not None
     # Scores and their softmax; the scaled queries and the output come on top or reuse memory.
     assert 2 * scores <= standard <= 2 * scores + 2 * output + slack
-    ours = peak.measure(case, FLASH_ATTN2, "", modes.FORWARD)
+    ours = memory.cpu_peak(case, FLASH_ATTN2, "", modes.FORWARD)
     assert ours is not None
     assert output <= ours <= output + 2 * slack
-    training = peak.measure(case, STANDARD, "", modes.TRAINING)
+    training = memory.cpu_peak(case, STANDARD, "", modes.TRAINING)
     assert training is not None
     # The probabilities, and the gradients of them and of the scores; freed blocks fit badly.
     assert 3 * scores + 3 * output <= training <= 4.5 * scores + 8 * output + slack
 
 
 def test_a_lost_child_gives_no_number() -> None:
-    assert memory.PeakMemory(1).measure(DENSE, "nobody", "", modes.FORWARD) is None
+    assert memory.cpu_peak(DENSE, "nobody", "", modes.FORWARD) is None

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import cpu_markdown
-import cpu_measure
 import cpu_peak
 import cpu_peers
 import cpu_rows
+import cpu_suite
 import cpu_table
 import pytest
 import torch
@@ -33,12 +33,16 @@ from cpu_rows import (
     MemoryRow,
     Row,
 )
+from cpu_suite import CpuTable
 from torch import Tensor
 
 from flash_attn2 import build_info
+from flash_attn2.bench import runner
 from flash_attn2.bench.cases import Case
-from flash_attn2.bench.contenders import FLASH_ATTN2, SDPA, Problem
+from flash_attn2.bench.contenders import SDPA, Problem
 from flash_attn2.bench.modes import FORWARD, TRAINING
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.suite import Outcome
 from flash_attn2.bench.timing import Budget
 
 BUDGET = Budget(float("inf"), min_rounds=2, max_rounds=2)
@@ -63,6 +67,10 @@ def test_rows(quick: bool) -> None:
     assert peers == {SDPA, LOOP, BOOL_MASK, BIAS, FLEX, NESTED, PEAK, ONE_THREAD}
     sections = [row.section for row in rows]
     assert len({*sections}) == 1 + sum(a != b for a, b in itertools.pairwise(sections))
+
+
+def measure(row: cpu_rows.AnyRow) -> Outcome:
+    return CpuTable([], BUDGET).measure(row)
 
 
 def rows_of(name: str, row: Row) -> Tensor:
@@ -102,7 +110,7 @@ def test_peers_compute_the_same(row: Row, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("mode", [FORWARD, TRAINING], ids=lambda mode: mode.name)
 def test_times_of_one_and_two_threads(mode: Any) -> None:
     row = Row("", "title", CAUSAL, {SDPA: Goal(2, 3), ONE_THREAD: Goal(1.85)}, mode)
-    outcome = cpu_measure.measure(row, BUDGET)
+    outcome = measure(row)
     assert outcome["contenders"].keys() == {FLASH_ATTN2, SDPA}
     times = {
         (name, threads): one["seconds"]
@@ -121,7 +129,7 @@ def test_times_of_one_and_two_threads(mode: Any) -> None:
 
 def test_a_peer_that_cannot_run_is_reported() -> None:
     row = Row("", "title", replace(CAUSAL, softcap=3.0), {SDPA: Goal(1)})
-    outcome = cpu_measure.measure(row, BUDGET)
+    outcome = measure(row)
     assert outcome["contenders"][SDPA] == {"unavailable": "no softcap"}
     assert outcome["goals"][0]["figures"] == {}
     assert "| no softcap | no softcap |" in table_of([outcome])
@@ -132,7 +140,7 @@ def test_share_of_peak() -> None:
     flops = cpu_peak.peak(torch.float32)()
     assert flops > 10**7
     row = Row("", "title", CASE, {PEAK: Goal(0.85)})
-    outcome = cpu_measure.measure(row, BUDGET)
+    outcome = measure(row)
     rates = [outcome["contenders"][name]["1"]["flops_per_second"] for name in (FLASH_ATTN2, PEAK)]
     assert outcome["goals"][0]["figures"]["1"]["value"] == pytest.approx(rates[0] / rates[1])
 
@@ -156,7 +164,7 @@ class Deadly(ErrorRow):
 def test_a_row_that_dies_costs_only_itself() -> None:
     rows = [ErrorRow(CASE, 4), Deadly(CASE, 4), ErrorRow(replace(CASE, head_dim=-1), 4)]
     rows += [ErrorRow(CAUSAL, 4)]
-    outcomes = [outcome for _, outcome in cpu_measure.measure_all(rows, BUDGET)]
+    outcomes = list(runner.measure(CpuTable(rows, BUDGET), rows))
     assert [outcome.get("failed", "")[:12] for outcome in outcomes] == [
         "",
         "its process ",
@@ -171,28 +179,28 @@ def test_a_row_that_dies_costs_only_itself() -> None:
 def test_a_section_has_its_own_environment() -> None:
     before = dict(os.environ)
     row = ErrorRow(CASE, 4, section="avx2")
-    ((_, outcome),) = cpu_measure.measure_all([row], BUDGET)
+    (outcome,) = runner.measure(CpuTable([row], BUDGET), [row])
     assert outcome["isa"] == {"flash_attn2": "x86-64-v3", "torch": "AVX2"}
     assert os.environ == before
 
 
 def test_errors_are_beside_those_of_sdpa() -> None:
-    outcome = cpu_measure.measure(ErrorRow(CASE, 4), BUDGET)
+    outcome = measure(ErrorRow(CASE, 4))
     errors = outcome["errors"]
     assert outcome["times_as_large"] == errors[FLASH_ATTN2] / errors[SDPA]
 
 
 def test_results_are_not_extra_memory() -> None:
     row = MemoryRow(replace(CASE, num_heads_kv=2), FORWARD)
-    assert cpu_measure._result_bytes(row) == 80 * 4 * (32 * 4 + 4)
+    assert cpu_suite._result_bytes(row) == 80 * 4 * (32 * 4 + 4)
     row = replace(row, mode=TRAINING)
-    assert cpu_measure._result_bytes(row) == 80 * (4 + 4 + 2 + 2) * 32 * 4 + 80 * 4 * 4
+    assert cpu_suite._result_bytes(row) == 80 * (4 + 4 + 2 + 2) * 32 * 4 + 80 * 4 * 4
 
 
 def table_of(outcomes: list[Any]) -> str:
     return cpu_markdown.tables(
         {
-            "machine": {"cpu": "A CPU", "cpus": 2},
+            "machine": {"cpu": "A CPU", "threads": 2},
             "build": {"cpu": {"isa": "baseline"}},
             "versions": {"torch": "2", "flash_attn2": "0"},
             "complete": True,
@@ -221,6 +229,14 @@ def test_summary_is_of_all_cases() -> None:
     assert "| forward | SDPA | 2.2 |  | 3 to 4 | 2 to 5 (1 of 2 below) |" in text
     assert "| forward | b | SDPA | 2.2 |  | 4 (4 to 4) | 5 (5 to 5) | 1 ms |" in text
     assert "Failed: forward, bad: its process died" in text
+
+
+def test_the_record_of_an_earlier_release_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu-amd-epyc-table.json"
+    assert cpu_table.main(["--show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    for result in json.loads(path.read_text())["results"]:
+        assert result["case"]["name"] in shown
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

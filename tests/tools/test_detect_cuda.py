@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tools import detect_cuda
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -43,3 +47,14 @@ def test_gpu(
     nvidia_smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert detect_cuda.gpu() == expected
+
+
+@pytest.mark.skipif(detect_cuda.gpu() is not None, reason="there is a GPU")
+@pytest.mark.parametrize("target", ["gpu-test", "gpu-bench"])
+def test_without_a_gpu_nothing_is_installed_or_built(tmp_path: Path, target: str) -> None:
+    folders = [f"VENV={tmp_path / 'venv'}", f"BUILD={tmp_path / 'build'}"]
+    command = ["make", target, f"PYTHON={sys.executable}", *folders]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert "There is no GPU here" in run.stderr
+    assert not list(tmp_path.iterdir())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from flash_attn2.bench.cases import DTYPES
+from flash_attn2.bench.suite import Outcome
 
 GROUPS = {
     "batch": "batch",
@@ -30,6 +33,11 @@ class DecodeCase:
     num_heads_kv: int
     head_dim: int
     page_size: int = 0  # 0: one piece per sequence
+
+    @staticmethod
+    def of(outcome: Outcome) -> DecodeCase:
+        """That of a line of a record."""
+        return DecodeCase(**outcome["case"])
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -67,7 +75,7 @@ class DecodeCase:
 
 @dataclass(frozen=True)
 class DecodeProfile:
-    """The values of each sweep. Elsewhere there are `batch` sequences of `seqlen_k` keys."""
+    """The values of each sweep. Elsewhere there are `batch` sequences of each of `base_seqlens`."""
 
     batches: tuple[int, ...]
     seqlens_k: tuple[int, ...]
@@ -75,21 +83,30 @@ class DecodeProfile:
     page_sizes: tuple[int, ...]
     dtypes: tuple[str, ...]
     batch: int
-    seqlen_k: int
+    base_seqlens: tuple[int, ...]
     num_heads: int = 32  # with 8 key heads and a head dim of 128, those of Llama 3 8B
     num_heads_kv: int = 8
     head_dim: int = 128
 
+    def select(
+        self, seqlens: tuple[int, ...] | None, dtypes: tuple[str, ...] | None
+    ) -> DecodeProfile:
+        """With such values in every sweep; None: the profile's own."""
+        changes: dict[str, Any] = {"dtypes": dtypes} if dtypes else {}
+        if seqlens:
+            changes |= {"seqlens_k": seqlens, "base_seqlens": seqlens}
+        return replace(self, **changes)
+
 
 PROFILES = {
-    "demo": DecodeProfile(
+    "cpu-demo": DecodeProfile(
         batches=(1, 4, 16),
         seqlens_k=(1024, 4096, 8192),
         group_sizes=(1, 8),
         page_sizes=(16, 256),
         dtypes=("bfloat16",),
         batch=8,
-        seqlen_k=2048,
+        base_seqlens=(2048,),
     ),
     "cpu": DecodeProfile(
         batches=(1, 2, 4, 8, 16, 32),
@@ -98,7 +115,7 @@ PROFILES = {
         page_sizes=(0, 1, 16, 64, 256, 1024),
         dtypes=("float32", "bfloat16"),
         batch=8,
-        seqlen_k=4096,
+        base_seqlens=(4096,),
     ),
     "cuda": DecodeProfile(
         batches=(1, 4, 16, 64, 128),
@@ -107,36 +124,50 @@ PROFILES = {
         page_sizes=(0, 1, 16, 64, 256, 1024),
         dtypes=("bfloat16",),
         batch=16,
-        seqlen_k=8192,
+        base_seqlens=(8192,),
     ),
 }
+PROFILES["cuda-demo"] = replace(
+    PROFILES["cuda"],
+    batches=(1, 16, 128),
+    seqlens_k=(2048, 8192, 32768),
+    group_sizes=(1, 8),
+    page_sizes=(16, 256),
+)
 
 
 def build_cases(profile: DecodeProfile) -> list[DecodeCase]:
     """All cases of `profile`, in the order in which they run."""
-    cases = []
-    for dtype in profile.dtypes:
-        base = DecodeCase(
-            "",
-            "",
-            dtype,
-            profile.batch,
-            profile.seqlen_k,
-            profile.num_heads,
-            profile.num_heads_kv,
-            profile.head_dim,
-        )
-        sweeps = [
-            *(replace(base, group="batch", batch=batch) for batch in profile.batches),
-            *(replace(base, group="kv_length", seqlen_k=seqlen) for seqlen in profile.seqlens_k),
-            *(
-                replace(base, group="group", num_heads_kv=profile.num_heads // size)
-                for size in profile.group_sizes
-            ),
-            *(replace(base, group="page_size", page_size=size) for size in profile.page_sizes),
-        ]
-        cases += [
-            replace(case, name=f"decode/{_PREFIXES[case.group]}{case.varied}/{DTYPES[dtype]}")
-            for case in sweeps
-        ]
-    return cases
+    return [
+        case
+        for dtype in profile.dtypes
+        for group in GROUPS
+        for seqlen in (profile.base_seqlens if group != "kv_length" else profile.seqlens_k)
+        for case in _sweep(profile, dtype, group, seqlen)
+    ]
+
+
+def _sweep(profile: DecodeProfile, dtype: str, group: str, seqlen_k: int) -> Iterator[DecodeCase]:
+    """Cases of one length."""
+    base = DecodeCase(
+        "",
+        group,
+        dtype,
+        profile.batch,
+        seqlen_k,
+        profile.num_heads,
+        profile.num_heads_kv,
+        profile.head_dim,
+    )
+    sweeps: dict[str, list[dict[str, Any]]] = {
+        "batch": [{"batch": batch} for batch in profile.batches],
+        "kv_length": [{}],
+        "group": [{"num_heads_kv": profile.num_heads // size} for size in profile.group_sizes],
+        "page_size": [{"page_size": size} for size in profile.page_sizes],
+    }
+    several = group != "kv_length" and len(profile.base_seqlens) > 1
+    length = f"/s{seqlen_k}" if several else ""
+    for changes in sweeps[group]:
+        case = replace(base, **changes)
+        name = f"decode/{_PREFIXES[group]}{case.varied}{length}/{DTYPES[dtype]}"
+        yield replace(case, name=name)

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import flash_attn2
-from flash_attn2.bench.contenders import FLASH_ATTN2, SDPA, UnavailableError
+from flash_attn2.bench.contenders import SDPA
 from flash_attn2.bench.decode.cases import DecodeCase
+from flash_attn2.bench.race import FLASH_ATTN2
+from flash_attn2.bench.suite import UnavailableError
 from flash_attn2.bench.timing import Run
 
 SDPA_PACKED = "SDPA packed"

@@ -1,70 +1,102 @@
-"""A PNG plot of the results."""
+"""A plot of decoding: the speed at which keys and values are read, by what each sweep varies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from flash_attn2.bench.contenders import FLASH_ATTN2
-from flash_attn2.bench.decode.cases import GROUPS
-from flash_attn2.bench.decode.contenders import CONTENDERS, SDPA_PACKED
-from flash_attn2.bench.decode.runner import Result
-from flash_attn2.bench.plots import COLORS, MARKERS, STYLE, figure_legend, short
+from flash_attn2.bench import plots
+from flash_attn2.bench.decode.cases import DecodeCase
+from flash_attn2.bench.decode.report import DecodeReport
+from flash_attn2.bench.record import hardware
+from flash_attn2.bench.suite import Outcome
 
-_COLORS = COLORS | {SDPA_PACKED: "#73a9cf"}
-_MARKERS = MARKERS | {SDPA_PACKED: "D"}
-
-
-def write_plots(folder: Path, results: Sequence[Result], machine: str) -> list[Path]:
-    """GB/s of keys and values: a row of panels per dtype, a column per group of cases."""
-    dtypes = list(dict.fromkeys(result.case.dtype for result in results))
-    groups = [group for group in GROUPS if any(r.case.group == group for r in results)]
-    path = folder / "decode.png"
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(groups) + 0.4, 2.8 * len(dtypes) + 1.0))
-        figure.suptitle(f"Decoding: keys and values read per second\n{machine}")
-        grid = figure.subplots(len(dtypes), len(groups), squeeze=False).tolist()
-        for line, dtype in zip(grid, dtypes, strict=True):
-            for axes, group in zip(line, groups, strict=True):
-                members = [r for r in results if r.case.dtype == dtype and r.case.group == group]
-                if members:
-                    _plot(axes, members)
-                axes.set(title=dtype, xlabel=GROUPS[group])
-            line[0].set_ylabel("GB/s")
-        figure_legend(figure, grid[0][0])
-        figure.savefig(path)
-    return [path]
+_RATE = "bytes_per_second"
+_READING: dict[str, Any] = {"color": "#555555", "linestyle": ":"}
 
 
-def _plot(axes: Axes, results: Sequence[Result]) -> None:
-    for name in CONTENDERS:
-        points = {
-            position: result.measurements[name].bytes_per_second / 1e9
-            for position, result in enumerate(results)
-            if name in result.measurements
-        }
-        axes.plot(
-            list(points),
-            list(points.values()),
-            color=_COLORS[name],
-            marker=_MARKERS[name],
-            markersize=4,
-            zorder=3 if name == FLASH_ATTN2 else 2,
-            label=name,
-        )
-    bandwidth = [result.read_bytes_per_second / 1e9 for result in results]
-    axes.plot(
-        range(len(results)), bandwidth, color="#555555", linestyle=":", label="reading memory"
+def figures(report: DecodeReport) -> Iterator[tuple[str, Figure]]:
+    """A row of panels per dtype, a column per group of cases (and length)."""
+    dtypes = list(dict.fromkeys(outcome["case"]["dtype"] for outcome in report.outcomes))
+    columns = plots.facets(report.outcomes, _sweep)
+    if not dtypes:
+        return
+    figure, grid = plots.panels(
+        len(dtypes),
+        len(columns),
+        (3.4, 2.8),
+        title="Decoding: keys and values read per second",
+        about=_about(report),
+        note=(
+            "One query per sequence; bytes of keys and values that count, each once, from caches "
+            "that are not in the processor's. Bars at the points: the middle half of the samples. "
+            "Reading memory: a plain sum, in turn with the others. SDPA reads a contiguous cache "
+            "everywhere."
+        ),
+        share_x="col",
+        share_y="row",
     )
-    axes.set_xticks(range(len(results)), [_label(result) for result in results])
-    axes.set_ylim(bottom=0)
+    for line, dtype in zip(grid, dtypes, strict=True):
+        for axes, (title, outcomes) in zip(line, columns.items(), strict=True):
+            _plot(axes, report, [one for one in outcomes if one["case"]["dtype"] == dtype])
+            axes.set(title=f"{dtype}\n{title}", xlabel=report.groups[outcomes[0]["case"]["group"]])
+        line[0].set_ylabel("GB/s  (higher is better →)")
+        line[0].set_ylim(bottom=0)
+    reading = ("reading memory", Line2D([], [], **_READING))
+    plots.legend(
+        figure, [*(plots.key(name, report.contenders) for name in report.contenders), reading]
+    )
+    yield "decode", figure
 
 
-def _label(result: Result) -> str:
-    if result.case.group == "page_size" and not result.case.page_size:
-        return "none"
-    return short(result.case.varied)
+def _sweep(outcome: Outcome) -> str:
+    """What a panel's cases have in common."""
+    case = DecodeCase.of(outcome)
+    parts = []
+    if case.group != "batch":
+        parts.append(f"batch {case.batch}")
+    if case.group != "kv_length":
+        parts.append(f"{case.seqlen_k} keys")
+    if case.group != "page_size":
+        parts.append("contiguous")
+    return ", ".join(parts)
+
+
+def _about(report: DecodeReport) -> str:
+    cases = [DecodeCase.of(outcome) for outcome in report.outcomes]
+    base = [case for case in cases if case.group != "group"] or cases
+    heads = f"{base[0].num_heads}/{base[0].num_heads_kv} heads of {base[0].head_dim}"
+    return f"{heads} where not said otherwise   |   {hardware(report.record)}"
+
+
+def _plot(axes: Axes, report: DecodeReport, outcomes: Sequence[Outcome]) -> None:
+    varied = [DecodeCase.of(outcome).varied for outcome in outcomes]
+    places = {value: place for place, value in enumerate(varied)}
+
+    for name in report.contenders:
+        plots.curve(
+            axes,
+            outcomes,
+            name,
+            report.contenders,
+            functools.partial(_point, name=name, places=places),
+            functools.partial(_spread, name=name),
+        )
+    memory = [outcome["read"][_RATE] / 1e9 for outcome in outcomes]
+    axes.plot(range(len(outcomes)), memory, **_READING)
+    labels = ["none" if not value else plots.short(value) for value in varied]
+    axes.set_xticks(range(len(outcomes)), labels)
+
+
+def _point(outcome: Outcome, name: str, places: Mapping[int, int]) -> tuple[float, float]:
+    return places[DecodeCase.of(outcome).varied], outcome["contenders"][name][_RATE] / 1e9
+
+
+def _spread(outcome: Outcome, name: str) -> tuple[float, float]:
+    _, low, high = plots.rate(outcome, name, _RATE)
+    return low / 1e9, high / 1e9
