@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = {"rows": args.rows, "seconds": args.seconds, "quick": args.quick}
 
     record = Record(args.output, "cpu", options)
-    outcomes = runner.measure(CpuTable(selected, budget), selected)
-    done, status = runner.collect(outcomes, [row.name for row in selected], record, one_line)
+    done, status = runner.run(CpuTable(selected, budget), record, one_line)
     if done:
         print(tables(read_record(args.output)))
         print(f"Wrote {args.output}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Prints results of `python -m flash_attn2 bench` as a Markdown table.
+"""Prints results of `python -m flash_attn2 bench` as Markdown tables.
 
     python benchmarks/markdown_table.py benchmarks/results/NAME.json [REGEX]
 
-REGEX selects cases by name. (`python -m flash_attn2 bench --show FILE` shows all that there is.)
+REGEX selects cases by name.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from flash_attn2.bench.report import markdown
 
 
 def main(path: str, pattern: str = "") -> None:
-    report = suites.report(read_record(Path(path)))
-    print(f"{report.title}: {hardware(report.record)}\n")
-    selected = [one for one in report.outcomes if re.search(pattern, one["case"]["name"])]
-    print(markdown(report.compact(selected)))
+    record = read_record(Path(path))
+    results = [one for one in record["results"] if re.search(pattern, one["case"]["name"])]
+    print(hardware(record))
+    for table in suites.report(record | {"results": results}).tables():
+        print(f"\n{table.title}\n\n{markdown(table)}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class SelfAttention(Suite[Case]):
             contenders[name] = {
                 "variant": variant,
                 **race.times(samples[name], "flops_per_second", outcome["flops"]),
-                "extra_bytes": self._extra_bytes(problem, name, variant),
+                "extra_bytes": memory.peak(problem, name, variant, self._mode),
                 "error": errors.largest(name),
                 **race.compare(samples, name),
             }
@@ -87,6 +87,3 @@ class SelfAttention(Suite[Case]):
         if self._mode.gradients:
             return accuracy.measure_gradients(problem, calls)
         return accuracy.measure(problem, {name: one.rows(one.run()) for name, one in calls.items()})
-
-    def _extra_bytes(self, problem: Problem, contender: str, variant: str) -> int | None:
-        return memory.peak(problem, contender, variant, self._mode)

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.modes import MODES
-from flash_attn2.bench.report import (
-    Column,
-    Report,
-    error_column,
-    memory_column,
-    rate_column,
-    ratio_column,
-    time_column,
-)
+from flash_attn2.bench.report import Report
 from flash_attn2.bench.suite import Outcome
 
 if TYPE_CHECKING:
@@ -40,15 +32,6 @@ class AttentionReport(Report):
 
     def describe(self, outcome: Outcome) -> tuple[str, str]:
         return Case.of(outcome).description
-
-    def columns(self) -> Sequence[Column]:
-        return (
-            time_column(),
-            rate_column(self.outcomes, "flops_per_second", "FLOP"),
-            ratio_column(),
-            memory_column(),
-            error_column(),
-        )
 
     def notes(self) -> Iterator[str]:
         sampled = sum(outcome["share_checked"] < 1 for outcome in self.outcomes)

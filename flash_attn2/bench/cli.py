@@ -16,7 +16,7 @@ from flash_attn2 import build_info
 from flash_attn2.bench import suites
 from flash_attn2.bench.cases import DTYPES
 from flash_attn2.bench.corpus import UNITS
-from flash_attn2.bench.modes import DECODE, MODES
+from flash_attn2.bench.modes import DECODE
 from flash_attn2.bench.suite import UsageError
 from flash_attn2.bench.timing import Budget
 
@@ -51,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     what.add_argument(
         "--mode",
-        choices=(*MODES, DECODE),
+        choices=tuple(suites.SUITES),
         default="fwd",
         help="the forward pass (default), the backward pass, both, or decoding over a KV cache",
     )
@@ -137,7 +137,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     _check_dtypes(args.dtype, device)
-    selection = suites.select(args, device)
+    kind = suites.SUITES[args.mode]
+    selection = kind.select(args, f"{device}-demo" if args.demo else device)
     cases = filter_cases(args.cases, selection.cases)
     if args.list:
         for case in cases:
@@ -152,10 +153,8 @@ def _run(args: argparse.Namespace) -> int:
     record = Record(path, device, _options(args) | selection.options)
     console = _console()
     console.print(f"{len(cases)} cases on {hardware(record.head)}. {selection.about}")
-    suite = suites.build(args, device, budget(args), cases)
-    names = [case.name for case in cases]
-    outcomes = runner.measure(suite, cases)
-    done, status = runner.collect(outcomes, names, record, report.progress)
+    suite = kind.suite(args, device, budget(args), cases)
+    done, status = runner.run(suite, record, report.progress)
     if not done:
         console.print("Interrupted before the first case was done.")
         return status

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -20,10 +21,11 @@ from flash_attn2.bench import timing
 from flash_attn2.bench.contenders import SDPA, STANDARD
 from flash_attn2.bench.decode.contenders import SDPA_PACKED
 from flash_attn2.bench.race import FLASH_ATTN2
-from flash_attn2.bench.report import Report, measured
+from flash_attn2.bench.record import hardware
+from flash_attn2.bench.report import Report
 from flash_attn2.bench.suite import Outcome
 
-STYLE: Any = {
+_STYLE: Any = {
     "font.size": 10.0,
     "axes.titlesize": 10.5,
     "axes.spines.top": False,
@@ -34,7 +36,6 @@ STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 160,
 }
-GRAY, DARK = "#6b7280", "#333333"
 _LOOKS = {  # color and marker
     FLASH_ATTN2: ("#d1495b", "o"),
     SDPA: ("#30638e", "s"),
@@ -42,40 +43,35 @@ _LOOKS = {  # color and marker
     STANDARD: ("#9aa5b1", "^"),
 }
 _MORE_LOOKS = (("#edae49", "v"), ("#66a182", "P"), ("#8d6a9f", "X"), ("#4c3b4d", "*"))
-
-# Inches: what stands above and below the panels.
-_HEADER, _FOOTER_LINE = 0.95, 0.17
-_CHARACTER = 0.062  # width, in the notes
-
-_TICKS = 8  # at most, on a logarithmic axis
-# Of the lines that show a spread: seen on bars of any color.
+# Of lines that show a spread: seen on bars of any color.
 SPREAD: Any = {
-    "color": DARK,
+    "color": "#333333",
     "linewidth": 1.3,
     "path_effects": [Stroke(linewidth=2.6, foreground="white"), Normal()],
     "zorder": 4,
 }
+_HEADER, _NOTE_LINE, _CHARACTER = 0.95, 0.17, 0.062  # inches
+_TICKS = 8  # at most, on a logarithmic axis
 
 
 def write(folder: Path, report: Report) -> list[Path]:
     """Writes a PNG for each of the report's plots; returns the files."""
     written = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(_STYLE):
         for name, figure in report.figures():
             written.append(folder / f"{name}.png")
             figure.savefig(written[-1])
     return written
 
 
-def look(name: str, names: Sequence[str]) -> tuple[str, str]:
+def look(report: Report, name: str) -> tuple[str, str]:
     """Color and marker of a contender."""
-    others = [other for other in names if other not in _LOOKS]
-    if name in _LOOKS:
-        return _LOOKS[name]
-    return _MORE_LOOKS[others.index(name) % len(_MORE_LOOKS)]
+    others = [other for other in report.contenders if other not in _LOOKS]
+    return _LOOKS.get(name) or _MORE_LOOKS[others.index(name) % len(_MORE_LOOKS)]
 
 
 def panels(
+    report: Report,
     rows: int,
     columns: int,
     size: tuple[float, float],
@@ -83,84 +79,69 @@ def panels(
     title: str,
     about: str,
     note: str,
-    share_x: bool | Literal["all", "row", "col"] = False,
-    share_y: bool | Literal["all", "row", "col"] = False,
+    legend: Sequence[Patch | Line2D],
+    **share: Any,
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of panels of `size` inches below a title and a line about it, above a note."""
+    """Panels of `size` inches; above them title, shapes, machine and legend, below them a note."""
     width = max(size[0] * columns, 8.0)
     lines = [
         line for part in note.split("\n") for line in textwrap.wrap(part, int(width / _CHARACTER))
     ]
-    footer = _FOOTER_LINE * len(lines) + 0.12
-    height = size[1] * rows + _HEADER + footer
+    below = _NOTE_LINE * len(lines) + 0.12
+    height = size[1] * rows + _HEADER + below
     figure = Figure(figsize=(width, height))
-    figure.set_layout_engine(
-        "constrained",
-        rect=(0.005, footer / height, 0.99, 1 - (_HEADER + footer) / height),
-        h_pad=0.08,
-        w_pad=0.08,
-    )
-    figure.text(0.12 / width, 1 - 0.1 / height, title, va="top", size=14, weight="bold")
-    figure.text(0.12 / width, 1 - 0.42 / height, about, va="top", color=DARK)
-    figure.text(0.12 / width, 0.08 / height, "\n".join(lines), va="bottom", size=8.5, color=GRAY)
-    return figure, figure.subplots(
-        rows, columns, squeeze=False, sharex=share_x, sharey=share_y
-    ).tolist()
+    rect = (0.005, below / height, 0.99, 1 - (_HEADER + below) / height)
+    figure.set_layout_engine("constrained", rect=rect, h_pad=0.08, w_pad=0.08)
 
+    def put(inches: float, text: str, **style: Any) -> None:
+        y, anchor = (1 - inches / height, "top") if inches > 0 else (-inches / height, "bottom")
+        figure.text(0.12 / width, y, text, va=anchor, **style)
 
-def legend(figure: Figure, entries: Sequence[tuple[str, Any]]) -> None:
-    """In the header, below its lines."""
-    height = figure.get_figheight()
+    machine = hardware(report.record)
+    put(0.1, f"{report.title}: {title}", size=14, weight="bold")
+    put(0.42, f"{about}   |   {machine}" if about else machine, color="#333333")
+    put(-0.08, "\n".join(lines), size=8.5, color="#6b7280")
     figure.legend(
-        handles=[handle for _, handle in entries],
-        labels=[label for label, _ in entries],
+        handles=legend,
         loc="upper left",
         bbox_to_anchor=(0.0, 1 - 0.62 / height),
-        ncols=len(entries),
+        ncols=len(legend),
     )
+    return figure, figure.subplots(rows, columns, squeeze=False, **share).tolist()
 
 
-def key(name: str, names: Sequence[str], *, marker: bool = True) -> tuple[str, Any]:
-    """A contender's entry in a legend."""
-    color, shape = look(name, names)
-    line = Line2D([], [], color=color, marker=shape if marker else "s", markersize=6)
-    if not marker:
-        line.set(linestyle="none", markersize=9)
-    return name, line
+def patches(report: Report, names: Iterable[str]) -> list[Patch | Line2D]:
+    """A legend of bars."""
+    return [Patch(color=look(report, name)[0], label=name) for name in names]
 
 
-def middle(outcome: Outcome, name: str) -> tuple[float, float]:
-    """Between which seconds the middle half of a contender's samples lies."""
-    return timing.quartiles(outcome["contenders"][name]["samples"].values())
+def lines(report: Report) -> list[Patch | Line2D]:
+    """A legend of curves."""
+    looks = {name: look(report, name) for name in report.contenders}
+    return [Line2D([], [], color=c, marker=m, label=name) for name, (c, m) in looks.items()]
 
 
-def rate(outcome: Outcome, name: str, unit: str) -> tuple[float, float, float]:
-    """A rate (a key of the record) and between which values the middle half of it lies."""
+def spread(outcome: Outcome, name: str, what: str) -> tuple[float, float, float]:
+    """What was measured of a contender, and between which values the middle half of it lies."""
     one = outcome["contenders"][name]
-    work = one[unit] * one["seconds"]
-    low, high = middle(outcome, name)
-    return one[unit], work / high, work / low
+    value: float = one[what]
+    low, high = timing.quartiles(one["samples"].values())
+    if what != "seconds":  # a rate
+        low, high = (value * one["seconds"] / seconds for seconds in (high, low))
+    return value, low, high
 
 
 def curve(
-    axes: Axes,
-    outcomes: Sequence[Outcome],
-    name: str,
-    names: Sequence[str],
-    point: Callable[[Outcome], tuple[float, float] | None],
-    spread: Callable[[Outcome], tuple[float, float]] | None = None,
+    axes: Axes, report: Report, name: str, points: Sequence[tuple[float, float, float, float]]
 ) -> None:
-    """A contender's points (where there are any), with bars for their spread."""
-    color, marker = look(name, names)
-    order = 3 if name == FLASH_ATTN2 else 2
-    members = [(at, one) for one in outcomes if name in measured(one) and (at := point(one))]
-    if not members:
+    """Of x, y, and between which values the middle half of y lies."""
+    if not points:
         return
-    points = sorted(at for at, _ in members)
-    axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4.5, zorder=order)
-    if spread:
-        for (x, _), one in members:
-            axes.vlines(x, *spread(one), color=color, linewidth=3, alpha=0.45, zorder=order)
+    color, marker = look(report, name)
+    order = 3 if name == FLASH_ATTN2 else 2
+    x, y, low, high = zip(*sorted(points), strict=True)
+    axes.plot(x, y, color=color, marker=marker, markersize=4.5, zorder=order)
+    axes.vlines(x, low, high, color=color, linewidth=3, alpha=0.45, zorder=order)
 
 
 def log_ticks(axis: Axis, base: int, label: Callable[[float], str]) -> None:
@@ -212,9 +193,3 @@ def facets(
     for outcome in outcomes:
         found.setdefault(title(outcome), []).append(outcome)
     return found
-
-
-def only(values: Iterator[Any]) -> Any:
-    """What all of `values` are; None if they differ."""
-    found = set(values)
-    return found.pop() if len(found) == 1 else None

@@ -62,15 +62,6 @@ def markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [table.header, aligned, *plain])
 
 
-class Column(NamedTuple):
-    """Of a table of contenders; `ours` and `peers` say of whom a compact table shows it."""
-
-    header: str
-    cell: Callable[[Outcome, str], str]
-    ours: bool = True
-    peers: bool = False
-
-
 class Report(ABC):
     """How a suite shows a record: what all suites of cases and contenders have in common."""
 
@@ -96,9 +87,6 @@ class Report(ABC):
         """Shape and options of its case."""
 
     @abstractmethod
-    def columns(self) -> Sequence[Column]: ...
-
-    @abstractmethod
     def notes(self) -> Iterator[str]:
         """Last lines of the summary: what is special, and what the columns mean."""
 
@@ -111,16 +99,14 @@ class Report(ABC):
 
     def tables(self) -> Iterator[Table]:
         """One for each group of cases, a row for each contender."""
-        if not self.outcomes:
-            return
-        columns = self.columns()
-        header = [self.shape, "contender", *(column.header for column in columns)]
+        columns = _columns(self.outcomes)
+        header = [self.shape, "contender", *columns]
         for group, title in self.groups.items():
             if members := self.group(group):
                 blocks = [self._block(outcome, columns) for outcome in members]
                 yield Table(f"{self.title}: {title}", header, blocks, texts=2)
 
-    def _block(self, outcome: Outcome, columns: Sequence[Column]) -> list[list[str]]:
+    def _block(self, outcome: Outcome, columns: _Columns) -> list[list[str]]:
         shape, options = self.describe(outcome)
         labels = [f"[bold]{outcome['case']['name']}[/]", f"  {shape}", f"  {options}"]
         rows = (_row(outcome, name, columns) for name in self.contenders)
@@ -128,22 +114,6 @@ class Report(ABC):
             [label or "", *(row or [""] * (len(columns) + 1))]
             for label, row in zip_longest(labels, rows)
         ]
-
-    def compact(self, cases: Sequence[Outcome]) -> Table:
-        """A row for each case: what is said of flash_attn2 alone, and of its peers beside it."""
-        header = ["case"]
-        cells: list[tuple[str, Column]] = []
-        for column in self.columns():
-            for name in self.contenders:
-                ours = name == FLASH_ATTN2
-                if column.ours if ours else column.peers:
-                    header.append(column.header if ours else f"{column.header}, {name}")
-                    cells.append((name, column))
-        rows = [
-            [f"`{outcome['case']['name']}`", *(_cell(outcome, *cell) for cell in cells)]
-            for outcome in cases
-        ]
-        return Table(self.title, header, [rows])
 
     def summary(self) -> Iterator[str]:
         for peer in self.peers:
@@ -177,32 +147,42 @@ def progress(outcome: Outcome) -> str:
     return ", ".join([format_time(contenders[FLASH_ATTN2]["seconds"]), *ratios])
 
 
-def _row(outcome: Outcome, name: str, columns: Sequence[Column]) -> list[str]:
+# By header: what a column says of a contender of an outcome.
+_Columns = Mapping[str, Callable[[Outcome, str], str]]
+
+
+def _columns(outcomes: Sequence[Outcome]) -> _Columns:
+    """One for everything that was measured."""
+    keys = {key for one in outcomes for name in measured(one) for key in one["contenders"][name]}
+
+    def of(key: str, show: Callable[[Any], str]) -> Callable[[Outcome, str], str]:
+        def cell(outcome: Outcome, name: str) -> str:
+            value = outcome["contenders"][name].get(key)
+            return "n/a" if value is None else show(value)
+
+        return cell
+
+    columns = {"time": of("seconds", format_time)}
+    for rate, letter in (("flops_per_second", "FLOP"), ("bytes_per_second", "B")):
+        if rate in keys:
+            unit, size = throughput_unit(outcomes, rate, letter)
+            columns[unit] = of(rate, lambda value, size=size: format_number(value / size))  # type: ignore[misc]
+    if "share_of_memory" in keys:
+        columns["of memory"] = of("share_of_memory", "{:.0%}".format)
+    columns["speed-up"] = _ratio
+    if "extra_bytes" in keys:
+        columns["extra memory"] = of("extra_bytes", format_bytes)
+    return columns | {"max error": _error}
+
+
+def _row(outcome: Outcome, name: str, columns: _Columns) -> list[str]:
     one = outcome["contenders"].get(name, {})
     if "samples" not in one:
         return [name, f"[dim]{escape(one.get('unavailable', ''))}[/]", *[""] * (len(columns) - 1)]
     title = f"[bold]{name}[/]" if name == FLASH_ATTN2 else name
     if one.get("variant"):
         title += f" [dim]{one['variant']}[/]"
-    return [title, *(column.cell(outcome, name) for column in columns)]
-
-
-def _cell(outcome: Outcome, name: str, column: Column) -> str:
-    return column.cell(outcome, name) if name in measured(outcome) else "n/a"
-
-
-def time_column() -> Column:
-    return Column("time", lambda o, name: format_time(o["contenders"][name]["seconds"]))
-
-
-def rate_column(outcomes: Sequence[Outcome], rate: str, letter: str) -> Column:
-    """Of FLOP (`letter` is "FLOP") or bytes ("B") by the second."""
-    unit, size = throughput_unit(outcomes, rate, letter)
-    return Column(unit, lambda o, name: format_number(o["contenders"][name][rate] / size))
-
-
-def ratio_column() -> Column:
-    return Column("speed-up", _ratio, ours=False, peers=True)
+    return [title, *(cell(outcome, name) for cell in columns.values())]
 
 
 def _ratio(outcome: Outcome, name: str) -> str:
@@ -215,23 +195,12 @@ def _ratio(outcome: Outcome, name: str) -> str:
     return f"[{style}]{ratio['value']:.2f}x[/] {spread}"
 
 
-def memory_column() -> Column:
-    def cell(outcome: Outcome, name: str) -> str:
-        size = outcome["contenders"][name].get("extra_bytes")
-        return "n/a" if size is None else format_bytes(size)
-
-    return Column("extra memory", cell, peers=True)
-
-
-def error_column() -> Column:
-    def cell(outcome: Outcome, name: str) -> str:
-        error = outcome["contenders"][name]["error"]
-        if error is None:
-            return "n/a"
-        wrong = name == FLASH_ATTN2 and not _tolerable(outcome)
-        return f"[bold red]{error:.1e}[/]" if wrong else f"{error:.1e}"
-
-    return Column("max error", cell)
+def _error(outcome: Outcome, name: str) -> str:
+    error = outcome["contenders"][name]["error"]
+    if error is None:
+        return "n/a"
+    wrong = name == FLASH_ATTN2 and not _tolerable(outcome)
+    return f"[bold red]{error:.1e}[/]" if wrong else f"{error:.1e}"
 
 
 def _tolerable(outcome: Outcome) -> bool:

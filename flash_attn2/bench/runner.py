@@ -6,22 +6,29 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from flash_attn2.bench import isolate
 from flash_attn2.bench.record import Record
-from flash_attn2.bench.suite import Case, Outcome, Suite
+from flash_attn2.bench.suite import Outcome, Suite
 
 
 class Stopped(KeyboardInterrupt):
     """The process was told to end."""
 
 
-def measure(suite: Suite[Case], cases: Sequence[Case]) -> Iterator[Outcome]:
+def run(
+    suite: Suite[Any], record: Record, summary: Callable[[Outcome], str]
+) -> tuple[list[Outcome], int]:
+    """Measures all cases; see `collect`."""
+    return collect(measure(suite), [case.name for case in suite.cases], record, summary)
+
+
+def measure(suite: Suite[Any]) -> Generator[Outcome, None, None]:
     """The outcome of each case, as it comes."""
-    for section, members in groupby(cases, key=suite.section):
+    for section, members in groupby(suite.cases, key=suite.section):
         if section is None:
             yield from (isolate.measure(suite, case) for case in members)
         else:
@@ -29,7 +36,7 @@ def measure(suite: Suite[Case], cases: Sequence[Case]) -> Iterator[Outcome]:
 
 
 def collect(
-    outcomes: Iterable[Outcome],
+    outcomes: Generator[Outcome, None, None],
     names: Sequence[str],
     record: Record,
     summary: Callable[[Outcome], str],
@@ -41,17 +48,25 @@ def collect(
     """
     done: list[Outcome] = []
     status = 0
-    with _progress(names) as progress, _ending_on_sigterm():
+    start = time.monotonic()
+    with _ending_on_sigterm(), contextlib.closing(outcomes):
         try:
-            for outcome in outcomes:
-                done.append(outcome)
+            for number, name in enumerate(names, 1):
+                _say(f"[{number}/{len(names)}, {time.monotonic() - start:.0f} s] {name}: ", end="")
+                done.append(next(outcomes))
                 record.write(done, complete=len(done) == len(names))
-                progress.advance(names[len(done) - 1], summary(outcome))
+                _say(summary(done[-1]))
         except KeyboardInterrupt as reason:
+            _say("interrupted")
             status = 128 + (signal.SIGTERM if isinstance(reason, Stopped) else signal.SIGINT)
     if status and done:  # it may have ended in the middle of a file
         record.write(done, complete=len(done) == len(names))
     return done, status
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Progress, on a terminal as in a file."""
+    print(text, end=end, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -64,64 +79,3 @@ def _ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _Progress(Protocol):
-    def advance(self, name: str, summary: str) -> None:
-        """The next case is done."""
-
-
-@contextlib.contextmanager
-def _progress(names: Sequence[str]) -> Iterator[_Progress]:
-    """On stderr: a bar on a terminal, else a line for each case."""
-    if sys.stderr.isatty():
-        with _bar(names) as bar:
-            yield bar
-    else:
-        yield _Lines(len(names))
-
-
-class _Lines:
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._start = total, 0, time.monotonic()
-
-    def advance(self, name: str, summary: str) -> None:
-        self._done += 1
-        elapsed = time.monotonic() - self._start
-        progress = f"[{self._done}/{self._total}, {elapsed:.0f} s]"
-        print(f"{progress} {name}: {summary}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _bar(names: Sequence[str]) -> Iterator[_Progress]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    bar = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task = bar.add_task(names[0], total=len(names))
-    following = iter([*names[1:], ""])
-
-    class Bar:
-        def advance(self, name: str, summary: str) -> None:
-            bar.console.print(Text.assemble((name, "bold"), f": {summary}"))
-            bar.update(task, advance=1, description=next(following))
-
-    with bar:
-        yield Bar()

@@ -43,10 +43,6 @@ class Suite(ABC, Generic[Case]):
     def describe(self, case: Case) -> Outcome:
         """What the line says of `case` if it fails."""
 
-    def options(self) -> dict[str, Any]:
-        """Those that only this suite has, for the record."""
-        return {}
-
     def section(self, case: Case) -> str | None:
         """Neighbours with the same section share a child process; None: measured in this one."""
         del case

@@ -14,16 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from flash_attn2.__main__ import main
-from flash_attn2.bench import accuracy, memory, report
+from flash_attn2.bench import accuracy, memory, plots, report
 from flash_attn2.bench.attention import SelfAttention
 from flash_attn2.bench.attention_report import AttentionReport
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.contenders import SDPA, STANDARD
 from flash_attn2.bench.race import FLASH_ATTN2
-from flash_attn2.bench.record import Record, describe_machine
+from flash_attn2.bench.record import Record, describe_machine, read_record
 from flash_attn2.bench.suite import Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -247,7 +248,7 @@ def test_an_error_out_of_tolerance_is_reported() -> None:
     assert _report(_outcome(1e-3), _outcome(3e-3)).out_of_tolerance() == ["gemma"]
 
 
-@pytest.mark.parametrize("name", ["demo", "full", "fwd-bwd-demo", "decode"])
+@pytest.mark.parametrize("name", ["demo", "fwd-bwd-demo", "decode"])
 def test_records_of_earlier_releases_are_shown(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +258,43 @@ def test_records_of_earlier_releases_are_shown(
     for result in json.loads(path.read_text())["results"]:
         assert f" {result['case']['name']} " in shown
     assert any(path.suffix == ".png" for path in tmp_path.iterdir())
+
+
+def test_plots_say_what_they_show() -> None:
+    record = read_record(ROOT / "benchmarks" / "results" / "cpu-amd-epyc-full.json")
+    figures = dict(AttentionReport(record).figures())
+    # Eight panels side by side would be too many.
+    assert list(figures) == ["head_dims", "seqlens-fp32", "seqlens-bf16", "models"]
+    for figure in figures.values():
+        texts = [text.get_text() for text in figure.texts]
+        assert texts[0].startswith("Forward pass: ")
+        assert "AMD EPYC, 2 threads, torch 2.13.0+cpu, flash_attn2 0.1.0" in texts[1]
+        (legend,) = figure.legends
+        assert "SDPA" in [text.get_text() for text in legend.get_texts()]
+        first = figure.axes[0]
+        assert "better" in first.get_ylabel() + first.get_xlabel()
+    bars = figures["head_dims"].axes
+    assert {axes.get_ylim() for axes in bars} == {bars[0].get_ylim()}
+    ratio = record["results"][0]["contenders"][SDPA]["ratio"]["value"]
+    assert bars[0].texts[0].get_text() == f"{ratio:.1f}x"
+    about, flops = (figures["head_dims"].texts[i].get_text() for i in (1, 2))
+    assert about.startswith("batch 1, 8 heads ")
+    assert flops.startswith("FLOP: 4 · head dim for each query and visible key")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (2e-5, 3e-4, ["20 µs", "50 µs", "100 µs", "200 µs"]),
+        (9e-5, 0.9, ["100 µs", "300 µs", "1 ms", "3 ms", "10 ms", "30 ms", "100 ms", "300 ms"]),
+        (1e-5, 2e2, ["10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s", "100 s"]),
+    ],
+)
+def test_ticks_of_logarithmic_axes(low: float, high: float, labels: list[str]) -> None:
+    axes = Figure().subplots()
+    axes.set(yscale="log", ylim=(low, high))
+    plots.log_ticks(axes.yaxis, 10, plots.time_label)
+    assert [plots.time_label(tick) for tick in axes.yaxis.get_ticklocs()] == labels
 
 
 def test_only_records_of_the_command_are_shown(

@@ -148,9 +148,10 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     script = Path(__file__).parents[2] / "benchmarks" / "markdown_table.py"
     runpy.run_path(str(script))["main"](str(path), "p16/s64")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[4:]] == [
-        "| `decode/p16/s64/fp32`",
-        "| `decode/p16/s64/bf16`",
+    assert lines[2] == "Decoding: page size"
+    assert [line.split(" | ")[0] for line in lines[6::3]] == [
+        "| decode/p16/s64/fp32",
+        "| decode/p16/s64/bf16",
     ]
 
 

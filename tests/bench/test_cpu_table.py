@@ -164,7 +164,7 @@ class Deadly(ErrorRow):
 def test_a_row_that_dies_costs_only_itself() -> None:
     rows = [ErrorRow(CASE, 4), Deadly(CASE, 4), ErrorRow(replace(CASE, head_dim=-1), 4)]
     rows += [ErrorRow(CAUSAL, 4)]
-    outcomes = list(runner.measure(CpuTable(rows, BUDGET), rows))
+    outcomes = list(runner.measure(CpuTable(rows, BUDGET)))
     assert [outcome.get("failed", "")[:12] for outcome in outcomes] == [
         "",
         "its process ",
@@ -179,7 +179,7 @@ def test_a_row_that_dies_costs_only_itself() -> None:
 def test_a_section_has_its_own_environment() -> None:
     before = dict(os.environ)
     row = ErrorRow(CASE, 4, section="avx2")
-    (outcome,) = runner.measure(CpuTable([row], BUDGET), [row])
+    (outcome,) = runner.measure(CpuTable([row], BUDGET))
     assert outcome["isa"] == {"flash_attn2": "x86-64-v3", "torch": "AVX2"}
     assert os.environ == before
 

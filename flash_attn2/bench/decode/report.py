@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from flash_attn2.bench.decode.cases import GROUPS, DecodeCase
 from flash_attn2.bench.race import FLASH_ATTN2
-from flash_attn2.bench.report import (
-    Column,
-    Report,
-    error_column,
-    rate_column,
-    ratio_column,
-    time_column,
-)
+from flash_attn2.bench.report import Report
 from flash_attn2.bench.suite import Outcome
 
 if TYPE_CHECKING:
@@ -30,19 +23,10 @@ class DecodeReport(Report):
     def describe(self, outcome: Outcome) -> tuple[str, str]:
         return DecodeCase.of(outcome).description
 
-    def columns(self) -> Sequence[Column]:
-        return (
-            time_column(),
-            rate_column(self.outcomes, "bytes_per_second", "B"),
-            Column("of memory", lambda outcome, name: f"{_share(outcome, name):.0%}"),
-            ratio_column(),
-            error_column(),
-        )
-
     def notes(self) -> Iterator[str]:
         if self.outcomes:
             speeds = [outcome["read"]["bytes_per_second"] for outcome in self.outcomes]
-            shares = [_share(outcome, FLASH_ATTN2) for outcome in self.outcomes]
+            shares = [one["contenders"][FLASH_ATTN2]["share_of_memory"] for one in self.outcomes]
             yield (
                 f"It reads keys and values at {min(shares):.0%} to {max(shares):.0%} of the speed "
                 f"at which memory can be read here, {statistics.median(speeds) / 1e9:.0f} GB/s."
@@ -60,8 +44,3 @@ class DecodeReport(Report):
         from flash_attn2.bench.decode import plots
 
         yield from plots.figures(self)
-
-
-def _share(outcome: Outcome, name: str) -> float:
-    share: float = outcome["contenders"][name]["share_of_memory"]
-    return share
