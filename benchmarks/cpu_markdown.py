@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from flash_attn2.bench.race import FLASH_ATTN2
 from flash_attn2.bench.record import hardware
-from flash_attn2.bench.report import Table, markdown
+from flash_attn2.bench.report import Table, format_time, markdown
 from flash_attn2.bench.suite import Outcome
 
 
@@ -98,7 +98,7 @@ def _details(outcomes: Sequence[Outcome]) -> list[list[str]]:
             figure = goal["figures"].get(threads)
             cells.append(escape(missing or "") if figure is None else _with_spread(figure))
         seconds = outcome["contenders"][FLASH_ATTN2]["2"]["seconds"]
-        lines.append([*cells, _time(seconds)])
+        lines.append([*cells, format_time(seconds)])
     return lines
 
 
@@ -132,7 +132,3 @@ def _memory(outcome: Outcome) -> list[str]:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 20 else f"{value:.3g}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"

@@ -14,7 +14,7 @@ from flash_attn2.bench.attention_report import AttentionReport
 from flash_attn2.bench.cases import DTYPES, Case
 from flash_attn2.bench.contenders import SDPA
 from flash_attn2.bench.race import FLASH_ATTN2
-from flash_attn2.bench.report import format_time, measured, throughput_unit
+from flash_attn2.bench.report import format_bytes, format_time, measured, throughput_unit
 from flash_attn2.bench.suite import Outcome
 from flash_attn2.bench.suites import suffix
 
@@ -155,8 +155,8 @@ def _seqlens(report: AttentionReport, outcomes: Sequence[Outcome]) -> Figure:
     times, sizes = grid[0][0], grid[1][0]
     times.set(xscale="log", yscale="log", ylabel="time  (← lower is better)")
     sizes.set(yscale="log", ylabel="extra memory  (← lower is better)")
-    plots.log_ticks(times.yaxis, 10, plots.time_label)
-    plots.log_ticks(sizes.yaxis, 4, plots.memory_label)
+    plots.log_ticks(times.yaxis, 10, format_time)
+    plots.log_ticks(sizes.yaxis, 4, format_bytes)
     lengths = sorted({one["case"]["seqlens"][0] for one in outcomes})
     times.set_xticks(lengths, [plots.short(length) for length in lengths])
     times.xaxis.set_minor_locator(NullLocator())

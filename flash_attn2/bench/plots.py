@@ -161,23 +161,6 @@ def log_ticks(axis: Axis, base: int, label: Callable[[float], str]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def time_label(seconds: float) -> str:
-    return _scaled(seconds * 1e9, 1000, ("ns", "µs", "ms", "s"))
-
-
-def memory_label(size: float) -> str:
-    return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB"))
-
-
-def _scaled(value: float, base: int, units: Sequence[str]) -> str:
-    """`value`, in the first of `units`, in the largest one that keeps it at 1 or above."""
-    for unit in units[:-1]:
-        if value < base * 0.999:
-            return f"{value:.4g} {unit}"
-        value /= base
-    return f"{value:.4g} {units[-1]}"
-
-
 def times_label(ratio: float) -> str:
     return f"{ratio:.0f}x" if ratio >= 20 else f"{ratio:.1f}x"
 

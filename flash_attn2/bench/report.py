@@ -256,14 +256,16 @@ def format_number(value: float) -> str:
 
 
 def format_time(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
+    return _scaled(seconds * 1e9, 1000, ("ns", "µs", "ms", "s"))
 
 
 def format_bytes(size: float) -> str:
-    for unit in ("KiB", "MiB"):
-        size /= 1024
-        if size < 1000:
-            return f"{size:.1f} {unit}" if size < 100 else f"{size:.0f} {unit}"
-    return f"{size / 1024:.2f} GiB"
+    return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB"))
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    """`value`, in the first of `units`, in the largest one that keeps it at 1 or above."""
+    unit = 0
+    while value >= base * 0.9995 and unit < len(units) - 1:
+        value, unit = value / base, unit + 1
+    return f"{value:.0f} {units[unit]}" if value >= 1000 else f"{value:.3g} {units[unit]}"
