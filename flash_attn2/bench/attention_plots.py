@@ -7,14 +7,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from flash_attn2.bench import plots
 from flash_attn2.bench.attention_report import AttentionReport
 from flash_attn2.bench.cases import DTYPES, Case
 from flash_attn2.bench.contenders import SDPA
 from flash_attn2.bench.race import FLASH_ATTN2
-from flash_attn2.bench.report import format_bytes, format_time, measured, throughput_unit
+from flash_attn2.bench.report import format_bytes, format_rate, format_time, measured
 from flash_attn2.bench.suite import Outcome
 from flash_attn2.bench.suites import suffix
 
@@ -70,7 +70,6 @@ def _head_dims(report: AttentionReport, outcomes: Sequence[Outcome]) -> Figure:
     """Throughput against head dimension: grouped bars, one panel per dtype, mask and length."""
     facets = plots.facets(outcomes, _facet)
     columns = min(len(facets), 2)
-    unit, size = throughput_unit(outcomes, _RATE, "FLOP")
     passes = f", times {report.mode.flops} for {report.mode.name}" if report.mode.gradients else ""
     figure, grid = plots.panels(
         report,
@@ -90,7 +89,7 @@ def _head_dims(report: AttentionReport, outcomes: Sequence[Outcome]) -> Figure:
     all_axes = [axes for line in grid for axes in line]
     for axes, (facet, members) in zip(all_axes, facets.items(), strict=False):
         for index, name in enumerate(report.contenders):
-            _bars(axes, report, name, members, index, size)
+            _bars(axes, report, name, members, index)
         axes.set_xticks(range(len(members)), [str(one["case"]["head_dim"]) for one in members])
         axes.set(title=facet, xlabel="head dim")
         axes.grid(axis="x", visible=False)
@@ -98,24 +97,22 @@ def _head_dims(report: AttentionReport, outcomes: Sequence[Outcome]) -> Figure:
     for axes in all_axes[len(facets) :]:
         axes.remove()
     for line in grid:
-        line[0].set_ylabel(f"{unit}  (higher is better →)")
+        line[0].set_ylabel("throughput  (higher is better →)")
+        line[0].yaxis.set_major_formatter(
+            FuncFormatter(lambda rate, _: format_rate(rate, "FLOP/s"))
+        )
     return figure
 
 
 def _bars(
-    axes: Axes,
-    report: AttentionReport,
-    name: str,
-    outcomes: Sequence[Outcome],
-    index: int,
-    size: float,
+    axes: Axes, report: AttentionReport, name: str, outcomes: Sequence[Outcome], index: int
 ) -> None:
     width = 0.8 / len(report.contenders)
     for place, outcome in enumerate(outcomes):
         if name not in measured(outcome):
             continue
         x = place + (index - (len(report.contenders) - 1) / 2) * width
-        value, low, high = (x / size for x in plots.spread(outcome, name, _RATE))
+        value, low, high = plots.spread(outcome, name, _RATE)
         axes.bar(x, value, width * 0.94, color=plots.look(report, name)[0])
         axes.vlines(x, low, high, **plots.SPREAD)
         if name == FLASH_ATTN2 and SDPA in measured(outcome):

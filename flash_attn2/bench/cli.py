@@ -51,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     what.add_argument(
         "--mode",
-        choices=tuple(suites.SUITES),
+        choices=tuple(suites.SELECT),
         default="fwd",
         help="the forward pass (default), the backward pass, both, or decoding over a KV cache",
     )
@@ -137,8 +137,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     _check_dtypes(args.dtype, device)
-    kind = suites.SUITES[args.mode]
-    selection = kind.select(args, f"{device}-demo" if args.demo else device)
+    selection = suites.SELECT[args.mode](args, f"{device}-demo" if args.demo else device)
     cases = filter_cases(args.cases, selection.cases)
     if args.list:
         for case in cases:
@@ -153,7 +152,7 @@ def _run(args: argparse.Namespace) -> int:
     record = Record(path, device, _options(args) | selection.options)
     console = _console()
     console.print(f"{len(cases)} cases on {hardware(record.head)}. {selection.about}")
-    suite = kind.suite(args, device, budget(args), cases)
+    suite = selection.suite(cases, device, budget(args))
     done, status = runner.run(suite, record, report.progress)
     if not done:
         console.print("Interrupted before the first case was done.")
@@ -293,21 +292,18 @@ def _regex(text: str) -> re.Pattern[str]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
 
 
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return value
+def _positive(kind: type[int] | type[float], name: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a positive {name}")
+        return value
+
+    return parse
 
 
-def _positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
+_positive_int = _positive(int, "integer")
+_positive_float = _positive(float, "number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,14 +100,15 @@ class Report(ABC):
 
     def tables(self) -> Iterator[Table]:
         """One for each group of cases, a row for each contender."""
-        columns = _columns(self.outcomes)
-        header = [self.shape, "contender", *columns]
+        contenders = [one["contenders"][name] for one in self.outcomes for name in measured(one)]
+        columns = [column for column in _COLUMNS if any(column.key in one for one in contenders)]
+        header = [self.shape, "contender", *(column.header for column in columns)]
         for group, title in self.groups.items():
             if members := self.group(group):
                 blocks = [self._block(outcome, columns) for outcome in members]
                 yield Table(f"{self.title}: {title}", header, blocks, texts=2)
 
-    def _block(self, outcome: Outcome, columns: _Columns) -> list[list[str]]:
+    def _block(self, outcome: Outcome, columns: Sequence[_Column]) -> list[list[str]]:
         shape, options = self.describe(outcome)
         labels = [f"[bold]{outcome['case']['name']}[/]", f"  {shape}", f"  {options}"]
         rows = (_row(outcome, name, columns) for name in self.contenders)
@@ -147,60 +149,17 @@ def progress(outcome: Outcome) -> str:
     return ", ".join([format_time(contenders[FLASH_ATTN2]["seconds"]), *ratios])
 
 
-# By header: what a column says of a contender of an outcome.
-_Columns = Mapping[str, Callable[[Outcome, str], str]]
-
-
-def _columns(outcomes: Sequence[Outcome]) -> _Columns:
-    """One for everything that was measured."""
-    keys = {key for one in outcomes for name in measured(one) for key in one["contenders"][name]}
-
-    def of(key: str, show: Callable[[Any], str]) -> Callable[[Outcome, str], str]:
-        def cell(outcome: Outcome, name: str) -> str:
-            value = outcome["contenders"][name].get(key)
-            return "n/a" if value is None else show(value)
-
-        return cell
-
-    columns = {"time": of("seconds", format_time)}
-    for rate, letter in (("flops_per_second", "FLOP"), ("bytes_per_second", "B")):
-        if rate in keys:
-            unit, size = throughput_unit(outcomes, rate, letter)
-            columns[unit] = of(rate, lambda value, size=size: format_number(value / size))  # type: ignore[misc]
-    if "share_of_memory" in keys:
-        columns["of memory"] = of("share_of_memory", "{:.0%}".format)
-    columns["speed-up"] = _ratio
-    if "extra_bytes" in keys:
-        columns["extra memory"] = of("extra_bytes", format_bytes)
-    return columns | {"max error": _error}
-
-
-def _row(outcome: Outcome, name: str, columns: _Columns) -> list[str]:
+def _row(outcome: Outcome, name: str, columns: Sequence[_Column]) -> list[str]:
     one = outcome["contenders"].get(name, {})
     if "samples" not in one:
         return [name, f"[dim]{escape(one.get('unavailable', ''))}[/]", *[""] * (len(columns) - 1)]
     title = f"[bold]{name}[/]" if name == FLASH_ATTN2 else name
     if one.get("variant"):
         title += f" [dim]{one['variant']}[/]"
-    return [title, *(cell(outcome, name) for cell in columns.values())]
-
-
-def _ratio(outcome: Outcome, name: str) -> str:
-    """With its spread; green where flash_attn2 is as fast or faster. Empty for flash_attn2."""
-    ratio = outcome["contenders"][name].get("ratio")
-    if ratio is None:
-        return ""
-    style = "green" if ratio["value"] >= 1 else "bold red"
-    spread = f"[dim]{ratio['low']:.2f}-{ratio['high']:.2f}[/]"
-    return f"[{style}]{ratio['value']:.2f}x[/] {spread}"
-
-
-def _error(outcome: Outcome, name: str) -> str:
-    error = outcome["contenders"][name]["error"]
-    if error is None:
-        return "n/a"
-    wrong = name == FLASH_ATTN2 and not _tolerable(outcome)
-    return f"[bold red]{error:.1e}[/]" if wrong else f"{error:.1e}"
+    cells = {column.key: column.show(one.get(column.key)) for column in columns}
+    if name == FLASH_ATTN2 and not _tolerable(outcome):
+        cells["error"] = f"[bold red]{cells['error']}[/]"
+    return [title, *cells.values()]
 
 
 def _tolerable(outcome: Outcome) -> bool:
@@ -244,17 +203,6 @@ def _spread(samples: Mapping[Any, float]) -> float:
     return high / low
 
 
-def throughput_unit(outcomes: Sequence[Outcome], rate: str, letter: str) -> tuple[str, float]:
-    """The unit to show throughput in, and how many operations or bytes per second it is."""
-    fastest = max(one["contenders"][name][rate] for one in outcomes for name in measured(one))
-    prefix, size = ("T", 1e12) if fastest >= 1e13 else ("G", 1e9)
-    return f"{prefix}{letter}/s", size
-
-
-def format_number(value: float) -> str:
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
-
-
 def format_time(seconds: float) -> str:
     return _scaled(seconds * 1e9, 1000, ("ns", "µs", "ms", "s"))
 
@@ -263,9 +211,48 @@ def format_bytes(size: float) -> str:
     return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB"))
 
 
+def format_rate(rate: float, unit: str) -> str:
+    """In `unit`, "FLOP/s" or "B/s"."""
+    return _scaled(rate, 1000, [prefix + unit for prefix in ("", "k", "M", "G", "T", "P")])
+
+
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     """`value`, in the first of `units`, in the largest one that keeps it at 1 or above."""
+    if value == 0:
+        return "0"
     unit = 0
     while value >= base * 0.9995 and unit < len(units) - 1:
         value, unit = value / base, unit + 1
     return f"{value:.0f} {units[unit]}" if value >= 1000 else f"{value:.3g} {units[unit]}"
+
+
+def _format_ratio(ratio: Mapping[str, float] | None) -> str:
+    """With its spread; green where flash_attn2 is as fast or faster. Empty for flash_attn2."""
+    if ratio is None:
+        return ""
+    style = "green" if ratio["value"] >= 1 else "bold red"
+    spread = f"[dim]{ratio['low']:.2f}-{ratio['high']:.2f}[/]"
+    return f"[{style}]{ratio['value']:.2f}x[/] {spread}"
+
+
+def _known(show: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: "n/a" if value is None else show(value)
+
+
+class _Column(NamedTuple):
+    """Shown where something has such a key."""
+
+    header: str
+    key: str
+    show: Callable[[Any], str]
+
+
+_COLUMNS = (
+    _Column("time", "seconds", format_time),
+    _Column("throughput", "flops_per_second", functools.partial(format_rate, unit="FLOP/s")),
+    _Column("throughput", "bytes_per_second", functools.partial(format_rate, unit="B/s")),
+    _Column("of memory", "share_of_memory", "{:.0%}".format),
+    _Column("speed-up", "ratio", _format_ratio),
+    _Column("extra memory", "extra_bytes", _known(format_bytes)),
+    _Column("max error", "error", _known("{:.1e}".format)),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flash_attn2.bench.cases import PROFILES, build_cases
@@ -23,78 +23,59 @@ class Selection(NamedTuple):
     cases: Sequence[Any]
     about: str  # for people, before the run
     options: dict[str, Any]  # for the record: those that not every suite has
+    suite: Callable[[Sequence[Any], str, Budget], Suite[Any]]  # of cases, device and time per case
 
 
-class SelfAttention:
-    """`--mode fwd`, `bwd` and `fwd+bwd`."""
+def _attention(args: argparse.Namespace, profile: str) -> Selection:
+    mode = MODES[args.mode]
+    corpus = read_corpus(args.unit or UNITS[0])
+    sizes = PROFILES[profile].select(args.seqlens, args.head_dims, args.dtype)
+    cases = build_cases(sizes, corpus, training=mode.gradients)
+    unit, files, length = f"{corpus.unit}s", len(corpus.lengths), sum(corpus.lengths)
+    about = f"Text: {files} files of Python's standard library, {length:,} {unit}."
+    limit = args.standard_limit or STANDARD_LIMIT
+    options = {"standard_limit_gib": limit, "text": {"files": files, unit: length}}
 
-    @staticmethod
-    def select(args: argparse.Namespace, profile: str) -> Selection:
-        corpus = read_corpus(args.unit or UNITS[0])
-        sizes = PROFILES[profile].select(args.seqlens, args.head_dims, args.dtype)
-        cases = build_cases(sizes, corpus, training=MODES[args.mode].gradients)
-        unit, files, length = f"{corpus.unit}s", len(corpus.lengths), sum(corpus.lengths)
-        about = f"Text: {files} files of Python's standard library, {length:,} {unit}."
-        limit = args.standard_limit or STANDARD_LIMIT
-        text = {"files": files, unit: length}
-        return Selection(cases, about, {"standard_limit_gib": limit, "text": text})
-
-    @staticmethod
-    def suite(
-        args: argparse.Namespace, device: str, budget: Budget, cases: Sequence[Any]
-    ) -> Suite[Any]:
+    def suite(cases: Sequence[Any], device: str, budget: Budget) -> Suite[Any]:
         from flash_attn2.bench.attention import SelfAttention
 
-        limit = (args.standard_limit or STANDARD_LIMIT) * 2**30
-        return SelfAttention(cases, MODES[args.mode], device, budget, limit)
+        return SelfAttention(cases, mode, device, budget, limit * 2**30)
 
-    @staticmethod
-    def report(record: Mapping[str, Any]) -> Report:
-        from flash_attn2.bench.attention_report import AttentionReport
-
-        return AttentionReport(record)
+    return Selection(cases, about, options, suite)
 
 
-class Decoding:
-    """`--mode decode`."""
+def _decoding(args: argparse.Namespace, profile: str) -> Selection:
+    for name in ("head_dims", "unit", "standard_limit"):
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option}: not an option of --mode {args.mode}")
+    sizes = decode.PROFILES[profile].select(args.seqlens, args.dtype)
 
-    @staticmethod
-    def select(args: argparse.Namespace, profile: str) -> Selection:
-        for name in ("head_dims", "unit", "standard_limit"):
-            if getattr(args, name) is not None:
-                option = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{option}: not an option of --mode {args.mode}")
-        sizes = decode.PROFILES[profile].select(args.seqlens, args.dtype)
-        return Selection(decode.build_cases(sizes), "One query per sequence, over a KV cache.", {})
-
-    @staticmethod
-    def suite(
-        args: argparse.Namespace, device: str, budget: Budget, cases: Sequence[Any]
-    ) -> Suite[Any]:
+    def suite(cases: Sequence[Any], device: str, budget: Budget) -> Suite[Any]:
         from flash_attn2.bench.decode.suite import Decoding
 
-        del args
         return Decoding(cases, device, budget)
 
-    @staticmethod
-    def report(record: Mapping[str, Any]) -> Report:
-        from flash_attn2.bench.decode.report import DecodeReport
-
-        return DecodeReport(record)
+    about = "One query per sequence, over a KV cache."
+    return Selection(decode.build_cases(sizes), about, {}, suite)
 
 
-SUITES: Mapping[str, type[SelfAttention] | type[Decoding]] = {
-    **dict.fromkeys(MODES, SelfAttention),
-    DECODE: Decoding,
+# What the options of each mode ask for, of a profile.
+SELECT: Mapping[str, Callable[[argparse.Namespace, str], Selection]] = {
+    **dict.fromkeys(MODES, _attention),
+    DECODE: _decoding,
 }
 
 
 def report(record: Mapping[str, Any]) -> Report:
     """What shows a record of any mode."""
+    from flash_attn2.bench.attention_report import AttentionReport
+    from flash_attn2.bench.decode.report import DecodeReport
+
     mode = record["options"].get("mode")
-    if mode not in SUITES:
+    if mode not in SELECT:
         raise UsageError("not a record of `python -m flash_attn2 bench`")
-    return SUITES[mode].report(record)
+    return DecodeReport(record) if mode == DECODE else AttentionReport(record)
 
 
 def suffix(mode: str) -> str:

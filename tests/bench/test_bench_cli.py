@@ -241,7 +241,9 @@ def test_table_says_what_is_missing_or_slow() -> None:
     assert "Noise: in 1 of 1 cases" in text
     assert "on a sample of the heads and rows in 1 cases" in text
     (table,) = shown.tables()
-    assert "| gemma | flash_attn2 | 500 ms | 1.0 |  | n/a | 1.0e-03 |" in report.markdown(table)
+    assert "| gemma | flash_attn2 | 500 ms | 1 GFLOP/s |  | n/a | 1.0e-03 |" in report.markdown(
+        table
+    )
 
 
 def test_an_error_out_of_tolerance_is_reported() -> None:

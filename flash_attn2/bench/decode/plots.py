@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from flash_attn2.bench import plots
 from flash_attn2.bench.decode.cases import DecodeCase
 from flash_attn2.bench.decode.report import DecodeReport
-from flash_attn2.bench.report import measured
+from flash_attn2.bench.report import format_rate, measured
 from flash_attn2.bench.suite import Outcome
 
 _RATE = "bytes_per_second"
@@ -47,8 +47,8 @@ def figures(report: DecodeReport) -> Iterator[tuple[str, Figure]]:
         for axes, (title, outcomes) in zip(line, columns.items(), strict=True):
             _plot(axes, report, [one for one in outcomes if one["case"]["dtype"] == dtype])
             axes.set(title=f"{dtype}\n{title}", xlabel=report.groups[outcomes[0]["case"]["group"]])
-        line[0].set_ylabel("GB/s  (higher is better →)")
-        line[0].yaxis.set_major_formatter(FuncFormatter(lambda speed, _: f"{speed / 1e9:g}"))
+        line[0].set_ylabel("throughput  (higher is better →)")
+        line[0].yaxis.set_major_formatter(FuncFormatter(lambda rate, _: format_rate(rate, "B/s")))
         line[0].set_ylim(bottom=0)
     yield "decode", figure
 

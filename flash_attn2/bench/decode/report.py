@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flash_attn2.bench.decode.cases import GROUPS, DecodeCase
 from flash_attn2.bench.race import FLASH_ATTN2
-from flash_attn2.bench.report import Report
+from flash_attn2.bench.report import Report, format_rate
 from flash_attn2.bench.suite import Outcome
 
 if TYPE_CHECKING:
@@ -26,18 +26,20 @@ class DecodeReport(Report):
     def notes(self) -> Iterator[str]:
         if self.outcomes:
             speeds = [outcome["read"]["bytes_per_second"] for outcome in self.outcomes]
+            speed = format_rate(statistics.median(speeds), "B/s")
             shares = [one["contenders"][FLASH_ATTN2]["share_of_memory"] for one in self.outcomes]
             yield (
                 f"It reads keys and values at {min(shares):.0%} to {max(shares):.0%} of the speed "
-                f"at which memory can be read here, {statistics.median(speeds) / 1e9:.0f} GB/s."
+                f"at which memory can be read here, {speed}."
             )
         yield (
             "[dim]One query per sequence; every call reads another layer's cache, so none of it is "
             "in the processor's. SDPA: enable_gqa. SDPA packed: the heads of a group as queries of "
-            "one head. Both read a contiguous cache even where flash_attn2 has pages. GB/s: keys "
-            "and values that count. of memory: of the speed of a plain sum, measured in turn with "
-            "the others. speed-up: their time over flash_attn2's (medians), with the middle half "
-            "of the rounds. max error: against float64, on a sample of sequences and heads.[/]"
+            "one head. Both read a contiguous cache even where flash_attn2 has pages. throughput: "
+            "of keys and values that count. of memory: of the speed of a plain sum, measured in "
+            "turn with the others. speed-up: their time over flash_attn2's (medians), with the "
+            "middle half of the rounds. max error: against float64, on a sample of sequences and "
+            "heads.[/]"
         )
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
