@@ -59,7 +59,7 @@ def print_table(console: Console, table: Table) -> None:
 def markdown(table: Table) -> str:
     aligned = ["---" if index < table.texts else "---:" for index in range(len(table.header))]
     rows = [list(row) for block in table.blocks for row in block]
-    plain = [[Text.from_markup(cell).plain for cell in row] for row in rows]
+    plain = [[Text.from_markup(cell).plain.replace("|", r"\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [table.header, aligned, *plain])
 
 
@@ -93,7 +93,7 @@ class Report(ABC):
 
     @abstractmethod
     def figures(self) -> Iterator[tuple[str, Figure]]:
-        """Plots, by the names of their files. They are built under `plots.STYLE`."""
+        """Plots, by the names of their files. `plots.write` builds them, in its style."""
 
     def group(self, name: str) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome["case"]["group"] == name]
