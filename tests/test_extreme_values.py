@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,12 +22,26 @@ from torch import Tensor
 from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from flash_attn2.reference import attention_reference
 
-SOME_TARGETS = [target for target in TARGETS if target.backend == "cpu"]
+ON_CPU = [target for target in TARGETS if target.backend == "cpu"]
+KERNELS = [target for target in TARGETS if target.backend != "cpu"]
 HEAD_DIM = 16
 HEADS, HEADS_KV = 2, 1
+SAME_KERNEL = "one query takes the same kernel as many"
 
 # Logits of any size are made of few significant bits, so that every dtype holds them exactly.
 EXPONENTS = (-60, 6, 8, 10, 20, 26, 30, 33, 63, 126)
+
+
+def with_exponents(exponents: Sequence[int], *few: tuple[int, int]) -> pytest.MarkDecorator:
+    """Targets with exponents of logits: the CUDA kernels, which may be emulated, with few of them,
+    in float16 and bfloat16."""
+    taken = {torch.float16: [f[0] for f in few], torch.bfloat16: [f[1] for f in few]}
+    pairs = [
+        (target, exponent)
+        for target in TARGETS
+        for exponent in (exponents if target in ON_CPU else taken[target.dtype])
+    ]
+    return pytest.mark.parametrize(("target", "exponent"), pairs, ids=str, indirect=["target"])
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -65,21 +79,21 @@ paths = pytest.mark.parametrize("path", PATHS)
 
 # Logits by key, to be multiplied by a power of two.
 PATTERNS: tuple[Callable[[Tensor], Tensor], ...] = (
-    lambda key: torch.ones_like(key),
     lambda key: -torch.ones_like(key),
     lambda key: key % 3 - 1,
     lambda key: key // 64 - 5,
     lambda key: 5 - key // 64,
+    lambda key: torch.ones_like(key),
     lambda key: -1 - (key != 100).double(),
     lambda key: -(key // 64 % 2),
     lambda key: (key >= 192).double() * (key - 190).clamp(0, 10),
 )
 
 
-def all_patterns(seqlen_k: int, exponent: int) -> Tensor:
+def all_patterns(seqlen_k: int, exponent: int, target: Target) -> Tensor:
     """(patterns, seqlen_k), such that times 2^exponent they are below 2^128."""
     key = torch.arange(seqlen_k, dtype=torch.float64)
-    logits = torch.stack([pattern(key) for pattern in PATTERNS])
+    logits = torch.stack([pattern(key) for pattern in PATTERNS[: None if target in ON_CPU else 4]])
     return logits.clamp(-3, 3) if exponent > 120 else logits
 
 
@@ -123,44 +137,55 @@ def where_finite(low: Tensor, exact: Tensor) -> Tensor:
     return torch.where(low.isfinite(), low, exact.to(low.dtype))
 
 
-@targets(SOME_TARGETS)
-@pytest.mark.parametrize("exponent", EXPONENTS)
+@with_exponents(EXPONENTS, (8, 20), (33, 126))
 @paths
 def test_outputs_and_lse_are_right(path: str, exponent: int, target: Target) -> None:
     attend, seqlen_q, seqlen_k = PATHS[path]
-    logits = all_patterns(seqlen_k, exponent)
+    logits = all_patterns(seqlen_k, exponent, target)
     q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
-    assert_right(attend, q, k, v, softmax_scale=scale)
     assert_right(attend, q, k, v, softmax_scale=scale, window_size=(100, 0))
+    if target in ON_CPU or exponent == 126:
+        assert_right(attend, q, k, v, softmax_scale=scale)
 
 
-@targets([target for target in SOME_TARGETS if target.dtype is torch.float32])
-@pytest.mark.parametrize("logit", [-3e38, -torch.finfo(torch.float32).max, 3e38])
+@targets([target for target in TARGETS if target.dtype is torch.float32 or target in KERNELS])
+@pytest.mark.parametrize("logit", [-3e38, 3e38])
 @paths
 def test_largest_numbers_there_are(path: str, logit: float, target: Target) -> None:
+    """Base-2 scores of that size would not fit into a float32."""
     attend, seqlen_q, seqlen_k = PATHS[path]
-    q = torch.ones(1, seqlen_q, HEADS, 1, dtype=target.dtype)
-    k = torch.full((1, seqlen_k, HEADS_KV, 1), logit, dtype=target.dtype)
+    if target.dtype is torch.float32 and logit < 0:
+        logit = -torch.finfo(torch.float32).max
+    of_q, scale = (2.0**15, 2.0**100) if target.dtype is torch.float16 else (1.0, 1.0)
+    head_dim = 1 if target in ON_CPU else 8
+    q = torch.zeros(1, seqlen_q, HEADS, head_dim, device=target.device, dtype=target.dtype)
+    k = torch.zeros(1, seqlen_k, HEADS_KV, head_dim, device=target.device, dtype=target.dtype)
+    q[..., 0] = of_q
+    k[..., 0] = logit / of_q / scale
     v = target.tensor(*k.shape)
-    assert_right(attend, q, k, v, softmax_scale=1.0)
+    sink = torch.tensor([logit, logit / 2], device=target.device)
+    slopes = torch.tensor([0.5, 1.0], device=target.device)
+    assert_right(attend, q, k, v, softmax_scale=scale)
+    assert_right(attend, q, k, v, softmax_scale=scale, sink=sink)
     k[:, ::2] /= 2
-    assert_right(attend, q, k, v, softmax_scale=1.0)
-    assert_right(attend, q, k, v, softmax_scale=1.0, window_size=(0, 0))
+    assert_right(attend, q, k, v, softmax_scale=scale)
+    assert_right(attend, q, k, v, softmax_scale=scale, window_size=(0, 0))
+    assert_right(attend, q, k, v, softmax_scale=scale, alibi_slopes=slopes)
 
 
-@targets(SOME_TARGETS)
-@pytest.mark.parametrize("exponent", [0, 19, 24, 40, 100])
+@with_exponents([0, 19, 24, 40, 100, 126], (24, 126))
 @paths
 def test_sink_among_large_logits(path: str, exponent: int, target: Target) -> None:
     attend, seqlen_q, seqlen_k = PATHS[path]
     logits = torch.tensor([-1.0, 1.0])[:, None].expand(2, seqlen_k)
     q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
-    for sinks in ((-1.0, 1.0), (0.0, -2.0), (2.0, -torch.inf)):
+    every = ((-1.0, 1.0), (2.0, -torch.inf), (0.0, -2.0))
+    for sinks in every if target in ON_CPU else every[:2]:
         sink = torch.tensor(sinks, device=target.device) * 2.0**exponent
         assert_right(attend, q, k, v, softmax_scale=scale, sink=sink)
 
 
-@targets(SOME_TARGETS)
+@targets([target for target in TARGETS if target in ON_CPU or target.dtype is torch.bfloat16])
 @pytest.mark.parametrize("seqlen_q", [1, 20])
 @pytest.mark.parametrize("with_alibi", [False, True])
 @pytest.mark.parametrize("softcap", [0.0, 1.0, 2.0**99])
@@ -171,10 +196,12 @@ def test_masked_keys_never_return(
     """Visible values are 1 and all others huge, in each order of mask and score function."""
     if scale != 0 and softcap != 0 and not 2.0**-100 <= scale / softcap <= 2.0**100:
         pytest.skip("not in the range of softmax_scale / softcap")
+    if target in KERNELS and seqlen_q == 1:
+        pytest.skip(SAME_KERNEL)
     options: dict[str, Any] = {"softmax_scale": scale, "softcap": softcap}
     if with_alibi:
         options["alibi_slopes"] = torch.tensor([0.25, 2.0], device=target.device)
-    for seqlen_k in (185, 193, 200, 217):
+    for seqlen_k in (185, 193, 200, 217) if target in ON_CPU else (200,):
         for left, right in ((30, -1), (20, 0), (30, 7)):
             q = torch.zeros(1, seqlen_q, HEADS, HEAD_DIM)
             k = torch.zeros(1, seqlen_k, HEADS_KV, HEAD_DIM)
@@ -185,7 +212,7 @@ def test_masked_keys_never_return(
             torch.testing.assert_close(out, torch.ones_like(out))
 
 
-@targets(SOME_TARGETS)
+@targets()
 @paths
 def test_scale_of_zero_is_uniform(path: str, target: Target) -> None:
     """Whatever the scores are, and rows that a window leaves without keys are still zero."""
@@ -199,7 +226,7 @@ def test_scale_of_zero_is_uniform(path: str, target: Target) -> None:
         assert_right(attend, *big, softmax_scale=0.0, window_size=(5, 0))
 
 
-@targets(SOME_TARGETS)
+@targets()
 @paths
 def test_scores_of_minus_infinity_attend_to_nothing(path: str, target: Target) -> None:
     attend, seqlen_q, seqlen_k = PATHS[path]
@@ -211,25 +238,38 @@ def test_scores_of_minus_infinity_attend_to_nothing(path: str, target: Target) -
         assert torch.equal(lse, torch.full_like(lse, -torch.inf))
     leaves = [x.requires_grad_() for x in (q, k, v)]
     out = flash_attn_func(*leaves)
-    for grad in torch.autograd.grad(out, leaves, torch.ones_like(out)):
+    grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    if target in KERNELS:  # as of standard attention: 0 times the infinity that the keys hold
+        assert grads[0][..., 0].isnan().all()
+        grads[0][..., 0] = 0
+    for grad in grads:
         assert torch.equal(grad, torch.zeros_like(grad))
 
 
 GRADIENT_PATHS = {"one_query": (1, 217), "tiles": (40, 217), "one_key": (40, 1)}
 
 
-@targets(SOME_TARGETS)
-@pytest.mark.parametrize("exponent", [6, 8, 10, 20, 33, 63, 126])
+def lost_share(largest_lse: float, target: Target) -> float:
+    """How much of what a row adds to the gradients may be lost in the rounding of its lse."""
+    if target in ON_CPU:
+        return 0
+    return min(1, 2.0**-21 * largest_lse + 2.0**-16)
+
+
+@with_exponents([6, 8, 10, 20, 33, 63, 126], (8, 20), (12, 126))
 @pytest.mark.parametrize("path", GRADIENT_PATHS)
 @pytest.mark.parametrize("more", [{}, {"causal": True, "dropout_p": 0.25}, {"sink": True}], ids=str)
 def test_gradients_are_right(
     more: dict[str, Any], path: str, exponent: int, target: Target
 ) -> None:
-    """For logits of any size: the error is that of rounding P and dP."""
+    """For logits of any size: the error is that of rounding P and dP; on CUDA also that of lse, by
+    which P is never too large."""
     if target.dtype is torch.float16 and exponent > 20:
         pytest.skip("gradients are beyond the largest float16")
+    if target in KERNELS and path == "one_query":
+        pytest.skip(SAME_KERNEL)
     seqlen_q, seqlen_k = GRADIENT_PATHS[path]
-    logits = all_patterns(seqlen_k, exponent).clamp(-3, 3)
+    logits = all_patterns(seqlen_k, exponent, target).clamp(-3, 3)
     q, k, v, scale = with_logits(logits, exponent, seqlen_q, target)
     options = {"softmax_scale": scale, **more}
     leaves = [x.requires_grad_() for x in (q, k, v)]
@@ -249,8 +289,16 @@ def test_gradients_are_right(
     eps = torch.finfo(target.dtype).eps
     largest_dp = grad_out.abs().max().item() * v.abs().max().item() * HEAD_DIM
     other = {0: k, 1: q}
+    lost = lost_share(3 * 2.0**exponent + 6, target)
+    rows = seqlen_q * HEADS // HEADS_KV
+    of_all_rows = {
+        "q": exact[0].abs().max().item(),
+        "k": rows * scale * q.abs().max().item() * largest_dp,
+        "v": rows * grad_out.abs().max().item(),
+        "sink": len(q) * rows * largest_dp,
+    }
     for i, (name, gradient) in enumerate(zip(("q", "k", "v", "sink"), actual, strict=False)):
-        slack = 1e-5
+        slack = 1e-5 + lost * of_all_rows[name]
         if i in other:
             slack += 4 * eps * scale * other[i].abs().max().item() * largest_dp
         if name == "sink":
@@ -280,8 +328,7 @@ def reference_gradients(
     return torch.autograd.grad(out, leaves, grad_out.to(out.dtype))
 
 
-@targets(SOME_TARGETS)
-@pytest.mark.parametrize("exponent", [6, 20, 30, 63])
+@with_exponents([6, 20, 30, 63], (6, 14))
 def test_gradients_of_lse_are_right(exponent: int, target: Target) -> None:
     """With equal keys, that of a query is one of them times the gradient of its lse."""
     if target.dtype is torch.float16 and exponent > 20:
@@ -293,23 +340,27 @@ def test_gradients_of_lse_are_right(exponent: int, target: Target) -> None:
     grad_q, grad_k, grad_v = torch.autograd.grad(lse, leaves, grad_lse)
     grad_lse = grad_lse.double() * scale
     q, k = (x.detach().double() for x in (q, k))
-    rtol = 4 * max(torch.finfo(target.dtype).eps, 1e-6)
+    rtol = 4 * max(torch.finfo(target.dtype).eps, 1e-6) + lost_share(2.0**exponent + 6, target)
     want_q = grad_lse.transpose(1, 2)[..., None] * k[:, :1]
-    torch.testing.assert_close(grad_q.double(), want_q, rtol=rtol, atol=1e-5)
+    # Its gradients of scores are 217 numbers that may be subnormal.
+    atol = (
+        1e-5 + 217 * torch.finfo(target.dtype).smallest_normal * rtol * scale * k.abs().max().item()
+    )
+    torch.testing.assert_close(grad_q.double(), want_q, rtol=rtol, atol=atol)
     want_k = (grad_lse.sum((1, 2)) / 217)[:, None, None, None] * q[:, :1, :1]
     atol = 1e-5 + rtol * (grad_lse.abs().sum() * q.abs().max() / 217).item()
     torch.testing.assert_close(grad_k.double(), want_k.expand(k.shape), rtol=rtol, atol=atol)
     assert torch.equal(grad_v, torch.zeros_like(grad_v))
 
 
-@targets(SOME_TARGETS)
+@targets()
 def test_training_on_large_constants_stays_finite(target: Target) -> None:
-    """Equal keys have no gradient; 60 steps with weights in front of huge activations."""
+    """Equal keys have no gradient; many steps with weights in front of huge activations."""
     torch.manual_seed(0)
     x = torch.full((1, 24, HEADS, HEAD_DIM), 64.0, device=target.device, dtype=target.dtype)
     weights = [torch.randn(HEAD_DIM, HEAD_DIM).to(x).requires_grad_() for _ in range(3)]
     optimizer = torch.optim.SGD(weights, lr=0.01 if target.dtype is not torch.float16 else 1e-4)
-    for _ in range(60):
+    for _ in range(60 if target in ON_CPU else 5):
         optimizer.zero_grad()
         out = flash_attn_func(*(x @ w for w in weights), causal=True, softmax_scale=1.0)
         out.float().square().mean().sqrt().backward()

@@ -51,13 +51,13 @@ struct RowSoftmax {
     return largest;
   }
 
-  // Whether some row has outgrown its base so far that it must be rescaled. So it has when the
-  // scale is NaN.
+  // Whether some row has outgrown its base so far that it must be rescaled. When the scale is NaN
+  // all of them have.
   CUTE_DEVICE bool outgrown(PerRow const& largest, float scale) const {
     bool any = false;
     CUTE_UNROLL
     for (int i = 0; i < size(base); ++i) {
-      any = any || !(largest(i) * scale - base(i) <= kRescaleThreshold);
+      any = any || !(fmaf(largest(i), scale, -base(i)) <= kRescaleThreshold);
     }
     return any;
   }
@@ -72,13 +72,21 @@ struct RowSoftmax {
     return any;
   }
 
+  // Whether some row has seen no key. A finite score may be below its base, for that is not folded.
+  CUTE_DEVICE bool has_empty_row() const {
+    bool any = false;
+    CUTE_UNROLL
+    for (int i = 0; i < size(base); ++i) any = any || base(i) == float(kEmptyBase);
+    return any;
+  }
+
   // Raises every base to the row's maximum and scales what was accumulated relative to the old one.
   template <class Output>
   CUTE_DEVICE void rescale(PerRow const& row_max, float scale, Output& output) {
     auto o = row_col_view(output);
     CUTE_UNROLL
     for (int i = 0; i < size(base); ++i) {
-      float const raised = fmaxf(base(i), row_max(i) * scale);
+      float const raised = fmaxf(base(i), folded(row_max(i), scale));
       float const factor = exp2_approx(base(i) - raised);
       base(i) = raised;
       sum(i) *= factor;
@@ -99,8 +107,10 @@ struct RowSoftmax {
         CUTE_UNROLL
         for (int r = 0; r < 4; ++r) {
           int const half = r % 2, n = 2 * k + r / 2;
-          float const p0 = exp2_approx(scores(make_coord(0, half), m, n) * scale - base(half, m));
-          float const p1 = exp2_approx(scores(make_coord(1, half), m, n) * scale - base(half, m));
+          float const p0 =
+              exp2_approx(fmaf(scores(make_coord(0, half), m, n), scale, -base(half, m)));
+          float const p1 =
+              exp2_approx(fmaf(scores(make_coord(1, half), m, n), scale, -base(half, m)));
           sum(half, m) += p0;
           sum(half, m) += p1;
           packed(r, m, k) = pack<Element>(p0, p1);

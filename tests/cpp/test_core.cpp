@@ -437,22 +437,41 @@ TEST(dropout_keeps_the_asked_share) {
 
 // ---- scores, softmax --------------------------------------------------------------------------
 
-TEST(score_scales_work_in_base_two) {
+TEST(score_scales_give_natural_scores_and_powers_of_two) {
   constexpr float kScore = 3.f;
   ScoreScales const plain = score_scales(0.125, 0);
-  EXPECT_NEAR(std::exp2(kScore * plain.inner), std::exp(kScore * 0.125f), 1e-6);
+  EXPECT_EQ(kScore * plain.inner, kScore * 0.125f);
   EXPECT_EQ(plain.outer, 1.f);
+  EXPECT_NEAR(std::exp2(kScore * plain.plain), std::exp(kScore * 0.125f), 1e-6);
   ScoreScales const capped = score_scales(0.125, 20);
-  EXPECT_NEAR(std::exp2(std::tanh(kScore * capped.inner) * capped.outer),
-              std::exp(20.f * std::tanh(kScore * 0.125f / 20.f)), 1e-6);
+  EXPECT_NEAR(std::tanh(kScore * capped.inner) * capped.outer,
+              20.f * std::tanh(kScore * 0.125f / 20.f), 1e-6);
 }
 
 TEST(alibi_slopes_are_read_by_head_and_batch) {
   std::array<float, 6> const slopes{0.5f, 0.25f, 0.125f, 1.f, 2.f, 4.f};
-  EXPECT_EQ(alibi_slope_log2({}, 1, 2), 0.f);
-  EXPECT_NEAR(alibi_slope_log2({.alibi_slopes = slopes.data()}, 1, 2), 0.125f * kLog2e, 1e-7);
-  EXPECT_NEAR(alibi_slope_log2({.alibi_slopes = slopes.data(), .alibi_batch_stride = 3}, 1, 2),
-              4.f * kLog2e, 1e-7);
+  EXPECT_EQ(alibi_slope({}, 1, 2), 0.f);
+  EXPECT_EQ(alibi_slope({.alibi_slopes = slopes.data()}, 1, 2), 0.125f);
+  EXPECT_EQ(alibi_slope({.alibi_slopes = slopes.data(), .alibi_batch_stride = 3}, 1, 2), 4.f);
+}
+
+TEST(scores_of_any_size_are_folded_in_order) {
+  for (float const score : {0.f, 1.5f, -300.f, 0x1p100f, -0x1p126f}) {
+    EXPECT_EQ(folded(score, kLog2e), score * kLog2e);  // which is not too large
+    EXPECT_NEAR(unfolded(folded(score, kLog2e)) / (score == 0 ? 1 : score), score != 0, 1e-6);
+  }
+  std::vector<float> const scores{-FLT_MAX, -3e38f,  -2.4e38f, -1.2e38f, -1.1e38f, 0.f,
+                                  1.1e38f,  1.2e38f, 2.4e38f,  3e38f,    FLT_MAX};
+  float before = kEmptyBase;
+  for (float const score : scores) {
+    float const power = folded(score, kLog2e);
+    EXPECT(power > before && power <= FLT_MAX);
+    EXPECT(std::abs(unfolded(power) - score) <= 1e-6f * std::abs(score));
+    before = power;
+  }
+  for (float const infinite : {INFINITY, -INFINITY}) EXPECT_EQ(folded(infinite, 2.f), infinite);
+  EXPECT(std::isnan(folded(NAN, 2.f)));
+  EXPECT(std::isnan(unfolded(NAN)));
 }
 
 float exp2_of(float x) { return std::exp2(x); }
@@ -470,6 +489,9 @@ TEST(lse_and_scale_of_a_row) {
   EXPECT_NEAR(row_scale(row), 0.2, 1e-7);
   EXPECT(std::isnan(row_lse({2.f, NAN})));
   EXPECT(std::isnan(row_scale({2.f, NAN})));
+  for (float const score : {FLT_MAX, -FLT_MAX}) {
+    EXPECT_NEAR(row_lse({folded(score, kLog2e), 1.f}) / score, 1, 1e-6);
+  }
 }
 
 // Any order and any grouping of the parts of a row gives the row.
@@ -512,6 +534,11 @@ TEST(sink_joins_the_denominator) {
     EXPECT_NEAR(row_lse(merged), std::log(2.5 * 8.0 + std::exp(double(sink))), 1e-6);
     RowState const alone = merge_sink({kEmptyBase, 0.f}, sink, exp2_of);
     EXPECT_NEAR(row_lse(alone), sink, 1e-6);
+  }
+  for (float const sink : {-3e38f, 3e38f}) {
+    EXPECT_EQ(merge_sink({folded(sink, kLog2e), 3.f}, sink, exp2_of).sum, 4.f);
+    EXPECT_EQ(merge_sink({folded(0.9f * sink, kLog2e), 3.f}, sink, exp2_of).sum,
+              sink > 0 ? 1.f : 3.f);
   }
   RowState const no_sink = merge_sink({3.f, 2.5f}, -INFINITY, exp2_of);
   EXPECT_NEAR(row_lse(no_sink), std::log(20.0), 1e-6);

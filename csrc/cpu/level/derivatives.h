@@ -4,6 +4,8 @@
 // scores and lse, and gradients dS = P (dP - D) of the modified scores. All of it lane by lane, one
 // lane being one query.
 
+#include <algorithm>
+
 #include "cpu/level/pack.h"
 #include "cpu/level/scores.h"
 
@@ -151,6 +153,11 @@ struct RowSums {
   alignas(kVectorBytes) Real dot[kCapacity];   // of these times dP
 };
 
+// How many terms are added up before they join a sum. Keys that are all alike give terms that are,
+// and so are the roundings of one addition after the other; D must not gather them, since what is
+// left of dP - D in the end is multiplied by keys, which are large here.
+inline constexpr int kKeysAtOnce = 8;
+
 // Adds `num_keys` keys to `rows`; to their `dot` only if `grad_probs` holds dP.
 template <class E, int kVectors, bool kDot>
 __attribute__((noinline)) void add_rows(typename E::Real scale, typename E::Real keep_factor,
@@ -170,18 +177,24 @@ __attribute__((noinline)) void add_rows(typename E::Real scale, typename E::Real
         exp2<Real, kFullDegree<Real>>((at_least_lowest<Real>(old_base) - shift) * scale);
     Vec<Real> sum{};
     Vec<Real> dot{};
-    for (int j = 0; j < num_keys; ++j) {
-      int const at = (j * kVectors + n) * kSize;
-      Vec<Real> const p =
-          exp2<Real, E::kExpDegree>((load<Real>(block.scores + at) - shift) * scale);
-      sum += p;
-      if constexpr (kDot) {
-        Vec<Real> dp = load<Real>(block.grad_probs + at);
-        if (block.keep != nullptr) {
-          dp = (Vec<Real>)((Vec<Uint<Real>>)dp & load<Uint<Real>>(block.keep + at)) * keep_factor;
+    for (int begin = 0; begin < num_keys; begin += kKeysAtOnce) {
+      Vec<Real> part_of_sum{};
+      Vec<Real> part_of_dot{};
+      for (int j = begin; j < std::min(begin + kKeysAtOnce, num_keys); ++j) {
+        int const at = (j * kVectors + n) * kSize;
+        Vec<Real> const p =
+            exp2<Real, E::kExpDegree>((load<Real>(block.scores + at) - shift) * scale);
+        part_of_sum += p;
+        if constexpr (kDot) {
+          Vec<Real> dp = load<Real>(block.grad_probs + at);
+          if (block.keep != nullptr) {
+            dp = (Vec<Real>)((Vec<Uint<Real>>)dp & load<Uint<Real>>(block.keep + at)) * keep_factor;
+          }
+          part_of_dot += p * dp;
         }
-        dot += p * dp;
       }
+      sum += part_of_sum;
+      dot += part_of_dot;
     }
     store(rows.sum + n * kSize, load<Real>(rows.sum + n * kSize) * rescale + sum);
     store(rows.dot + n * kSize, load<Real>(rows.dot + n * kSize) * rescale + dot);

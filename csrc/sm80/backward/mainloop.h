@@ -286,7 +286,7 @@ class BwdMainloop {
     } else {
       scale_scores(scores, args_.scales);
     }
-    float const slope = alibi_slope_log2(p.score_mod, smem_.work.batch, head);
+    float const slope = alibi_slope(p.score_mod, smem_.work.batch, head);
     if (slope != 0.f) {
       add_alibi<kM, kNumS>(scores, slope, lane_first_key(), first_query + lane_col(lane_index()),
                            smem_.work.seqlen_q - smem_.work.seqlen_k);
@@ -301,9 +301,10 @@ class BwdMainloop {
         [&](int col) { return visible_rows(col, work.seqlen_q, work.seqlen_k, window); });
   }
 
+  // Fused: the product of a finite score may be infinite, and so may lse be as a power of two.
   CUTE_DEVICE void exponentiate(Scores& scores, float const* lse) const {
-    float const scale = Config::kModified ? 1.f : args_.scales.inner;
-    with_values(scores, lse, [&](float& s, float l) { s = exp2_approx(s * scale - l); });
+    float const scale = Config::kModified ? kLog2e : args_.scales.plain;
+    with_values(scores, lse, [&](float& s, float l) { s = exp2_approx(fmaf(s, scale, -l)); });
   }
 
   // Calls combine(score, value) for each score, with the value of its query.

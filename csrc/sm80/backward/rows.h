@@ -5,6 +5,8 @@
 
 #include <cute/tensor.hpp>
 
+#include <cfloat>
+
 #include "core/online_softmax.h"
 #include "core/seq_info.h"
 #include "sm80/backward/args.h"
@@ -88,7 +90,8 @@ struct RowStatsKernel {
   // it: no probability that is recomputed from it exceeds 1, however large the scores.
   CUTE_DEVICE static float bound_of(float lse) {
     constexpr float kRelative = 0x1p-22f, kAbsolute = 0x1p-16f;
-    float const log2_sum = lse * kLog2e;
+    float const product = lse * kLog2e;
+    float const log2_sum = product < -FLT_MAX ? -FLT_MAX : product;  // of -inf no bound is left
     return log2_sum + (fabsf(log2_sum) * kRelative + kAbsolute);
   }
 
@@ -171,7 +174,7 @@ struct GradSinkKernel {
   CUTE_DEVICE void operator()(BwdArgs const& args, char* smem) const {
     FwdParams const& p = args.problem.forward;
     int const head = blockIdx.x;
-    float const logit = p.sink[head] * kLog2e;
+    float const logit = p.sink[head];
     float sum = 0.f;
     for (int batch = 0; batch < p.batch; ++batch) {
       sum += sequence_sum(args, head, batch, seq_info(p.seqs_q, batch), logit);
@@ -205,7 +208,7 @@ struct GradSinkKernel {
       if (lse[row] == -INFINITY) continue;
       float const* const of_tile = stats + int64_t(row / block_m) * 2 * block_m;
       float const minus_delta = of_tile[block_m + row % block_m];
-      sum += fminf(1.f, exp2_approx(logit - lse[row] * kLog2e)) * minus_delta;
+      sum += fminf(1.f, exp2_approx((logit - lse[row]) * kLog2e)) * minus_delta;
     }
     return sum;
   }

@@ -50,7 +50,7 @@ class FwdMainloop {
                                LdsmLanes::rows_first(threadIdx.x % 32), warp_row_begin())),
         published_(operand_offset<SmemP>(warp_row_begin(), threadIdx.x % 32) +
                    column_warp() * kDepthO * SmemP::kSubTile),
-        scale_(args.scales.inner) {
+        scale_(kEveryStep) {
     clear(output);
   }
 
@@ -90,6 +90,7 @@ class FwdMainloop {
   CUTE_DEVICE void reset() {
     clear(output);
     softmax = RowSoftmax<kM>();
+    scale_ = kEveryStep;
   }
 
   RowSoftmax<kM> softmax;
@@ -116,7 +117,7 @@ class FwdMainloop {
     if constexpr (Config::kModified) modify(scores, n);
     if constexpr (kEdge == Edge::kMasked) mask(scores, n);
     PerRow const largest = RowSoftmax<kM>::lane_max(scores);
-    bool const outgrown = softmax.outgrown(largest, scale());
+    bool const outgrown = softmax.outgrown(largest, scale_);
 
     // V(n) has landed and nobody reads K(n) any longer: K(n - 1) streams in behind the rest.
     cp_async_wait_group<0>();
@@ -124,7 +125,7 @@ class FwdMainloop {
     if (more) k_stream_.template load<Rows::kAll>(n - 1, kTile.block_n);
 
     // P = exp(S - base), O += P V
-    float factor = scale();
+    float factor = scale_;
     if (__builtin_expect(rescale_now, 0)) factor = rescale(largest, scores);
     Probs probs;
     softmax.exponentiate(scores, factor, probs);
@@ -186,8 +187,8 @@ class FwdMainloop {
     }
   }
 
-  // Makes scores base-2; the plain variant leaves it to the exponent's FMA.
-  CUTE_DEVICE float scale() const { return Config::kModified ? 1.f : scale_; }
+  // Makes powers of two of scores: of raw ones, or of natural ones where `modify` has made these.
+  CUTE_DEVICE float usual_scale() const { return Config::kModified ? kLog2e : args_.scales.plain; }
 
   CUTE_DEVICE int lane_first_row() const {
     return smem_.work.row_begin + warp_row_begin() + lane_row(lane_index());
@@ -251,17 +252,15 @@ class FwdMainloop {
     if constexpr (kPairs) {
       exchange_rows(row_max, [](float own, float other) { return fmaxf(own, other); });
     }
-    if constexpr (Config::kModified) {
-      softmax.rescale(row_max, 1.f, output);
-      return 1.f;
-    } else {
-      softmax.rescale(row_max, args_.scales.inner, output);
-      bool const large = __any_sync(0xffffffffu, softmax.has_large_base());
-      scale_ = large ? kEveryStep : args_.scales.inner;
-      if (!large) return scale_;
-      scale_scores(scores, args_.scales);
-      return 1.f;
-    }
+    float const usual = usual_scale();
+    softmax.rescale(row_max, usual, output);
+    bool const large = __any_sync(0xffffffffu, softmax.has_large_base());
+    bool const empty = __any_sync(0xffffffffu, softmax.has_empty_row());
+    scale_ = large || empty ? kEveryStep : usual;
+    if (!large) return usual;
+    CUTE_UNROLL
+    for (int i = 0; i < size(scores); ++i) scores(i) = folded(scores(i), usual);
+    return 1.f;
   }
 
   // This warp's columns of V, at the keys of a column warp.
@@ -312,8 +311,9 @@ class FwdMainloop {
   decltype(ldsm_view<SmemP>(smem_.probs, LdsmLanes{})) tPsP_;
   int published_;  // where this lane's first probability goes
 
-  // Of the plain variant. While bases are so large that a bit of a rounded product matters, scores
-  // are multiplied on their own, in every step, as bases are.
+  // While bases are so large that a bit of a rounded product matters, scores are multiplied on
+  // their own, in every step, as bases are. Rows that have seen no key are looked at in every step,
+  // too.
   static constexpr float kEveryStep = NAN;
   float scale_;
 };

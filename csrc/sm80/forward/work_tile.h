@@ -23,7 +23,7 @@ struct WorkTile {
   BlockRange tiles;
   int64_t first_row_q;
   int64_t first_row_k;
-  float alibi_slope;  // base 2; 0 without ALiBi
+  float alibi_slope;  // 0 without ALiBi
   int64_t rng_seed;   // with dropout
   int64_t rng_offset;
 };
@@ -53,7 +53,7 @@ CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t block, int block_m, 
   work.window = p.window;
   work.tiles = block_range(work.row_begin, min(work.row_begin + block_m, q.length), q.length,
                            k.length, p.window, block_n);
-  work.alibi_slope = alibi_slope_log2(p.score_mod, work.batch, work.head);
+  work.alibi_slope = alibi_slope(p.score_mod, work.batch, work.head);
   if (p.dropout.drop_prob > 0) {
     work.rng_seed = p.dropout.rng_state[0];
     work.rng_offset = p.dropout.rng_state[1];

@@ -85,7 +85,7 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
     int query, in_group;
     args.group(query, in_group, row);
     int32_t const head = work.head_kv * args.group.divisor + in_group;
-    return {query, alibi_slope_log2(args.problem.score_mod, work.batch, head)};
+    return {query, alibi_slope(args.problem.score_mod, work.batch, head)};
   }
 
   CUTE_DEVICE static StreamK keys(SplitArgs const& args, Smem& smem) {
