@@ -439,13 +439,30 @@ TEST(dropout_keeps_the_asked_share) {
 
 TEST(score_scales_give_natural_scores_and_powers_of_two) {
   constexpr float kScore = 3.f;
-  ScoreScales const plain = score_scales(0.125, 0);
+  ScoreScales const plain = score_scales<float>(0.125, 0);
   EXPECT_EQ(kScore * plain.inner, kScore * 0.125f);
   EXPECT_EQ(plain.outer, 1.f);
   EXPECT_NEAR(std::exp2(kScore * plain.plain), std::exp(kScore * 0.125f), 1e-6);
-  ScoreScales const capped = score_scales(0.125, 20);
+  ScoreScales const capped = score_scales<float>(0.125, 20);
   EXPECT_NEAR(std::tanh(kScore * capped.inner) * capped.outer,
               20.f * std::tanh(kScore * 0.125f / 20.f), 1e-6);
+}
+
+double tanh_of(double x) { return std::tanh(x); }
+double abs_of(double x) { return std::abs(x); }
+
+TEST(capped_scores_have_their_derivative) {
+  constexpr double kRaw = 3, kStep = 1e-5, kScale = 0.125, kCap = 0.5;
+  auto const scales = score_scales<double>(kScale, kCap);
+  auto const at = [&](double raw) { return cap_score(raw, scales, tanh_of); };
+  EXPECT_NEAR(at(kRaw).score, kCap * std::tanh(kRaw * kScale / kCap), 1e-15);
+  double const difference = (at(kRaw + kStep).score - at(kRaw - kStep).score) / (2 * kStep);
+  EXPECT_NEAR(at(kRaw).slope * kScale, difference, 1e-9);
+}
+
+TEST(alibi_is_subtracted_on_both_sides_of_the_diagonal) {
+  EXPECT_EQ(with_alibi(1.0, 0.5, 3.0, abs_of), -0.5);
+  EXPECT_EQ(with_alibi(1.0, 0.5, -3.0, abs_of), -0.5);
 }
 
 TEST(alibi_slopes_are_read_by_head_and_batch) {

@@ -91,7 +91,7 @@ class ChunkBackward : ChunkQueries<E> {
         sums_(chunk.key_sums, chunk.queries.k_seq.length, params.forward.head_dim),
         sink_sums_(chunk.sink_sums),
         workspace_(memory, params.forward.head_dim, num_tiles_) {
-    if (!rule_.has_softcap) workspace_.scores.softcap_slopes = nullptr;
+    if (!rule_.scales.has_softcap) workspace_.scores.softcap_slopes = nullptr;
     if (!Base::drops()) workspace_.scores.keep = nullptr;
     for (int i = 0; i < kCapacity; ++i) workspace_.ones[i] = 1;
     if (sink_sums_ != nullptr) __builtin_memset(sink_sums_, 0, group_ * sizeof(double));
@@ -317,7 +317,7 @@ class ChunkBackward : ChunkQueries<E> {
     };
     if (kAlwaysFar || tile.far) return run.template operator()<true, true>();
     if constexpr (!kAlwaysFar) {
-      bool const modified = Base::drops() || rule_.has_softcap;
+      bool const modified = Base::drops() || rule_.scales.has_softcap;
       modified ? run.template operator()<true, false>() : run.template operator()<false, false>();
     }
   }
@@ -343,7 +343,7 @@ class ChunkBackward : ChunkQueries<E> {
     for (int i = first; i < first + width; ++i) {
       workspace_.scores.scores[i] = -Real(__builtin_inf());
       workspace_.scores.grad_probs[i] = 0;
-      if (rule_.has_softcap) workspace_.scores.softcap_slopes[i] = 0;
+      if (rule_.scales.has_softcap) workspace_.scores.softcap_slopes[i] = 0;
     }
   }
 

@@ -87,9 +87,9 @@ class ChunkQueries {
         num_tiles_((chunk.count + kCapacity - 1) / kCapacity),
         rule_(score_rule<Real>(params)) {
     if (params.dropout.drop_prob > 0) {
-      uint64_t const offset = uint64_t(params.dropout.rng_state[1]);
-      dropout_ = {dropout_keep_threshold(params.dropout.drop_prob),
-                  uint32_t(offset) ^ uint32_t(offset >> 32), uint64_t(params.dropout.rng_state[0])};
+      int64_t const* const state = params.dropout.rng_state;
+      dropout_ = {dropout_keep_threshold(params.dropout.drop_prob), dropout_stream(state[1]),
+                  uint64_t(state[0])};
     }
   }
 
@@ -125,9 +125,7 @@ class ChunkQueries {
     return Real(query.row + chunk_.k_seq.length - chunk_.q_seq.length);
   }
   Real slope_of(Query query) const {
-    ScoreMod const& mod = params_.score_mod;
-    if (!rule_.has_alibi) return 0;
-    return Real(mod.alibi_slopes[chunk_.batch * mod.alibi_batch_stride + head_of(query)]);
+    return Real(alibi_slope(params_.score_mod, chunk_.batch, head_of(query)));
   }
 
   // The sink of a query relative to what its probabilities are relative to, as a power of 2.

@@ -294,12 +294,15 @@ __attribute__((noinline)) void adjust_row(ScoreRule<Real> const& rule, ColRange 
   for (int j = 0; j < round_up(num_keys, kExpStep<Real>); j += kSize) {
     Vec<Int<Real>> const col = lane + Int<Real>(first + j);
     Vec<Real> s = load<Real>(scores + j);
-    if (rule.has_softcap) {
-      s = tanh<Real>(s * rule.inner) * rule.outer;
+    if (rule.scales.has_softcap) {
+      s = cap_score(s, rule.scales, Tanh<Real>{}).score;
     } else if (rule.modifies) {
-      s *= rule.inner;
+      s *= rule.scales.inner;
     }
-    if (rule.has_alibi) s -= slope * abs<Real>(diagonal - __builtin_convertvector(col, Vec<Real>));
+    if (rule.has_alibi) {
+      Vec<Real> const distance = diagonal - __builtin_convertvector(col, Vec<Real>);
+      s = with_alibi(s, slope, distance, Abs<Real>{});
+    }
     bool const whole = first + j >= visible.begin && first + j + kSize <= visible.end;
     if (!whole) {
       s = (col >= Int<Real>(visible.begin)) & (col < Int<Real>(visible.end))

@@ -5,6 +5,7 @@
 
 #include "core/dropout.h"
 #include "core/params.h"
+#include "core/score_mod.h"
 #include "cpu/level/elements.h"
 #include "cpu/level/query_lanes.h"
 #include "cpu/level/row_state.h"
@@ -23,36 +24,40 @@ struct Tile : QueryLanes<E> {
   alignas(kVectorBytes) Real sum[kCapacity];   // of probabilities
 };
 
-inline constexpr double kLog2eDouble = 1.4426950408889634074;
-inline constexpr double kLn2Double = 0.69314718055994530942;
-
 // How raw scores become exponents of 2: core/score_mod.h with the element's own precision, and with
 // the factor log2(e) left to the exponent, which nothing can overflow.
 template <class Real>
 struct ScoreRule {
-  bool has_softcap;
   bool has_alibi;
-  bool modifies;  // adjust_scores has more to do than to mask
-  Real inner;     // where it has: factor of the raw score,
-  Real outer;     // and of tanh
-  Real natural;   // what adjust_scores leaves, times this, is the natural score,
-  Real scale;     // times this the exponent of 2; neither is 0: a masked score times 0 were NaN
+  bool modifies;               // adjust_scores has more to do than to mask,
+  ScoreScalesOf<Real> scales;  // by these: scores become natural ones
+  Real natural;                // what adjust_scores leaves, times this, is the natural score,
+  Real scale;  // times this the exponent of 2; neither is 0: a masked score times 0 were NaN
 };
 
 template <class Real>
 FA2_CPU_INLINE ScoreRule<Real> score_rule(FwdParams const& params) {
   ScoreMod const& mod = params.score_mod;
   ScoreRule<Real> rule;
-  rule.has_softcap = mod.softcap > 0;
+  rule.scales = score_scales<Real>(params.softmax_scale, mod.softcap);
   rule.has_alibi = mod.alibi_slopes != nullptr;
-  rule.modifies = rule.has_softcap || rule.has_alibi || params.softmax_scale == 0;
+  rule.modifies = rule.scales.has_softcap || rule.has_alibi || params.softmax_scale == 0;
   double const natural = rule.modifies ? 1 : params.softmax_scale;
-  rule.inner = Real(rule.has_softcap ? params.softmax_scale / mod.softcap : params.softmax_scale);
-  rule.outer = Real(mod.softcap);
   rule.natural = Real(natural);
   rule.scale = Real(natural * kLog2eDouble);
   return rule;
 }
+
+// For core/score_mod.h.
+template <class Real>
+struct Tanh {
+  FA2_CPU_INLINE Vec<Real> operator()(Vec<Real> x) const { return tanh<Real>(x); }
+};
+
+template <class Real>
+struct Abs {
+  FA2_CPU_INLINE Vec<Real> operator()(Vec<Real> x) const { return abs<Real>(x); }
+};
 
 struct DropoutRule {
   uint32_t keep_threshold;
@@ -78,14 +83,14 @@ __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& 
     for (int j = 0; j < num_keys; ++j) {
       int const at = (j * kVectors + n) * kSize;
       Vec<Real> s = load<Real>(scores + at);
-      if (rule.has_softcap) {
-        Vec<Real> const capped = tanh<Real>(s * rule.inner);
-        if (softcap_slopes != nullptr) store(softcap_slopes + at, 1 - capped * capped);
-        s = capped * rule.outer;
+      if (rule.scales.has_softcap) {
+        auto const capped = cap_score(s, rule.scales, Tanh<Real>{});
+        if (softcap_slopes != nullptr) store(softcap_slopes + at, capped.slope);
+        s = capped.score;
       } else if (rule.modifies) {
-        s *= rule.inner;
+        s *= rule.scales.inner;
       }
-      if (rule.has_alibi) s -= slope * abs<Real>(diagonal - Real(first + j));
+      if (rule.has_alibi) s = with_alibi(s, slope, diagonal - Real(first + j), Abs<Real>{});
       Int<Real> const col = first + j;
       s = (col_begin <= col) & (col < col_end) ? s : broadcast<Real>(-__builtin_inf());
       store(scores + at, s);
@@ -156,24 +161,14 @@ __attribute__((noinline)) void exponentiate(typename E::Real scale, int num_keys
   }
 }
 
-// core/philox.h on 64-bit lanes, of whose counters only the low halves count.
-struct PhiloxVectors {
-  Vec<uint64_t> word[4];
-};
+// core/philox.h on 64-bit lanes, of whose words only the low halves count.
+using PhiloxVectors = PhiloxCounterOf<Vec<uint64_t>>;
 
-FA2_CPU_INLINE PhiloxVectors philox_vectors(PhiloxVectors c, uint64_t key) {
-  Vec<uint64_t> const mul0 = broadcast<uint64_t>(Philox::kMul0);
-  Vec<uint64_t> const mul1 = broadcast<uint64_t>(Philox::kMul1);
-  uint32_t key0 = uint32_t(key);
-  uint32_t key1 = uint32_t(key >> 32);
-  for (int round = 0; round < Philox::kRounds; ++round) {
-    Vec<uint64_t> const a = multiply_low_halves(mul0, c.word[0]);
-    Vec<uint64_t> const b = multiply_low_halves(mul1, c.word[2]);
-    c = {{b >> 32 ^ c.word[1] ^ uint64_t(key0), b, a >> 32 ^ c.word[3] ^ uint64_t(key1), a}};
-    key0 += Philox::kWeyl0;
-    key1 += Philox::kWeyl1;
-  }
-  return c;
+FA2_CPU_INLINE PhiloxVectors philox_vectors(PhiloxVectors counter, uint64_t key) {
+  return philox(counter, key, [](uint32_t constant, Vec<uint64_t> word) FA2_CPU_INLINE_LAMBDA {
+    Vec<uint64_t> const product = multiply_low_halves(broadcast<uint64_t>(constant), word);
+    return PhiloxProduct<Vec<uint64_t>>{product >> 32, product};
+  });
 }
 
 // dropout_words of core/dropout.h for a vector of queries, in lanes as wide as Real.
@@ -186,15 +181,14 @@ FA2_CPU_INLINE void dropout_word_vectors(DropoutRule const& rule, Uint<Real> con
   Vec<uint64_t> const batch_head = load<uint64_t>(batch_heads);
   Vec<uint64_t> const group = broadcast<uint64_t>(col_group);
   Vec<uint64_t> const stream = broadcast<uint64_t>(rule.stream);
-  PhiloxVectors const even = philox_vectors({{row, group, batch_head, stream}}, rule.key);
+  auto const [x, y, z, w] = philox_vectors({row, group, batch_head, stream}, rule.key);
+  Vec<uint64_t> const even[4] = {x & kLow, y & kLow, z & kLow, w & kLow};
   if constexpr (sizeof(Real) == 8) {
-    for (int j = 0; j < 4; ++j) words[j] = even.word[j] & kLow;
+    for (int j = 0; j < 4; ++j) words[j] = even[j];
   } else {
-    PhiloxVectors const odd =
-        philox_vectors({{row >> 32, group, batch_head >> 32, stream}}, rule.key);
-    for (int j = 0; j < 4; ++j) {
-      words[j] = (Vec<uint32_t>)((even.word[j] & kLow) | odd.word[j] << 32);
-    }
+    auto const odd = philox_vectors({row >> 32, group, batch_head >> 32, stream}, rule.key);
+    Vec<uint64_t> const high[4] = {odd.x << 32, odd.y << 32, odd.z << 32, odd.w << 32};
+    for (int j = 0; j < 4; ++j) words[j] = (Vec<uint32_t>)(even[j] | high[j]);
   }
 }
 

@@ -28,7 +28,7 @@ BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
   return {
       .problem = p,
       .workspace = workspace_of(p, plan),
-      .scales = score_scales(forward.softmax_scale, forward.score_mod.softcap),
+      .scales = score_scales<float>(forward.softmax_scale, forward.score_mod.softcap),
       .q_tile_bytes = forward.q.row_stride * tile_bytes,
       .q_pass_bytes = forward.q.row_stride * pass_bytes,
       .grad_out_tile_bytes = p.grad_out.row_stride * tile_bytes,

@@ -13,7 +13,7 @@ void launch_split(FwdParams const& params, FwdPlan const& plan, FwdPlan::Launch 
                   cudaStream_t stream) {
   SplitArgs const args{
       .problem = params,
-      .scales = score_scales(params.softmax_scale, params.score_mod.softcap),
+      .scales = score_scales<float>(params.softmax_scale, params.score_mod.softcap),
       .group = {params.group()},
       .page_size = {params.pages.block_table != nullptr ? params.pages.page_size : 1},
       .schedule = plan.schedule(launch),
