@@ -1,9 +1,9 @@
 """Exact, IO-aware attention for PyTorch, on CUDA and on the CPU."""
 
-from flash_attn2 import _flops
 from flash_attn2 import ops as ops  # defines torch.ops.flash_attn2
-from flash_attn2._build_info import build_info
-from flash_attn2._version import __version__
+from flash_attn2._impl import flops as _flops
+from flash_attn2._impl.build_info import build_info
+from flash_attn2._impl.version import __version__
 from flash_attn2.functional import (
     flash_attn_func,
     flash_attn_kvpacked_func,

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    from flash_attn2 import _info
+    from flash_attn2._impl import info
     from flash_attn2.bench import cli as bench
 
     parser = argparse.ArgumentParser(prog="python -m flash_attn2", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    _info.add_command(commands)
+    info.add_command(commands)
     bench.add_command(commands)
     args = parser.parse_args(argv)
     status: int = args.run(args)

@@ -56,8 +56,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from flash_attn2 import _autograd, _launch, reference
-from flash_attn2._arguments import (
+from flash_attn2 import reference
+from flash_attn2._impl import autograd, launch
+from flash_attn2._impl.arguments import (
     as_bound,
     named_only,
     refuse_keywords,
@@ -65,8 +66,8 @@ from flash_attn2._arguments import (
     require_tensor,
     require_tensors,
 )
-from flash_attn2._checks import make_options, make_packing, require_packed, rows_of
-from flash_attn2._launch import Options, Packing
+from flash_attn2._impl.checks import make_options, make_packing, require_packed, rows_of
+from flash_attn2._impl.launch import Options, Packing
 from flash_attn2.kvcache import varlen_over_pages
 
 Attention = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -106,7 +107,7 @@ def flash_attn_func(
         and type(deterministic) is bool
     ):
         plain_options = dropout_p, softmax_scale, causal, window_size, softcap
-        out = _autograd.plain_forward(q, k, v, plain_options, deterministic)
+        out = autograd.plain_forward(q, k, v, plain_options, deterministic)
         if out is not None:
             return out
     require_tensors(q, k, v)
@@ -322,12 +323,12 @@ def _attend(
 ) -> Attention:
     """Of dense tensors or, with `packing`, of packed sequences."""
     _require_flags(return_lse, return_attn_probs)
-    out, lse, rng_state = _autograd.forward(q, k, v, packing, options)
+    out, lse, rng_state = autograd.forward(q, k, v, packing, options)
     if not return_attn_probs:
         return (out, lse) if return_lse else out
     if options.dropout_p == 0:
         return out, lse, out.detach().new_empty(0)
-    q, k, _ = _launch.unpacked(q, k, v)
+    q, k, _ = launch.unpacked(q, k, v)
     with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
         q, k = q.to(out.dtype), k.to(out.dtype)
         if packing is None:

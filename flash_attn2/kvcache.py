@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from flash_attn2 import _autograd, _checks, _kvcache_checks, _kvcache_ops
-from flash_attn2._arguments import (
+from flash_attn2._impl import autograd, cache_checks, cache_ops, checks
+from flash_attn2._impl.arguments import (
     as_bound,
     as_int,
     named_only,
@@ -17,8 +17,8 @@ from flash_attn2._arguments import (
     require_tensor,
     traced,
 )
-from flash_attn2._kvcache_launch import Cache, New
-from flash_attn2._launch import Options, Packing
+from flash_attn2._impl.cache_launch import Cache, New
+from flash_attn2._impl.launch import Options, Packing
 
 _INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
@@ -116,10 +116,10 @@ def flash_attn_with_kvcache(
     require_tensor("v_cache", v_cache)
     require_bool("rotary_interleaved", rotary_interleaved)
     require_bool("return_softmax_lse", return_softmax_lse)
-    options = _checks.make_options(
+    options = checks.make_options(
         0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
     )
-    _kvcache_checks.check_types(
+    cache_checks.check_types(
         k=k,
         v=v,
         rotary_cos=rotary_cos,
@@ -131,15 +131,15 @@ def flash_attn_with_kvcache(
         cu_seqlens_k_new=cu_seqlens_k_new,
     )
     num_splits = as_int("num_splits", num_splits)
-    _kvcache_checks.check_splits(num_splits)
+    cache_checks.check_splits(num_splits)
     if max_seqlen_q is not None:
-        max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, _checks.rows_of(q))
-        _kvcache_checks.check_seqlen("max_seqlen_q", max_seqlen_q)
-    _kvcache_checks.check_together("k", k, "v", v)
-    _kvcache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
+        max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, checks.rows_of(q))
+        cache_checks.check_seqlen("max_seqlen_q", max_seqlen_q)
+    cache_checks.check_together("k", k, "v", v)
+    cache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
     device_type = "cuda" if q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
-        q, k, v, rotary_cos, rotary_sin = _autograd.to_autocast_dtype(
+        q, k, v, rotary_cos, rotary_sin = autograd.to_autocast_dtype(
             device_type, q, k, v, rotary_cos, rotary_sin
         )
     new, seqlen_new = None, 0
@@ -166,7 +166,7 @@ def flash_attn_with_kvcache(
         cu_seqlens_k_new,
         seqlen_new,
     )
-    out, lse = _kvcache_ops.append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options)
+    out, lse = cache_ops.append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options)
     return (out, lse) if return_softmax_lse else out
 
 
@@ -182,8 +182,8 @@ def varlen_over_pages(
         )
     device_type = "cuda" if q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
-        (q,) = _autograd.to_autocast_dtype(device_type, q)
-    _kvcache_checks.check_paged(q, k, v, packing, block_table)
+        (q,) = autograd.to_autocast_dtype(device_type, q)
+    cache_checks.check_paged(q, k, v, packing, block_table)
     lengths_k = cu_seqlens_k.diff() if seqused_k is None else seqused_k
     pages = -(-max_seqlen_k // k.shape[1])
     cache = Cache(
@@ -197,7 +197,7 @@ def varlen_over_pages(
         cu_seqlens_k_new=None,
         seqlen_new=0,
     )
-    return _kvcache_ops.append_and_attend(q, k, v, None, cache, 0, options)
+    return cache_ops.append_and_attend(q, k, v, None, cache, 0, options)
 
 
 def _cache_lengths(
@@ -222,7 +222,7 @@ def _cache_lengths(
             "cache_seqlens must be an int or an int32 torch.Tensor (batch,), "
             f"got {type(cache_seqlens).__name__}"
         ) from None
-    _kvcache_checks.check_seqlen("cache_seqlens", seqlen)
+    cache_checks.check_seqlen("cache_seqlens", seqlen)
     return None, seqlen
 
 

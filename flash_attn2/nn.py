@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from flash_attn2 import _checks
-from flash_attn2._arguments import (
+from flash_attn2._impl import checks
+from flash_attn2._impl.arguments import (
     as_bound,
     as_int,
     as_number,
@@ -23,9 +23,9 @@ from flash_attn2._arguments import (
     require_bool,
     require_tensor,
 )
-from flash_attn2._observe import is_ordinary, ordinary
-from flash_attn2._rotary import RotaryEmbedding, check_sequences
-from flash_attn2._tensors import require_allocated
+from flash_attn2._impl.observe import is_ordinary, ordinary
+from flash_attn2._impl.rotary import RotaryEmbedding, check_sequences
+from flash_attn2._impl.tensors import require_allocated
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 
 __all__ = ["Attention", "RotaryEmbedding", "alibi_slopes"]
@@ -119,7 +119,7 @@ class Attention(nn.Module):
         if rotary is not None and rotary.dim > head_dim:
             raise ValueError(f"rotary must turn at most head_dim = {head_dim}, got {rotary.dim}")
         # What the functions would refuse is refused here.
-        _checks.make_options(
+        checks.make_options(
             dropout, softmax_scale, causal, window_size, softcap, None, None, deterministic
         )
 
@@ -207,7 +207,7 @@ class Attention(nn.Module):
         if cu_seqlens is not None:
             self._check_input(x, packed=True)
             check_sequences(cu_seqlens, x)
-            max_seqlen = as_bound("max_seqlen", max_seqlen, _checks.rows_of(x))
+            max_seqlen = as_bound("max_seqlen", max_seqlen, checks.rows_of(x))
         q, k, v = self.project(x, cu_seqlens=cu_seqlens)
         options: dict[str, Any] = {
             "dropout_p": self.dropout if self.training else 0.0,
@@ -329,6 +329,6 @@ def _sizes(
                 f"got {embed_dim} and {num_heads}"
             )
     head_dim = as_int("head_dim", head_dim)
-    if not 1 <= head_dim <= _checks.MAX_HEAD_DIM:
-        raise ValueError(f"head_dim must be from 1 to {_checks.MAX_HEAD_DIM}, got {head_dim}")
+    if not 1 <= head_dim <= checks.MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be from 1 to {checks.MAX_HEAD_DIM}, got {head_dim}")
     return num_heads_kv, head_dim

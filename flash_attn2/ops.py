@@ -5,7 +5,7 @@
 
 Forward returns `(out, lse, rng_state)`; rng_state is (seed, offset) in int64, and empty without
 dropout. Backward returns the gradients of q, k, v and sink, empty for those that are None. Inputs
-may share a tensor (`_launch.unpacked`), and then so do their gradients. All four have fake
+may share a tensor (`launch.unpacked`), and then so do their gradients. All four have fake
 implementations, so torch.compile, export and meta tensors work.
 """
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from flash_attn2 import _checks
-from flash_attn2._arguments import require_tensor
-from flash_attn2._autograd import (
+from flash_attn2._impl import checks
+from flash_attn2._impl.arguments import require_tensor
+from flash_attn2._impl.autograd import (
     Attention,
     FirstDerivatives,
     Tensors,
@@ -34,9 +34,9 @@ from flash_attn2._autograd import (
     to_autocast_dtype,
     without_none,
 )
-from flash_attn2._launch import Options, Packing, Saved, lse_shape
-from flash_attn2._observe import refuse_tangents
-from flash_attn2._tensors import require_readable, require_strided
+from flash_attn2._impl.launch import Options, Packing, Saved, lse_shape
+from flash_attn2._impl.observe import refuse_tangents
+from flash_attn2._impl.tensors import require_readable, require_strided
 
 # The ops. Their implementations take (tensors, packing, options).
 
@@ -77,9 +77,9 @@ def _backward_kernel(inputs: Sequence[Any], packing: Packing | None, options: Op
     grad_out, grad_lse, *rest = inputs
     saved = Saved(*rest)
     q, k = checked_results(grad_out, grad_lse, saved, packing, options)
-    _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
+    checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
     if packing is not None:
-        _checks.check_lengths(q, k, packing)
+        checks.check_lengths(q, k, packing)
     return without_none(differentiate(grad_out, grad_lse, saved, packing, options))
 
 

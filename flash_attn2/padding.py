@@ -11,9 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from einops import rearrange
 from torch import Tensor
 
-from flash_attn2._arguments import as_int, require_tensor
-from flash_attn2._observe import is_ordinary, ordinary
-from flash_attn2._tensors import require_allocated
+from flash_attn2._impl.arguments import as_int, require_tensor
+from flash_attn2._impl.observe import is_ordinary, ordinary
+from flash_attn2._impl.tensors import require_allocated
 
 _MAX_SIZE = 2**31 - 1
 

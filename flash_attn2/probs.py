@@ -11,10 +11,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from flash_attn2 import _checks, reference
-from flash_attn2._arguments import named_only, refuse_keywords, require_tensor
-from flash_attn2._checks import make_options, make_packing, rows_of
-from flash_attn2._tensors import in_memory, require_allocated
+from flash_attn2 import reference
+from flash_attn2._impl import checks
+from flash_attn2._impl.arguments import named_only, refuse_keywords, require_tensor
+from flash_attn2._impl.checks import make_options, make_packing, rows_of
+from flash_attn2._impl.tensors import in_memory, require_allocated
 
 
 @named_only
@@ -42,7 +43,7 @@ def attention_probs(
     require_tensor("q", q)
     require_tensor("k", k)
     options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
-    _checks.check_dense(q, k, k, alibi_slopes, sink)
+    checks.check_dense(q, k, k, alibi_slopes, sink)
     require_allocated(q=q, k=k, alibi_slopes=alibi_slopes, sink=sink)
     return reference.probabilities(q, k, options)
 
@@ -79,7 +80,7 @@ def varlen_attention_probs(
     packing = make_packing(
         cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, rows_of(q), rows_of(k)
     )
-    _checks.check_varlen(q, k, k, packing, alibi_slopes, sink)
+    checks.check_varlen(q, k, k, packing, alibi_slopes, sink)
     require_allocated(q=q, k=k, alibi_slopes=alibi_slopes, sink=sink)
     if q.is_cpu and not torch.compiler.is_compiling():
         packing = packing._replace(
@@ -87,5 +88,5 @@ def varlen_attention_probs(
             cu_seqlens_k=in_memory("cu_seqlens_k", cu_seqlens_k),
             seqused_k=None if seqused_k is None else in_memory("seqused_k", seqused_k),
         )
-    _checks.check_lengths(q, k, packing)
+    checks.check_lengths(q, k, packing)
     return reference.varlen_probabilities(q, k, packing, options)

@@ -15,8 +15,8 @@ import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
-from flash_attn2._checks import make_options
-from flash_attn2._launch import Options, Packing
+from flash_attn2._impl.checks import make_options
+from flash_attn2._impl.launch import Options, Packing
 
 _LOW_32 = 0xFFFFFFFF
 

@@ -13,7 +13,7 @@ import pytest
 import support
 import torch
 
-from flash_attn2 import _backend, _launch
+from flash_attn2._impl import backends, launch
 
 # Workers of pytest-xdist share the processor.
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -33,7 +33,7 @@ def _fresh_inputs() -> None:
 @pytest.fixture(autouse=True)
 def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write shows as NaN."""
-    for module, name in ((_launch, "_empty"), (_launch, "_empty_like"), (_backend, "allocated")):
+    for module, name in ((launch, "_empty"), (launch, "_empty_like"), (backends, "allocated")):
         allocate = getattr(module, name)
 
         def poisoned(*args: Any, allocate: Any = allocate, **kwargs: Any) -> torch.Tensor:

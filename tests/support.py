@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from flash_attn2 import (
-    _backend,
-    _launch,
     attention_probs,
     flash_attn_func,
     flash_attn_varlen_func,
     varlen_attention_probs,
 )
-from flash_attn2._launch import Packing
+from flash_attn2._impl import backends, launch
+from flash_attn2._impl.launch import Packing
 from flash_attn2.reference import attention_reference, varlen_attention_reference
 
 SEED = 1234
@@ -66,19 +65,19 @@ def targets(selection: list[Target] = TARGETS) -> pytest.MarkDecorator:
 @contextmanager
 def cpu_tensors_on(backend: str) -> Iterator[None]:
     """Send CPU tensors to a backend."""
-    before = _backend._for_cpu_tensors
+    before = backends._for_cpu_tensors
     if backend != "cuda":
-        _backend.select(backend)
+        backends.select(backend)
     try:
         yield
     finally:
-        _backend._for_cpu_tensors = before
+        backends._for_cpu_tensors = before
 
 
 @contextmanager
 def emulator_options(text: str) -> Iterator[None]:
     """Options of the kernel emulator, as in FLASH_ATTN2_EMULATOR."""
-    module = _backend.load("sm80-emulated").module
+    module = backends.load("sm80-emulated").module
     before = module.set_options(text)
     try:
         yield
@@ -88,7 +87,7 @@ def emulator_options(text: str) -> Iterator[None]:
 
 def require_backend(backend: str) -> None:
     """Skip the test, or fail it where the emulator has to be there."""
-    module = f"flash_attn2.{_backend.MODULES[backend]}"
+    module = f"flash_attn2.{backends.MODULES[backend]}"
     if importlib.util.find_spec(module) is not None:
         return
     reason = f"{module} is not built (`make test` builds it)"
@@ -134,7 +133,7 @@ def assert_lse(actual: Tensor, exact: Tensor) -> None:
 def drawn_rng_state(device: str) -> Tensor:
     """What the next call draws; seeds the generator so that it does."""
     torch.manual_seed(SEED)
-    state = _launch.draw_rng_state(torch.device(device))
+    state = launch.draw_rng_state(torch.device(device))
     torch.manual_seed(SEED)
     return state
 

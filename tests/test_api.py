@@ -14,7 +14,6 @@ from support import ONE_DTYPE, Target, cumulative, lengths, require_backend, tar
 
 import flash_attn2
 from flash_attn2 import (
-    _backend,
     build_info,
     flash_attn_func,
     flash_attn_kvpacked_func,
@@ -23,6 +22,7 @@ from flash_attn2 import (
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
 )
+from flash_attn2._impl import backends
 
 CPU = Target("cpu", torch.float32)
 REQUIRED = inspect.Parameter.empty
@@ -157,8 +157,8 @@ def test_environment_selects_the_backend(name: str, monkeypatch: pytest.MonkeyPa
     backend = "cpu" if name == "auto" else name
     require_backend(backend)
     monkeypatch.setenv("FLASH_ATTN2_BACKEND", name)
-    monkeypatch.setattr(_backend, "_for_cpu_tensors", None)
-    assert _backend.serving(torch.empty(0)).name == backend
+    monkeypatch.setattr(backends, "_for_cpu_tensors", None)
+    assert backends.serving(torch.empty(0)).name == backend
 
 
 def test_build_info() -> None:

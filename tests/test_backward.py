@@ -21,7 +21,7 @@ from support import (
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func, flash_attn_kvpacked_func, flash_attn_qkvpacked_func
-from flash_attn2._backend import Backend
+from flash_attn2._impl.backends import Backend
 from flash_attn2.reference import attention_reference
 
 # Every feature in one dtype where kernels are slow; test_sm80_backward has the other.

@@ -15,7 +15,7 @@ from flash_attn2.__main__ import main
 # Everything that reads the environment, twice: a failure leaves nothing behind.
 SCRIPT = """
 import os, torch, flash_attn2
-from flash_attn2 import _backend
+from flash_attn2._impl import backends
 from flash_attn2.__main__ import main
 
 q = torch.randn(1, 3, 2, 8)

@@ -12,7 +12,6 @@ import torch
 from support import Target, cumulative, lengths, targets
 
 from flash_attn2 import (
-    _backend,
     flash_attn_func,
     flash_attn_kvpacked_func,
     flash_attn_qkvpacked_func,
@@ -20,6 +19,7 @@ from flash_attn2 import (
     flash_attn_varlen_qkvpacked_func,
     unpad_input,
 )
+from flash_attn2._impl import backends
 
 NAN, INF = float("nan"), float("inf")
 META = torch.device("meta")
@@ -273,9 +273,9 @@ def test_unpad_mask_shape() -> None:
 
 
 def test_module_that_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_backend.MODULES, "cuda", "_no_such_module")
+    monkeypatch.setitem(backends.MODULES, "cuda", "_no_such_module")
     with pytest.raises(RuntimeError, match=r"no cuda kernels here .* FLASH_ATTN2_CUDA=on"):
-        _backend.load.__wrapped__("cuda")
+        backends.load.__wrapped__("cuda")
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,15 @@ from cache_cases import CacheCase, check_kvcache
 from cases import EVERYTHING, Case
 from support import Target, check_dense, check_dense_gradients
 
-from flash_attn2 import _backend, build_info
+from flash_attn2 import build_info
+from flash_attn2._impl import backends
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @pytest.fixture(params=build_info()["cpu"]["isa_levels"])
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = _backend.load("cpu").module
+    module = backends.load("cpu").module
     default = module.build_info()["isa"]
     module.set_isa(request.param)
     yield request.param

@@ -14,7 +14,8 @@ from cache_cases import CacheCase, bits
 from support import ONE_DTYPE, Target, emulator_options, targets
 from torch import Tensor
 
-from flash_attn2 import _kvcache_checks, flash_attn_with_kvcache
+from flash_attn2 import flash_attn_with_kvcache
+from flash_attn2._impl import cache_checks
 
 EMULATED = [target for target in ONE_DTYPE if target.backend == "sm80-emulated"]
 LIMITS = (-(2**31), -(2**30), -17, -1, 0, 1, 2, 31, 100, 321, 10**6, 2**30, 2**31 - 1)
@@ -38,7 +39,7 @@ CASES = {
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kvcache_checks, "check_values", lambda *args: None)
+    monkeypatch.setattr(cache_checks, "check_values", lambda *args: None)
 
 
 def fenced(cache: Tensor) -> tuple[Tensor, Tensor]:

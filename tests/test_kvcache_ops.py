@@ -13,9 +13,10 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from flash_attn2 import _kvcache_ops, flash_attn_varlen_func, flash_attn_with_kvcache
-from flash_attn2._kvcache_launch import Cache, New
-from flash_attn2._launch import Options
+from flash_attn2 import flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn2._impl import cache_ops
+from flash_attn2._impl.cache_launch import Cache, New
+from flash_attn2._impl.launch import Options
 
 CPU = Target("cpu", torch.float32)
 APPEND = torch.ops.flash_attn2.kvcache_append_forward.default
@@ -52,10 +53,10 @@ def op_and_arguments(arguments: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
         return q, q
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_kvcache_ops, "append_and_attend", record)
+        patch.setattr(cache_ops, "append_and_attend", record)
         flash_attn_with_kvcache(**arguments)
     q, k_cache, v_cache, new, cache, num_splits, options = seen
-    values = (*cache, num_splits, *_kvcache_ops.options_of_op(options))
+    values = (*cache, num_splits, *cache_ops.options_of_op(options))
     if new is None:
         return FORWARD, (q, k_cache, v_cache, *values)
     return APPEND, (q, k_cache, v_cache, *new, *values)
@@ -159,7 +160,7 @@ def test_ops_agree_with_the_direct_call(name: str) -> None:
 
 
 def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kvcache_ops, "_ops", None)
+    monkeypatch.setattr(cache_ops, "_ops", None)
     flash_attn_with_kvcache(**CASES["dense"].arguments(CPU))
 
 

@@ -11,7 +11,8 @@ import torch
 from support import Target, cumulative, lengths, targets
 from torch import Tensor
 
-from flash_attn2 import _overlap, flash_attn_with_kvcache
+from flash_attn2 import flash_attn_with_kvcache
+from flash_attn2._impl.overlap import layout, overlaps_itself, tensors_overlap
 from flash_attn2.inference import PagedKVCache
 
 BFLOAT16 = [Target("cpu", torch.bfloat16), Target("sm80-emulated", torch.bfloat16)]
@@ -207,9 +208,7 @@ def test_overlap_against_sets_of_addresses() -> None:
     for _ in range(3000):
         a, b = view(), view()
         overlap = not set(places(a)).isdisjoint(places(b))
-        assert _overlap.tensors_overlap(a, b) == overlap
-        assert _overlap.overlaps_itself(*_overlap.layout(a)) == (
-            len(set(places(a))) < len(places(a))
-        )
+        assert tensors_overlap(a, b) == overlap
+        assert overlaps_itself(*layout(a)) == (len(set(places(a))) < len(places(a)))
         counts[overlap] += 1
     assert min(counts) > 500

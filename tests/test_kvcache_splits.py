@@ -10,7 +10,8 @@ from cache_cases import CAPACITY, CacheCase, check_kvcache
 from support import ONE_DTYPE, Target, cumulative, targets
 from torch import Tensor
 
-from flash_attn2 import _backend, flash_attn_with_kvcache
+from flash_attn2 import flash_attn_with_kvcache
+from flash_attn2._impl import backends
 
 SPLITS = (1, 2, 5, 16, 128)
 DECODE = CacheCase(heads=(8, 2), seqlen_q=1, page_size=16, num_splits=3, modifier="sink")
@@ -39,7 +40,7 @@ def test_any_number_of_splits(num_splits: int, case: CacheCase, target: Target) 
 
 def test_the_number_reaches_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(_backend.Backend, "forward", lambda _, problem, __: seen.append(problem))
+    monkeypatch.setattr(backends.Backend, "forward", lambda _, problem, __: seen.append(problem))
     flash_attn_with_kvcache(**DECODE.arguments(Target("cpu", torch.float32)))
     assert seen[0]["num_splits"] == DECODE.num_splits
 

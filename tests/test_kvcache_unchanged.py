@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flash_attn2 import _backend, _launch, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn2 import flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn2._impl import backends, launch
 
 PAST_INT64 = 2**63
 
@@ -137,9 +138,9 @@ def test_no_memory(path: str, target: Target, monkeypatch: pytest.MonkeyPatch) -
     given |= {x: given[x].to(target.dtype) for x in ("rotary_cos", "rotary_sin")}
     given["num_splits"] = 2  # whose results need a workspace
     before = copies(given)
-    memory = [(_launch, "_empty"), (_launch, "_empty_like")]
+    memory = [(launch, "_empty"), (launch, "_empty_like")]
     if target.backend != "cpu":
-        memory.append((_backend, "allocated"))
+        memory.append((backends, "allocated"))
     for module, name in memory:
         with monkeypatch.context() as patch, PATHS[path]():
             patch.setattr(module, name, fail)

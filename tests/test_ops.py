@@ -13,7 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flash_attn2 import _autograd, attention_probs, flash_attn_func, flash_attn_varlen_func
+from flash_attn2 import attention_probs, flash_attn_func, flash_attn_varlen_func
+from flash_attn2._impl import autograd
 
 CPU = Target("cpu", torch.float32)
 DENSE = torch.ops.flash_attn2.forward.default
@@ -175,7 +176,7 @@ def test_profiler_sees_the_op() -> None:
 
 
 def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_autograd, "_ops", None)
+    monkeypatch.setattr(autograd, "_ops", None)
     flash_attn_func(*dense())
     flash_attn_func(*required()).sum().backward()
 

@@ -13,7 +13,8 @@ from support import cpu_tensors_on
 from torch import Tensor
 from torch.nn import Parameter
 
-from flash_attn2 import _backend, flash_attn_func
+from flash_attn2 import flash_attn_func
+from flash_attn2._impl import backends
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch is older than 2.10"
@@ -26,7 +27,7 @@ class Calls:
     """Counts native calls of each kind; plain ones only if they were taken."""
 
     def __init__(self, plain: bool) -> None:
-        backend = _backend.load("cpu")
+        backend = backends.load("cpu")
         self.plain = self.other = 0
 
         def count_plain(function: Any) -> Any:
@@ -37,7 +38,7 @@ class Calls:
 
             return call if plain else None
 
-        class Counting(_backend.Backend):
+        class Counting(backends.Backend):
             def _run(inner, *args: Any) -> Any:  # noqa: N805
                 self.other += 1
                 return super()._run(*args)
@@ -52,7 +53,7 @@ class Calls:
 def counted(plain: bool = True) -> Iterator[Calls]:
     with cpu_tensors_on("cpu"), pytest.MonkeyPatch.context() as patch:
         calls = Calls(plain)
-        patch.setattr(_backend, "_for_cpu_tensors", calls.backend)
+        patch.setattr(backends, "_for_cpu_tensors", calls.backend)
         yield calls
 
 
@@ -199,7 +200,7 @@ def without_memory(x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("kind", range(6))
 def test_native_code_refuses_tensors_without_memory(kind: int) -> None:
     """And does nothing."""
-    backend = _backend.load("cpu")
+    backend = backends.load("cpu")
     assert backend.forward_direct is not None
     assert backend.backward_direct is not None
     q, k, v = qkv()

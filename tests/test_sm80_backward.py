@@ -21,7 +21,8 @@ from support import (
 from test_sm80_kernels import MMA_FLOP, SECTOR_BYTES, VARIANTS, qkv
 from torch import Tensor
 
-from flash_attn2 import _backend, flash_attn_func
+from flash_attn2 import flash_attn_func
+from flash_attn2._impl import backends
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_every_kernel(device: str, head_dim: int, variant: str, deterministic: b
 
 def counted(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> dict[str, float]:
     """What the backward pass of one call costs."""
-    module = _backend.load("sm80-emulated").module
+    module = backends.load("sm80-emulated").module
     leaves = [x.requires_grad_() for x in (q, k, v)]
     out = flash_attn_func(*leaves, **options)
     grad_out = torch.randn_like(out)

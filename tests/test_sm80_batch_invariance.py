@@ -15,7 +15,8 @@ import torch
 from support import cpu_tensors_on, require_backend
 from torch import Tensor
 
-from flash_attn2 import _backend, flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn2._impl import backends
 
 HEADS, HEADS_KV, HEAD_DIM = 6, 2, 64
 FULL = 109  # sequences of so many KV heads occupy an A100 on their own
@@ -288,7 +289,7 @@ def test_gradients_of_dense_sequences() -> None:
 
 def test_the_sequences_above_meet_every_kernel_and_sharing() -> None:
     """What the tests rely on: that alone and together are planned differently."""
-    module = _backend.load("sm80-emulated").module
+    module = backends.load("sm80-emulated").module
     plans: list[str] = []
     for batch, seqlen_k in ((1, 700), (FULL + 1, 720), (3, 4000)):
         plans.append(

@@ -13,7 +13,8 @@ import torch
 from cases import BUCKETS, Case
 from support import Target, check_dense, cpu_tensors_on, emulator_options, require_backend
 
-from flash_attn2 import _backend, flash_attn_func
+from flash_attn2 import flash_attn_func
+from flash_attn2._impl import backends
 
 SECTOR_BYTES = 32
 MMA_FLOP = 16 * 8 * 16
@@ -34,7 +35,7 @@ def _emulated() -> Iterator[None]:
 
 def counted(*tensors: torch.Tensor, **options: Any) -> dict[str, float]:
     """What one call costs."""
-    module = _backend.load("sm80-emulated").module
+    module = backends.load("sm80-emulated").module
     module.reset_counters()
     flash_attn_func(*tensors, **options)
     return module.counters()

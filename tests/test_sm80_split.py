@@ -11,7 +11,8 @@ from cache_cases import CacheCase, check_kvcache
 from cases import BUCKETS
 from support import Target, cpu_tensors_on, emulator_options, require_backend
 
-from flash_attn2 import _backend, flash_attn_with_kvcache
+from flash_attn2 import flash_attn_with_kvcache
+from flash_attn2._impl import backends
 
 MMA_FLOP = 16 * 8 * 16
 HEAD_DIM = 128
@@ -61,7 +62,7 @@ def problem(heads: int, heads_kv: int, seqlen_q: int = 1, page_size: int | None 
 
 def counted(*tensors: torch.Tensor, **arguments: Any) -> dict[str, dict[str, float]]:
     """What each kernel of a call costs, by name."""
-    module = _backend.load("sm80-emulated").module
+    module = backends.load("sm80-emulated").module
     module.reset_counters()
     flash_attn_with_kvcache(*tensors, **arguments)
     kernels = {}

@@ -19,12 +19,8 @@ from cases import FEATURES, PACKED_FEATURES, Case, Packed
 from support import ONE_DTYPE, Target, cumulative, lengths, run_varlen, targets
 from torch import Tensor
 
-from flash_attn2 import (
-    _backend,
-    flash_attn_func,
-    flash_attn_varlen_func,
-    flash_attn_with_kvcache,
-)
+from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn2._impl import backends
 
 
 @contextmanager
@@ -173,15 +169,15 @@ def test_thread_counts_that_change_within_a_call(
             next(asked)
     assert next(asked) > 2
 
-    allocate = _backend.Workspace.allocate
+    allocate = backends.Workspace.allocate
     for before, after in ((1, 13), (13, 1)):
 
-        def change(workspace: _backend.Workspace, size: int, count: int = after) -> int:
+        def change(workspace: backends.Workspace, size: int, count: int = after) -> int:
             torch.set_num_threads(count)
             return allocate(workspace, size)
 
         with num_threads(before), monkeypatch.context() as patch:
-            patch.setattr(_backend.Workspace, "allocate", change)
+            patch.setattr(backends.Workspace, "allocate", change)
             assert all(map(torch.equal, results(), expected))
 
 
@@ -192,7 +188,7 @@ def test_no_kernel_runs_without_its_workspace(
 ) -> None:
     q = target.tensor(1, 40, 2, 32).requires_grad_()
     out = flash_attn_func(q, q, q, sink=torch.zeros(2))
-    monkeypatch.setattr(_backend.Workspace, "allocate", lambda *_: address)
+    monkeypatch.setattr(backends.Workspace, "allocate", lambda *_: address)
     with pytest.raises(RuntimeError, match="allocate"):
         torch.autograd.grad(out.sum(), q)
 
@@ -206,7 +202,7 @@ def test_errors_of_the_allocation_are_raised(
 
     q = target.tensor(1, 40, 2, 32).requires_grad_()
     out = flash_attn_func(q, q, q, sink=torch.zeros(2))
-    monkeypatch.setattr(_backend.Workspace, "allocate", fail)
+    monkeypatch.setattr(backends.Workspace, "allocate", fail)
     with pytest.raises(MemoryError, match="none left"):
         torch.autograd.grad(out.sum(), q)
 
@@ -218,17 +214,17 @@ def test_calls_inside_of_an_allocation(target: Target, monkeypatch: pytest.Monke
     other = target.tensor(2, 700, 4, 16).requires_grad_()
     out = flash_attn_func(q, q, q, sink=torch.zeros(2))
     (expected,) = torch.autograd.grad(out.sum(), q, retain_graph=True)
-    allocate = _backend.Workspace.allocate
+    allocate = backends.Workspace.allocate
     inside = []
 
-    def attend(workspace: _backend.Workspace, size: int) -> int:
-        monkeypatch.setattr(_backend.Workspace, "allocate", allocate)
+    def attend(workspace: backends.Workspace, size: int) -> int:
+        monkeypatch.setattr(backends.Workspace, "allocate", allocate)
         with torch.enable_grad():
             result = flash_attn_func(other, other, other, sink=torch.zeros(4))
         inside.append(torch.autograd.grad(result.sum(), other))
         return allocate(workspace, size)
 
-    monkeypatch.setattr(_backend.Workspace, "allocate", attend)
+    monkeypatch.setattr(backends.Workspace, "allocate", attend)
     assert torch.equal(torch.autograd.grad(out.sum(), q)[0], expected)
     assert len(inside) == 1
 

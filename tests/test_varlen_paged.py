@@ -19,7 +19,7 @@ from support import (
 from torch import Tensor
 
 from flash_attn2 import flash_attn_varlen_func
-from flash_attn2._launch import Packing
+from flash_attn2._impl.launch import Packing
 from flash_attn2.reference import varlen_attention_reference
 
 SEQLENS_Q = (5, 70, 1, 0, 9)

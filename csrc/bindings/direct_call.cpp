@@ -72,7 +72,7 @@ std::optional<double> number(py::handle value) {
   return whole ? std::optional(static_cast<double>(*whole)) : std::nullopt;
 }
 
-// A scale or a cap: 0 or from 2^-100 to 2^100, as in _checks.py.
+// A scale or a cap: 0 or from 2^-100 to 2^100, as in flash_attn2/_impl/checks.py.
 std::optional<double> factor(py::handle value) {
   std::optional<double> const result = number(value);
   bool const allowed = result && (*result == 0 || (*result >= 0x1p-100 && *result <= 0x1p100));

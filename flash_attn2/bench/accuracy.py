@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flash_attn2._launch import draw_rng_state
+from flash_attn2._impl.launch import draw_rng_state
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.contenders import Call, Problem
 from flash_attn2.bench.modes import gradients

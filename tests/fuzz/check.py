@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import flash_attn2
-from flash_attn2 import _backend, _launch
-from flash_attn2._launch import Packing
+from flash_attn2._impl import backends, launch
+from flash_attn2._impl.launch import Packing
 from flash_attn2.reference import (
     attention_reference,
     gathered,
@@ -61,7 +61,7 @@ def check(problem: Problem) -> None:
 
 def schedule_emulator(problem: Problem) -> None:
     """Each problem has a schedule of its own. Hostile sequences overlap: then writes may race."""
-    backend = _backend.serving(torch.empty(0))
+    backend = backends.serving(torch.empty(0))
     if backend.name == "sm80-emulated":
         races = ",races=off" if problem.hostile else ""
         backend.module.set_options(f"seed={problem.seed},async=random{races}")
@@ -70,7 +70,7 @@ def schedule_emulator(problem: Problem) -> None:
 def drawn_rng_state(seed: int) -> Tensor:
     """What a call draws after the generator has been seeded so."""
     torch.manual_seed(seed)
-    return _launch.draw_rng_state(torch.device("cpu"))
+    return launch.draw_rng_state(torch.device("cpu"))
 
 
 def run(problem: Problem, call: Call, arguments: dict[str, Any]) -> Results:

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from flash_attn2 import _checks, _kvcache_checks
+from flash_attn2._impl import cache_checks, checks
 
 LIMITS = (-(2**31), -(2**30), -17, -1, 0, 1, 2, 31, 100, 321, 10**6, 2**30, 2**31 - 1)
 
@@ -40,7 +40,7 @@ def unchecked() -> Iterator[None]:
         return []
 
     with (
-        mock.patch.multiple(_checks, _host_lengths=nothing, _host_used=nothing),
-        mock.patch.object(_kvcache_checks, "check_values", nothing),
+        mock.patch.multiple(checks, _host_lengths=nothing, _host_used=nothing),
+        mock.patch.object(cache_checks, "check_values", nothing),
     ):
         yield

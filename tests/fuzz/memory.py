@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from flash_attn2 import _backend, _launch
+from flash_attn2._impl import backends, launch
 
 _PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,7 +68,7 @@ def guarded_results(behind: bool) -> Iterator[None]:
         return empty(*x.shape, dtype=x.dtype)
 
     with (
-        mock.patch.multiple(_launch, _empty=empty, _empty_like=empty_like),
-        mock.patch.object(_backend, "allocated", empty),
+        mock.patch.multiple(launch, _empty=empty, _empty_like=empty_like),
+        mock.patch.object(backends, "allocated", empty),
     ):
         yield

@@ -29,7 +29,8 @@ def script(problem: Problem, guarded: bool) -> str:
         "import torch",
         "import torch.utils.flop_counter",
         "import flash_attn2",
-        "from flash_attn2 import _launch, reference",
+        "from flash_attn2 import reference",
+        "from flash_attn2._impl import launch",
         "",
         *(_guarded(problem) if guarded else _poisoned()),
         "arguments, rng_state = {}, None",
@@ -174,7 +175,7 @@ def _expected_of_tensors(problem: Problem) -> list[str]:
     if problem.options.dropout_p:
         lines += [
             f"torch.manual_seed({problem.seed})",
-            'given["rng_state"] = _launch.draw_rng_state(torch.device("cpu"))',
+            'given["rng_state"] = launch.draw_rng_state(torch.device("cpu"))',
         ]
     if problem.packing == "kv":
         lines.append('given["k"], given["v"] = given.pop("kv").unbind(-3)')
@@ -190,7 +191,7 @@ def _expected_of_tensors(problem: Problem) -> list[str]:
     names = ("cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k")
     return [
         *lines,
-        f"packing = _launch.Packing(*(given.pop(x, None) for x in {names}))",
+        f"packing = launch.Packing(*(given.pop(x, None) for x in {names}))",
         "want, want_lse, _ = reference.varlen_attention_reference(packing=packing, **given)",
     ]
 

@@ -15,24 +15,24 @@ import elf
 WRONG = {
     "address": """
 import torch
-from flash_attn2 import _backend, _launch
+from flash_attn2._impl import backends, launch
 q, k = torch.randn(1, 64, 1, 64), torch.randn(1, 64, 1, 64)
 out, lse = torch.empty_like(q), torch.empty(1, 1, 64)
-lengths = _launch._dense_lengths(q, k) | {"seqlen_k": 65}
-problem = _launch._problem(q, k, k, out, lse, None, _launch.Options(), 64, lengths)
-_backend.load("cpu").forward(problem | {"dtype": "float32"}, q.device)
+lengths = launch._dense_lengths(q, k) | {"seqlen_k": 65}
+problem = launch._problem(q, k, k, out, lse, None, launch.Options(), 64, lengths)
+backends.load("cpu").forward(problem | {"dtype": "float32"}, q.device)
 """,
     "thread": """
 import threading, torch
-from flash_attn2 import _backend, _launch
+from flash_attn2._impl import backends, launch
 q = torch.randn(1, 256, 1, 64)
 out, lse = torch.empty_like(q), torch.empty(1, 1, 256)
-lengths = _launch._dense_lengths(q, q)
-problem = _launch._problem(q, q, q, out, lse, None, _launch.Options(), 64, lengths)
+lengths = launch._dense_lengths(q, q)
+problem = launch._problem(q, q, q, out, lse, None, launch.Options(), 64, lengths)
 problem |= {"dtype": "float32", "execution": 1}
 def attend():
     for _ in range(20):
-        _backend.load("cpu").forward(dict(problem), q.device)
+        backends.load("cpu").forward(dict(problem), q.device)
 threads = [threading.Thread(target=attend) for _ in range(2)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from flash_attn2 import _env
+from flash_attn2._impl import env
 
 MODULES = {"cpu": "_cpu", "cuda": "_cuda", "sm80-emulated": "_sm80_emulated"}
 
@@ -34,7 +34,7 @@ class Backend:
     module: ModuleType
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
-    forward_direct: Callable[..., bool] | None  # for direct calls, see `_launch`
+    forward_direct: Callable[..., bool] | None  # for direct calls, see `launch`
     backward_direct: Callable[..., bool] | None
 
     def dtype_name(self, dtype: torch.dtype) -> str:
@@ -95,7 +95,7 @@ def load(name: str) -> Backend:
 
     NotBuiltError where it was not built, ValueError where an environment variable is wrong.
     """
-    _env.backend()
+    env.backend()
     try:
         module = importlib.import_module(f"flash_attn2.{MODULES[name]}")
     except ImportError as error:
@@ -105,7 +105,7 @@ def load(name: str) -> Backend:
     dtype_names = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
     if name == "cpu":
         dtype_names |= {torch.float32: "float32", torch.float64: "float64"}
-        if (isa := _env.cpu_isa(module.build_info()["isa_levels"])) is not None:
+        if (isa := env.cpu_isa(module.build_info()["isa_levels"])) is not None:
             module.set_isa(isa)
     return Backend(
         name,
@@ -139,7 +139,7 @@ def serving(tensor: torch.Tensor) -> Backend:
     """The backend that computes where `tensor` lives."""
     if tensor.is_cpu:
         if _for_cpu_tensors is None:
-            select(_env.backend())
+            select(env.backend())
             return serving(tensor)
         return _for_cpu_tensors
     if tensor.is_cuda:

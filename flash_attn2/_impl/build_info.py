@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from flash_attn2 import _backend, _env
-from flash_attn2._version import __version__
+from flash_attn2._impl import backends, env
+from flash_attn2._impl.version import __version__
 
 
 def build_info() -> dict[str, Any]:
@@ -23,11 +23,11 @@ def build_info() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "backend": _env.backend(),
+        "backend": env.backend(),
     }
-    for name in _backend.MODULES:
+    for name in backends.MODULES:
         try:
-            info[name] = _backend.load(name).module.build_info()
-        except _backend.NotBuiltError:
+            info[name] = backends.load(name).module.build_info()
+        except backends.NotBuiltError:
             info[name] = None
     return info

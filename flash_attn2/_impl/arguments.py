@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flash_attn2._tensors import in_memory, require_strided
+from flash_attn2._impl.tensors import in_memory, require_strided
 
 _STRIDED = torch.strided
 _Function = TypeVar("_Function", bound=Callable[..., Any])

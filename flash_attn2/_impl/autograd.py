@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, is_autocast_enabled
 from torch.compiler import is_compiling
 
-from flash_attn2 import _checks, _launch
-from flash_attn2._launch import Gradients, Options, Packing, PlainOptions, Result, Saved
-from flash_attn2._observe import (
+from flash_attn2._impl import checks, launch
+from flash_attn2._impl.launch import Gradients, Options, Packing, PlainOptions, Result, Saved
+from flash_attn2._impl.observe import (
     DIFFERENTIATED,
     OBSERVED,
     PLAIN,
@@ -27,7 +27,7 @@ from flash_attn2._observe import (
     no_forward_mode,
     with_memory,
 )
-from flash_attn2._tensors import require_allocated
+from flash_attn2._impl.tensors import require_allocated
 
 Tensors = tuple[Tensor, ...]
 
@@ -59,7 +59,7 @@ def forward(
 def plain_forward(
     q: Any, k: Any, v: Any, options: PlainOptions, deterministic: bool
 ) -> Tensor | None:
-    """`out` of `flash_attn_func` by `_launch.plain`, or None: not such a call, or it is observed.
+    """`out` of `flash_attn_func` by `launch.plain`, or None: not such a call, or it is observed.
 
     Nothing need be checked before.
     """
@@ -71,11 +71,11 @@ def plain_forward(
         return None
     around = circumstances_of_plain((q, k, v))
     if around == PLAIN:
-        return _launch.plain(q, k, v, None, options)
+        return launch.plain(q, k, v, None, options)
     if around != DIFFERENTIATED or q.ndim != 4 or q.is_nested:
         return None
-    lse = _launch.dense_lse(q)
-    out = _launch.plain(q, k, v, lse, options)
+    lse = launch.dense_lse(q)
+    out = launch.plain(q, k, v, lse, options)
     if out is None:
         return None
     result: Tensor = PlainAttention.apply(q, k, v, (out, lse), options, deterministic)  # type: ignore[no-untyped-call]
@@ -94,7 +94,7 @@ def backward(
         tensors = (*saved, grad_out, grad_lse, *_tensors_of(packing, options))
         around = circumstances_of_plain(tensors)
         if around == PLAIN and packing is None:
-            plain = _launch.plain_backward(grad_out, grad_lse, saved, options)
+            plain = launch.plain_backward(grad_out, grad_lse, saved, options)
             if plain is not None:
                 return plain
         around = with_memory(around, tensors)
@@ -135,15 +135,15 @@ def checked(
     given_q, given_k = q, k
     packed = k is None or v is None
     if k is None or v is None:
-        q, k, v = _launch.unpacked(q, k, v)
+        q, k, v = launch.unpacked(q, k, v)
     try:
         if packing is None:
-            _checks.check_dense(q, k, v, options.alibi_slopes, options.sink)
+            checks.check_dense(q, k, v, options.alibi_slopes, options.sink)
         else:
-            _checks.check_varlen(q, k, v, packing, options.alibi_slopes, options.sink)
+            checks.check_varlen(q, k, v, packing, options.alibi_slopes, options.sink)
     except (TypeError, ValueError):
         if packed:  # in the words of those who gave it
-            _checks.check_packed(given_q, given_k)
+            checks.check_packed(given_q, given_k)
         raise
     return q, k, v
 
@@ -157,8 +157,8 @@ def checked_results(
 ) -> tuple[Tensor, Tensor]:
     """q and k, after those checks that need no values."""
     q, k, _ = checked(*saved[:3], packing, options)
-    shape = _launch.lse_shape(q)
-    _checks.check_results(grad_out, grad_lse, q, saved, shape, options.dropout_p)
+    shape = launch.lse_shape(q)
+    checks.check_results(grad_out, grad_lse, q, saved, shape, options.dropout_p)
     return q, k
 
 
@@ -166,11 +166,11 @@ def attend(
     q: Tensor, k: Tensor | None, v: Tensor | None, packing: Packing | None, options: Options
 ) -> Result:
     q, k, v = checked(q, k, v, packing, options)
-    _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
+    checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
     if packing is None:
-        return _launch.dense(q, k, v, options)
-    _checks.check_lengths(q, k, packing)
-    return _launch.varlen(q, k, v, packing, options)
+        return launch.dense(q, k, v, options)
+    checks.check_lengths(q, k, packing)
+    return launch.varlen(q, k, v, packing, options)
 
 
 def differentiate(
@@ -186,8 +186,8 @@ def differentiate(
     """
     checked_results(grad_out, grad_lse, saved, packing, options)
     if packing is None:
-        return _launch.dense_backward(grad_out, grad_lse, saved, options)
-    return _launch.varlen_backward(grad_out, grad_lse, saved, packing, options)
+        return launch.dense_backward(grad_out, grad_lse, saved, options)
+    return launch.varlen_backward(grad_out, grad_lse, saved, packing, options)
 
 
 def without_none(results: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> Tensors:
@@ -288,7 +288,7 @@ class PlainAttention(_Function):
         if grad_out is None:
             return (None,) * 6
         (dropout_p, scale, causal, window_size, softcap), deterministic = ctx.options
-        options = _checks.make_options(
+        options = checks.make_options(
             dropout_p, scale, causal, window_size, softcap, None, None, deterministic
         )
         q, k, v, out, lse = ctx.saved_tensors

@@ -88,7 +88,7 @@ def require_readable(names: Iterable[str], values: Iterable[Any]) -> None:
 
 
 def address(tensor: Tensor) -> int:
-    """Where the first element lies. All pointers of `_launch` are taken here.
+    """Where the first element lies. All pointers of `launch` are taken here.
 
     Callers have checked that there is memory, by name; this is for those who have not.
     """

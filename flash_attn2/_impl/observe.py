@@ -17,7 +17,7 @@ from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from flash_attn2._tensors import SURELY_MEMORY, has_memory
+from flash_attn2._impl.tensors import SURELY_MEMORY, has_memory
 
 PLAIN, DIFFERENTIATED, TRANSFORMED, OBSERVED = range(4)
 

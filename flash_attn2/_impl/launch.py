@@ -1,6 +1,6 @@
 """Tensors -> one call of a native module.
 
-The functions take arguments that `_checks` has accepted, bring inputs into a layout that the
+The functions take arguments that `checks` has accepted, bring inputs into a layout that the
 backend reads, allocate the results, and hand over pointers, shapes and strides.
 """
 
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, contiguous_format
 
-from flash_attn2 import _backend
-from flash_attn2._backend import Backend
-from flash_attn2._tensors import address
+from flash_attn2._impl import backends
+from flash_attn2._impl.backends import Backend
+from flash_attn2._impl.tensors import address
 
 # Results are allocated through these names, so that tests can poison them.
 _empty = torch.empty
@@ -141,7 +141,7 @@ def plain(
     q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None, options: PlainOptions
 ) -> Tensor | None:
     """`out` of dense tensors, or None. Fills `lse`, where given. Nothing need be checked before."""
-    backend = _backend.serving(q)
+    backend = backends.serving(q)
     if backend.forward_direct is None:
         return None
     try:
@@ -158,7 +158,7 @@ def plain_backward(
 ) -> Gradients | None:
     """`dense_backward`, or None. Nothing need be checked before."""
     q, k, v, out, lse, _ = saved
-    backend = _backend.serving(q)
+    backend = backends.serving(q)
     plain_options = _plain_options(options)
     if (
         backend.backward_direct is None
@@ -200,7 +200,7 @@ def draw_rng_state(device: torch.device) -> Tensor:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, lse: Tensor, options: Options, lengths: dict[str, int]
 ) -> Result:
-    backend = _backend.serving(q)
+    backend = backends.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
     head_dim = q.shape[-1]
     q, k, v = _readable(q, backend), _readable(k, backend), _readable(v, backend)
@@ -223,7 +223,7 @@ def _backward(
     allocate: Callable[..., Tensor],
 ) -> Gradients:
     q, k, v = unpacked(*saved[:3])
-    backend = _backend.serving(q)
+    backend = backends.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
     head_dim = q.shape[-1]
     q, k, v, out = (_readable(x, backend) for x in (q, k, v, saved.out))

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from flash_attn2._build_info import build_info
+from flash_attn2._impl.build_info import build_info
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

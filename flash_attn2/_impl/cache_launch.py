@@ -1,6 +1,6 @@
 """A KV cache -> calls of a native module: `append` where there are new keys, then `forward`.
 
-As in `_launch`, arguments have been accepted by checks. The cache itself is never copied: it is
+As in `launch`, arguments have been accepted by checks. The cache itself is never copied: it is
 read, and written, where it lies.
 """
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flash_attn2 import _backend, _launch, _overlap
-from flash_attn2._backend import Backend
-from flash_attn2._checks import MAX_SEQLEN
-from flash_attn2._launch import Options
-from flash_attn2._tensors import address
+from flash_attn2._impl import backends, launch, overlap
+from flash_attn2._impl.backends import Backend
+from flash_attn2._impl.checks import MAX_SEQLEN
+from flash_attn2._impl.launch import Options
+from flash_attn2._impl.tensors import address
 
 
 class Cache(NamedTuple):
@@ -67,21 +67,21 @@ def append_and_attend(
 
     Everything that can be refused, by the backend too, is so before the cache is written.
     """
-    backend = _backend.serving(q)
+    backend = backends.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
     if new is not None:
         q, new, cache, options = _apart_from_caches(q, k_cache, v_cache, new, cache, options)
-    q = _launch._readable(q, backend)
-    cache, options = _readable_cache(cache, q), _launch._contiguous_options(options)
+    q = launch._readable(q, backend)
+    cache, options = _readable_cache(cache, q), launch._contiguous_options(options)
     lengths, appending = _lengths(q, k_cache, cache), None
     if new is not None:
         appending = _append_problem(backend, q, k_cache, v_cache, new, cache, lengths)
         if appending.rotated_q is not None:
             q = appending.rotated_q
     rows, _, head_dim = q.shape[-3:]
-    out = _launch._empty_like(q, memory_format=torch.contiguous_format)
-    lse = _launch._empty(_launch.lse_shape(q), dtype=torch.float32, device=q.device)
-    problem = _launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
+    out = launch._empty_like(q, memory_format=torch.contiguous_format)
+    lse = launch._empty(launch.lse_shape(q), dtype=torch.float32, device=q.device)
+    problem = launch._problem(q, k_cache, v_cache, out, lse, None, options, head_dim, lengths)
     problem.update(dtype=dtype_name, num_splits=num_splits)
     if cache.cache_leftpad is not None:
         problem["leftpad_k"] = address(cache.cache_leftpad)
@@ -122,7 +122,7 @@ def _append_problem(
     lengths: dict[str, int],
 ) -> _Append:
     """q and cache are readable already."""
-    k, v = _launch._readable(new.k, backend), _launch._readable(new.v, backend)
+    k, v = launch._readable(new.k, backend), launch._readable(new.v, backend)
     cos, sin = new.rotary_cos, new.rotary_sin
     num_heads, head_dim = q.shape[-2:]
     problem: dict[str, Any] = {
@@ -131,10 +131,10 @@ def _append_problem(
         "num_heads": num_heads,
         "num_heads_kv": k_cache.shape[-2],
         "head_dim": head_dim,
-        "k": _launch._strided(k_cache),
-        "v": _launch._strided(v_cache),
-        "new_k": _launch._strided(k),
-        "new_v": _launch._strided(v),
+        "k": launch._strided(k_cache),
+        "v": launch._strided(v_cache),
+        "new_k": launch._strided(k),
+        "new_v": launch._strided(v),
     }
     if cache.cu_seqlens_k_new is None:
         problem["seqlen_new"] = cache.seqlen_new
@@ -145,10 +145,10 @@ def _append_problem(
     rotated_q = None
     if cos is not None and sin is not None:
         cos, sin = cos.contiguous(), sin.contiguous()
-        rotated_q = _launch._empty_like(q, memory_format=torch.contiguous_format)
+        rotated_q = launch._empty_like(q, memory_format=torch.contiguous_format)
         problem.update(
-            q=_launch._strided(q),
-            rotated_q=_launch._strided(rotated_q),
+            q=launch._strided(q),
+            rotated_q=launch._strided(rotated_q),
             q_advances=new.q_advances,
             rotary_cos=address(cos),
             rotary_sin=address(sin),
@@ -164,10 +164,10 @@ def _apart_from_caches(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, new: New, cache: Cache, options: Options
 ) -> tuple[Tensor, New, Cache, Options]:
     """With copies of what shares memory with the caches, which are written before it is read."""
-    (begin_k, end_k), (begin_v, end_v) = _overlap.span(k_cache), _overlap.span(v_cache)
+    (begin_k, end_k), (begin_v, end_v) = overlap.span(k_cache), overlap.span(v_cache)
     for x in (q, *new, *cache, *options):
         if isinstance(x, Tensor):
-            begin, end = _overlap.span(x)
+            begin, end = overlap.span(x)
             if (begin < end_k and begin_k < end) or (begin < end_v and begin_v < end):
                 break
     else:
@@ -176,7 +176,7 @@ def _apart_from_caches(
     def apart(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
-        overlaps = (_overlap.tensors_overlap(written, x) for written in (k_cache, v_cache))
+        overlaps = (overlap.tensors_overlap(written, x) for written in (k_cache, v_cache))
         return x.clone() if any(overlaps) else x
 
     return apart(q), New(*map(apart, new)), Cache(*map(apart, cache)), Options(*map(apart, options))
@@ -192,7 +192,7 @@ def _readable_cache(cache: Cache, q: Tensor) -> Cache:
         and (cache.cu_seqlens_k_new is None or seqlens is not None)
     ):
         return cache
-    contiguous = _launch._contiguous
+    contiguous = launch._contiguous
     if block_table is not None and block_table.stride(1) != 1:
         block_table = block_table.contiguous()
     if seqlens is None and cache.cache_seqlen is not None and cache.cu_seqlens_k_new is not None:

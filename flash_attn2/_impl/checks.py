@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn2._arguments import (
+from flash_attn2._impl.arguments import (
     as_bound,
     as_int,
     as_number,
     require_bool,
     require_tensor,
 )
-from flash_attn2._launch import Options, Packing, Saved
+from flash_attn2._impl.launch import Options, Packing, Saved
 
 MAX_HEAD_DIM = 256
 MAX_SEQLEN = 2**29 - 1  # kMaxSeqlen in csrc/core/params.h

@@ -1,4 +1,4 @@
-"""Validation of the arguments around a KV cache, as `_checks` does it for the others.
+"""Validation of the arguments around a KV cache, as `checks` does it for the others.
 
 Values are checked where host memory holds them. On a GPU the kernels bound every access: reads
 stay within the tensors, and what an append has no place for is not written.
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from flash_attn2 import _checks, _observe, _overlap
-from flash_attn2._arguments import require_tensor
-from flash_attn2._backend import Backend
-from flash_attn2._checks import MAX_SEQLEN
-from flash_attn2._kvcache_launch import Cache, New, batch_size, capacity
-from flash_attn2._launch import Options, Packing
-from flash_attn2._tensors import in_memory, require_readable
+from flash_attn2._impl import checks, observe, overlap
+from flash_attn2._impl.arguments import require_tensor
+from flash_attn2._impl.backends import Backend
+from flash_attn2._impl.cache_launch import Cache, New, batch_size, capacity
+from flash_attn2._impl.checks import MAX_SEQLEN
+from flash_attn2._impl.launch import Options, Packing
+from flash_attn2._impl.tensors import in_memory, require_readable
 
 MAX_SPLITS = 128
 
@@ -63,9 +63,9 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
             f"q must be ({dims}, num_heads, head_dim) with{where} cu_seqlens_q, got shape "
             f"{tuple(q.shape)}"
         )
-    if q.dtype not in _checks._FLOAT_DTYPES:
+    if q.dtype not in checks._FLOAT_DTYPES:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {q.dtype}")
-    if cache.cu_seqlens_q is None and _checks.too_long(q.shape[1]):
+    if cache.cu_seqlens_q is None and checks.too_long(q.shape[1]):
         raise ValueError(f"q must have at most {MAX_SEQLEN} rows of a sequence, got {q.shape[1]}")
     dims = "num_pages, page_size"
     if cache.block_table is None:
@@ -79,7 +79,7 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
     if cache.block_table is not None and k_cache.shape[1] == 0:
         raise ValueError("k_cache must have a page_size of at least 1, got 0")
     if k_cache.shape != v_cache.shape:
-        _checks._require_head_dim("k_cache", k_cache, q)
+        checks._require_head_dim("k_cache", k_cache, q)
         raise ValueError(
             f"v_cache must have the shape of k_cache, {tuple(k_cache.shape)}, "
             f"got {tuple(v_cache.shape)}"
@@ -92,7 +92,7 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
             f"k_cache must have a row for each of the {batch} sequences, or cache_batch_idx or "
             f"block_table must be given, got {k_cache.shape[0]} rows"
         )
-    if _checks.too_long(most := capacity(k_cache, cache)):
+    if checks.too_long(most := capacity(k_cache, cache)):
         raise ValueError(
             f"k_cache must hold at most {MAX_SEQLEN} rows of a sequence, got room for {most}"
         )
@@ -100,7 +100,7 @@ def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> No
 
 def check_attend(q: Tensor, cache: Cache, num_splits: int, options: Options) -> None:
     """Beside `check_cache`: what attention takes."""
-    _checks._check_per_head(q, batch_size(q, cache), options.alibi_slopes, options.sink)
+    checks._check_per_head(q, batch_size(q, cache), options.alibi_slopes, options.sink)
     check_splits(num_splits)
 
 
@@ -143,7 +143,7 @@ def check_new(q: Tensor, k_cache: Tensor, new: New, cache: Cache) -> None:
         raise ValueError(
             f"v must have the shape of k, {tuple(new.k.shape)}, got {tuple(new.v.shape)}"
         )
-    if _checks.too_long(cache.seqlen_new):
+    if checks.too_long(cache.seqlen_new):
         raise ValueError(f"k must have at most {MAX_SEQLEN} rows, got {cache.seqlen_new}")
     if new.rotary_cos is not None and new.rotary_sin is not None:
         _check_rotary(q, new.rotary_cos, new.rotary_sin)
@@ -158,9 +158,9 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
         )
     if q.ndim != 3:
         raise ValueError(f"q must be (total, num_heads, head_dim), got shape {tuple(q.shape)}")
-    if k.dtype != q.dtype and q.dtype in _checks._FLOAT_DTYPES:
+    if k.dtype != q.dtype and q.dtype in checks._FLOAT_DTYPES:
         _check_like_q("k", k, q, f": create the cache with dtype={q.dtype}")
-    _checks._check_heads(q, k, v)
+    checks._check_heads(q, k, v)
     cu_seqlens_q, cu_seqlens_k, seqused_k, longest_q, longest = packing
     _check_vector("cu_seqlens_q", cu_seqlens_q, None, q)
     batch = cu_seqlens_q.shape[0] - 1
@@ -172,16 +172,16 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
     if (
         torch.compiler.is_compiling()
         or not q.is_cpu
-        or not _observe.is_ordinary(cu_seqlens_k)
-        or not (seqused_k is None or _observe.is_ordinary(seqused_k))
+        or not observe.is_ordinary(cu_seqlens_k)
+        or not (seqused_k is None or observe.is_ordinary(seqused_k))
         or peek_interpreter_stack() is not None
     ):
         return
     cu_seqlens_k = in_memory("cu_seqlens_k", cu_seqlens_k)
-    lengths = _checks._host_lengths("cu_seqlens_k", cu_seqlens_k, 2**31)
+    lengths = checks._host_lengths("cu_seqlens_k", cu_seqlens_k, 2**31)
     if seqused_k is not None:
-        lengths = _checks._host_used(in_memory("seqused_k", seqused_k), lengths)
-    _checks._require_bound("max_seqlen_k", longest, lengths)
+        lengths = checks._host_used(in_memory("seqused_k", seqused_k), lengths)
+    checks._require_bound("max_seqlen_k", longest, lengths)
     most, page_size = max(lengths, default=0), k.shape[1]
     if block_table.shape[1] * page_size < most:
         raise ValueError(
@@ -201,13 +201,13 @@ def check_layout(k_cache: Tensor, v_cache: Tensor, backend: Backend, written: bo
             )
         if backend.aligned:
             _check_aligned(name, cache, backend)
-        if written and _overlap.overlaps_itself(shape, strides):
+        if written and overlap.overlaps_itself(shape, strides):
             raise ValueError(
                 f"{name} must not overlap itself where k is appended to it, got shape "
                 f"{tuple(shape)} with strides {strides}"
             )
-    if written and _overlap.tensors_overlap(k_cache, v_cache):
-        (begin_k, end_k), (begin_v, end_v) = _overlap.span(k_cache), _overlap.span(v_cache)
+    if written and overlap.tensors_overlap(k_cache, v_cache):
+        (begin_k, end_k), (begin_v, end_v) = overlap.span(k_cache), overlap.span(v_cache)
         raise ValueError(
             "k_cache and v_cache must not be the same memory, in whole or in part, where k is "
             f"appended, got addresses {begin_k:#x} to {end_k:#x} with strides {k_cache.stride()} "
@@ -231,12 +231,12 @@ def check_values(q: Tensor, k_cache: Tensor, cache: Cache, new: New | None) -> N
 
     rows_q = [q.shape[1]] * batch
     if cache.cu_seqlens_q is not None:
-        rows_q = _checks._host_lengths("cu_seqlens_q", cache.cu_seqlens_q, q.shape[0])
-        _checks._require_bound("max_seqlen_q", MAX_SEQLEN if longest is None else longest, rows_q)
+        rows_q = checks._host_lengths("cu_seqlens_q", cache.cu_seqlens_q, q.shape[0])
+        checks._require_bound("max_seqlen_q", MAX_SEQLEN if longest is None else longest, rows_q)
     rows_new = [cache.seqlen_new] * batch
     if cache.cu_seqlens_k_new is not None:
         total = batch * most if new is None else new.k.shape[0]
-        rows_new = _checks._host_lengths("cu_seqlens_k_new", cache.cu_seqlens_k_new, total)
+        rows_new = checks._host_lengths("cu_seqlens_k_new", cache.cu_seqlens_k_new, total)
     held = [most if cache.cache_seqlen is None else cache.cache_seqlen] * batch
     if cache.cache_seqlens is not None:
         held = cache.cache_seqlens.tolist()
@@ -263,12 +263,12 @@ def check_values(q: Tensor, k_cache: Tensor, cache: Cache, new: New | None) -> N
 def _check_like_q(name: str, tensor: Tensor, q: Tensor, advice: str = "") -> None:
     if tensor.dtype != q.dtype:
         raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {tensor.dtype}{advice}")
-    _checks._check_device(name, tensor, q.device)
+    checks._check_device(name, tensor, q.device)
 
 
 def _check_heads(q: Tensor, k_cache: Tensor) -> None:
     try:
-        _checks._check_head_counts(q, k_cache, "k_cache", "v_cache")
+        checks._check_head_counts(q, k_cache, "k_cache", "v_cache")
     except ValueError as error:
         # Where the heads seem to come before the rows.
         num_heads, num_heads_kv = q.shape[-2], k_cache.shape[2]
@@ -308,7 +308,7 @@ def _check_vector(name: str, vector: Tensor | None, count: int | None, q: Tensor
     """int32 (count,), on the device of q; without `count`, cu_seqlens of any batch."""
     if vector is None:
         return
-    _checks._check_int32_vector(name, vector, q.device)
+    checks._check_int32_vector(name, vector, q.device)
     if count is None and vector.shape[0] == 0:
         raise ValueError(f"{name} must have batch + 1 elements, got 0")
     if count is not None and vector.shape[0] != count:
@@ -322,7 +322,7 @@ def _check_table(table: Tensor, batch: int, q: Tensor) -> None:
         raise ValueError(
             f"block_table must be ({batch}, pages of a sequence), got shape {tuple(table.shape)}"
         )
-    _checks._check_device("block_table", table, q.device)
+    checks._check_device("block_table", table, q.device)
 
 
 def _check_rotary(q: Tensor, cos: Tensor, sin: Tensor) -> None:

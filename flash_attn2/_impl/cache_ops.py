@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, peek_interpreter_stack
 
-from flash_attn2 import _backend, _checks, _kvcache_checks, _kvcache_launch, _observe
-from flash_attn2._arguments import require_tensor
-from flash_attn2._kvcache_launch import Cache, New
-from flash_attn2._launch import Options, lse_shape
+from flash_attn2._impl import backends, cache_checks, cache_launch, checks, observe
+from flash_attn2._impl.arguments import require_tensor
+from flash_attn2._impl.cache_launch import Cache, New
+from flash_attn2._impl.launch import Options, lse_shape
 from flash_attn2.ops import _is_tensor, _library, register_vmap
 
 _ops: Any = torch.ops.flash_attn2
@@ -38,7 +38,7 @@ def append_and_attend(
 ) -> Tensors:
     """Append `new`, where there is one, then attention over the cache: out and lse.
 
-    Skips the dispatcher when nothing would observe the ops, as `_autograd.forward` does.
+    Skips the dispatcher when nothing would observe the ops, as `autograd.forward` does.
     """
     if not torch.compiler.is_compiling():
         appended = () if new is None else (new.k, new.v, new.rotary_cos, new.rotary_sin)
@@ -47,7 +47,7 @@ def append_and_attend(
             *(cache.cache_seqlens, cache.cache_batch_idx, cache.cache_leftpad, cache.block_table),
             *(cache.cu_seqlens_q, cache.cu_seqlens_k_new),
         )
-        if _observe.circumstances(tensors) in (_observe.PLAIN, _observe.DIFFERENTIATED):
+        if observe.circumstances(tensors) in (observe.PLAIN, observe.DIFFERENTIATED):
             return _with_gradient(
                 lambda: _append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options),
                 tensors,
@@ -100,10 +100,10 @@ def _append_and_attend(
 ) -> Tensors:
     """Of tensors that are as they seem, and in memory."""
     _check_shapes(q, k_cache, v_cache, new, cache, num_splits, options)
-    _checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
-    _kvcache_checks.check_layout(k_cache, v_cache, _backend.serving(q), written=new is not None)
-    _kvcache_checks.check_values(q, k_cache, cache, new)
-    return _kvcache_launch.append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options)
+    checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
+    cache_checks.check_layout(k_cache, v_cache, backends.serving(q), written=new is not None)
+    cache_checks.check_values(q, k_cache, cache, new)
+    return cache_launch.append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options)
 
 
 def _check_shapes(
@@ -116,10 +116,10 @@ def _check_shapes(
     options: Options,
 ) -> None:
     """What needs no values: for fake tensors too."""
-    _kvcache_checks.check_cache(q, k_cache, v_cache, cache)
-    _kvcache_checks.check_attend(q, cache, num_splits, options)
+    cache_checks.check_cache(q, k_cache, v_cache, cache)
+    cache_checks.check_attend(q, cache, num_splits, options)
     if new is not None:
-        _kvcache_checks.check_new(q, k_cache, new, cache)
+        cache_checks.check_new(q, k_cache, new, cache)
 
 
 # Derivatives, of which there are none.
@@ -242,15 +242,15 @@ def _define(name: str, tensors: str, arguments_of: Callable[..., Arguments], wri
                 require_tensor(argument, None)
 
     def kernel(*args: Any) -> Tensors:
-        _observe.refuse_tangents(args)  # inference mode skips the key Autograd
+        observe.refuse_tangents(args)  # inference mode skips the key Autograd
         require_given(args)
         arguments = arguments_of(*args)
         q, k_cache, v_cache, new, cache, _, options = arguments
-        _kvcache_checks.check_readable(q, k_cache, v_cache, new, cache, options)
+        cache_checks.check_readable(q, k_cache, v_cache, new, cache, options)
         return _append_and_attend(*arguments)
 
     def autograd(*args: Any) -> Tensors:
-        _observe.refuse_tangents(args)
+        observe.refuse_tangents(args)
         require_given(args)
         if written:
             _usable("k_cache", args[1], True)

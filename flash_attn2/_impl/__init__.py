@@ -1,0 +1,1 @@
+"""What lies between the public functions and the native modules. Nothing here is public."""
