@@ -50,14 +50,12 @@ Errors: TypeError and ValueError name the argument.
 
 from __future__ import annotations
 
-import math
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from flash_attn2 import reference
-from flash_attn2._impl import autograd, launch
 from flash_attn2._impl.arguments import (
     as_bound,
     named_only,
@@ -66,9 +64,11 @@ from flash_attn2._impl.arguments import (
     require_tensor,
     require_tensors,
 )
-from flash_attn2._impl.checks import make_options, make_packing, require_packed, rows_of
-from flash_attn2._impl.launch import Options, Packing
-from flash_attn2.kvcache import varlen_over_pages
+from flash_attn2._impl.autograd import attend, attend_directly
+from flash_attn2._impl.forms import DENSE, VARLEN, Form
+from flash_attn2._impl.options import make_options, make_seqlens, require_qkvpacked, rows_of
+from flash_attn2._impl.problem import Problem, unpacked
+from flash_attn2.kvcache import attend_over_pages
 
 Attention = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
@@ -99,6 +99,7 @@ def flash_attn_func(
     """
     if unknown:
         refuse_keywords(flash_attn_func, unknown)
+    out = None
     if (
         alibi_slopes is None
         and sink is None
@@ -106,15 +107,18 @@ def flash_attn_func(
         and return_lse is False
         and type(deterministic) is bool
     ):
-        plain_options = dropout_p, softmax_scale, causal, window_size, softcap
-        out = autograd.plain_forward(q, k, v, plain_options, deterministic)
-        if out is not None:
-            return out
-    require_tensors(q, k, v)
+        direct_options = dropout_p, softmax_scale, causal, window_size, softcap
+        done, out = attend_directly(q, k, v, direct_options, deterministic)
+        if done:
+            return out  # type: ignore[return-value]
+    require_tensors(("q", "k", "v"), q, k, v)
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _attend(q, k, v, None, options, return_lse, return_attn_probs)
+    p = Problem(q, k, v, options=options, out=out)
+    if return_lse is False and return_attn_probs is False:
+        return attend(DENSE, p)[0]
+    return _with_more(DENSE, p, return_lse, return_attn_probs)
 
 
 @named_only
@@ -138,11 +142,14 @@ def flash_attn_kvpacked_func(
     if unknown:
         refuse_keywords(flash_attn_kvpacked_func, unknown)
     require_tensor("q", q)
-    require_packed("kv", kv, ("batch", "seqlen_k", 2, "num_heads_kv", "head_dim"))
+    require_qkvpacked("kv", kv, ("batch", "seqlen_k", 2, "num_heads_kv", "head_dim"))
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _attend(q, kv, None, None, options, return_lse, return_attn_probs)
+    p = Problem(q, kv, None, options=options)
+    if return_lse is False and return_attn_probs is False:
+        return attend(DENSE, p)[0]
+    return _with_more(DENSE, p, return_lse, return_attn_probs)
 
 
 @named_only
@@ -164,11 +171,14 @@ def flash_attn_qkvpacked_func(
     """`flash_attn_func` with q, k and v in one tensor (batch, seqlen, 3, num_heads, head_dim)."""
     if unknown:
         refuse_keywords(flash_attn_qkvpacked_func, unknown)
-    require_packed("qkv", qkv, ("batch", "seqlen", 3, "num_heads", "head_dim"))
+    require_qkvpacked("qkv", qkv, ("batch", "seqlen", 3, "num_heads", "head_dim"))
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    return _attend(qkv, None, None, None, options, return_lse, return_attn_probs)
+    p = Problem(qkv, None, None, options=options)
+    if return_lse is False and return_attn_probs is False:
+        return attend(DENSE, p)[0]
+    return _with_more(DENSE, p, return_lse, return_attn_probs)
 
 
 @named_only
@@ -218,22 +228,21 @@ def flash_attn_varlen_func(
     """
     if unknown:
         refuse_keywords(flash_attn_varlen_func, unknown)
-    require_tensors(q, k, v)
+    require_tensors(("q", "k", "v"), q, k, v)
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    rows_k = rows_of(k)
     if block_table is not None:
         require_tensor("block_table", block_table)
-        rows_k = math.prod((*block_table.shape[1:2], *k.shape[1:2]))
-    packing = make_packing(
-        cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, rows_of(q), rows_k
+    seqs_q, seqs_k = make_seqlens(
+        cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, q, k, block_table
     )
+    p = Problem(q, k, v, seqs_q, seqs_k, options)
     if block_table is not None:
-        return _varlen_over_pages(
-            q, k, v, packing, block_table, options, return_lse, return_attn_probs
-        )
-    return _attend(q, k, v, packing, options, return_lse, return_attn_probs)
+        return _over_pages(p, block_table, return_lse, return_attn_probs)
+    if return_lse is False and return_attn_probs is False:
+        return attend(VARLEN, p)[0]
+    return _with_more(VARLEN, p, return_lse, return_attn_probs)
 
 
 @named_only
@@ -262,20 +271,15 @@ def flash_attn_varlen_kvpacked_func(
     if unknown:
         refuse_keywords(flash_attn_varlen_kvpacked_func, unknown)
     require_tensor("q", q)
-    require_packed("kv", kv, ("total_k", 2, "num_heads_kv", "head_dim"))
+    require_qkvpacked("kv", kv, ("total_k", 2, "num_heads_kv", "head_dim"))
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    packing = make_packing(
-        cu_seqlens_q,
-        cu_seqlens_k,
-        seqused_k,
-        max_seqlen_q,
-        max_seqlen_k,
-        rows_of(q),
-        rows_of(kv),
-    )
-    return _attend(q, kv, None, packing, options, return_lse, return_attn_probs)
+    seqlens = make_seqlens(cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, q, kv)
+    p = Problem(q, kv, None, *seqlens, options)
+    if return_lse is False and return_attn_probs is False:
+        return attend(VARLEN, p)[0]
+    return _with_more(VARLEN, p, return_lse, return_attn_probs)
 
 
 @named_only
@@ -300,54 +304,41 @@ def flash_attn_varlen_qkvpacked_func(
     """`flash_attn_varlen_func` with q, k and v in one tensor (total, 3, num_heads, head_dim)."""
     if unknown:
         refuse_keywords(flash_attn_varlen_qkvpacked_func, unknown)
-    require_packed("qkv", qkv, ("total", 3, "num_heads", "head_dim"))
+    require_qkvpacked("qkv", qkv, ("total", 3, "num_heads", "head_dim"))
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
     require_tensor("cu_seqlens", cu_seqlens)
     max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(qkv))
-    packing = make_packing(
-        cu_seqlens, cu_seqlens, seqused_k, max_seqlen, max_seqlen, rows_of(qkv), rows_of(qkv)
-    )
-    return _attend(qkv, None, None, packing, options, return_lse, return_attn_probs)
+    seqlens = make_seqlens(cu_seqlens, cu_seqlens, seqused_k, max_seqlen, max_seqlen, qkv, qkv)
+    p = Problem(qkv, None, None, *seqlens, options)
+    if return_lse is False and return_attn_probs is False:
+        return attend(VARLEN, p)[0]
+    return _with_more(VARLEN, p, return_lse, return_attn_probs)
 
 
-def _attend(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    packing: Packing | None,
-    options: Options,
-    return_lse: bool,
-    return_attn_probs: bool,
-) -> Attention:
-    """Of dense tensors or, with `packing`, of packed sequences."""
+def _with_more(form: Form, p: Problem, return_lse: bool, return_attn_probs: bool) -> Attention:
+    """out and what else is asked for."""
     _require_flags(return_lse, return_attn_probs)
-    out, lse, rng_state = autograd.forward(q, k, v, packing, options)
+    out, lse, rng_state = attend(form, p)
     if not return_attn_probs:
         return (out, lse) if return_lse else out
-    if options.dropout_p == 0:
+    if p.options.dropout.drop_prob == 0:
         return out, lse, out.detach().new_empty(0)
-    q, k, _ = launch.unpacked(q, k, v)
+    q, k, _ = unpacked(p.q, p.k, p.v)
     with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
         q, k = q.to(out.dtype), k.to(out.dtype)
-        if packing is None:
-            return out, lse, reference.probabilities(q, k, options, rng_state)
-        return out, lse, reference.varlen_probabilities(q, k, packing, options, rng_state)
+        if form is DENSE:
+            return out, lse, reference.probabilities(q, k, p.options, rng_state)
+        packing = reference.packing_of(p.seqs_q, p.seqs_k)
+        return out, lse, reference.varlen_probabilities(q, k, packing, p.options, rng_state)
 
 
-def _varlen_over_pages(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packing: Packing,
-    block_table: Tensor,
-    options: Options,
-    return_lse: bool,
-    return_attn_probs: bool,
+def _over_pages(
+    p: Problem, block_table: Tensor, return_lse: bool, return_attn_probs: bool
 ) -> Attention:
     _require_flags(return_lse, return_attn_probs)
-    out, lse = varlen_over_pages(q, k, v, packing, block_table, options)
+    out, lse = attend_over_pages(p, block_table)
     if return_attn_probs:
         return out, lse, out.detach().new_empty(0)
     return (out, lse) if return_lse else out

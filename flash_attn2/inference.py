@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
 
-from flash_attn2._impl import checks
 from flash_attn2._impl.arguments import (
     as_int,
     named_only,
@@ -35,7 +34,8 @@ from flash_attn2._impl.arguments import (
     require_tensor,
     require_values,
 )
-from flash_attn2._impl.checks import MAX_HEAD_DIM, MAX_SEQLEN
+from flash_attn2._impl.checks import FLOAT_DTYPES
+from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_SEQLEN
 
 __all__ = ["OutOfPagesError", "PagedKVCache", "Step", "Usage"]
 
@@ -162,7 +162,7 @@ class PagedKVCache:
         if head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not isinstance(dtype, torch.dtype) or dtype not in checks._FLOAT_DTYPES:
+        if not isinstance(dtype, torch.dtype) or dtype not in FLOAT_DTYPES:
             raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
         capacity = num_pages * page_size
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from flash_attn2._impl import autograd, cache_checks, cache_ops, checks
+from flash_attn2._impl import cache_checks, cache_values
 from flash_attn2._impl.arguments import (
     as_bound,
     as_int,
@@ -15,10 +15,21 @@ from flash_attn2._impl.arguments import (
     refuse_keywords,
     require_bool,
     require_tensor,
+    require_tensors,
     traced,
 )
-from flash_attn2._impl.cache_launch import Cache, New
-from flash_attn2._impl.launch import Options, Packing
+from flash_attn2._impl.autograd import attend, to_autocast_dtype
+from flash_attn2._impl.forms import KVCACHE, KVCACHE_APPEND
+from flash_attn2._impl.options import make_options, rows_of
+from flash_attn2._impl.problem import (
+    MAX_SPLITS,
+    NO_PAGES,
+    Append,
+    PagedKV,
+    Problem,
+    Rotary,
+    SeqLens,
+)
 
 _INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
@@ -111,101 +122,96 @@ def flash_attn_with_kvcache(
     """
     if unknown:
         refuse_keywords(flash_attn_with_kvcache, unknown)
-    require_tensor("q", q)
-    require_tensor("k_cache", k_cache)
-    require_tensor("v_cache", v_cache)
-    require_bool("rotary_interleaved", rotary_interleaved)
-    require_bool("return_softmax_lse", return_softmax_lse)
-    options = checks.make_options(
-        0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+    require_tensors(
+        _TENSORS,
+        *(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_batch_idx, cache_leftpad),
+        *(block_table, cu_seqlens_q, cu_seqlens_k_new),
     )
-    cache_checks.check_types(
-        k=k,
-        v=v,
-        rotary_cos=rotary_cos,
-        rotary_sin=rotary_sin,
-        cache_batch_idx=cache_batch_idx,
-        cache_leftpad=cache_leftpad,
-        block_table=block_table,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k_new=cu_seqlens_k_new,
-    )
-    num_splits = as_int("num_splits", num_splits)
-    cache_checks.check_splits(num_splits)
+    flags: tuple[Any, Any] = rotary_interleaved, return_softmax_lse
+    if type(flags[0]) is not bool or type(flags[1]) is not bool:
+        require_bool("rotary_interleaved", rotary_interleaved)
+        require_bool("return_softmax_lse", return_softmax_lse)
+    options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
+    if type(num_splits) is not int or not 0 <= num_splits <= MAX_SPLITS:
+        num_splits = as_int("num_splits", num_splits)
+        cache_checks.check_splits(num_splits)
     if max_seqlen_q is not None:
-        max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, checks.rows_of(q))
+        max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, rows_of(q))
         cache_checks.check_seqlen("max_seqlen_q", max_seqlen_q)
-    cache_checks.check_together("k", k, "v", v)
-    cache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
+    if (k is None) != (v is None) or (rotary_cos is None) != (rotary_sin is None):
+        cache_checks.check_together("k", k, "v", v)
+        cache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
     device_type = "cuda" if q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
-        q, k, v, rotary_cos, rotary_sin = autograd.to_autocast_dtype(
+        q, k, v, rotary_cos, rotary_sin = to_autocast_dtype(
             device_type, q, k, v, rotary_cos, rotary_sin
         )
-    new, seqlen_new = None, 0
+    form, append, appended = KVCACHE, None, 0
     if k is not None and v is not None:
-        advances = options.window_left >= 0 or options.window_right >= 0
-        new = New(k, v, rotary_cos, rotary_sin, rotary_interleaved, advances)
+        advances = options.window.left >= 0 or options.window.right >= 0
+        rotary = Rotary(rotary_cos, rotary_sin, rotary_interleaved)
+        form, append = KVCACHE_APPEND, Append(k, v, rotary, advances)
         if cu_seqlens_k_new is None:
             cu_seqlens_k_new = cu_seqlens_q
         if cu_seqlens_k_new is None:
-            seqlen_new = k.shape[1] if k.ndim == 4 else 0
+            appended = k.shape[1] if k.ndim == 4 else 0
     elif rotary_cos is not None:
         raise ValueError("rotary_cos must come with k, whose rows say where q is, got k=None")
     elif cu_seqlens_k_new is not None:
         raise ValueError("cu_seqlens_k_new must come with k, got k=None")
-    seqlens, seqlen = _cache_lengths(cache_seqlens, q, cu_seqlens_q)
-    cache = Cache(
-        seqlens,
-        seqlen,
-        cache_batch_idx,
-        cache_leftpad,
-        block_table,
-        cu_seqlens_q,
-        max_seqlen_q,
-        cu_seqlens_k_new,
-        seqlen_new,
-    )
-    out, lse = cache_ops.append_and_attend(q, k_cache, v_cache, new, cache, num_splits, options)
+    used: Any = cache_seqlens
+    rows = None
+    if cache_seqlens is not None and (
+        type(cache_seqlens) is not Tensor
+        or cache_seqlens.ndim != 1
+        or cache_seqlens.layout is not torch.strided
+        or cache_seqlens.is_nested
+    ):
+        used, rows = _cache_lengths(cache_seqlens, q, cu_seqlens_q)
+    pages = NO_PAGES
+    if block_table is not None or cache_batch_idx is not None:
+        pages = PagedKV(block_table, cache_batch_idx)
+    seqs_q = SeqLens(cu_seqlens_q, None, max_seqlen_q)
+    seqs_k = SeqLens(None, used, rows, cache_leftpad, cu_seqlens_k_new, appended)
+    p = Problem(q, k_cache, v_cache, seqs_q, seqs_k, options, pages, num_splits, append)
+    out, lse, *_ = attend(form, p)
     return (out, lse) if return_softmax_lse else out
 
 
-def varlen_over_pages(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: Tensor, options: Options
-) -> tuple[Tensor, Tensor]:
+_TENSORS = (
+    *("q", "k_cache", "v_cache", "?k", "?v", "?rotary_cos", "?rotary_sin", "?cache_batch_idx"),
+    *("?cache_leftpad", "?block_table", "?cu_seqlens_q", "?cu_seqlens_k_new"),
+)
+
+
+def attend_over_pages(p: Problem, block_table: Tensor) -> tuple[Tensor, Tensor]:
     """`flash_attn_varlen_func` of keys in pages: out and lse."""
-    cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k = packing
-    if options.dropout_p != 0:
+    if p.options.dropout.drop_prob != 0:
         raise NotImplementedError(
-            f"dropout_p must be 0 with block_table, got {options.dropout_p}: paged keys are for "
-            "inference"
+            f"dropout_p must be 0 with block_table, got {p.options.dropout.drop_prob}: paged keys "
+            "are for inference"
         )
-    device_type = "cuda" if q.is_cuda else "cpu"
+    device_type = "cuda" if p.q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
-        (q,) = autograd.to_autocast_dtype(device_type, q)
-    cache_checks.check_paged(q, k, v, packing, block_table)
-    lengths_k = cu_seqlens_k.diff() if seqused_k is None else seqused_k
-    pages = -(-max_seqlen_k // k.shape[1])
-    cache = Cache(
-        cache_seqlens=lengths_k,
-        cache_seqlen=None,
-        cache_batch_idx=None,
-        cache_leftpad=None,
-        block_table=block_table[:, :pages],
-        cu_seqlens_q=cu_seqlens_q,
-        max_seqlen_q=max_seqlen_q,
-        cu_seqlens_k_new=None,
-        seqlen_new=0,
-    )
-    return cache_ops.append_and_attend(q, k, v, None, cache, 0, options)
+        (q,) = to_autocast_dtype(device_type, p.q)
+        p = p._replace(q=q)
+    cu_seqlens_k, used, longest, *_ = p.seqs_k
+    assert p.k is not None
+    assert cu_seqlens_k is not None
+    assert longest is not None
+    cache_checks.check_paged(p, block_table)
+    cache_values.check_paged_lengths(p, block_table)
+    if used is None:
+        used = cu_seqlens_k.diff()
+    pages = PagedKV(block_table[:, : -(-longest // p.k.shape[1])])
+    out, lse, *_ = attend(KVCACHE, p._replace(seqs_k=SeqLens(None, used), pages=pages))
+    return out, lse
 
 
 def _cache_lengths(
     cache_seqlens: Any, q: Tensor, cu_seqlens_q: Tensor | None
 ) -> tuple[Tensor | None, int | None]:
     """One for each sequence, or one for all of them."""
-    if cache_seqlens is None:
-        return None, None
     if isinstance(cache_seqlens, Tensor):
         require_tensor("cache_seqlens", cache_seqlens)
         if cache_seqlens.ndim != 0:

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from flash_attn2._impl import checks
 from flash_attn2._impl.arguments import (
     as_bound,
     as_int,
@@ -24,6 +23,8 @@ from flash_attn2._impl.arguments import (
     require_tensor,
 )
 from flash_attn2._impl.observe import is_ordinary, ordinary
+from flash_attn2._impl.options import make_options, rows_of
+from flash_attn2._impl.problem import MAX_HEAD_DIM
 from flash_attn2._impl.rotary import RotaryEmbedding, check_sequences
 from flash_attn2._impl.tensors import require_allocated
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
@@ -119,7 +120,7 @@ class Attention(nn.Module):
         if rotary is not None and rotary.dim > head_dim:
             raise ValueError(f"rotary must turn at most head_dim = {head_dim}, got {rotary.dim}")
         # What the functions would refuse is refused here.
-        checks.make_options(
+        make_options(
             dropout, softmax_scale, causal, window_size, softcap, None, None, deterministic
         )
 
@@ -207,7 +208,7 @@ class Attention(nn.Module):
         if cu_seqlens is not None:
             self._check_input(x, packed=True)
             check_sequences(cu_seqlens, x)
-            max_seqlen = as_bound("max_seqlen", max_seqlen, checks.rows_of(x))
+            max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(x))
         q, k, v = self.project(x, cu_seqlens=cu_seqlens)
         options: dict[str, Any] = {
             "dropout_p": self.dropout if self.training else 0.0,
@@ -329,6 +330,6 @@ def _sizes(
                 f"got {embed_dim} and {num_heads}"
             )
     head_dim = as_int("head_dim", head_dim)
-    if not 1 <= head_dim <= checks.MAX_HEAD_DIM:
-        raise ValueError(f"head_dim must be from 1 to {checks.MAX_HEAD_DIM}, got {head_dim}")
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
     return num_heads_kv, head_dim

@@ -2,68 +2,117 @@
 
     flash_attn2::forward, flash_attn2::backward                 dense tensors
     flash_attn2::varlen_forward, flash_attn2::varlen_backward   packed sequences, with cu_seqlens
+    flash_attn2::kvcache_forward                                attention over a cache
+    flash_attn2::kvcache_append_forward                         first writes new keys and values
+                                                                into it, in place
 
-Forward returns `(out, lse, rng_state)`; rng_state is (seed, offset) in int64, and empty without
-dropout. Backward returns the gradients of q, k, v and sink, empty for those that are None. Inputs
-may share a tensor (`launch.unpacked`), and then so do their gradients. All four have fake
+Forward returns `(out, lse, rng_state)`, over a cache `(out, lse)`; rng_state is (seed, offset) in
+int64, and empty without dropout. Backward returns the gradients of q, k, v and sink, empty for
+those that are None. Inputs may share a tensor: without v, k holds keys and values, without k, q
+holds all three; and then so do their gradients. Over a cache there is no gradient. All have fake
 implementations, so torch.compile, export and meta tensors work.
+
+That an append and the attention after it are one op makes their checks one list, on every path,
+before anything is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from flash_attn2._impl import checks
+from flash_attn2._impl import launch, no_gradient
 from flash_attn2._impl.arguments import require_tensor
 from flash_attn2._impl.autograd import (
     Attention,
     FirstDerivatives,
     Tensors,
-    apply,
-    attend,
-    checked,
-    checked_results,
-    differentiate,
     one_by_one,
     require_different_randomness,
     to_autocast_dtype,
     without_none,
 )
-from flash_attn2._impl.launch import Options, Packing, Saved, lse_shape
+from flash_attn2._impl.checks import check_results
+from flash_attn2._impl.forms import FORMS, Form, checked, run
 from flash_attn2._impl.observe import refuse_tangents
+from flash_attn2._impl.options import check_numbers
+from flash_attn2._impl.problem import Gradient, Problem, lse_shape
+from flash_attn2._impl.schema import Signature
 from flash_attn2._impl.tensors import require_readable, require_strided
 
-# The ops. Their implementations take (tensors, packing, options).
+_library: Any = torch.library.Library("flash_attn2", "DEF")  # type: ignore[no-untyped-call]
+_ops: Any = torch.ops.flash_attn2
+
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+_RESULTS = "(Tensor out, Tensor lse, Tensor rng_state)"
+_CACHE_RESULTS = "(Tensor out, Tensor lse)"
+_GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
+
+Implementation = Callable[..., Tensors]
 
 
-def _forward_kernel(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
-    q, k, v = inputs
-    return without_none(attend(q, k, v, packing, options), torch.int64)
+def _check_numbers(p: Problem) -> None:
+    options = p.options
+    check_numbers(options.dropout.drop_prob, options.softmax_scale, options.score_mod.softcap)
 
 
-def _forward_fake(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
-    q, k, v = inputs
-    q, _, _ = checked(q, k, v, packing, options)
-    return (
-        q.new_empty(q.shape),
-        q.new_empty(lse_shape(q), dtype=torch.float32),
-        q.new_empty(2 if options.dropout_p > 0 else 0, dtype=torch.int64),
-    )
+# Implementations take the flat arguments of an op.
 
 
-def _forward_autograd(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
+def _forward_kernel(form: Form, *args: Any) -> Tensors:
+    p = form.signature.unflatten(args)
+    _check_numbers(p)
+    results = run(form, p)
+    return results[:2] if form.over_cache else without_none(results, torch.int64)
+
+
+def _forward_fake(form: Form, *args: Any) -> Tensors:
+    p = checked(form, form.signature.unflatten(args))
+    q = p.q
+    results = q.new_empty(q.shape), q.new_empty(lse_shape(q), dtype=torch.float32)
+    if form.over_cache:
+        return results
+    return *results, q.new_empty(2 if p.options.dropout.drop_prob > 0 else 0, dtype=torch.int64)
+
+
+def _forward_autograd(form: Form, *args: Any) -> Tensors:
     _refuse_transforms()
-    return without_none(apply(Attention, *inputs, packing, options), torch.int64)
+    results = Attention.apply(form, *form.signature.completed(args))  # type: ignore[no-untyped-call]
+    return without_none(results, torch.int64)
 
 
-def _called(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[str, str, str]:
-    """What callers call these inputs, of which one may hold several."""
-    return "qkv" if k is None else "q", "kv" if v is None else "k", "v"
+def _backward_kernel(form: Form, *args: Any) -> Tensors:
+    gradient = _gradient(form, args)
+    p = checked(form, gradient.forward)
+    check_results(gradient)
+    _check_numbers(p)
+    if form.check_values is not None:
+        form.check_values(p)
+    return without_none(launch.backward(gradient))
+
+
+def _backward_fake(form: Form, *args: Any) -> Tensors:
+    gradient = _gradient(form, args)
+    checked(form, gradient.forward)
+    check_results(gradient)
+    p = gradient.forward
+    like = p.q, p.k, p.v, p.options.sink
+    return without_none([None if x is None else x.new_empty(x.shape) for x in like])
+
+
+def _backward_autograd(form: Form, *args: Any) -> Tensors:
+    assert form.backward_signature is not None
+    _refuse_transforms()
+    return FirstDerivatives.apply(form, *form.backward_signature.completed(args))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _gradient(form: Form, args: Sequence[Any]) -> Gradient:
+    assert form.backward_signature is not None
+    return form.backward_signature.unflatten(args)
 
 
 def _refuse_transforms() -> None:
@@ -73,88 +122,30 @@ def _refuse_transforms() -> None:
         )
 
 
-def _backward_kernel(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
-    grad_out, grad_lse, *rest = inputs
-    saved = Saved(*rest)
-    q, k = checked_results(grad_out, grad_lse, saved, packing, options)
-    checks.check_numbers(options.dropout_p, options.softmax_scale, options.softcap)
-    if packing is not None:
-        checks.check_lengths(q, k, packing)
-    return without_none(differentiate(grad_out, grad_lse, saved, packing, options))
+def _called(names: Sequence[str], args: Sequence[Any]) -> list[str]:
+    """What callers call these arguments: a tensor may hold several."""
+    named = dict(zip(names, args, strict=False))
+    joint = {}
+    if "k" in named and "k_cache" not in named:
+        joint = {"q": "qkv"} if named["k"] is None else {"k": "kv"} if named["v"] is None else {}
+    return [joint.get(name, name) for name in names]
 
 
-def _backward_fake(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
-    grad_out, grad_lse, *rest = inputs
-    saved = Saved(*rest)
-    checked_results(grad_out, grad_lse, saved, packing, options)
-    like = (*saved[:3], options.sink)
-    return without_none([None if x is None else x.new_empty(x.shape) for x in like])
-
-
-def _backward_autograd(inputs: Sequence[Any], packing: Packing | None, options: Options) -> Tensors:
-    _refuse_transforms()
-    return apply(FirstDerivatives, *inputs, packing, options)  # type: ignore[no-any-return]
-
-
-class _Pass(NamedTuple):
-    """What the dense and the packed op of one direction share."""
-
-    tensors: str
-    num_tensors: int
-    result: str
-    tags: tuple[torch.Tag, ...]
-    kernel: Callable[..., Tensors]
-    fake: Callable[..., Tensors]
-    autograd: Callable[..., Tensors]
-
-
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-_PASSES = {
-    "forward": _Pass(
-        "Tensor q, Tensor? k, Tensor? v",
-        3,
-        "(Tensor out, Tensor lse, Tensor rng_state)",
-        (*_TAGS, torch.Tag.nondeterministic_seeded),
-        _forward_kernel,
-        _forward_fake,
-        _forward_autograd,
-    ),
-    "backward": _Pass(
-        """Tensor? grad_out, Tensor? grad_lse, Tensor q, Tensor? k, Tensor? v, Tensor out,
-            Tensor lse, Tensor? rng_state""",
-        2 + len(Saved._fields),
-        "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)",
-        _TAGS,
-        _backward_kernel,
-        _backward_fake,
-        _backward_autograd,
-    ),
-}
-_PACKING = """Tensor cu_seqlens_q, Tensor cu_seqlens_k, Tensor? seqused_k, SymInt max_seqlen_q,
-    SymInt max_seqlen_k"""
-_OPTIONS = """float? softmax_scale=None, SymInt window_left=-1, SymInt window_right=-1,
-    float softcap=0.0, Tensor? alibi_slopes=None, Tensor? sink=None, float dropout_p=0.0,
-    bool deterministic=False"""
-
-_library: Any = torch.library.Library("flash_attn2", "DEF")  # type: ignore[no-untyped-call]
-_ops: Any = torch.ops.flash_attn2
-
-
-def _is_tensor(argument: Any) -> bool:
-    """Whether an argument of an op is a tensor, and not an optional one."""
-    return isinstance(argument.type, torch.TensorType)
-
-
-def _define(name: str, direction: _Pass, packing: str) -> None:
-    begin = direction.num_tensors
-    end = begin + (len(Packing._fields) if packing else 0)
-    arguments = ", ".join(filter(None, (direction.tensors, packing, _OPTIONS)))
-    _library.define(f"{name}({arguments}) -> {direction.result}", tags=direction.tags)
-    op = getattr(_ops, name)
-
-    names = [argument.name for argument in op.default._schema.arguments]
-    at = names.index("q")
-    needed = [i for i, argument in enumerate(op.default._schema.arguments) if _is_tensor(argument)]
+def _define(
+    form: Form,
+    name: str,
+    signature: Signature[Any],
+    result: str,
+    tags: tuple[torch.Tag, ...],
+    implement: Implementation,
+    fake: Implementation,
+    differentiate: Implementation | None,
+) -> None:
+    """`differentiate`: None where there is no gradient."""
+    _library.define(f"{name}({signature.declaration}) -> {result}", tags=tags)
+    op, names = getattr(_ops, name), signature.names
+    schema = op.default._schema.arguments
+    needed = [i for i, x in enumerate(schema) if isinstance(x.type, torch.TensorType)]
 
     def require_given(args: tuple[Any, ...]) -> None:
         for i in needed:
@@ -164,50 +155,50 @@ def _define(name: str, direction: _Pass, packing: str) -> None:
     def kernel(*args: Any) -> Tensors:
         refuse_tangents(args)  # inference mode skips the key Autograd
         require_given(args)
-        require_readable([*names[:at], *_called(*args[at : at + 3]), *names[at + 3 :]], args)
-        return with_kernel(*args)
+        require_readable(_called(names, args), args)
+        return implement(form, *args)
 
-    def fake(*args: Any) -> Tensors:
+    def faked(*args: Any) -> Tensors:
         require_given(args)
-        for name, value in zip(names, args, strict=False):
+        for argument, value in zip(names, args, strict=False):
             if isinstance(value, Tensor):
-                require_strided(name, value)
-        return with_fake(*args)
+                require_strided(argument, value)
+        return fake(form, *args)
 
-    def implementation(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
-        # The dispatcher leaves out trailing arguments that have their defaults.
-        return lambda *args: function(
-            args[:begin], Packing(*args[begin:end]) if packing else None, Options(*args[end:])
-        )
-
-    with_gradient = implementation(direction.autograd)
-    with_kernel = implementation(direction.kernel)
-    with_fake = implementation(direction.fake)
+    def below(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
 
     def autograd(*args: Any) -> Tensors:
         refuse_tangents(args)
         require_given(args)
+        if differentiate is None:
+            p = signature.unflatten(args)
+            written = no_gradient.written(p)
+            if written:
+                no_gradient.usable("k_cache", p.k, True)
+                no_gradient.usable("v_cache", p.v, True)
+            return no_gradient.with_gradient(lambda: below(*args), args, written)
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
-            return with_gradient(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)  # type: ignore[no-any-return]
+            return differentiate(form, *args)
+        return below(*args)  # type: ignore[no-any-return]
 
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     _library.impl(name, autograd, "Autograd")
-    torch.library.register_fake(f"flash_attn2::{name}", fake, lib=_library)
-    register_vmap(name)
+    torch.library.register_fake(f"flash_attn2::{name}", faked, lib=_library)
+    if not any(x.alias_info is not None and x.alias_info.is_write for x in schema):
+        _register_vmap(name, names)
 
 
-def register_vmap(name: str) -> None:
+def _register_vmap(name: str, names: Sequence[str]) -> None:
     """One call for each element. Before torch 2.5, which cannot be told, torch does so itself."""
     if not hasattr(torch.library, "register_vmap"):
         return
     op = getattr(_ops, name)
-    arguments = [argument.name for argument in op.default._schema.arguments]
 
     def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
         refuse_tangents(args)
-        options = dict(zip(arguments, args, strict=False))
+        options = dict(zip(names, args, strict=False))
         require_different_randomness(info, options.get("dropout_p", 0.0))
         return one_by_one(op, info, in_dims, args)
 
@@ -225,8 +216,35 @@ def _define_autocast(name: str, key: str, device_type: str) -> None:
     _library.impl(name, autocast, key)
 
 
-for _prefix, _packing in (("", ""), ("varlen_", _PACKING)):
-    for _name, _direction in _PASSES.items():
-        _define(_prefix + _name, _direction, _packing)
+for _form in FORMS:
+    _no_gradient = _form.backward_op is None
+    _define(
+        _form,
+        _form.op,
+        _form.signature,
+        _CACHE_RESULTS if _no_gradient else _RESULTS,
+        _TAGS if _no_gradient else (*_TAGS, torch.Tag.nondeterministic_seeded),
+        _forward_kernel,
+        _forward_fake,
+        None if _no_gradient else _forward_autograd,
+    )
+    if _form.backward_op is None or _form.backward_signature is None:
+        continue
+    _define(
+        _form,
+        _form.backward_op,
+        _form.backward_signature,
+        _GRADIENTS,
+        _TAGS,
+        _backward_kernel,
+        _backward_fake,
+        _backward_autograd,
+    )
     for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _define_autocast(f"{_prefix}forward", _key, _device_type)
+        _define_autocast(_form.op, _key, _device_type)
+
+_library.define("kvcache_no_gradient(Tensor grad_out, SymInt[] shape) -> Tensor", tags=_TAGS)
+_library.impl("kvcache_no_gradient", no_gradient.refuse, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "flash_attn2::kvcache_no_gradient", no_gradient.refuse_fake, lib=_library
+)

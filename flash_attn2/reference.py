@@ -9,16 +9,41 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
-from flash_attn2._impl.checks import make_options
-from flash_attn2._impl.launch import Options, Packing
+from flash_attn2._impl.options import make_options
+from flash_attn2._impl.problem import Options, SeqLens
 
 _LOW_32 = 0xFFFFFFFF
+
+
+class Packing(NamedTuple):
+    """Where the sequences of varlen tensors lie, and upper bounds of their lengths."""
+
+    cu_seqlens_q: Tensor  # int32 (batch + 1,)
+    cu_seqlens_k: Tensor  # int32 (batch + 1,)
+    seqused_k: Tensor | None  # int32 (batch,): keys that count
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+
+def packing_of(seqs_q: SeqLens, seqs_k: SeqLens) -> Packing:
+    """Of a varlen call."""
+    assert seqs_q.cu_seqlens is not None
+    assert seqs_k.cu_seqlens is not None
+    assert seqs_q.max_seqlen is not None
+    assert seqs_k.max_seqlen is not None
+    return Packing(
+        seqs_q.cu_seqlens,
+        seqs_k.cu_seqlens,
+        seqs_k.seqused,
+        seqs_q.max_seqlen,
+        seqs_k.max_seqlen,
+    )
 
 
 def philox(counter: list[Tensor], key: Tensor) -> list[Tensor]:
@@ -73,17 +98,18 @@ def scores(
 
     scale = q.shape[-1] ** -0.5 if options.softmax_scale is None else options.softmax_scale
     s = einsum(q, _per_query_head(k, q), "b i h d, b j h d -> b h i j") * scale
-    if options.softcap > 0:
-        s = options.softcap * torch.tanh(s / options.softcap)
-    if options.alibi_slopes is not None:
-        slopes = options.alibi_slopes.to(s.dtype)[..., None, None]
-        s = s - slopes * (diagonal - col).abs()
+    softcap, slopes = options.score_mod
+    if softcap > 0:
+        s = softcap * torch.tanh(s / softcap)
+    if slopes is not None:
+        s = s - slopes.to(s.dtype)[..., None, None] * (diagonal - col).abs()
 
     visible = ((row < end_q) & (col < end_k)).expand(s.shape)
-    if options.window_left >= 0:
-        visible = visible & (col >= diagonal - options.window_left)
-    if options.window_right >= 0:
-        visible = visible & (col <= diagonal + options.window_right)
+    left, right = options.window
+    if left >= 0:
+        visible = visible & (col >= diagonal - left)
+    if right >= 0:
+        visible = visible & (col <= diagonal + right)
     return s.masked_fill(~visible, -torch.inf), visible
 
 
@@ -266,8 +292,8 @@ def probabilities(
     dtype = torch.promote_types(q.dtype, torch.float32)
     s, visible = scores(q.to(dtype), k.to(dtype), options, lengths_q, lengths_k)
     probs, _ = softmax(s, visible, options.sink)
-    if options.dropout_p > 0:
-        probs = negate_dropped(probs, rng_state, options.dropout_p)
+    if (drop_prob := options.dropout.drop_prob) > 0:
+        probs = negate_dropped(probs, rng_state, drop_prob)
     return probs.to(q.dtype)
 
 

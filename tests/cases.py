@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from support import Target, cumulative, lengths
 from torch import Tensor
 
-from flash_attn2._impl.launch import Packing
+from flash_attn2.reference import Packing
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def _fresh_inputs() -> None:
 @pytest.fixture(autouse=True)
 def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write shows as NaN."""
-    for module, name in ((launch, "_empty"), (launch, "_empty_like"), (backends, "allocated")):
+    for module, name in ((launch, "empty"), (launch, "empty_like"), (backends, "allocated")):
         allocate = getattr(module, name)
 
         def poisoned(*args: Any, allocate: Any = allocate, **kwargs: Any) -> torch.Tensor:

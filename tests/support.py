@@ -21,8 +21,7 @@ from flash_attn2 import (
     varlen_attention_probs,
 )
 from flash_attn2._impl import backends, launch
-from flash_attn2._impl.launch import Packing
-from flash_attn2.reference import attention_reference, varlen_attention_reference
+from flash_attn2.reference import Packing, attention_reference, varlen_attention_reference
 
 SEED = 1234
 
@@ -65,13 +64,13 @@ def targets(selection: list[Target] = TARGETS) -> pytest.MarkDecorator:
 @contextmanager
 def cpu_tensors_on(backend: str) -> Iterator[None]:
     """Send CPU tensors to a backend."""
-    before = backends._for_cpu_tensors
+    before = backends.for_cpu_tensors
     if backend != "cuda":
         backends.select(backend)
     try:
         yield
     finally:
-        backends._for_cpu_tensors = before
+        backends.for_cpu_tensors = before
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def test_environment_selects_the_backend(name: str, monkeypatch: pytest.MonkeyPa
     backend = "cpu" if name == "auto" else name
     require_backend(backend)
     monkeypatch.setenv("FLASH_ATTN2_BACKEND", name)
-    monkeypatch.setattr(backends, "_for_cpu_tensors", None)
+    monkeypatch.setattr(backends, "for_cpu_tensors", None)
     assert backends.serving(torch.empty(0)).name == backend
 
 

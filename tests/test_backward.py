@@ -180,13 +180,13 @@ def test_deterministic_means_bitwise(head_dim: int, target: Target) -> None:
 def test_what_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """No zeros in place of a gradient that is not there; torch may ask for determinism too."""
     problems = []
-    backward = Backend.backward
+    run = Backend.run
 
-    def spy(self: Backend, problem: dict[str, Any], device: torch.device) -> None:
+    def spy(self: Backend, entry_point: Any, problem: Any, device: torch.device) -> None:
         problems.append(problem)
-        backward(self, problem, device)
+        run(self, entry_point, problem, device)
 
-    monkeypatch.setattr(Backend, "backward", spy)
+    monkeypatch.setattr(Backend, "run", spy)
     q, k, v = (x.requires_grad_() for x in Case(16, 1, 4, 4).qkv(CPU_FLOAT32))
     flash_attn_func(q, k, v).sum().backward()
     flash_attn_func(q, k, v, deterministic=True).sum().backward()

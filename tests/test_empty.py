@@ -11,8 +11,7 @@ from support import ONE_DTYPE, Target, cumulative, lengths, run_varlen, targets
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func
-from flash_attn2._impl.launch import Packing
-from flash_attn2.reference import attention_reference, varlen_attention_reference
+from flash_attn2.reference import Packing, attention_reference, varlen_attention_reference
 
 DENSE = {  # batch, seqlen_q, seqlen_k
     "no_keys": (2, 5, 0),

@@ -15,7 +15,7 @@ from support import ONE_DTYPE, Target, emulator_options, targets
 from torch import Tensor
 
 from flash_attn2 import flash_attn_with_kvcache
-from flash_attn2._impl import cache_checks
+from flash_attn2._impl import cache_values, forms
 
 EMULATED = [target for target in ONE_DTYPE if target.backend == "sm80-emulated"]
 LIMITS = (-(2**31), -(2**30), -17, -1, 0, 1, 2, 31, 100, 321, 10**6, 2**30, 2**31 - 1)
@@ -39,7 +39,8 @@ CASES = {
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_checks, "check_values", lambda *args: None)
+    for form in (forms.KVCACHE, forms.KVCACHE_APPEND):
+        monkeypatch.setattr(form, "check_values", cache_values.check_layout)
 
 
 def fenced(cache: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from flash_attn2 import flash_attn_varlen_func, flash_attn_with_kvcache
-from flash_attn2._impl import cache_ops
-from flash_attn2._impl.cache_launch import Cache, New
-from flash_attn2._impl.launch import Options
+from flash_attn2 import flash_attn_varlen_func, flash_attn_with_kvcache, kvcache
+from flash_attn2._impl import autograd
+from flash_attn2._impl.forms import Form
+from flash_attn2._impl.problem import Problem
 
 CPU = Target("cpu", torch.float32)
 APPEND = torch.ops.flash_attn2.kvcache_append_forward.default
@@ -48,18 +48,15 @@ def op_and_arguments(arguments: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     """The op of this call, and what it gets."""
     seen: list[Any] = []
 
-    def record(q: Any, k_cache: Any, v_cache: Any, *rest: Any) -> tuple[Tensor, Tensor]:
-        seen.extend((q, k_cache, v_cache, *rest))
-        return q, q
+    def record(form: Form, p: Problem) -> tuple[Tensor, Tensor]:
+        seen.extend((form, p))
+        return p.q, p.q
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_ops, "append_and_attend", record)
+        patch.setattr(kvcache, "attend", record)
         flash_attn_with_kvcache(**arguments)
-    q, k_cache, v_cache, new, cache, num_splits, options = seen
-    values = (*cache, num_splits, *cache_ops.options_of_op(options))
-    if new is None:
-        return FORWARD, (q, k_cache, v_cache, *values)
-    return APPEND, (q, k_cache, v_cache, *new, *values)
+    form, p = seen
+    return getattr(torch.ops.flash_attn2, form.op).default, form.signature.flatten(p)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -160,7 +157,7 @@ def test_ops_agree_with_the_direct_call(name: str) -> None:
 
 
 def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_ops, "_ops", None)
+    monkeypatch.setattr(autograd, "ops", None)
     flash_attn_with_kvcache(**CASES["dense"].arguments(CPU))
 
 
@@ -248,11 +245,3 @@ def test_signature() -> None:
     ]
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert own == {"sink", "cu_seqlens_q", "max_seqlen_q", "cu_seqlens_k_new"}
-
-
-def test_schemas_follow_the_tuples() -> None:
-    tensors = ["q", "k_cache", "v_cache"]
-    rest = [*Cache._fields, "num_splits", *Options._fields[:6]]
-    for op, fields in ((FORWARD, ()), (APPEND, New._fields)):
-        names = [argument.name for argument in op._schema.arguments]
-        assert names == [*tensors, *fields, *rest]

@@ -138,7 +138,7 @@ def test_no_memory(path: str, target: Target, monkeypatch: pytest.MonkeyPatch) -
     given |= {x: given[x].to(target.dtype) for x in ("rotary_cos", "rotary_sin")}
     given["num_splits"] = 2  # whose results need a workspace
     before = copies(given)
-    memory = [(launch, "_empty"), (launch, "_empty_like")]
+    memory = [(launch, "empty"), (launch, "empty_like")]
     if target.backend != "cpu":
         memory.append((backends, "allocated"))
     for module, name in memory:

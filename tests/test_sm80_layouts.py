@@ -59,7 +59,7 @@ SHAPES = ((2, 9, 3, 20), (1, 20, 2, 20), (1, 1, 1, 1), (3, 1, 2, 8), (1, 6, 4, 1
 def test_what_is_made_readable_is_so(layout: Layout, shape: tuple[int, ...], aligned: bool) -> None:
     x = layout(torch.randn(shape).bfloat16().repeat(1, 1, 1, 1))
     backend: Any = SimpleNamespace(aligned=aligned)
-    y = launch._readable(x, backend)
+    y = launch.readable(x, backend)
     padding = -x.shape[-1] % 8 if aligned else 0
     assert torch.equal(y, F.pad(x.contiguous(), (0, padding)))
     assert y.stride(-1) == 1
@@ -67,7 +67,7 @@ def test_what_is_made_readable_is_so(layout: Layout, shape: tuple[int, ...], ali
         assert y.shape[-1] % 8 == 0
         assert y.data_ptr() % 16 == 0
         assert all(stride % 8 == 0 for stride in y.stride()[:-1])
-    assert launch._readable(y, backend) is y
+    assert launch.readable(y, backend) is y
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from support import (
 )
 
 from flash_attn2 import flash_attn_func
-from flash_attn2._impl.launch import Packing
+from flash_attn2.reference import Packing
 
 
 @targets()

@@ -15,7 +15,7 @@ from flash_attn2 import (
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
 )
-from flash_attn2._impl.launch import Packing
+from flash_attn2.reference import Packing
 
 FEATURE_TARGETS = [t for t in TARGETS if t.backend != "sm80-emulated" or t in ONE_DTYPE]
 

@@ -19,8 +19,7 @@ from support import (
 from torch import Tensor
 
 from flash_attn2 import flash_attn_varlen_func
-from flash_attn2._impl.launch import Packing
-from flash_attn2.reference import varlen_attention_reference
+from flash_attn2.reference import Packing, varlen_attention_reference
 
 SEQLENS_Q = (5, 70, 1, 0, 9)
 SEQLENS_K = (70, 113, 9, 12, 0)

@@ -47,7 +47,7 @@ LONG_FILES = (
     "test_isa.py",
     "test_kvcache_splits.py",
     "test_nan_inf.py",
-    "test_plain_calls.py",
+    "test_direct_calls.py",
     "test_properties.py",
     "test_varlen.py",
     "test_varlen_backward.py",

@@ -32,13 +32,15 @@ SHORT_FILES = (
     "test_api.py",
     "test_arguments.py",
     "test_autograd.py",
+    "test_call_path.py",
+    "test_direct_calls.py",
     "test_forward.py",
     "test_kvcache.py",
     "test_kvcache_ops.py",
     "test_nn.py",
     "test_ops.py",
-    "test_plain_calls.py",
     "test_threads.py",
+    "test_vocabulary.py",
 )
 
 

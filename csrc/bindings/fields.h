@@ -1,12 +1,18 @@
 #pragma once
 
-// Reads named fields of a Python dictionary: fields.get<"batch", int32_t>().
+// Reads named fields of a Python dictionary, which may hold others:
+//
+//   fields.get<"batch", int32_t>()
+//   fields.nested<"seqs_q">([](Fields& seqs) { return seqs.get<"max_seqlen", int32_t>(); })
 
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <type_traits>
 
 namespace fa2::bindings {
 
@@ -36,6 +42,32 @@ class Fields {
     return value == nullptr ? fallback : convert<kName, T>(value);
   }
 
+  // An address.
+  template <Name kName, class T>
+  T* pointer_or_null() {
+    return reinterpret_cast<T*>(static_cast<uintptr_t>(get_or<kName, int64_t>(0)));
+  }
+
+  // What `read` makes of the fields of an inner dictionary, all of which it has to read.
+  template <Name kName, class Read>
+  auto nested(Read const& read) {
+    return read_inner(get<kName, pybind11::dict>(), read);
+  }
+
+  template <Name kName, class Read>
+  auto nested_if_given(Read const& read) {
+    PyObject* const value = find<kName>();
+    using Struct = std::invoke_result_t<Read, Fields&>;
+    return value == nullptr
+               ? std::optional<Struct>()
+               : std::optional<Struct>(read_inner(convert<kName, pybind11::dict>(value), read));
+  }
+
+  template <Name kName, class Read>
+  auto nested_or_default(Read const& read) {
+    return nested_if_given<kName>(read).value_or(std::invoke_result_t<Read, Fields&>{});
+  }
+
   // Call after the last get: a misspelt name must not pass silently.
   void finish() const {
     if (left_ != 0) {
@@ -45,6 +77,14 @@ class Fields {
   }
 
  private:
+  template <class Read>
+  static auto read_inner(pybind11::dict const& dict, Read const& read) {
+    Fields inner(dict);
+    auto const result = read(inner);
+    inner.finish();
+    return result;
+  }
+
   template <Name kName>
   PyObject* find() {
     static PyObject* const key = PyUnicode_InternFromString(kName.text);
@@ -55,12 +95,17 @@ class Fields {
 
   template <Name kName, class T>
   static T convert(PyObject* value) {
+    pybind11::handle const object(value);
     try {
-      return pybind11::handle(value).cast<T>();
+      // A cast to a Python type would call its constructor.
+      if constexpr (std::is_base_of_v<pybind11::object, T>) {
+        if (!pybind11::isinstance<T>(object)) throw pybind11::cast_error();
+      }
+      return object.cast<T>();
     } catch (pybind11::cast_error const&) {
       throw pybind11::type_error(
           std::string("field ") + kName.text +
-          " has the wrong type or does not fit: " + std::string(pybind11::repr(value)));
+          " has the wrong type or does not fit: " + std::string(pybind11::repr(object)));
     }
   }
 

@@ -17,59 +17,63 @@ DType dtype_of(std::string_view name) {
   throw pybind11::type_error("unknown dtype: " + std::string(name));
 }
 
-template <class T>
-T* pointer(int64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
 TensorRef tensor_ref(pybind11::tuple const& tuple) {
+  if (tuple.size() != 4) {
+    throw pybind11::type_error("expected (data_ptr, batch_stride, row_stride, head_stride), got " +
+                               std::string(pybind11::repr(tuple)));
+  }
   auto field = [&](size_t i) { return tuple[i].cast<int64_t>(); };
-  return {.data = pointer<void>(field(0)),
+  return {.data = reinterpret_cast<void*>(static_cast<uintptr_t>(field(0))),
           .batch_stride = field(1),
           .row_stride = field(2),
           .head_stride = field(3)};
 }
 
-// Null where the problem has no such tensor.
-template <Name kName>
-TensorRef optional_tensor_ref(Fields& fields) {
-  auto const tuple = fields.get_or<kName, pybind11::tuple>(pybind11::tuple());
-  return tuple.empty() ? TensorRef{} : tensor_ref(tuple);
-}
+// Each of these reads the struct of the same name. Without a dictionary for it, a struct has its
+// defaults.
 
-// Fields that end in _q, _k or _new.
-SeqLens seqs_q(Fields& fields) {
-  return {.cu_seqlens = pointer<int32_t const>(fields.get_or<"cu_seqlens_q", int64_t>(0)),
-          .seqused = pointer<int32_t const>(fields.get_or<"seqused_q", int64_t>(0)),
-          .max_seqlen = fields.get<"seqlen_q", int32_t>(),
-          .total = fields.get_or<"total_q", int64_t>(0)};
-}
-
-SeqLens seqs_k(Fields& fields) {
-  return {.cu_seqlens = pointer<int32_t const>(fields.get_or<"cu_seqlens_k", int64_t>(0)),
-          .seqused = pointer<int32_t const>(fields.get_or<"seqused_k", int64_t>(0)),
-          .max_seqlen = fields.get<"seqlen_k", int32_t>(),
-          .total = fields.get_or<"total_k", int64_t>(0),
-          .leftpad = pointer<int32_t const>(fields.get_or<"leftpad_k", int64_t>(0)),
-          .cu_appended = pointer<int32_t const>(fields.get_or<"cu_appended_k", int64_t>(0)),
-          .appended = fields.get_or<"appended_k", int32_t>(0)};
-}
-
-SeqLens seqs_new(Fields& fields) {
-  return {.cu_seqlens = pointer<int32_t const>(fields.get_or<"cu_seqlens_new", int64_t>(0)),
-          .max_seqlen = fields.get_or<"seqlen_new", int32_t>(0),
-          .total = fields.get_or<"total_new", int64_t>(0)};
+SeqLens seq_lens(Fields& fields) {
+  return {.cu_seqlens = fields.pointer_or_null<"cu_seqlens", int32_t const>(),
+          .seqused = fields.pointer_or_null<"seqused", int32_t const>(),
+          .max_seqlen = fields.get<"max_seqlen", int32_t>(),
+          .total = fields.get_or<"total", int64_t>(0),
+          .leftpad = fields.pointer_or_null<"leftpad", int32_t const>(),
+          .cu_appended = fields.pointer_or_null<"cu_appended", int32_t const>(),
+          .appended = fields.get_or<"appended", int32_t>(0)};
 }
 
 PagedKV paged_kv(Fields& fields) {
-  return {.block_table = pointer<int32_t const>(fields.get_or<"block_table", int64_t>(0)),
-          .table_stride = fields.get_or<"block_table_stride", int64_t>(0),
-          .page_size = fields.get_or<"page_size", int32_t>(0),
-          .num_pages = fields.get_or<"num_pages", int32_t>(0)};
+  return {.block_table = fields.pointer_or_null<"block_table", int32_t const>(),
+          .table_stride = fields.get<"table_stride", int64_t>(),
+          .page_size = fields.get<"page_size", int32_t>(),
+          .num_pages = fields.get<"num_pages", int32_t>()};
 }
 
-// What a forward call and its backward call have in common.
-FwdParams problem(Fields& fields) {
+Window read_window(Fields& fields) {
+  auto const left = fields.get<"left", int64_t>();
+  return window(left, fields.get<"right", int64_t>());
+}
+
+ScoreMod score_mod(Fields& fields) {
+  return {.softcap = fields.get_or<"softcap", double>(0),
+          .alibi_slopes = fields.pointer_or_null<"alibi_slopes", float const>(),
+          .alibi_batch_stride = fields.get_or<"alibi_batch_stride", int64_t>(0)};
+}
+
+Dropout dropout(Fields& fields) {
+  return {.drop_prob = fields.get<"drop_prob", double>(),
+          .rng_state = fields.pointer_or_null<"rng_state", int64_t const>()};
+}
+
+Rotary rotary(Fields& fields) {
+  return {.cos = fields.pointer_or_null<"cos", void const>(),
+          .sin = fields.pointer_or_null<"sin", void const>(),
+          .rows = fields.get<"rows", int32_t>(),
+          .dim = fields.get<"dim", int32_t>(),
+          .interleaved = fields.get<"interleaved", bool>()};
+}
+
+FwdParams forward_params(Fields& fields) {
   FwdParams p;
   p.dtype = dtype_of(fields.get<"dtype", std::string>());
   p.batch = fields.get<"batch", int32_t>();
@@ -81,64 +85,56 @@ FwdParams problem(Fields& fields) {
   p.k = tensor_ref(fields.get<"k", pybind11::tuple>());
   p.v = tensor_ref(fields.get<"v", pybind11::tuple>());
   p.out = tensor_ref(fields.get<"out", pybind11::tuple>());
-  p.lse = pointer<float>(fields.get<"lse", int64_t>());
+  p.lse = fields.pointer_or_null<"lse", float>();
 
-  p.seqs_q = seqs_q(fields);
-  p.seqs_k = seqs_k(fields);
+  p.seqs_q = fields.nested<"seqs_q">(seq_lens);
+  p.seqs_k = fields.nested<"seqs_k">(seq_lens);
 
   p.softmax_scale = fields.get<"softmax_scale", double>();
-  auto const window_left = fields.get<"window_left", int64_t>();
-  p.window = window(window_left, fields.get<"window_right", int64_t>());
-  p.score_mod = {.softcap = fields.get_or<"softcap", double>(0),
-                 .alibi_slopes = pointer<float const>(fields.get_or<"alibi_slopes", int64_t>(0)),
-                 .alibi_batch_stride = fields.get_or<"alibi_batch_stride", int64_t>(0)};
-  p.sink = pointer<float const>(fields.get_or<"sink", int64_t>(0));
-  p.dropout = {.drop_prob = fields.get_or<"drop_prob", double>(0),
-               .rng_state = pointer<int64_t const>(fields.get_or<"rng_state", int64_t>(0))};
-  return p;
-}
-
-FwdParams forward_params(Fields& fields) {
-  FwdParams p = problem(fields);
-  p.pages = paged_kv(fields);
+  p.window = fields.nested_or_default<"window">(read_window);
+  p.score_mod = fields.nested_or_default<"score_mod">(score_mod);
+  p.sink = fields.pointer_or_null<"sink", float const>();
+  p.dropout = fields.nested_or_default<"dropout">(dropout);
+  p.pages = fields.nested_or_default<"pages">(paged_kv);
   p.num_splits = fields.get_or<"num_splits", int32_t>(0);
   return p;
 }
 
+// What an append has of its own; the cache, its lengths, and the queries once they are rotated are
+// those of the problem that it comes with.
+AppendParams append_params(Fields& fields, FwdParams const& p) {
+  AppendParams append{.dtype = p.dtype,
+                      .batch = p.batch,
+                      .num_heads = p.num_heads,
+                      .num_heads_kv = p.num_heads_kv,
+                      .head_dim = p.head_dim,
+                      .k = p.k,
+                      .v = p.v,
+                      .seqs_k = p.seqs_k,
+                      .pages = p.pages,
+                      .new_k = tensor_ref(fields.get<"new_k", pybind11::tuple>()),
+                      .new_v = tensor_ref(fields.get<"new_v", pybind11::tuple>()),
+                      .seqs_new = fields.nested<"seqs_new">(seq_lens),
+                      .rotary = fields.nested_or_default<"rotary">(rotary)};
+  append.seqs_q = p.seqs_q;
+  if (append.rotary.cos != nullptr) {
+    append.q = tensor_ref(fields.get<"q", pybind11::tuple>());
+    append.rotated_q = p.q;
+    append.q_advances = fields.get<"q_advances", bool>();
+  }
+  return append;
+}
+
 BwdParams backward_params(Fields& fields) {
-  return {.forward = problem(fields),
+  return {.forward = fields.nested<"forward">(forward_params),
           .grad_out = tensor_ref(fields.get<"grad_out", pybind11::tuple>()),
-          .grad_lse = pointer<float const>(fields.get_or<"grad_lse", int64_t>(0)),
+          .grad_lse = fields.pointer_or_null<"grad_lse", float const>(),
           .grad_q = tensor_ref(fields.get<"grad_q", pybind11::tuple>()),
           .grad_k = tensor_ref(fields.get<"grad_k", pybind11::tuple>()),
           .grad_v = tensor_ref(fields.get<"grad_v", pybind11::tuple>()),
-          .grad_sink = pointer<float>(fields.get_or<"grad_sink", int64_t>(0)),
-          .deterministic = fields.get_or<"deterministic", bool>(false),
+          .grad_sink = fields.pointer_or_null<"grad_sink", float>(),
+          .deterministic = fields.get<"deterministic", bool>(),
           .workspace = {}};
-}
-
-AppendParams append_params(Fields& fields) {
-  return {.dtype = dtype_of(fields.get<"dtype", std::string>()),
-          .batch = fields.get<"batch", int32_t>(),
-          .num_heads = fields.get<"num_heads", int32_t>(),
-          .num_heads_kv = fields.get<"num_heads_kv", int32_t>(),
-          .head_dim = fields.get<"head_dim", int32_t>(),
-          .k = tensor_ref(fields.get<"k", pybind11::tuple>()),
-          .v = tensor_ref(fields.get<"v", pybind11::tuple>()),
-          .seqs_k = seqs_k(fields),
-          .pages = paged_kv(fields),
-          .new_k = optional_tensor_ref<"new_k">(fields),
-          .new_v = optional_tensor_ref<"new_v">(fields),
-          .seqs_new = seqs_new(fields),
-          .rotary = {.cos = pointer<void const>(fields.get_or<"rotary_cos", int64_t>(0)),
-                     .sin = pointer<void const>(fields.get_or<"rotary_sin", int64_t>(0)),
-                     .rows = fields.get_or<"rotary_rows", int32_t>(0),
-                     .dim = fields.get_or<"rotary_dim", int32_t>(0),
-                     .interleaved = fields.get_or<"rotary_interleaved", bool>(false)},
-          .q = optional_tensor_ref<"q">(fields),
-          .rotated_q = optional_tensor_ref<"rotated_q">(fields),
-          .seqs_q = seqs_q(fields),
-          .q_advances = fields.get_or<"q_advances", bool>(false)};
 }
 
 }  // namespace
@@ -154,13 +150,9 @@ Window window(int64_t left, int64_t right) {
 ForwardCall read_forward_call(pybind11::dict const& problem) {
   Fields fields(problem);
   ForwardCall call{.params = forward_params(fields), .append = {}};
-  auto const append = fields.get_or<"append", pybind11::dict>(pybind11::dict());
+  call.append = fields.nested_if_given<"append">(
+      [&](Fields& append) { return append_params(append, call.params); });
   fields.finish();
-  if (!append.empty()) {
-    Fields append_fields(append);
-    call.append = append_params(append_fields);
-    append_fields.finish();
-  }
   return call;
 }
 

@@ -90,11 +90,14 @@ def require_values(name: str, value: Tensor) -> Tensor:
     return in_memory(name, value) if value.is_cpu else value
 
 
-def require_tensors(q: Any, k: Any, v: Any) -> None:
-    """`require_tensor` of each."""
-    require_tensor("q", q)
-    require_tensor("k", k)
-    require_tensor("v", v)
+def require_tensors(names: tuple[str, ...], *values: Any) -> None:
+    """`require_tensor` of each; those whose names begin with `?` may be None."""
+    for name, value in zip(names, values, strict=True):
+        # What `require_tensor` finds out, without a call for it.
+        if type(value) is Tensor and value.layout is _STRIDED and not value.is_nested:
+            continue
+        if value is not None or not name.startswith("?"):
+            require_tensor(name.lstrip("?"), value)
 
 
 def require_bool(name: str, value: Any) -> None:

@@ -34,7 +34,7 @@ class Backend:
     module: ModuleType
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
-    forward_direct: Callable[..., bool] | None  # for direct calls, see `launch`
+    forward_direct: Callable[..., bool] | None  # see `launch`
     backward_direct: Callable[..., bool] | None
 
     def dtype_name(self, dtype: torch.dtype) -> str:
@@ -44,41 +44,35 @@ class Backend:
             raise TypeError(f"q must be {allowed} on the {self.name} backend, got {dtype}")
         return name
 
-    def forward(self, problem: dict[str, Any], device: torch.device) -> None:
-        """Run `problem` (the fields are in csrc/bindings/params.cpp) on `device`."""
-        self._run(self.module.forward, problem, device)
-
-    def backward(self, problem: dict[str, Any], device: torch.device) -> None:
-        """Likewise its gradient."""
-        self._run(self.module.backward, problem, device)
-
-    def _run(
-        self, function: Callable[..., None], problem: dict[str, Any], device: torch.device
+    def run(
+        self, entry_point: Callable[..., None], problem: dict[str, Any], device: torch.device
     ) -> None:
-        workspace = Workspace(device)
+        """`module.forward` or `module.backward` of a problem (`lower`) on `device`."""
+        workspace = Workspace()
+        workspace.device = device
         if self.name == "cuda":
             with torch.cuda.device(device):
-                function(problem, torch.cuda.current_stream().cuda_stream, workspace.allocate)
+                entry_point(problem, torch.cuda.current_stream().cuda_stream, workspace.allocate)
         else:
-            function(problem, torch.get_num_threads(), workspace.allocate)
+            entry_point(problem, torch.get_num_threads(), workspace.allocate)
+
+
+_ALIGNMENT = 256
 
 
 class Workspace:
     """Memory that a native call asks for, if it needs any; held as long as this is."""
 
-    __slots__ = ("_device", "_memory")
+    __slots__ = ("_memory", "device")
 
-    ALIGNMENT = 256
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    device: torch.device
 
     def allocate(self, num_bytes: int) -> int:
         """The address of so many bytes, aligned."""
-        size = num_bytes + self.ALIGNMENT
-        self._memory = allocated(size, dtype=torch.uint8, device=self._device)
+        size = num_bytes + _ALIGNMENT
+        self._memory = allocated(size, dtype=torch.uint8, device=self.device)
         address = self._memory.data_ptr()
-        return address + -address % self.ALIGNMENT
+        return address + -address % _ALIGNMENT
 
 
 # Through this name, tests poison the workspace.
@@ -126,22 +120,22 @@ def _direct(module: ModuleType, name: str) -> Callable[..., bool] | None:
     return functools.partial(function, exchange_api)
 
 
-_for_cpu_tensors: Backend | None = None
+for_cpu_tensors: Backend | None = None
 
 
 def select(name: str) -> None:
     """Send CPU tensors to this backend: `auto`, `cpu` or `sm80-emulated`."""
-    global _for_cpu_tensors
-    _for_cpu_tensors = load("cpu" if name == "auto" else name)
+    global for_cpu_tensors
+    for_cpu_tensors = load("cpu" if name == "auto" else name)
 
 
 def serving(tensor: torch.Tensor) -> Backend:
     """The backend that computes where `tensor` lives."""
     if tensor.is_cpu:
-        if _for_cpu_tensors is None:
+        if for_cpu_tensors is None:
             select(env.backend())
             return serving(tensor)
-        return _for_cpu_tensors
+        return for_cpu_tensors
     if tensor.is_cuda:
         return load("cuda")
     raise ValueError(f"q is on device {tensor.device}; flash_attn2 computes on cpu and cuda")

@@ -1,35 +1,134 @@
-"""Validation of the arguments around a KV cache, as `checks` does it for the others.
-
-Values are checked where host memory holds them. On a GPU the kernels bound every access: reads
-stay within the tensors, and what an append has no place for is not written.
-"""
+"""Checks of calls over a KV cache that need no values, as `checks` makes them of the others."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 
-from flash_attn2._impl import checks, observe, overlap
-from flash_attn2._impl.arguments import require_tensor
-from flash_attn2._impl.backends import Backend
-from flash_attn2._impl.cache_launch import Cache, New, batch_size, capacity
-from flash_attn2._impl.checks import MAX_SEQLEN
-from flash_attn2._impl.launch import Options, Packing
-from flash_attn2._impl.tensors import in_memory, require_readable
+from flash_attn2._impl.checks import (
+    FLOAT_DTYPES,
+    check_device,
+    check_head_counts,
+    check_heads,
+    check_int32_vector,
+    check_per_head,
+    is_vector,
+    per_head_fits,
+    require_head_dim,
+    too_long,
+)
+from flash_attn2._impl.problem import (
+    MAX_HEAD_DIM,
+    MAX_SEQLEN,
+    MAX_SPLITS,
+    Append,
+    Problem,
+    batch_size,
+    capacity,
+)
 
-MAX_SPLITS = 128
+
+def check_shapes(p: Problem) -> None:
+    """Shapes, dtypes and devices: what needs no values, for fake tensors too."""
+    if type(p.q) is Tensor and _fits(p) and (p.append is None or _append_fits(p, p.append)):
+        return
+    _check_cache(p)
+    check_per_head(p, batch_size(p))
+    check_splits(p.num_splits)
+    if p.append is not None:
+        _check_append(p, p.append)
 
 
-def check_types(**tensors: Any) -> None:
-    """That all are dense tensors, or None where optional: ops would refuse others in words of
-    their own.
-    """
-    for name, value in tensors.items():
-        if value is not None:
-            require_tensor(name, value)
+def _fits(p: Problem) -> bool:
+    """Whether `_check_cache` and the checks after it would surely pass."""
+    q, k, v, seqs_q, seqs_k, _, (table, batch_idx), num_splits, *_ = p
+    assert k is not None
+    assert v is not None
+    shape_q, shape_k, dtype, device = q.shape, k.shape, q.dtype, q.device
+    cu_q = seqs_q.cu_seqlens
+    if not (
+        len(shape_q) == (4 if cu_q is None else 3)
+        and len(shape_k) == 4
+        and v.shape == shape_k
+        and dtype is k.dtype is v.dtype
+        and dtype in FLOAT_DTYPES
+        and device == k.device == v.device
+        and 0 <= num_splits <= MAX_SPLITS
+    ):
+        return False
+    rows_of_cache, page_size, num_heads_kv, head_dim = shape_k
+    num_heads = shape_q[-2]
+    if not (
+        head_dim == shape_q[-1]
+        and 1 <= head_dim <= MAX_HEAD_DIM
+        and num_heads > 0 < num_heads_kv
+        and num_heads % num_heads_kv == 0
+    ):
+        return False
+    if cu_q is None:
+        batch, rows = shape_q[:2]
+        if rows > MAX_SEQLEN or seqs_k.cu_appended is not None:
+            return False
+    else:
+        batch = cu_q.shape[0] - 1 if cu_q.ndim == 1 else -1
+        if batch < 0 or not is_vector(cu_q, batch + 1, device):
+            return False
+    columns = 1
+    if table is not None:
+        if not (
+            table.dtype is torch.int32
+            and table.ndim == 2
+            and table.shape[0] == batch
+            and table.device == device
+            and batch_idx is None
+            and page_size != 0
+        ):
+            return False
+        columns = table.shape[1]
+    elif batch_idx is None and rows_of_cache < batch:
+        return False
+    used, leftpad, cu_new = seqs_k.seqused, seqs_k.leftpad, seqs_k.cu_appended
+    return (
+        columns * page_size <= MAX_SEQLEN
+        and (used is None or is_vector(used, batch, device))
+        and (leftpad is None or is_vector(leftpad, batch, device))
+        and (batch_idx is None or is_vector(batch_idx, batch, device))
+        and (cu_new is None or is_vector(cu_new, batch + 1, device))
+        and (
+            (p.options.sink is None and p.options.score_mod.alibi_slopes is None)
+            or per_head_fits(p, batch)
+        )
+    )
+
+
+def _append_fits(p: Problem, append: Append) -> bool:
+    """Whether `_check_append` would surely pass, after `_fits`."""
+    (new_k, new_v, (cos, sin, _), _), q, seqs_k = append, p.q, p.seqs_k
+    assert p.k is not None
+    shape, dtype, device = new_k.shape, q.dtype, q.device
+    varlen = seqs_k.cu_appended is not None
+    return (
+        (seqs_k.seqused is not None or seqs_k.max_seqlen is not None)
+        and len(shape) == (3 if varlen else 4)
+        and shape[-2:] == p.k.shape[-2:]
+        and (varlen or shape[0] == q.shape[0])
+        and new_v.shape == shape
+        and new_k.dtype is new_v.dtype is dtype
+        and new_k.device == new_v.device == device
+        and seqs_k.appended <= MAX_SEQLEN
+        and (cos is None or sin is None or _rotary_fits(q, cos, sin))
+    )
+
+
+def _rotary_fits(q: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    return (
+        cos.ndim == 2
+        and cos.shape[0] != 0
+        and 2 <= 2 * cos.shape[1] <= q.shape[-1]
+        and sin.shape == cos.shape
+        and cos.dtype is sin.dtype is q.dtype
+        and cos.device == sin.device == q.device
+    )
 
 
 def check_together(name: str, tensor: Tensor | None, other_name: str, other: object) -> None:
@@ -39,69 +138,50 @@ def check_together(name: str, tensor: Tensor | None, other_name: str, other: obj
         raise ValueError(f"{missing} must be given with {given}, got {missing}=None")
 
 
-def check_readable(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    new: New | None,
-    cache: Cache,
-    options: Options,
-) -> None:
-    """That all tensors are what kernels can read."""
-    require_readable(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
-    for values in (new, cache, options):
-        if values is not None:
-            require_readable(values._fields, values)
-
-
-def check_cache(q: Tensor, k_cache: Tensor, v_cache: Tensor, cache: Cache) -> None:
+def _check_cache(p: Problem) -> None:
     """Shapes, dtypes and devices of queries, cache and lengths."""
-    dims = "batch, seqlen_q" if cache.cu_seqlens_q is None else "total_q"
+    q, k_cache, v_cache, varlen = p.q, p.k, p.v, p.seqs_q.cu_seqlens is not None
+    assert k_cache is not None
+    assert v_cache is not None
+    dims = "total_q" if varlen else "batch, seqlen_q"
     if q.ndim != dims.count(",") + 3:
-        where = "out" if cache.cu_seqlens_q is None else ""
+        where = "" if varlen else "out"
         raise ValueError(
             f"q must be ({dims}, num_heads, head_dim) with{where} cu_seqlens_q, got shape "
             f"{tuple(q.shape)}"
         )
-    if q.dtype not in checks._FLOAT_DTYPES:
+    if q.dtype not in FLOAT_DTYPES:
         raise TypeError(f"q must be float16, bfloat16, float32 or float64, got {q.dtype}")
-    if cache.cu_seqlens_q is None and checks.too_long(q.shape[1]):
+    if not varlen and too_long(q.shape[1]):
         raise ValueError(f"q must have at most {MAX_SEQLEN} rows of a sequence, got {q.shape[1]}")
-    dims = "num_pages, page_size"
-    if cache.block_table is None:
-        dims = "batch_cache, seqlen_cache"
+    table = p.pages.block_table
+    dims = "batch_cache, seqlen_cache" if table is None else "num_pages, page_size"
     for name, tensor in (("k_cache", k_cache), ("v_cache", v_cache)):
         if tensor.ndim != 4:
             raise ValueError(
                 f"{name} must be ({dims}, num_heads_kv, head_dim), got shape {tuple(tensor.shape)}"
             )
         _check_like_q(name, tensor, q, f": create the cache with dtype={q.dtype}")
-    if cache.block_table is not None and k_cache.shape[1] == 0:
+    if table is not None and k_cache.shape[1] == 0:
         raise ValueError("k_cache must have a page_size of at least 1, got 0")
     if k_cache.shape != v_cache.shape:
-        checks._require_head_dim("k_cache", k_cache, q)
+        require_head_dim("k_cache", k_cache, q)
         raise ValueError(
             f"v_cache must have the shape of k_cache, {tuple(k_cache.shape)}, "
             f"got {tuple(v_cache.shape)}"
         )
-    _check_heads(q, k_cache)
-    _check_vectors(q, cache)
-    batch = batch_size(q, cache)
-    if cache.block_table is None and cache.cache_batch_idx is None and k_cache.shape[0] < batch:
+    _check_cache_heads(q, k_cache)
+    _check_vectors(p)
+    batch = batch_size(p)
+    if table is None and p.pages.batch_idx is None and k_cache.shape[0] < batch:
         raise ValueError(
             f"k_cache must have a row for each of the {batch} sequences, or cache_batch_idx or "
             f"block_table must be given, got {k_cache.shape[0]} rows"
         )
-    if checks.too_long(most := capacity(k_cache, cache)):
+    if too_long(most := capacity(k_cache, p.pages)):
         raise ValueError(
             f"k_cache must hold at most {MAX_SEQLEN} rows of a sequence, got room for {most}"
         )
-
-
-def check_attend(q: Tensor, cache: Cache, num_splits: int, options: Options) -> None:
-    """Beside `check_cache`: what attention takes."""
-    checks._check_per_head(q, batch_size(q, cache), options.alibi_slopes, options.sink)
-    check_splits(num_splits)
 
 
 def check_splits(num_splits: int) -> None:
@@ -118,19 +198,21 @@ def check_seqlen(name: str, seqlen: int) -> None:
         raise ValueError(f"{name} must be from 0 to {MAX_SEQLEN}, got {seqlen}")
 
 
-def check_new(q: Tensor, k_cache: Tensor, new: New, cache: Cache) -> None:
-    """Beside `check_cache`: what an append takes."""
-    if cache.cache_seqlens is None and cache.cache_seqlen is None:
+def _check_append(p: Problem, append: Append) -> None:
+    """Beside `_check_cache`: what an append takes."""
+    q, k_cache, seqs_k = p.q, p.k, p.seqs_k
+    assert k_cache is not None
+    if seqs_k.seqused is None and seqs_k.max_seqlen is None:
         raise ValueError("cache_seqlens must say where the rows of k go, got None")
-    heads, packed = k_cache.shape[-2:], cache.cu_seqlens_k_new is not None
-    for name, tensor in (("k", new.k), ("v", new.v)):
+    heads, varlen = k_cache.shape[-2:], seqs_k.cu_appended is not None
+    for name, tensor in (("k", append.new_k), ("v", append.new_v)):
         shape = tensor.shape
         if (
-            len(shape) != (3 if packed else 4)
+            len(shape) != (3 if varlen else 4)
             or shape[-2:] != heads
-            or not (packed or shape[0] == batch_size(q, cache))
+            or not (varlen or shape[0] == batch_size(p))
         ):
-            dims = ("total_new",) if packed else (batch_size(q, cache), "seqlen_new")
+            dims = ("total_new",) if varlen else (batch_size(p), "seqlen_new")
             advice = _transposed(name, tensor, heads[0]) or _transposed(
                 "k_cache", k_cache, shape[-2] if len(shape) > 1 else 0
             )
@@ -139,18 +221,28 @@ def check_new(q: Tensor, k_cache: Tensor, new: New, cache: Cache) -> None:
                 f"{tuple(shape)}{advice}"
             )
         _check_like_q(name, tensor, q)
-    if new.k.shape != new.v.shape:
+    if append.new_k.shape != append.new_v.shape:
         raise ValueError(
-            f"v must have the shape of k, {tuple(new.k.shape)}, got {tuple(new.v.shape)}"
+            f"v must have the shape of k, {tuple(append.new_k.shape)}, "
+            f"got {tuple(append.new_v.shape)}"
         )
-    if checks.too_long(cache.seqlen_new):
-        raise ValueError(f"k must have at most {MAX_SEQLEN} rows, got {cache.seqlen_new}")
-    if new.rotary_cos is not None and new.rotary_sin is not None:
-        _check_rotary(q, new.rotary_cos, new.rotary_sin)
+    if too_long(seqs_k.appended):
+        raise ValueError(f"k must have at most {MAX_SEQLEN} rows, got {seqs_k.appended}")
+    cos, sin, _ = append.rotary
+    if cos is not None and sin is not None:
+        _check_rotary(q, cos, sin)
 
 
-def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: Tensor) -> None:
-    """Before `check_cache`: what `flash_attn_varlen_func` takes with a block_table."""
+def check_paged(p: Problem, table: Tensor) -> None:
+    """Before `check_shapes`: what `flash_attn_varlen_func` takes with a block_table."""
+    q, k, v, seqs_q, seqs_k = p.q, p.k, p.v, p.seqs_q, p.seqs_k
+    cu_seqlens_q, longest_q = seqs_q.cu_seqlens, seqs_q.max_seqlen
+    cu_seqlens_k, seqused_k, longest, *_ = seqs_k
+    assert k is not None
+    assert v is not None
+    assert cu_seqlens_q is not None
+    assert longest_q is not None
+    assert longest is not None
     if k.ndim != 4 or k.shape[1] == 0:
         raise ValueError(
             "k must be (num_pages, page_size, num_heads_kv, head_dim) with block_table, "
@@ -158,117 +250,27 @@ def check_paged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, block_table: 
         )
     if q.ndim != 3:
         raise ValueError(f"q must be (total, num_heads, head_dim), got shape {tuple(q.shape)}")
-    if k.dtype != q.dtype and q.dtype in checks._FLOAT_DTYPES:
+    if k.dtype != q.dtype and q.dtype in FLOAT_DTYPES:
         _check_like_q("k", k, q, f": create the cache with dtype={q.dtype}")
-    checks._check_heads(q, k, v)
-    cu_seqlens_q, cu_seqlens_k, seqused_k, longest_q, longest = packing
+    check_heads(q, k, v)
     _check_vector("cu_seqlens_q", cu_seqlens_q, None, q)
     batch = cu_seqlens_q.shape[0] - 1
     _check_vector("cu_seqlens_k", cu_seqlens_k, batch + 1, q)
     _check_vector("seqused_k", seqused_k, batch, q)
-    _check_table(block_table, batch, q)
+    _check_table(table, batch, q)
     check_seqlen("max_seqlen_q", longest_q)
     check_seqlen("max_seqlen_k", longest)
-    if (
-        torch.compiler.is_compiling()
-        or not q.is_cpu
-        or not observe.is_ordinary(cu_seqlens_k)
-        or not (seqused_k is None or observe.is_ordinary(seqused_k))
-        or peek_interpreter_stack() is not None
-    ):
-        return
-    cu_seqlens_k = in_memory("cu_seqlens_k", cu_seqlens_k)
-    lengths = checks._host_lengths("cu_seqlens_k", cu_seqlens_k, 2**31)
-    if seqused_k is not None:
-        lengths = checks._host_used(in_memory("seqused_k", seqused_k), lengths)
-    checks._require_bound("max_seqlen_k", longest, lengths)
-    most, page_size = max(lengths, default=0), k.shape[1]
-    if block_table.shape[1] * page_size < most:
-        raise ValueError(
-            f"block_table must have pages of {page_size} rows for the longest sequence, {most} "
-            f"rows, got {block_table.shape[1]} pages"
-        )
-
-
-def check_layout(k_cache: Tensor, v_cache: Tensor, backend: Backend, written: bool) -> None:
-    """Caches that cannot be used where they lie."""
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        shape, strides = cache.shape, cache.stride()
-        if strides[-1] != 1 and shape[-1] > 1:
-            raise ValueError(
-                f"{name} must have a last stride of 1, as it is used in place, got strides "
-                f"{strides}"
-            )
-        if backend.aligned:
-            _check_aligned(name, cache, backend)
-        if written and overlap.overlaps_itself(shape, strides):
-            raise ValueError(
-                f"{name} must not overlap itself where k is appended to it, got shape "
-                f"{tuple(shape)} with strides {strides}"
-            )
-    if written and overlap.tensors_overlap(k_cache, v_cache):
-        (begin_k, end_k), (begin_v, end_v) = overlap.span(k_cache), overlap.span(v_cache)
-        raise ValueError(
-            "k_cache and v_cache must not be the same memory, in whole or in part, where k is "
-            f"appended, got addresses {begin_k:#x} to {end_k:#x} with strides {k_cache.stride()} "
-            f"and {begin_v:#x} to {end_v:#x} with strides {v_cache.stride()}"
-        )
-
-
-def check_values(q: Tensor, k_cache: Tensor, cache: Cache, new: New | None) -> None:
-    """Lengths, positions and tables, where host memory holds them.
-
-    `cache` may count new rows although `new` is None: those that have been appended already.
-    """
-    batch, most = batch_size(q, cache), capacity(k_cache, cache)
-    if (longest := cache.max_seqlen_q) is not None:
-        check_seqlen("max_seqlen_q", longest)
-    check_seqlen("seqlen_new", cache.seqlen_new)
-    if cache.cache_seqlen is not None:
-        _check_held([cache.cache_seqlen], [cache.seqlen_new], most)
-    if not q.is_cpu:
-        return
-
-    rows_q = [q.shape[1]] * batch
-    if cache.cu_seqlens_q is not None:
-        rows_q = checks._host_lengths("cu_seqlens_q", cache.cu_seqlens_q, q.shape[0])
-        checks._require_bound("max_seqlen_q", MAX_SEQLEN if longest is None else longest, rows_q)
-    rows_new = [cache.seqlen_new] * batch
-    if cache.cu_seqlens_k_new is not None:
-        total = batch * most if new is None else new.k.shape[0]
-        rows_new = checks._host_lengths("cu_seqlens_k_new", cache.cu_seqlens_k_new, total)
-    held = [most if cache.cache_seqlen is None else cache.cache_seqlen] * batch
-    if cache.cache_seqlens is not None:
-        held = cache.cache_seqlens.tolist()
-    _check_held(held, rows_new, most)
-    ends = [a + b for a, b in zip(held, rows_new, strict=True)]
-    begins = [0] * batch
-    if cache.cache_leftpad is not None:
-        begins = _host_padding(cache.cache_leftpad, ends)
-
-    if cache.cache_batch_idx is not None:
-        _check_cache_rows(cache.cache_batch_idx, k_cache.shape[0])
-    if cache.block_table is not None:
-        # A page in front of the padding is used only if new rows go there.
-        used = [min(begin, have) for begin, have in zip(begins, held, strict=True)]
-        _check_pages(cache.block_table, used, ends, k_cache)
-    if new is not None:
-        _check_targets(cache, held, ends, k_cache.shape[1])
-        if new.rotary_cos is not None:
-            turned_q = rows_q if new.q_advances else [min(rows, 1) for rows in rows_q]
-            turned = [max(rows) for rows in zip(rows_new, turned_q, strict=True)]
-            _check_angles(new.rotary_cos, held, turned)
 
 
 def _check_like_q(name: str, tensor: Tensor, q: Tensor, advice: str = "") -> None:
     if tensor.dtype != q.dtype:
         raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {tensor.dtype}{advice}")
-    checks._check_device(name, tensor, q.device)
+    check_device(name, tensor, q.device)
 
 
-def _check_heads(q: Tensor, k_cache: Tensor) -> None:
+def _check_cache_heads(q: Tensor, k_cache: Tensor) -> None:
     try:
-        checks._check_head_counts(q, k_cache, "k_cache", "v_cache")
+        check_head_counts(q, k_cache, "k_cache", "v_cache")
     except ValueError as error:
         # Where the heads seem to come before the rows.
         num_heads, num_heads_kv = q.shape[-2], k_cache.shape[2]
@@ -288,27 +290,28 @@ def _transposed(name: str, tensor: Tensor, num_heads: int) -> str:
     return f": if {name} is (batch, num_heads, seqlen, head_dim), pass {name}.transpose(1, 2)"
 
 
-def _check_vectors(q: Tensor, cache: Cache) -> None:
+def _check_vectors(p: Problem) -> None:
     """The int32 tensors of a call."""
-    _check_vector("cu_seqlens_q", cache.cu_seqlens_q, None, q)
-    batch = batch_size(q, cache)
-    _check_vector("cu_seqlens_k_new", cache.cu_seqlens_k_new, batch + 1, q)
-    _check_vector("cache_seqlens", cache.cache_seqlens, batch, q)
-    _check_vector("cache_batch_idx", cache.cache_batch_idx, batch, q)
-    _check_vector("cache_leftpad", cache.cache_leftpad, batch, q)
-    if cache.cu_seqlens_k_new is not None and cache.cu_seqlens_q is None:
+    q, seqs_k, pages = p.q, p.seqs_k, p.pages
+    _check_vector("cu_seqlens_q", p.seqs_q.cu_seqlens, None, q)
+    batch = batch_size(p)
+    _check_vector("cu_seqlens_k_new", seqs_k.cu_appended, batch + 1, q)
+    _check_vector("cache_seqlens", seqs_k.seqused, batch, q)
+    _check_vector("cache_batch_idx", pages.batch_idx, batch, q)
+    _check_vector("cache_leftpad", seqs_k.leftpad, batch, q)
+    if seqs_k.cu_appended is not None and p.seqs_q.cu_seqlens is None:
         raise ValueError("cu_seqlens_k_new must come with cu_seqlens_q, got cu_seqlens_q=None")
-    if cache.block_table is not None:
-        if cache.cache_batch_idx is not None:
+    if pages.block_table is not None:
+        if pages.batch_idx is not None:
             raise ValueError("block_table and cache_batch_idx must not both be given")
-        _check_table(cache.block_table, batch, q)
+        _check_table(pages.block_table, batch, q)
 
 
 def _check_vector(name: str, vector: Tensor | None, count: int | None, q: Tensor) -> None:
     """int32 (count,), on the device of q; without `count`, cu_seqlens of any batch."""
     if vector is None:
         return
-    checks._check_int32_vector(name, vector, q.device)
+    check_int32_vector(name, vector, q.device)
     if count is None and vector.shape[0] == 0:
         raise ValueError(f"{name} must have batch + 1 elements, got 0")
     if count is not None and vector.shape[0] != count:
@@ -322,7 +325,7 @@ def _check_table(table: Tensor, batch: int, q: Tensor) -> None:
         raise ValueError(
             f"block_table must be ({batch}, pages of a sequence), got shape {tuple(table.shape)}"
         )
-    checks._check_device("block_table", table, q.device)
+    check_device("block_table", table, q.device)
 
 
 def _check_rotary(q: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -339,108 +342,3 @@ def _check_rotary(q: Tensor, cos: Tensor, sin: Tensor) -> None:
         )
     _check_like_q("rotary_cos", cos, q)
     _check_like_q("rotary_sin", sin, q)
-
-
-def _check_aligned(name: str, cache: Tensor, backend: Backend) -> None:
-    head_dim, strides = cache.shape[-1], cache.stride()
-    if head_dim % 8 != 0:
-        raise ValueError(
-            f"{name} must have a head_dim that is a multiple of 8 on the {backend.name} backend, "
-            f"as it is used in place, got {head_dim}"
-        )
-    if cache.data_ptr() % 16 != 0 or any(stride % 8 != 0 for stride in strides[:-1]):
-        raise ValueError(
-            f"{name} must have rows on 16-byte boundaries on the {backend.name} backend, as it is "
-            f"used in place, got address {cache.data_ptr():#x} and strides {strides} of "
-            f"{cache.element_size()} bytes"
-        )
-
-
-def _check_held(held: list[int], rows_new: list[int], most: int) -> None:
-    for i, (rows, new) in enumerate(zip(held, rows_new, strict=True)):
-        if rows < 0 or rows + new > most:
-            appended = f" and {new} new ones" if new else ""
-            raise ValueError(
-                f"cache_seqlens must be from 0 to what the cache can hold of a sequence, {most} "
-                f"rows, got {rows}{appended} at {i}"
-            )
-
-
-def _host_padding(cache_leftpad: Tensor, ends: list[int]) -> list[int]:
-    padding: list[int] = cache_leftpad.tolist()
-    for i, (rows, end) in enumerate(zip(padding, ends, strict=True)):
-        if not 0 <= rows <= end:
-            raise ValueError(
-                "cache_leftpad must be from 0 to the length of each sequence, "
-                f"got {rows} of {end} rows at {i}"
-            )
-    return padding
-
-
-def _check_cache_rows(cache_batch_idx: Tensor, rows: int) -> None:
-    for i, row in enumerate(cache_batch_idx.tolist()):
-        if not 0 <= row < rows:
-            raise ValueError(
-                f"cache_batch_idx must be from 0 to {rows - 1}, the rows of k_cache, "
-                f"got {row} at {i}"
-            )
-
-
-def _check_pages(table: Tensor, begins: list[int], ends: list[int], k_cache: Tensor) -> None:
-    """The entries of positions from `begins` to `ends`; others may hold anything."""
-    num_pages, page_size = k_cache.shape[:2]
-    if table.numel() == 0:
-        return
-    low, high = (int(entry) for entry in torch.aminmax(table))
-    if low >= 0 and high < num_pages:
-        return
-    first, last = torch.tensor([begins, ends])[..., None]
-    column = torch.arange(table.shape[1])
-    used = (column >= first // page_size) & (column * page_size < last)
-    wrong = (used & ((table < 0) | (table >= num_pages))).nonzero().tolist()
-    if wrong:
-        i, at = wrong[0]
-        raise ValueError(
-            f"block_table must hold pages from 0 to {num_pages - 1} for the {ends[i]} rows of "
-            f"sequence {i}, got {int(table[i, at])} at [{i}, {at}]"
-        )
-
-
-def _check_targets(cache: Cache, held: list[int], ends: list[int], page_size: int) -> None:
-    """No two new rows go to the same place."""
-    table, name, what = cache.block_table, "block_table", "page"
-    if cache.cache_batch_idx is not None:  # a table of one page for each sequence
-        table, name, what = cache.cache_batch_idx[:, None], "cache_batch_idx", "cache row"
-    parts = [
-        (i, column)
-        for i, (begin, end) in enumerate(zip(held, ends, strict=True))
-        if begin < end
-        for column in range(begin // page_size, -(-end // page_size))
-    ]
-    if table is None or len(parts) < 2:
-        return
-    sequences, columns = map(list, zip(*parts, strict=True))
-    pages = table[sequences, columns].tolist()
-    if len(set(pages)) == len(pages):
-        return
-    taken: dict[int, list[tuple[int, int, int]]] = {}
-    for (i, column), page in zip(parts, pages, strict=True):
-        start = max(held[i] - column * page_size, 0)
-        stop = min(ends[i] - column * page_size, page_size)
-        others = taken.setdefault(page, [])
-        for other_start, other_stop, other in others:
-            if start < other_stop and other_start < stop:
-                raise ValueError(
-                    f"{name} must not send new rows of two sequences to one place, got sequences "
-                    f"{other} and {i} in {what} {page} at {max(start, other_start)}"
-                )
-        others.append((start, stop, i))
-
-
-def _check_angles(rotary_cos: Tensor, held: list[int], turned: list[int]) -> None:
-    positions = max((a + b for a, b in zip(held, turned, strict=True) if b != 0), default=0)
-    if rotary_cos.shape[0] < positions:
-        raise ValueError(
-            f"rotary_cos must have a row for each of {positions} positions, "
-            f"got {rotary_cos.shape[0]}"
-        )

@@ -1,233 +1,120 @@
-"""Tensors -> one call of a native module.
+"""A `problem` -> one call of a native module.
 
-The functions take arguments that `checks` has accepted, bring inputs into a layout that the
-backend reads, allocate the results, and hand over pointers, shapes and strides.
+Arguments have been accepted by checks. Here inputs get a layout that the backend reads, results are
+allocated, and pointers, shapes and strides handed over. A cache is never copied: it is read, and
+written, where it lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, contiguous_format
 
-from flash_attn2._impl import backends
+from flash_attn2._impl import backends, overlap
 from flash_attn2._impl.backends import Backend
-from flash_attn2._impl.tensors import address
+from flash_attn2._impl.lower import lower, lower_append, with_addresses
+from flash_attn2._impl.problem import (
+    NO_PAGES,
+    NO_SEQLENS,
+    Gradient,
+    Gradients,
+    Options,
+    Problem,
+    Result,
+    batch_size,
+    unpacked,
+    with_qkv,
+)
+from flash_attn2._impl.schema import KVCACHE_APPEND_FORWARD
 
 # Results are allocated through these names, so that tests can poison them.
-_empty = torch.empty
-_empty_like = torch.empty_like
+empty = torch.empty
+empty_like = torch.empty_like
 
-Result = tuple[Tensor, Tensor, Tensor | None]
-Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-
-
-class Options(NamedTuple):
-    """What both layouts take beside their tensors; see `functional` for the meaning."""
-
-    softmax_scale: float | None = None  # None: 1 / sqrt(head_dim)
-    window_left: int = -1
-    window_right: int = -1
-    softcap: float = 0.0
-    alibi_slopes: Tensor | None = None
-    sink: Tensor | None = None
-    dropout_p: float = 0.0
-    deterministic: bool = False
+# dropout_p, softmax_scale, causal, window_size, softcap, as `flash_attn_func` takes them.
+DirectOptions = tuple[float, "float | None", bool, tuple[int, int], float]
 
 
-class Packing(NamedTuple):
-    """Where the sequences of packed tensors lie, and upper bounds of their lengths."""
+def forward(p: Problem, over_cache: bool) -> Result:
+    """out, lse and rng_state.
 
-    cu_seqlens_q: Tensor  # int32 (batch + 1,)
-    cu_seqlens_k: Tensor  # int32 (batch + 1,)
-    seqused_k: Tensor | None  # int32 (batch,): keys that count
-    max_seqlen_q: int
-    max_seqlen_k: int
-
-
-class Saved(NamedTuple):
-    """Inputs and results of a forward pass: the tensors that its backward pass reads."""
-
-    q: Tensor
-    k: Tensor | None
-    v: Tensor | None
-    out: Tensor
-    lse: Tensor
-    rng_state: Tensor | None
-
-
-def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of queries, keys and values.
-
-    Without v, k is (..., 2, num_heads_kv, head_dim) and holds keys and values. Without k, q is
-    (..., 3, num_heads, head_dim) and holds all three.
+    Over a cache, first writes what there is to append; whatever can be refused is refused before.
     """
-    if k is None:
-        return q.unbind(-3)  # type: ignore[return-value]
-    if v is None:
-        return q, *k.unbind(-3)  # type: ignore[return-value]
-    return q, k, v
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, options: Options) -> Result:
-    """(batch, seqlen, num_heads, head_dim) -> out, lse (batch, num_heads, seqlen_q), rng_state."""
-    lse = dense_lse(q)
-    plain_options = _plain_options(options)
-    if plain_options is not None:
-        out = plain(q, k, v, lse, plain_options)
-        if out is not None:
-            return out, lse, None
-    return _forward(q, k, v, lse, options, _dense_lengths(q, k))
-
-
-def lse_shape(q: Tensor) -> tuple[int, ...]:
-    """Of the lse of dense or packed queries."""
-    *batch, rows, num_heads, _ = q.shape
-    return (*batch, num_heads, rows)
-
-
-def dense_lse(q: Tensor) -> Tensor:
-    """Memory for the lse of queries (batch, seqlen_q, num_heads, head_dim)."""
-    batch, seqlen_q, num_heads, _ = q.shape
-    return _empty(batch, num_heads, seqlen_q, dtype=torch.float32, device=q.device)
-
-
-def varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: Options) -> Result:
-    """Packed (total, num_heads, head_dim) -> out, lse (num_heads, total_q), rng_state."""
-    lse = _empty(lse_shape(q), dtype=torch.float32, device=q.device)
-    packing = _contiguous_packing(packing)
-    out, lse, rng_state = _forward(q, k, v, lse, options, _packed_lengths(q, k, packing))
-    if packing.cu_seqlens_q.is_cpu and (end := int(packing.cu_seqlens_q[-1])) < q.shape[0]:
+    backend = backends.serving(p.q)
+    dtype_name = backend.dtype_names.get(p.q.dtype) or backend.dtype_name(p.q.dtype)
+    *batch, rows, num_heads, head_dim = p.q.shape
+    if p.append is not None:
+        p = _apart_from_caches(p)
+    p = readable_problem(p, backend, over_cache)
+    q, options, out = p.q, p.options, p.out
+    if out is None:
+        out = empty_like(q, memory_format=contiguous_format)
+    lse = empty((*batch, num_heads, rows), dtype=torch.float32, device=q.device)
+    rng_state = draw_rng_state(q.device) if options.dropout.drop_prob > 0 else None
+    if p.append is not None:
+        _append_and_attend(p, backend, dtype_name, out, lse)
+    elif lse.numel() != 0 and not (
+        backend.forward_direct is not None
+        and p.seqs_q is NO_SEQLENS
+        and not over_cache
+        and options.sink is None
+        and (direct_options := may_be_direct(p)) is not None
+        and backend.forward_direct(
+            (q, p.k, p.v, out), lse.data_ptr(), direct_options, torch.get_num_threads()
+        )
+    ):
+        problem = lower(p, dtype_name, out, lse, rng_state, head_dim, over_cache)
+        backend.run(backend.module.forward, problem, q.device)
+    cu_seqlens = p.seqs_q.cu_seqlens
+    if cu_seqlens is not None and q.is_cpu and (end := int(cu_seqlens[-1])) < rows:
         out[end:] = 0
         lse[:, end:] = -torch.inf
-    return out, lse, rng_state
-
-
-def dense_backward(
-    grad_out: Tensor | None, grad_lse: Tensor | None, saved: Saved, options: Options
-) -> Gradients:
-    """Gradients of q, k, v (each as `saved` holds it, None where that is None) and of the sink.
-
-    Of grad_out and grad_lse, None is zeros.
-    """
-    lengths = _dense_lengths(saved.q, saved.q if saved.k is None else saved.k)
-    return _backward(grad_out, grad_lse, saved, options, lengths, _empty_like)
-
-
-def varlen_backward(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    saved: Saved,
-    packing: Packing,
-    options: Options,
-) -> Gradients:
-    """As `dense_backward`; zeros for rows of no sequence and for keys past seqused_k."""
-    packing = _contiguous_packing(packing)
-    lengths = _packed_lengths(saved.q, saved.q if saved.k is None else saved.k, packing)
-    return _backward(grad_out, grad_lse, saved, options, lengths, torch.zeros_like)
-
-
-# Plain calls: the native module looks at the tensors and checks everything for itself, and takes
-# what needs neither a copy nor an error message (csrc/bindings/direct_call.h). Otherwise nothing
-# happens. A tiny call takes half the time or less this way.
-
-# dropout_p, softmax_scale, causal, window_size, softcap as in `functional`.
-PlainOptions = tuple[float, float | None, bool, tuple[int, int], float]
-
-
-def plain(
-    q: Tensor, k: Tensor, v: Tensor, lse: Tensor | None, options: PlainOptions
-) -> Tensor | None:
-    """`out` of dense tensors, or None. Fills `lse`, where given. Nothing need be checked before."""
-    backend = backends.serving(q)
-    if backend.forward_direct is None:
-        return None
-    try:
-        out = _empty_like(q, memory_format=contiguous_format)
-    except RuntimeError:  # nested, sparse: the checks say so
-        return None
-    pointer = 0 if lse is None else lse.data_ptr()
-    done = backend.forward_direct((q, k, v, out), pointer, options, torch.get_num_threads())
-    return out if done else None
-
-
-def plain_backward(
-    grad_out: Tensor | None, grad_lse: Tensor | None, saved: Saved, options: Options
-) -> Gradients | None:
-    """`dense_backward`, or None. Nothing need be checked before."""
-    q, k, v, out, lse, _ = saved
-    backend = backends.serving(q)
-    plain_options = _plain_options(options)
-    if (
-        backend.backward_direct is None
-        or plain_options is None
-        or grad_out is None
-        or grad_lse is not None
-        or k is None
-        or v is None
-    ):
-        return None
-    grad_q, grad_k, grad_v = (_empty_like(x, memory_format=contiguous_format) for x in (q, k, v))
-    done = backend.backward_direct(
-        (q, k, v, out),
-        lse,
-        (grad_out, grad_q, grad_k, grad_v),
-        plain_options,
-        _deterministic(options),
-        torch.get_num_threads(),
-    )
-    return (grad_q, grad_k, grad_v, None) if done else None
-
-
-def _plain_options(options: Options) -> PlainOptions | None:
-    scale, left, right, softcap, slopes, sink, dropout_p, _ = options
-    if slopes is not None or sink is not None or dropout_p > 0:
-        return None
-    return dropout_p, scale, False, (left, right), softcap
-
-
-def _deterministic(options: Options) -> bool:
-    return options.deterministic or torch.are_deterministic_algorithms_enabled()
-
-
-def draw_rng_state(device: torch.device) -> Tensor:
-    """(seed, offset) as int64 (2,), from torch's default generator of `device`."""
-    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
-
-
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, lse: Tensor, options: Options, lengths: dict[str, int]
-) -> Result:
-    backend = backends.serving(q)
-    dtype_name = backend.dtype_name(q.dtype)
-    head_dim = q.shape[-1]
-    q, k, v = _readable(q, backend), _readable(k, backend), _readable(v, backend)
-    out = _empty_like(q, memory_format=contiguous_format)
-    options = _contiguous_options(options)
-    rng_state = draw_rng_state(q.device) if options.dropout_p > 0 else None
-    if lse.numel() != 0:
-        problem = _problem(q, k, v, out, lse, rng_state, options, head_dim, lengths)
-        problem["dtype"] = dtype_name
-        backend.forward(problem, q.device)
     return _without_padding(out, head_dim), lse, rng_state
 
 
-def _backward(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    saved: Saved,
-    options: Options,
-    lengths: dict[str, int],
-    allocate: Callable[..., Tensor],
-) -> Gradients:
-    q, k, v = unpacked(*saved[:3])
+def _append_and_attend(
+    p: Problem, backend: Backend, dtype_name: str, out: Tensor, lse: Tensor
+) -> None:
+    """One native call for both, with an append that is rotated, of readable tensors."""
+    append, q = p.append, p.q
+    assert append is not None
+    if append.rotary.cos is not None:
+        p = p._replace(q=empty_like(q, memory_format=contiguous_format))
+    if append.new_k.numel() != 0 or q.numel() != 0:
+        problem = lower(p, dtype_name, out, lse, None, q.shape[-1], over_cache=True)
+        problem["append"] = lower_append(append, p.seqs_k, q)
+        backend.run(backend.module.forward, problem, q.device)
+    for cache in (p.k, p.v):
+        assert cache is not None
+        if not cache.is_inference():  # those have no versions
+            torch.autograd.graph.increment_version(cache)
+
+
+def backward(gradient: Gradient) -> Gradients:
+    """Gradients of q, k, v (each as the problem holds it, None where that is None), and of the
+    sink.
+
+    Of grad_out and grad_lse, None is zeros. Of varlen tensors, rows of no sequence, and keys past
+    seqused, get zeros.
+    """
+    grad_out, grad_lse, p = gradient
+    varlen = p.seqs_q.cu_seqlens is not None
+    allocate: Callable[..., Tensor] = torch.zeros_like if varlen else empty_like
+    given, sink, drop_rng = (p.q, p.k, p.v), p.options.sink, p.options.dropout.rng_state
+    assert p.out is not None
+    assert p.lse is not None
+    q = p.q
+    if p.v is None:
+        q, k, v = unpacked(*given)
+        p = with_qkv(p, q, k, v)
     backend = backends.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
     head_dim = q.shape[-1]
-    q, k, v, out = (_readable(x, backend) for x in (q, k, v, saved.out))
-    options = _contiguous_options(options)
+    p = readable_problem(p, backend, over_cache=False)
+    q, out = p.q, readable(p.out, backend)  # type: ignore[arg-type]
 
     def gradient_of(x: Tensor | None) -> Tensor | None:
         if x is None:
@@ -236,30 +123,32 @@ def _backward(
             x = x[..., :1].expand(*x.shape[:-1], q.shape[-1])  # with the padding of q
         return allocate(x, memory_format=contiguous_format)
 
-    grads = [gradient_of(x) for x in saved[:3]]
-    grad_sink = None if options.sink is None else allocate(options.sink)
-    lse, rng_state = saved.lse.contiguous(), _contiguous(saved.rng_state)
+    grads = [gradient_of(x) for x in given]
+    grad_sink = None if sink is None else allocate(sink)
+    lse = p.lse.contiguous()  # type: ignore[union-attr]
+    rng_state = None if drop_rng is None else drop_rng.contiguous()
     if lse.numel() != 0:
         if grad_out is None:
             grad_out = q.new_zeros(q.shape[-1]).expand(q.shape)
         else:
-            grad_out = _readable(grad_out.to(q.dtype), backend)
-        grad_q, grad_k, grad_v = unpacked(*grads)  # type: ignore[arg-type]
-        problem = _problem(q, k, v, out, lse, rng_state, options, head_dim, lengths)
-        problem.update(
-            dtype=dtype_name,
-            grad_out=_strided(grad_out),
-            grad_q=_strided(grad_q),
-            grad_k=_strided(grad_k),
-            grad_v=_strided(grad_v),
-            deterministic=_deterministic(options),
-        )
+            grad_out = readable(grad_out.to(q.dtype), backend)
         if grad_lse is not None:
             grad_lse = grad_lse.to(torch.float32).contiguous()
-            problem["grad_lse"] = address(grad_lse)
+        grad_q, grad_k, grad_v = unpacked(*grads)  # type: ignore[arg-type]
+        problem: dict[str, Any] = {
+            "grad_out": grad_out,
+            "grad_q": grad_q,
+            "grad_k": grad_k,
+            "grad_v": grad_v,
+        }
+        if grad_lse is not None:
+            problem["grad_lse"] = grad_lse
         if grad_sink is not None:
-            problem["grad_sink"] = address(grad_sink)
-        backend.backward(problem, q.device)
+            problem["grad_sink"] = grad_sink
+        with_addresses(problem)
+        problem["deterministic"] = is_deterministic(p.options)
+        problem["forward"] = lower(p, dtype_name, out, lse, rng_state, head_dim)
+        backend.run(backend.module.backward, problem, q.device)
     else:
         for grad in (*grads, grad_sink):
             if grad is not None:
@@ -268,114 +157,145 @@ def _backward(
     return *grads, grad_sink  # type: ignore[return-value]
 
 
-def _problem(
+# Direct calls: the native module looks at the tensors and checks everything for itself, and takes
+# what needs neither a copy nor an error message (csrc/bindings/direct_call.h). Otherwise nothing
+# happens. A tiny call takes half the time or less this way.
+
+
+def may_be_direct(p: Problem) -> DirectOptions | None:
+    """The options of a direct call, where lengths and options are such as those have."""
+    scale, (left, right), (softcap, slopes), sink, (drop_prob, _), _ = p.options
+    if p.seqs_q is not NO_SEQLENS or slopes is not None or sink is not None or drop_prob != 0:
+        return None
+    return 0.0, scale, False, (left, right), softcap
+
+
+def backward_direct(gradient: Gradient) -> Gradients | None:
+    """`backward`, or None. Nothing need be checked before."""
+    grad_out, grad_lse, p = gradient
+    q, k, v, out, lse = p.q, p.k, p.v, p.out, p.lse
+    if grad_out is None or grad_lse is not None or k is None or v is None:
+        return None
+    if (options := may_be_direct(p)) is None or out is None or lse is None:
+        return None
+    deterministic = p.options.deterministic
+    grads = backward_directly(q, k, v, out, lse, grad_out, options, deterministic)
+    return None if grads is None else (*grads, None)
+
+
+def backward_directly(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    rng_state: Tensor | None,
-    options: Options,
-    head_dim: int,
-    lengths: dict[str, int],
-) -> dict[str, Any]:
-    """The fields that forward and backward share, but for the dtype.
-
-    Tensors are laid out as the backend reads them; head_dim is that before any padding.
-    """
-    scale, window_left, window_right, softcap, slopes, sink, dropout_p, _ = options
-    shape = q.shape
-    problem: dict[str, Any] = {
-        **lengths,
-        "num_heads": shape[-2],
-        "num_heads_kv": k.shape[-2],
-        "head_dim": shape[-1],
-        "q": _strided(q),
-        "k": _strided(k),
-        "v": _strided(v),
-        "out": _strided(out),
-        "lse": address(lse),
-        "softmax_scale": head_dim**-0.5 if scale is None else scale,
-        "window_left": window_left,
-        "window_right": window_right,
-        "softcap": softcap,
-    }
-    if slopes is not None:
-        problem["alibi_slopes"] = address(slopes)
-        problem["alibi_batch_stride"] = slopes.stride(0) if slopes.ndim == 2 else 0
-    if sink is not None:
-        problem["sink"] = address(sink)
-    if rng_state is not None:
-        problem["drop_prob"] = dropout_p
-        problem["rng_state"] = address(rng_state)
-    return problem
+    grad_out: Tensor,
+    options: DirectOptions,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Gradients of q, k and v, or None."""
+    function = backends.serving(q).backward_direct
+    if function is None:
+        return None
+    grads = (
+        empty_like(q, memory_format=contiguous_format),
+        empty_like(k, memory_format=contiguous_format),
+        empty_like(v, memory_format=contiguous_format),
+    )
+    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
+    threads = torch.get_num_threads()
+    done = function((q, k, v, out), lse, (grad_out, *grads), options, deterministic, threads)
+    return grads if done else None
 
 
-def _dense_lengths(q: Tensor, k: Tensor) -> dict[str, int]:
-    shape = q.shape
-    return {"batch": shape[0], "seqlen_q": shape[1], "seqlen_k": k.shape[1]}
+def is_deterministic(options: Options) -> bool:
+    """Whether gradients have to be bitwise the same in every run."""
+    return options.deterministic or torch.are_deterministic_algorithms_enabled()
 
 
-def _packed_lengths(q: Tensor, k: Tensor, packing: Packing) -> dict[str, int]:
-    cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k = packing
-    lengths = {
-        "batch": cu_seqlens_q.shape[0] - 1,
-        "seqlen_q": max_seqlen_q,
-        "seqlen_k": max_seqlen_k,
-        "total_q": q.shape[0],
-        "total_k": k.shape[0],
-        "cu_seqlens_q": address(cu_seqlens_q),
-        "cu_seqlens_k": address(cu_seqlens_k),
-    }
-    if seqused_k is not None:
-        lengths["seqused_k"] = address(seqused_k)
-    return lengths
+def draw_rng_state(device: torch.device) -> Tensor:
+    """(seed, offset) as int64 (2,), from torch's default generator of `device`."""
+    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
 
 
-def _strided(t: Tensor) -> tuple[int, ...]:
-    """(data_ptr, batch_stride, row_stride, head_stride) in elements."""
-    strides = t.stride()
-    batch_stride = strides[0] if len(strides) == 4 else 0
-    return address(t), batch_stride, strides[-3], strides[-2]
+# Layouts. Addresses are taken after these, from tensors that the caller holds until the kernel has
+# run.
 
 
-# Pointers are taken after these, from tensors that the caller holds until the kernel has run.
+def readable_problem(p: Problem, backend: Backend, over_cache: bool) -> Problem:
+    """With tensors as kernels read them, copied where they are not so; caches stay."""
+    q, k, v, seqs_q, seqs_k, options, pages, num_splits, append, *results = p
+    rows: list[Any] = [q] if over_cache else [q, k, v]
+    if append is not None:
+        rows += append[:2]
+    copied = False
+    for i, x in enumerate(rows):
+        if x.stride(-1) != 1 or (backend.aligned and not is_readable(x, backend)):
+            rows[i], copied = _copied(x, backend), True
+    if copied:
+        if append is not None:
+            append = append._replace(new_k=rows[-2], new_v=rows[-1])
+        q, k, v = (rows[0], k, v) if over_cache else rows[:3]
+        p = Problem(q, k, v, seqs_q, seqs_k, options, pages, num_splits, append, *results)
+    slopes, sink = options.score_mod.alibi_slopes, options.sink
+    if seqs_k is NO_SEQLENS and slopes is None and sink is None:
+        return p
+    vectors = [slopes, sink]
+    if seqs_q is not NO_SEQLENS or seqs_k is not NO_SEQLENS:
+        vectors += seqs_q[:2]
+        vectors += seqs_k[:2]
+        vectors += seqs_k.leftpad, seqs_k.cu_appended
+    if append is not None:
+        vectors += append.rotary[:2]
+    if pages is not NO_PAGES:
+        vectors.append(pages.batch_idx)
+    for vector in vectors:
+        if vector is not None and not vector.is_contiguous():
+            p = _contiguous_vectors(p)
+            break
+    if pages.block_table is not None and pages.block_table.stride(1) != 1:
+        p = p._replace(pages=pages._replace(block_table=pages.block_table.contiguous()))
+    if seqs_k.cu_appended is not None and seqs_k.seqused is None and seqs_k.max_seqlen is not None:
+        # Kernels add what is appended to lengths of each sequence.
+        lengths = torch.full(
+            (batch_size(p),), seqs_k.max_seqlen, dtype=torch.int32, device=q.device
+        )
+        p = p._replace(seqs_k=p.seqs_k._replace(seqused=lengths))
+    return p
 
 
-def _contiguous(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
+def _contiguous_vectors(p: Problem) -> Problem:
+    def contiguous(x: Any) -> Any:
+        return x.contiguous() if isinstance(x, Tensor) else x
 
+    def of(struct: Any) -> Any:
+        return type(struct)(*map(contiguous, struct))
 
-def _contiguous_options(options: Options) -> Options:
-    if options.alibi_slopes is None and options.sink is None:
-        return options
-    return options._replace(
-        alibi_slopes=_contiguous(options.alibi_slopes), sink=_contiguous(options.sink)
+    options = of(p.options)._replace(score_mod=of(p.options.score_mod))
+    append = p.append
+    if append is not None:
+        append = append._replace(rotary=of(append.rotary))
+    batch_idx = contiguous(p.pages.batch_idx)
+    return p._replace(
+        seqs_q=of(p.seqs_q),
+        seqs_k=of(p.seqs_k),
+        options=options,
+        pages=p.pages._replace(batch_idx=batch_idx),
+        append=append,
     )
 
 
-def _contiguous_packing(packing: Packing) -> Packing:
-    cu_seqlens_q, cu_seqlens_k, seqused_k, *bounds = packing
-    if (
-        cu_seqlens_q.is_contiguous()
-        and cu_seqlens_k.is_contiguous()
-        and (seqused_k is None or seqused_k.is_contiguous())
-    ):
-        return packing
-    return Packing(
-        cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), _contiguous(seqused_k), *bounds
-    )
-
-
-def _readable(t: Tensor, backend: Backend) -> Tensor:
+def readable(t: Tensor, backend: Backend) -> Tensor:
     """`t` in rows that the backend reads, a copy where it has others.
 
     Every tensor whose rows a kernel reads goes through here, and what comes out is so whatever
     strides or address came in: the last stride is 1, and for CUDA kernels each row starts on 16
     bytes and has a head_dim that is padded with zeros to a multiple of 8.
     """
-    if _is_readable(t, backend):
-        return t
+    return t if is_readable(t, backend) else _copied(t, backend)
+
+
+def _copied(t: Tensor, backend: Backend) -> Tensor:
     padding = -t.shape[-1] % 8 if backend.aligned else 0
     if padding == 0:
         copy = t.clone(memory_format=contiguous_format)
@@ -383,20 +303,40 @@ def _readable(t: Tensor, backend: Backend) -> Tensor:
         head_dim = t.shape[-1]
         copy = t.new_zeros(*t.shape[:-1], head_dim + padding)
         copy[..., :head_dim] = t
-    assert _is_readable(copy, backend), (copy.shape, copy.stride(), copy.data_ptr())
+    assert is_readable(copy, backend), (copy.shape, copy.stride(), copy.data_ptr())
     return copy
 
 
-def _is_readable(t: Tensor, backend: Backend) -> bool:
+def is_readable(t: Tensor, backend: Backend) -> bool:
+    """Whether the backend reads rows like those of `t`."""
     strides = t.stride()
-    if strides[-1] != 1 or not backend.aligned:
-        return strides[-1] == 1
-    return (
-        t.shape[-1] % 8 == 0
-        and t.data_ptr() % 16 == 0
-        and all(stride % 8 == 0 for stride in strides[:-1])
+    return strides[-1] == 1 and (
+        not backend.aligned
+        or (
+            t.shape[-1] % 8 == 0
+            and t.data_ptr() % 16 == 0
+            and all(stride % 8 == 0 for stride in strides[:-1])
+        )
     )
 
 
 def _without_padding(t: Tensor, head_dim: int) -> Tensor:
     return t if t.shape[-1] == head_dim else t[..., :head_dim].contiguous()
+
+
+def _apart_from_caches(p: Problem) -> Problem:
+    """With copies of what shares memory with the caches, which are written before it is read."""
+    k_cache, v_cache = p.k, p.v
+    assert k_cache is not None
+    assert v_cache is not None
+    q, _, _, *rest = KVCACHE_APPEND_FORWARD.flatten(p)
+    if not overlap.any_close((k_cache, v_cache), (q, *rest)):
+        return p
+
+    def apart(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        overlaps = (overlap.tensors_overlap(written, x) for written in (k_cache, v_cache))
+        return x.clone() if any(overlaps) else x
+
+    return KVCACHE_APPEND_FORWARD.unflatten([apart(q), k_cache, v_cache, *map(apart, rest)])

@@ -19,26 +19,15 @@ from torch.nn import Parameter
 
 from flash_attn2._impl.tensors import SURELY_MEMORY, has_memory
 
-PLAIN, DIFFERENTIATED, TRANSFORMED, OBSERVED = range(4)
+UNOBSERVED, DIFFERENTIATED, TRANSFORMED, OBSERVED = range(4)
 
 
-def circumstances(tensors: tuple[Tensor | None, ...]) -> int:
+def circumstances(tensors: tuple[Tensor | None, ...], memory: bool = True) -> int:
     """Of a call with these tensors, q first. When in doubt, something observes the op.
 
-    NotImplementedError where forward-mode differentiation goes through them.
+    NotImplementedError where forward-mode differentiation goes through them. Without `memory`, for
+    native code that refuses tensors without memory itself.
     """
-    return with_memory(circumstances_of_plain(tensors), tensors)
-
-
-def with_memory(around: int, tensors: tuple[Tensor | None, ...]) -> int:
-    """`circumstances`, after those of a plain call."""
-    return OBSERVED if around <= DIFFERENTIATED and not _in_memory(tensors) else around
-
-
-def circumstances_of_plain(tensors: tuple[Tensor | None, ...]) -> int:
-    """`circumstances` for native code that refuses tensors without memory itself."""
-    q = tensors[0]
-    assert q is not None
     # At a level of forward-mode differentiation, a tangent must not get lost.
     if forward_ad._current_level >= 0:
         refuse_tangents(tensors)
@@ -46,6 +35,8 @@ def circumstances_of_plain(tensors: tuple[Tensor | None, ...]) -> int:
     if transform is not None:
         functionalized = transform.key() == TransformType.Functionalize
         return OBSERVED if functionalized else TRANSFORMED
+    q = tensors[0]
+    assert q is not None
     if (
         not (q.is_cpu or q.is_cuda)
         or _len_torch_dispatch_stack() != 0
@@ -54,19 +45,23 @@ def circumstances_of_plain(tensors: tuple[Tensor | None, ...]) -> int:
         or _profiler_enabled()
     ):
         return OBSERVED
-    grad_enabled = is_grad_enabled()
-    differentiated = False
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if (type(tensor) is not Tensor and type(tensor) is not Parameter) or tensor.is_neg():
-            return OBSERVED
-        if grad_enabled and tensor.requires_grad:
-            differentiated = True
-    return DIFFERENTIATED if differentiated else PLAIN
+    around, grad_enabled = UNOBSERVED, is_grad_enabled()
+    try:
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            if (type(tensor) is not Tensor and type(tensor) is not Parameter) or tensor.is_neg():
+                return OBSERVED
+            if grad_enabled and tensor.requires_grad:
+                around = DIFFERENTIATED
+            if memory and tensor.data_ptr() < SURELY_MEMORY and not has_memory(tensor):
+                return OBSERVED
+    except RuntimeError:  # no storage
+        return OBSERVED
+    return around
 
 
-def _in_memory(tensors: tuple[Tensor | None, ...]) -> bool:
+def in_memory(tensors: tuple[Tensor | None, ...]) -> bool:
     """False for what only the dispatcher can read: zero, functional, batched, sparse tensors.
 
     And for tensors whose memory was freed, which the kernels of the ops refuse.

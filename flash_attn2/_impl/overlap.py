@@ -7,7 +7,8 @@ are the same in every step.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -32,6 +33,22 @@ def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def any_close(written: Sequence[Tensor], values: Iterable[Any]) -> bool:
+    """Whether the range of addresses of a tensor among `values` meets that of one written to."""
+    spans: list[tuple[int, int]] = []
+    for x in (*written, *values):
+        if isinstance(x, Tensor):
+            begin = x.data_ptr()  # as `span` does, without a call for each
+            end = begin + _extent(x.shape, x.stride()) * x.element_size()
+            if len(spans) < len(written):
+                spans.append((begin, end))
+                continue
+            for begin_y, end_y in spans:
+                if begin < end_y and begin_y < end:
+                    return True
+    return False
 
 
 def tensors_overlap(a: Tensor, b: Tensor) -> bool:

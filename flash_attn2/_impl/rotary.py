@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from flash_attn2._impl import checks
 from flash_attn2._impl.arguments import (
     as_int,
     as_number,
@@ -17,6 +16,7 @@ from flash_attn2._impl.arguments import (
     require_bool,
     require_tensor,
 )
+from flash_attn2._impl.checks import FLOAT_DTYPES, host_lengths
 from flash_attn2._impl.observe import is_ordinary, ordinary
 from flash_attn2._impl.tensors import in_memory, require_allocated
 
@@ -81,7 +81,7 @@ class RotaryEmbedding(nn.Module):
                 "x must be (batch, seqlen, num_heads, head_dim), or (total, num_heads, head_dim) "
                 f"with cu_seqlens, got shape {tuple(x.shape)}"
             )
-        if x.dtype not in checks._FLOAT_DTYPES:
+        if x.dtype not in FLOAT_DTYPES:
             raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
         require_allocated(x=x)
         if x.shape[-1] < self.dim:
@@ -152,7 +152,7 @@ def check_sequences(cu_seqlens: Tensor, x: Tensor) -> None:
         )
     if cu_seqlens.is_cpu and ordinary() and is_ordinary(cu_seqlens):
         cu_seqlens = in_memory("cu_seqlens", cu_seqlens)
-        checks._host_lengths("cu_seqlens", cu_seqlens, x.shape[0])
+        host_lengths("cu_seqlens", cu_seqlens, x.shape[0])
 
 
 def _positions(cu_seqlens: Tensor, total: int) -> Tensor:

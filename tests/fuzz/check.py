@@ -16,8 +16,8 @@ from torch import Tensor
 
 import flash_attn2
 from flash_attn2._impl import backends, launch
-from flash_attn2._impl.launch import Packing
 from flash_attn2.reference import (
+    Packing,
     attention_reference,
     gathered,
     kvcache_attention_reference,

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from flash_attn2._impl import cache_checks, checks
+from flash_attn2._impl import cache_values, forms
 
 LIMITS = (-(2**31), -(2**30), -17, -1, 0, 1, 2, 31, 100, 321, 10**6, 2**30, 2**31 - 1)
 
@@ -35,12 +35,10 @@ def make_hostile(arguments: dict[str, Any], seed: int) -> None:
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Nobody looks at values."""
-
-    def nothing(*args: Any) -> list[int]:
-        return []
-
     with (
-        mock.patch.multiple(checks, _host_lengths=nothing, _host_used=nothing),
-        mock.patch.object(cache_checks, "check_values", nothing),
+        mock.patch.object(forms.VARLEN, "check_values", None),
+        mock.patch.object(forms.KVCACHE, "check_values", cache_values.check_layout),
+        mock.patch.object(forms.KVCACHE_APPEND, "check_values", cache_values.check_layout),
+        mock.patch.object(cache_values, "check_paged_lengths"),
     ):
         yield

@@ -68,7 +68,7 @@ def guarded_results(behind: bool) -> Iterator[None]:
         return empty(*x.shape, dtype=x.dtype)
 
     with (
-        mock.patch.multiple(launch, _empty=empty, _empty_like=empty_like),
+        mock.patch.multiple(launch, empty=empty, empty_like=empty_like),
         mock.patch.object(backends, "allocated", empty),
     ):
         yield

@@ -191,7 +191,7 @@ def _expected_of_tensors(problem: Problem) -> list[str]:
     names = ("cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k")
     return [
         *lines,
-        f"packing = launch.Packing(*(given.pop(x, None) for x in {names}))",
+        f"packing = reference.Packing(*(given.pop(x, None) for x in {names}))",
         "want, want_lse, _ = reference.varlen_attention_reference(packing=packing, **given)",
     ]
 

@@ -15,24 +15,26 @@ import elf
 WRONG = {
     "address": """
 import torch
-from flash_attn2._impl import backends, launch
+from flash_attn2._impl import backends
+from flash_attn2._impl.lower import lower
+from flash_attn2._impl.problem import Problem
 q, k = torch.randn(1, 64, 1, 64), torch.randn(1, 64, 1, 64)
 out, lse = torch.empty_like(q), torch.empty(1, 1, 64)
-lengths = launch._dense_lengths(q, k) | {"seqlen_k": 65}
-problem = launch._problem(q, k, k, out, lse, None, launch.Options(), 64, lengths)
-backends.load("cpu").forward(problem | {"dtype": "float32"}, q.device)
+problem = lower(Problem(q, k, k), "float32", out, lse, None, 64)
+problem["seqs_k"]["max_seqlen"] = 65
+backends.load("cpu").forward(problem, q.device)
 """,
     "thread": """
 import threading, torch
-from flash_attn2._impl import backends, launch
+from flash_attn2._impl import backends
+from flash_attn2._impl.lower import lower
+from flash_attn2._impl.problem import Problem
 q = torch.randn(1, 256, 1, 64)
 out, lse = torch.empty_like(q), torch.empty(1, 1, 256)
-lengths = launch._dense_lengths(q, q)
-problem = launch._problem(q, q, q, out, lse, None, launch.Options(), 64, lengths)
-problem |= {"dtype": "float32", "execution": 1}
+problem = lower(Problem(q, q, q), "float32", out, lse, None, 64)
 def attend():
     for _ in range(20):
-        backends.load("cpu").forward(dict(problem), q.device)
+        backends.load("cpu").module.forward(problem, 1, torch.empty)
 threads = [threading.Thread(target=attend) for _ in range(2)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()

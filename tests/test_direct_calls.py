@@ -24,36 +24,36 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 class Calls:
-    """Counts native calls of each kind; plain ones only if they were taken."""
+    """Counts native calls of each kind; direct ones only if they were taken."""
 
-    def __init__(self, plain: bool) -> None:
+    def __init__(self, direct: bool) -> None:
         backend = backends.load("cpu")
-        self.plain = self.other = 0
+        self.direct = self.other = 0
 
-        def count_plain(function: Any) -> Any:
+        def count_direct(function: Any) -> Any:
             def call(*args: Any) -> bool:
                 done: bool = function(*args)
-                self.plain += done
+                self.direct += done
                 return done
 
-            return call if plain else None
+            return call if direct else None
 
         class Counting(backends.Backend):
-            def _run(inner, *args: Any) -> Any:  # noqa: N805
+            def run(inner, *args: Any) -> Any:  # noqa: N805
                 self.other += 1
-                return super()._run(*args)
+                return super().run(*args)
 
         fields = {field.name: getattr(backend, field.name) for field in dataclasses.fields(backend)}
-        fields["forward_direct"] = count_plain(backend.forward_direct)
-        fields["backward_direct"] = count_plain(backend.backward_direct)
+        fields["forward_direct"] = count_direct(backend.forward_direct)
+        fields["backward_direct"] = count_direct(backend.backward_direct)
         self.backend = Counting(**fields)
 
 
 @contextmanager
-def counted(plain: bool = True) -> Iterator[Calls]:
+def counted(direct: bool = True) -> Iterator[Calls]:
     with cpu_tensors_on("cpu"), pytest.MonkeyPatch.context() as patch:
-        calls = Calls(plain)
-        patch.setattr(backends, "_for_cpu_tensors", calls.backend)
+        calls = Calls(direct)
+        patch.setattr(backends, "for_cpu_tensors", calls.backend)
         yield calls
 
 
@@ -96,10 +96,10 @@ def test_same_as_other_calls(options: dict[str, Any], dtype: torch.dtype) -> Non
 
     with counted() as calls:
         ours = results()
-    assert (calls.plain, calls.other) == (5, 0)
-    with counted(plain=False) as calls:
+    assert (calls.direct, calls.other) == (5, 0)
+    with counted(direct=False) as calls:
         others = results()
-    assert calls.plain == 0
+    assert calls.direct == 0
     for x, y in zip(ours, others, strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=0)
 
@@ -113,9 +113,9 @@ def test_strides(view: Any) -> None:
     tensors = [view(x) for x in qkv()]
     with counted() as calls:
         ours = flash_attn_func(*tensors)
-    assert calls.plain == 1
+    assert calls.direct == 1
     assert ours.is_contiguous()
-    with counted(plain=False):
+    with counted(direct=False):
         torch.testing.assert_close(ours, flash_attn_func(*tensors), rtol=0, atol=0)
 
 
@@ -133,7 +133,7 @@ def test_no_queries() -> None:
     q, k, v = qkv()
     with counted() as calls:
         assert flash_attn_func(q[:, :0], k, v).shape == (2, 0, 4, 8)
-    assert (calls.plain, calls.other) == (0, 0)
+    assert (calls.direct, calls.other) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_no_queries() -> None:
 def test_options_that_need_more(options: dict[str, Any]) -> None:
     with counted() as calls:
         flash_attn_func(*qkv(), **options)
-    assert calls.plain == 0
+    assert calls.direct == 0
     assert calls.other >= 1
 
 
@@ -160,7 +160,7 @@ def test_parameters_and_inference_mode() -> None:
     torch.testing.assert_close(flash_attn_func(*frozen), expected, rtol=0, atol=0)
     with torch.inference_mode(), counted() as calls:
         assert flash_attn_func(*tensors).is_inference()
-    assert calls.plain == 1
+    assert calls.direct == 1
 
 
 def test_large_problems_on_two_threads() -> None:
@@ -174,8 +174,8 @@ def test_large_problems_on_two_threads() -> None:
 
     with counted() as calls:
         ours = results()
-    assert calls.plain == 2
-    with counted(plain=False):
+    assert calls.direct == 2
+    with counted(direct=False):
         for x, y in zip(ours, results(), strict=True):
             torch.testing.assert_close(x, y, rtol=0, atol=0)
 
@@ -223,7 +223,7 @@ def test_native_code_refuses_tensors_without_memory(kind: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "plain"),
+    ("change", "direct"),
     [
         (lambda lse: lse, 2),
         (lambda lse: lse.clone(), 2),
@@ -231,7 +231,7 @@ def test_native_code_refuses_tensors_without_memory(kind: int) -> None:
         (lambda lse: torch.stack([lse, lse], -1)[..., 0], 1),
     ],
 )
-def test_lse_is_looked_at(change: Any, plain: int) -> None:
+def test_lse_is_looked_at(change: Any, direct: int) -> None:
     tensors = [x.requires_grad_() for x in qkv()]
     grad = torch.randn(2, 5, 4, 8)
     expected = torch.autograd.grad(flash_attn_func(*tensors), tensors, grad)
@@ -242,6 +242,6 @@ def test_lse_is_looked_at(change: Any, plain: int) -> None:
         with hooks:
             out = flash_attn_func(*tensors)
         grads = torch.autograd.grad(out, tensors, grad)
-    assert calls.plain == plain
+    assert calls.direct == direct
     for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
