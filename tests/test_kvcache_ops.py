@@ -245,3 +245,12 @@ def test_signature() -> None:
     ]
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert own == {"sink", "cu_seqlens_q", "max_seqlen_q", "cu_seqlens_k_new"}
+
+
+def test_one_rotary_table_without_the_other() -> None:
+    op, values = op_and_arguments(CASES["dense"].arguments(CPU))
+    names = [argument.name for argument in op._schema.arguments]
+    for name in ("rotary_cos", "rotary_sin"):
+        given = dict(zip(names, values, strict=True)) | {name: None}
+        with pytest.raises(ValueError, match=f"{name} must be given with rotary_"):
+            op(**given)

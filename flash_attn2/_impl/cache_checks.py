@@ -116,6 +116,7 @@ def _append_fits(p: Problem, append: Append) -> bool:
         and new_k.dtype is new_v.dtype is dtype
         and new_k.device == new_v.device == device
         and seqs_k.appended <= MAX_SEQLEN
+        and (cos is None) == (sin is None)
         and (cos is None or sin is None or _rotary_fits(q, cos, sin))
     )
 
@@ -229,6 +230,7 @@ def _check_append(p: Problem, append: Append) -> None:
     if too_long(seqs_k.appended):
         raise ValueError(f"k must have at most {MAX_SEQLEN} rows, got {seqs_k.appended}")
     cos, sin, _ = append.rotary
+    check_together("rotary_cos", cos, "rotary_sin", sin)
     if cos is not None and sin is not None:
         _check_rotary(q, cos, sin)
 
