@@ -48,7 +48,9 @@ class Signature(Generic[_Struct]):
         marks = iter("ab")
         declared = []
         for name, (hint, default) in fields.items():
-            kind = _TYPES[hint].rstrip("?" if name in required else "")
+            kind = _TYPES[hint]
+            if name in required:
+                kind = kind.rstrip("?")
             if name in written:
                 kind = kind.replace("Tensor", f"Tensor({next(marks)}!)")
             declared.append(f"{kind} {name}" + (f"={default}" if name in _OPTIONS else ""))
