@@ -72,6 +72,17 @@ def test_opcheck_of_packed_inputs() -> None:
     torch.library.opcheck(DENSE_BACKWARD, (out, None, qkv.detach(), None, None, out, lse, None))
 
 
+def test_values_without_keys() -> None:
+    q, k, v, cu_q, cu_k, *_ = packed()
+    with pytest.raises(ValueError, match="k must be given with v"):
+        DENSE(q[None], None, v[None])
+    with pytest.raises(ValueError, match="k must be given with v"):
+        VARLEN(q, None, v, cu_q, cu_k, None, 13, 20)
+    out, lse, _ = DENSE(q[None], k[None], v[None])
+    with pytest.raises(ValueError, match="k must be given with v"):
+        DENSE_BACKWARD(out, None, q[None], None, v[None], out, lse, None)
+
+
 @pytest.mark.parametrize(
     ("backend", "dynamic"), [("aot_eager", False), ("aot_eager", True), ("inductor", False)]
 )

@@ -54,9 +54,11 @@ FORMS = (DENSE, VARLEN, KVCACHE, KVCACHE_APPEND)
 
 def checked(form: Form, p: Problem) -> Problem:
     """With q, k and v each a tensor, after those checks that need no values."""
-    if p.v is not None:
+    if p.v is not None and p.k is not None:
         form.check_shapes(p)
         return p
+    if p.v is not None:
+        raise ValueError("k must be given with v, got k=None")
     given_q, given_k = p.q, p.k
     q, k, v = unpacked(p.q, p.k, p.v)
     p = with_qkv(p, q, k, v)
@@ -70,7 +72,7 @@ def checked(form: Form, p: Problem) -> Problem:
 
 def run(form: Form, p: Problem) -> Result:
     """The call, when nothing observes it and no gradient is asked for."""
-    if p.v is None:
+    if p.k is None or p.v is None:
         p = checked(form, p)
     else:
         form.check_shapes(p)
