@@ -67,7 +67,7 @@ from flash_attn2._impl.arguments import (
 from flash_attn2._impl.autograd import attend, attend_directly
 from flash_attn2._impl.forms import DENSE, VARLEN, Form
 from flash_attn2._impl.options import make_options, make_seqlens, require_qkvpacked, rows_of
-from flash_attn2._impl.problem import Problem, unpacked
+from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Problem, unpacked
 from flash_attn2.kvcache import attend_over_pages
 
 Attention = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -115,7 +115,7 @@ def flash_attn_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    p = Problem(q, k, v, options=options, out=out)
+    p = Problem(q, k, v, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES, out=out)
     if return_lse is False and return_attn_probs is False:
         return attend(DENSE, p)[0]
     return _with_more(DENSE, p, return_lse, return_attn_probs)
@@ -146,7 +146,7 @@ def flash_attn_kvpacked_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    p = Problem(q, kv, None, options=options)
+    p = Problem(q, kv, None, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(DENSE, p)[0]
     return _with_more(DENSE, p, return_lse, return_attn_probs)
@@ -175,7 +175,7 @@ def flash_attn_qkvpacked_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    p = Problem(qkv, None, None, options=options)
+    p = Problem(qkv, None, None, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(DENSE, p)[0]
     return _with_more(DENSE, p, return_lse, return_attn_probs)
@@ -237,7 +237,7 @@ def flash_attn_varlen_func(
     seqs_q, seqs_k = make_seqlens(
         cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, q, k, block_table
     )
-    p = Problem(q, k, v, seqs_q, seqs_k, options)
+    p = Problem(q, k, v, seqs_q, seqs_k, options, NO_PAGES)
     if block_table is not None:
         return _over_pages(p, block_table, return_lse, return_attn_probs)
     if return_lse is False and return_attn_probs is False:
@@ -276,7 +276,7 @@ def flash_attn_varlen_kvpacked_func(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
     seqlens = make_seqlens(cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, q, kv)
-    p = Problem(q, kv, None, *seqlens, options)
+    p = Problem(q, kv, None, *seqlens, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(VARLEN, p)[0]
     return _with_more(VARLEN, p, return_lse, return_attn_probs)
@@ -311,7 +311,7 @@ def flash_attn_varlen_qkvpacked_func(
     require_tensor("cu_seqlens", cu_seqlens)
     max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(qkv))
     seqlens = make_seqlens(cu_seqlens, cu_seqlens, seqused_k, max_seqlen, max_seqlen, qkv, qkv)
-    p = Problem(qkv, None, None, *seqlens, options)
+    p = Problem(qkv, None, None, *seqlens, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(VARLEN, p)[0]
     return _with_more(VARLEN, p, return_lse, return_attn_probs)

@@ -194,7 +194,7 @@ def attend_over_pages(p: Problem, block_table: Tensor) -> tuple[Tensor, Tensor]:
     device_type = "cuda" if p.q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
         (q,) = to_autocast_dtype(device_type, p.q)
-        p = p._replace(q=q)
+        p = Problem(q, p.k, p.v, p.seqs_q, p.seqs_k, p.options, NO_PAGES)
     cu_seqlens_k, used, longest, *_ = p.seqs_k
     assert p.k is not None
     assert cu_seqlens_k is not None
@@ -204,7 +204,8 @@ def attend_over_pages(p: Problem, block_table: Tensor) -> tuple[Tensor, Tensor]:
     if used is None:
         used = cu_seqlens_k.diff()
     pages = PagedKV(block_table[:, : -(-longest // p.k.shape[1])])
-    out, lse, *_ = attend(KVCACHE, p._replace(seqs_k=SeqLens(None, used), pages=pages))
+    p = Problem(p.q, p.k, p.v, p.seqs_q, SeqLens(None, used), p.options, pages)
+    out, lse, *_ = attend(KVCACHE, p)
     return out, lse
 
 

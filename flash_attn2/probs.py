@@ -15,7 +15,7 @@ from flash_attn2 import reference
 from flash_attn2._impl import checks
 from flash_attn2._impl.arguments import named_only, refuse_keywords, require_tensor
 from flash_attn2._impl.options import make_options, make_seqlens
-from flash_attn2._impl.problem import Problem
+from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Problem
 from flash_attn2._impl.tensors import in_memory, require_allocated
 
 
@@ -44,7 +44,7 @@ def attention_probs(
     require_tensor("q", q)
     require_tensor("k", k)
     options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
-    checks.explain_dense(Problem(q, k, k, options=options))
+    checks.explain_dense(Problem(q, k, k, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES))
     require_allocated(q=q, k=k, alibi_slopes=alibi_slopes, sink=sink)
     return reference.probabilities(q, k, options)
 
@@ -81,7 +81,7 @@ def varlen_attention_probs(
     seqs_q, seqs_k = make_seqlens(
         cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, q, k
     )
-    checks.explain_varlen(Problem(q, k, k, seqs_q, seqs_k, options))
+    checks.explain_varlen(Problem(q, k, k, seqs_q, seqs_k, options, NO_PAGES))
     require_allocated(q=q, k=k, alibi_slopes=alibi_slopes, sink=sink)
     if q.is_cpu and not torch.compiler.is_compiling():
         seqs_q = seqs_q._replace(cu_seqlens=in_memory("cu_seqlens_q", cu_seqlens_q))
@@ -89,6 +89,6 @@ def varlen_attention_probs(
             cu_seqlens=in_memory("cu_seqlens_k", cu_seqlens_k),
             seqused=None if seqused_k is None else in_memory("seqused_k", seqused_k),
         )
-    checks.check_lengths(Problem(q, k, k, seqs_q, seqs_k, options))
+    checks.check_lengths(Problem(q, k, k, seqs_q, seqs_k, options, NO_PAGES))
     packing = reference.packing_of(seqs_q, seqs_k)
     return reference.varlen_probabilities(q, k, packing, options)

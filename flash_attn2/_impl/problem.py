@@ -108,6 +108,9 @@ class Problem(NamedTuple):
     Dense: (batch, seqlen, num_heads, head_dim). Packed, with cu_seqlens: (total, num_heads,
     head_dim). Over a cache k and v are the caches. Without v, k is (..., 2, num_heads_kv, head_dim)
     and holds keys and values; without k, q is (..., 3, num_heads, head_dim) and holds all three.
+
+    What torch.compile sees gives every struct, and replaces none: torch 2.4 can trace neither
+    defaults that are structs nor `_replace`.
     """
 
     q: Tensor
