@@ -151,12 +151,13 @@ def make_seqlens(
 def require_qkvpacked(name: str, tensor: Any, dims: tuple[str | int, ...]) -> None:
     """Error unless `tensor` is one of these dimensions, named or fixed."""
     require_tensor(name, tensor)
-    if len(dims) != tensor.ndim or any(
-        isinstance(dim, int) and dim != size for dim, size in zip(dims, tensor.shape, strict=True)
-    ):
-        raise ValueError(
-            f"{name} must be ({', '.join(map(str, dims))}), got shape {tuple(tensor.shape)}"
-        )
+    shape = tensor.shape
+    wrong = len(dims) != len(shape)
+    if not wrong:
+        for dim, size in zip(dims, shape, strict=True):
+            wrong = wrong or (type(dim) is int and dim != size)
+    if wrong:
+        raise ValueError(f"{name} must be ({', '.join(map(str, dims))}), got shape {tuple(shape)}")
 
 
 def rows_of(x: Tensor) -> int:
