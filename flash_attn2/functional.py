@@ -23,6 +23,9 @@ They share these arguments:
                    up independently of the number of threads (CPU). It costs some speed and next to
                    no memory. torch.use_deterministic_algorithms(True) asks for it too
     sink           float32 (num_heads,): a logit per head that joins the softmax denominator only
+    seqused_q      int32 (batch,): of each sequence only so many queries count, the first ones;
+                   masks and ALiBi align to the last of them. The rows after them may hold
+                   anything: their out is 0, their lse -inf (with a sink too), their gradients 0
     return_lse     return (out, lse): the natural-log normaliser of each row, in float32
     return_attn_probs  return (out, lse, probs), as flash-attn does: without dropout probs is empty
                    (`attention_probs` computes the matrix), else see below
@@ -66,7 +69,13 @@ from flash_attn2._impl.arguments import (
 )
 from flash_attn2._impl.autograd import attend, attend_directly
 from flash_attn2._impl.forms import DENSE, VARLEN, Form
-from flash_attn2._impl.options import make_options, make_seqlens, require_qkvpacked, rows_of
+from flash_attn2._impl.options import (
+    make_options,
+    make_seqlens,
+    make_used,
+    require_qkvpacked,
+    rows_of,
+)
 from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Problem, unpacked
 from flash_attn2.kvcache import attend_over_pages
 
@@ -88,6 +97,7 @@ def flash_attn_func(
     return_attn_probs: bool = False,
     *,
     sink: Tensor | None = None,
+    seqused_q: Tensor | None = None,
     return_lse: bool = False,
     **unknown: NoReturn,
 ) -> Attention:
@@ -103,6 +113,7 @@ def flash_attn_func(
     if (
         alibi_slopes is None
         and sink is None
+        and seqused_q is None
         and return_attn_probs is False
         and return_lse is False
         and type(deterministic) is bool
@@ -115,7 +126,8 @@ def flash_attn_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    p = Problem(q, k, v, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES, out=out)
+    seqs_q = NO_SEQLENS if seqused_q is None else make_used(seqused_q)
+    p = Problem(q, k, v, seqs_q, NO_SEQLENS, options, NO_PAGES, out=out)
     if return_lse is False and return_attn_probs is False:
         return attend(DENSE, p)[0]
     return _with_more(DENSE, p, return_lse, return_attn_probs)
@@ -135,6 +147,7 @@ def flash_attn_kvpacked_func(
     return_attn_probs: bool = False,
     *,
     sink: Tensor | None = None,
+    seqused_q: Tensor | None = None,
     return_lse: bool = False,
     **unknown: NoReturn,
 ) -> Attention:
@@ -146,7 +159,7 @@ def flash_attn_kvpacked_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    p = Problem(q, kv, None, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES)
+    p = Problem(q, kv, None, make_used(seqused_q), NO_SEQLENS, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(DENSE, p)[0]
     return _with_more(DENSE, p, return_lse, return_attn_probs)
@@ -165,6 +178,7 @@ def flash_attn_qkvpacked_func(
     return_attn_probs: bool = False,
     *,
     sink: Tensor | None = None,
+    seqused_q: Tensor | None = None,
     return_lse: bool = False,
     **unknown: NoReturn,
 ) -> Attention:
@@ -175,7 +189,7 @@ def flash_attn_qkvpacked_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    p = Problem(qkv, None, None, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES)
+    p = Problem(qkv, None, None, make_used(seqused_q), NO_SEQLENS, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(DENSE, p)[0]
     return _with_more(DENSE, p, return_lse, return_attn_probs)
@@ -201,6 +215,7 @@ def flash_attn_varlen_func(
     block_table: Tensor | None = None,
     *,
     sink: Tensor | None = None,
+    seqused_q: Tensor | None = None,
     seqused_k: Tensor | None = None,
     return_lse: bool = False,
     **unknown: NoReturn,
@@ -210,7 +225,8 @@ def flash_attn_varlen_func(
     q is (total_q, num_heads, head_dim), k and v are (total_k, num_heads_kv, head_dim). Sequence b
     holds rows cu_seqlens[b] to cu_seqlens[b + 1]; both are int32 (batch + 1,) and start at 0, and
     max_seqlen_q and max_seqlen_k are upper bounds of the lengths. Of the keys of sequence b only
-    the first seqused_k[b] count (int32 (batch,)). Sequences may be empty. Returns out, shaped as
+    the first seqused_k[b] count (int32 (batch,)), as do the first seqused_q[b] of its queries.
+    Sequences may be empty. Returns out, shaped as
     q, or (out, lse (num_heads, total_q)), or (out, lse, probs); with dropout probs is (batch,
     num_heads, max_seqlen_q, max_seqlen_k), 0 outside the sequences.
 
@@ -218,13 +234,13 @@ def flash_attn_varlen_func(
     the device, except while torch.compile traces or a CUDA graph is captured, when the numbers of
     rows serve as bounds.
 
-    On the CPU the contents of cu_seqlens and seqused_k are checked, and rows past cu_seqlens_q[-1]
+    On the CPU the contents of cu_seqlens and seqused are checked, and rows past cu_seqlens_q[-1]
     are 0. On a GPU they are clamped to the tensors, and those rows are unspecified. Gradients of
     rows that belong to no sequence, and of keys that do not count, are 0 everywhere.
 
     With block_table, int32 (batch, pages), k and v are (num_pages, page_size, num_heads_kv,
     head_dim), and cu_seqlens_k or seqused_k give only the numbers of keys. Pages are those of
-    `flash_attn_with_kvcache`, which see; there is neither dropout nor a gradient.
+    `flash_attn_with_kvcache`, which see; there is neither dropout nor a gradient, nor seqused_q.
     """
     if unknown:
         refuse_keywords(flash_attn_varlen_func, unknown)
@@ -235,7 +251,8 @@ def flash_attn_varlen_func(
     if block_table is not None:
         require_tensor("block_table", block_table)
     seqs_q, seqs_k = make_seqlens(
-        cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, q, k, block_table
+        *(cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k),
+        *(q, k, block_table),
     )
     p = Problem(q, k, v, seqs_q, seqs_k, options, NO_PAGES)
     if block_table is not None:
@@ -263,6 +280,7 @@ def flash_attn_varlen_kvpacked_func(
     return_attn_probs: bool = False,
     *,
     sink: Tensor | None = None,
+    seqused_q: Tensor | None = None,
     seqused_k: Tensor | None = None,
     return_lse: bool = False,
     **unknown: NoReturn,
@@ -275,7 +293,10 @@ def flash_attn_varlen_kvpacked_func(
     options = make_options(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
-    seqlens = make_seqlens(cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, q, kv)
+    seqlens = make_seqlens(
+        *(cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k),
+        *(q, kv),
+    )
     p = Problem(q, kv, None, *seqlens, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(VARLEN, p)[0]
@@ -297,6 +318,7 @@ def flash_attn_varlen_qkvpacked_func(
     return_attn_probs: bool = False,
     *,
     sink: Tensor | None = None,
+    seqused_q: Tensor | None = None,
     seqused_k: Tensor | None = None,
     return_lse: bool = False,
     **unknown: NoReturn,
@@ -310,7 +332,9 @@ def flash_attn_varlen_qkvpacked_func(
     )
     require_tensor("cu_seqlens", cu_seqlens)
     max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(qkv))
-    seqlens = make_seqlens(cu_seqlens, cu_seqlens, seqused_k, max_seqlen, max_seqlen, qkv, qkv)
+    seqlens = make_seqlens(
+        *(cu_seqlens, cu_seqlens, seqused_q, seqused_k, max_seqlen, max_seqlen), *(qkv, qkv)
+    )
     p = Problem(qkv, None, None, *seqlens, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(VARLEN, p)[0]
@@ -329,7 +353,8 @@ def _with_more(form: Form, p: Problem, return_lse: bool, return_attn_probs: bool
     with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
         q, k = q.to(out.dtype), k.to(out.dtype)
         if form is DENSE:
-            return out, lse, reference.probabilities(q, k, p.options, rng_state)
+            used = p.seqs_q.seqused
+            return out, lse, reference.probabilities(q, k, p.options, rng_state, used)
         packing = reference.packing_of(p.seqs_q, p.seqs_k)
         return out, lse, reference.varlen_probabilities(q, k, packing, p.options, rng_state)
 

@@ -191,6 +191,11 @@ def attend_over_pages(p: Problem, block_table: Tensor) -> tuple[Tensor, Tensor]:
             f"dropout_p must be 0 with block_table, got {p.options.dropout.drop_prob}: paged keys "
             "are for inference"
         )
+    if p.seqs_q.seqused is not None:
+        raise NotImplementedError(
+            "seqused_q must be None with block_table, got a tensor: leave out the rows that do not "
+            "count"
+        )
     device_type = "cuda" if p.q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
         (q,) = to_autocast_dtype(device_type, p.q)

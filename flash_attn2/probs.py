@@ -64,6 +64,7 @@ def varlen_attention_probs(
     alibi_slopes: Tensor | None = None,
     *,
     sink: Tensor | None = None,
+    seqused_q: Tensor | None = None,
     seqused_k: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Tensor:
@@ -79,12 +80,15 @@ def varlen_attention_probs(
     require_tensor("k", k)
     options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
     seqs_q, seqs_k = make_seqlens(
-        cu_seqlens_q, cu_seqlens_k, seqused_k, max_seqlen_q, max_seqlen_k, q, k
+        cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k, q, k
     )
     checks.explain_varlen(Problem(q, k, k, seqs_q, seqs_k, options, NO_PAGES))
     require_allocated(q=q, k=k, alibi_slopes=alibi_slopes, sink=sink)
     if q.is_cpu and not torch.compiler.is_compiling():
-        seqs_q = seqs_q._replace(cu_seqlens=in_memory("cu_seqlens_q", cu_seqlens_q))
+        seqs_q = seqs_q._replace(
+            cu_seqlens=in_memory("cu_seqlens_q", cu_seqlens_q),
+            seqused=None if seqused_q is None else in_memory("seqused_q", seqused_q),
+        )
         seqs_k = seqs_k._replace(
             cu_seqlens=in_memory("cu_seqlens_k", cu_seqlens_k),
             seqused=None if seqused_k is None else in_memory("seqused_k", seqused_k),

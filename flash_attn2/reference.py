@@ -29,6 +29,7 @@ class Packing(NamedTuple):
     seqused_k: Tensor | None  # int32 (batch,): keys that count
     max_seqlen_q: int
     max_seqlen_k: int
+    seqused_q: Tensor | None = None  # int32 (batch,): queries that count
 
 
 def packing_of(seqs_q: SeqLens, seqs_k: SeqLens) -> Packing:
@@ -43,6 +44,7 @@ def packing_of(seqs_q: SeqLens, seqs_k: SeqLens) -> Packing:
         seqs_k.seqused,
         seqs_q.max_seqlen,
         seqs_k.max_seqlen,
+        seqs_q.seqused,
     )
 
 
@@ -159,6 +161,9 @@ def attention_reference(
     )
     s, visible = scores(q, k, options, lengths_q, lengths_k)
     probs, lse = softmax(s, visible, sink)
+    if lengths_q is not None:  # what does not count has no lse, with a sink either
+        beyond = torch.arange(q.shape[1], device=q.device) >= lengths_q[:, None]
+        lse = lse.masked_fill(rearrange(beyond, "b i -> b 1 i"), -torch.inf)
     weights = probs
     if dropout_p > 0:
         probs = negate_dropped(probs, rng_state, dropout_p)
@@ -171,7 +176,7 @@ def varlen_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`flash_attn_varlen_func`; options as for `attention_reference`, lengths excepted."""
-    dense_q, lengths_q = _to_dense(q, packing.cu_seqlens_q, packing.max_seqlen_q)
+    dense_q, lengths_q = _to_dense(q, *_queries(packing))
     dense_k, lengths_k = _to_dense(k, *_keys(packing))
     dense_v, _ = _to_dense(v, *_keys(packing))
     out, lse, probs = attention_reference(
@@ -301,7 +306,7 @@ def varlen_probabilities(
     q: Tensor, k: Tensor, packing: Packing, options: Options, rng_state: Tensor | None = None
 ) -> Tensor:
     """As `probabilities`, of packed tensors: (batch, num_heads, max_seqlen_q, max_seqlen_k)."""
-    dense_q, lengths_q = _to_dense(q, packing.cu_seqlens_q, packing.max_seqlen_q)
+    dense_q, lengths_q = _to_dense(q, *_queries(packing))
     dense_k, lengths_k = _to_dense(k, *_keys(packing))
     return probabilities(dense_q, dense_k, options, rng_state, lengths_q, lengths_k)
 
@@ -313,6 +318,10 @@ def _per_query_head(k: Tensor, q: Tensor) -> Tensor:
 def _rows(cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     """Row of the packed tensor that holds (sequence, position)."""
     return cu_seqlens[:-1, None] + torch.arange(max_seqlen, device=cu_seqlens.device)
+
+
+def _queries(packing: Packing) -> tuple[Tensor, int, Tensor | None]:
+    return packing.cu_seqlens_q, packing.max_seqlen_q, packing.seqused_q
 
 
 def _keys(packing: Packing) -> tuple[Tensor, int, Tensor | None]:

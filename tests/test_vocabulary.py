@@ -42,14 +42,15 @@ CACHE = (
     "Tensor? block_table, Tensor? cu_seqlens_q, SymInt? max_seqlen_q, Tensor? cu_seqlens_k_new, "
     "SymInt seqlen_new, SymInt num_splits"
 )
+ADDED = "Tensor? seqused_q=None"
 RESULTS = "(Tensor out, Tensor lse, Tensor rng_state)"
 GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
 # Exported programs hold calls by these: only new arguments may follow at the end, with defaults.
 SCHEMAS = {
-    "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}) -> {RESULTS}",
-    "backward": f"({GRADIENT}, {TRAINING}) -> {GRADIENTS}",
-    "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}) -> {RESULTS}",
-    "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}) -> {GRADIENTS}",
+    "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}, {ADDED}) -> {RESULTS}",
+    "backward": f"({GRADIENT}, {TRAINING}, {ADDED}) -> {GRADIENTS}",
+    "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}) -> {RESULTS}",
+    "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}, {ADDED}) -> {GRADIENTS}",
     "kvcache_forward": f"(Tensor q, Tensor k_cache, Tensor v_cache, {CACHE}, {SCORES}) "
     "-> (Tensor out, Tensor lse)",
     "kvcache_append_forward": "(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, "

@@ -93,7 +93,7 @@ def check_paged_lengths(p: Problem, table: Tensor) -> None:
         return
     lengths = host_lengths("cu_seqlens_k", in_memory("cu_seqlens_k", cu_seqlens_k), 2**31)
     if seqused_k is not None:
-        lengths = host_used(in_memory("seqused_k", seqused_k), lengths)
+        lengths = host_used("seqused_k", in_memory("seqused_k", seqused_k), lengths)
     require_bound("max_seqlen_k", longest, lengths)
     most, page_size = max(lengths, default=0), k.shape[1]
     if table.shape[1] * page_size < most:

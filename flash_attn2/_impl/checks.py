@@ -36,7 +36,7 @@ def too_long(rows: int | torch.SymInt) -> bool:
 
 def check_dense(p: Problem) -> None:
     """Shapes, dtypes and devices of (batch, seqlen, num_heads, head_dim) tensors."""
-    q, k, v, _, _, options, *_ = p
+    q, k, v, seqs_q, _, options, *_ = p
     assert k is not None
     assert v is not None
     shape_q, shape_k, dtype = q.shape, k.shape, q.dtype
@@ -58,6 +58,7 @@ def check_dense(p: Problem) -> None:
             and num_heads % num_heads_kv == 0
             and seqlen_q <= MAX_SEQLEN
             and seqlen_k <= MAX_SEQLEN
+            and (seqs_q.seqused is None or is_vector(seqs_q.seqused, batch, q.device))
             and (
                 (options.sink is None and options.score_mod.alibi_slopes is None)
                 or per_head_fits(p, batch)
@@ -82,6 +83,7 @@ def explain_dense(p: Problem) -> None:
             f"q and k must have at most {MAX_SEQLEN} rows, got {seqlen_q} and {seqlen_k}"
         )
     check_heads(q, k, v)
+    _check_used("seqused_q", p.seqs_q.seqused, batch, q.device)
     check_per_head(p, batch)
 
 
@@ -90,7 +92,7 @@ def check_varlen(p: Problem) -> None:
     q, k, v = p.q, p.k, p.v
     assert k is not None
     assert v is not None
-    cu_seqlens_q, cu_seqlens_k, used = p.seqs_q.cu_seqlens, p.seqs_k.cu_seqlens, p.seqs_k.seqused
+    (cu_seqlens_q, used_q, *_), (cu_seqlens_k, used_k, *_) = p.seqs_q, p.seqs_k
     assert cu_seqlens_q is not None
     assert cu_seqlens_k is not None
     shape_q, shape_k, dtype, device = q.shape, k.shape, q.dtype, q.device
@@ -116,7 +118,8 @@ def check_varlen(p: Problem) -> None:
             and 1 <= head_dim <= MAX_HEAD_DIM
             and num_heads > 0 < num_heads_kv
             and num_heads % num_heads_kv == 0
-            and (used is None or is_vector(used, batch, device))
+            and (used_q is None or is_vector(used_q, batch, device))
+            and (used_k is None or is_vector(used_k, batch, device))
             and (
                 (p.options.sink is None and p.options.score_mod.alibi_slopes is None)
                 or per_head_fits(p, batch)
@@ -131,18 +134,13 @@ def explain_varlen(p: Problem) -> None:
     q, k, v = p.q, p.k, p.v
     assert k is not None
     assert v is not None
-    cu_seqlens_q, cu_seqlens_k, used = p.seqs_q.cu_seqlens, p.seqs_k.cu_seqlens, p.seqs_k.seqused
+    (cu_seqlens_q, used_q, *_), (cu_seqlens_k, used_k, *_) = p.seqs_q, p.seqs_k
     assert cu_seqlens_q is not None
     assert cu_seqlens_k is not None
     require_dims(q, k, v, ("total", "num_heads", "head_dim"))
     check_heads(q, k, v)
-    for name, lengths in (
-        ("cu_seqlens_q", cu_seqlens_q),
-        ("cu_seqlens_k", cu_seqlens_k),
-        ("seqused_k", used),
-    ):
-        if lengths is not None:
-            check_int32_vector(name, lengths, q.device)
+    check_int32_vector("cu_seqlens_q", cu_seqlens_q, q.device)
+    check_int32_vector("cu_seqlens_k", cu_seqlens_k, q.device)
     if cu_seqlens_q.shape[0] < 1:
         raise ValueError("cu_seqlens_q must have batch + 1 elements, got 0")
     batch = cu_seqlens_q.shape[0] - 1
@@ -151,11 +149,19 @@ def explain_varlen(p: Problem) -> None:
             f"cu_seqlens_k must have as many elements as cu_seqlens_q, {batch + 1}, "
             f"got {cu_seqlens_k.shape[0]}"
         )
-    if used is not None and used.shape[0] != batch:
-        raise ValueError(
-            f"seqused_k must have one element per sequence, {batch}, got {used.shape[0]}"
-        )
+    _check_used("seqused_q", used_q, batch, q.device)
+    _check_used("seqused_k", used_k, batch, q.device)
     check_per_head(p, batch)
+
+
+def _check_used(name: str, seqused: Tensor | None, batch: int, device: torch.device) -> None:
+    if seqused is None:
+        return
+    check_int32_vector(name, seqused, device)
+    if seqused.shape[0] != batch:
+        raise ValueError(
+            f"{name} must have one element per sequence, {batch}, got {seqused.shape[0]}"
+        )
 
 
 def check_qkvpacked(q: Tensor, kv: Tensor | None) -> None:
@@ -243,7 +249,7 @@ def check_lengths(p: Problem) -> None:
         if bounds[0] != 0 or bounds[-1] > rows or (lengths and min(lengths) < 0):
             host_lengths(f"cu_seqlens_{side}", cu_seqlens, rows)
         if seqused is not None:
-            lengths = host_used(seqused, lengths)
+            lengths = host_used(f"seqused_{side}", seqused, lengths)
         if lengths and max(lengths) > bound:
             require_bound(f"max_seqlen_{side}", bound, lengths)
 
@@ -264,13 +270,20 @@ def host_lengths(name: str, cu_seqlens: Tensor, total: int) -> list[int]:
     return lengths
 
 
-def host_used(seqused_k: Tensor, lengths: list[int]) -> list[int]:
-    """The lengths that seqused_k leaves of these, after checks."""
-    used: list[int] = seqused_k.tolist()
+def check_used(p: Problem) -> None:
+    """The numbers of rows of dense tensors that count, where host memory holds them."""
+    if (seqused := p.seqs_q.seqused) is not None and seqused.is_cpu:
+        batch, seqlen_q, *_ = p.q.shape
+        host_used("seqused_q", seqused, [seqlen_q] * batch)
+
+
+def host_used(name: str, seqused: Tensor, lengths: list[int]) -> list[int]:
+    """The lengths that seqused leaves of these, after checks."""
+    used: list[int] = seqused.tolist()
     for i, (count, length) in enumerate(zip(used, lengths, strict=True)):
         if not 0 <= count <= length:
             raise ValueError(
-                f"seqused_k must be from 0 to the length of each sequence, got {count} of "
+                f"{name} must be from 0 to the length of each sequence, got {count} of "
                 f"{length} rows at {i}"
             )
     return used

@@ -30,15 +30,19 @@ def _dense(count: int, named: Named) -> int:
     q, k = named["q"], named["k"]
     batch, seqlen_q = q.shape[:2]
     seqlen_k = seqlen_q if k is None else k.shape[1]
-    return _products(count, q, [seqlen_q] * batch, [seqlen_k] * batch)
+    seqlens_q = [seqlen_q] * batch
+    if (used := named["seqused_q"]) is not None:
+        seqlens_q = _values(used, seqlen_q)
+    return _products(count, q, seqlens_q, [seqlen_k] * batch)
 
 
 def _varlen(count: int, named: Named) -> int:
-    seqlens_q = _differences(named["cu_seqlens_q"], named["max_seqlen_q"])
-    if (used := named["seqused_k"]) is None:
-        seqlens_k = _differences(named["cu_seqlens_k"], named["max_seqlen_k"])
-    else:
-        seqlens_k = _values(used, named["max_seqlen_k"])
+    seqlens_q, seqlens_k = (
+        _differences(named[f"cu_seqlens_{side}"], named[f"max_seqlen_{side}"])
+        if named[f"seqused_{side}"] is None
+        else _values(named[f"seqused_{side}"], named[f"max_seqlen_{side}"])
+        for side in "qk"
+    )
     return _products(count, named["q"], seqlens_q, seqlens_k)
 
 

@@ -26,7 +26,14 @@ class Form:
     over_cache: bool = False
 
 
-DENSE = Form("forward", schema.FORWARD, checks.check_dense, None, "backward", schema.BACKWARD)
+DENSE = Form(
+    "forward",
+    schema.FORWARD,
+    checks.check_dense,
+    checks.check_used,
+    "backward",
+    schema.BACKWARD,
+)
 VARLEN = Form(
     "varlen_forward",
     schema.VARLEN_FORWARD,

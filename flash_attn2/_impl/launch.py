@@ -53,14 +53,16 @@ def forward(p: Problem, over_cache: bool) -> Result:
     if out is None:
         out = empty_like(q, memory_format=contiguous_format)
     lse = empty((*batch, num_heads, rows), dtype=torch.float32, device=q.device)
+    cu_seqlens, seqused_q, *_ = p.seqs_q
+    if seqused_q is not None:  # kernels leave the rows past it alone
+        out.zero_()
+        lse.fill_(-torch.inf)
     rng_state = draw_rng_state(q.device) if options.dropout.drop_prob > 0 else None
     if p.append is not None:
         _append_and_attend(p, backend, dtype_name, out, lse)
     elif lse.numel() != 0 and not (
         backend.forward_direct is not None
-        and p.seqs_q is NO_SEQLENS
         and not over_cache
-        and options.sink is None
         and (direct_options := may_be_direct(p)) is not None
         and backend.forward_direct(
             (q, p.k, p.v, out), lse.data_ptr(), direct_options, torch.get_num_threads()
@@ -68,7 +70,6 @@ def forward(p: Problem, over_cache: bool) -> Result:
     ):
         problem = lower(p, dtype_name, out, lse, rng_state, head_dim, over_cache)
         backend.run(backend.module.forward, problem, q.device)
-    cu_seqlens = p.seqs_q.cu_seqlens
     if cu_seqlens is not None and q.is_cpu and (end := int(cu_seqlens[-1])) < rows:
         out[end:] = 0
         lse[:, end:] = -torch.inf
@@ -97,12 +98,11 @@ def backward(gradient: Gradient) -> Gradients:
     """Gradients of q, k, v (each as the problem holds it, None where that is None), and of the
     sink.
 
-    Of grad_out and grad_lse, None is zeros. Of varlen tensors, rows of no sequence, and keys past
-    seqused, get zeros.
+    Of grad_out and grad_lse, None is zeros. Rows of no sequence, and those past seqused, get zeros.
     """
     grad_out, grad_lse, p = gradient
-    varlen = p.seqs_q.cu_seqlens is not None
-    allocate: Callable[..., Tensor] = torch.zeros_like if varlen else empty_like
+    all_rows = p.seqs_q.cu_seqlens is None and p.seqs_q.seqused is None
+    allocate: Callable[..., Tensor] = empty_like if all_rows else torch.zeros_like
     given, sink, drop_rng = (p.q, p.k, p.v), p.options.sink, p.options.dropout.rng_state
     assert p.out is not None
     assert p.lse is not None
@@ -165,7 +165,9 @@ def backward(gradient: Gradient) -> Gradients:
 def may_be_direct(p: Problem) -> DirectOptions | None:
     """The options of a direct call, where lengths and options are such as those have."""
     scale, (left, right), (softcap, slopes), sink, (drop_prob, _), _ = p.options
-    if p.seqs_q is not NO_SEQLENS or slopes is not None or sink is not None or drop_prob != 0:
+    if slopes is not None or sink is not None or drop_prob != 0:
+        return None
+    if p.seqs_q.cu_seqlens is not None or p.seqs_q.seqused is not None:
         return None
     return 0.0, scale, False, (left, right), softcap
 
@@ -238,7 +240,7 @@ def readable_problem(p: Problem, backend: Backend, over_cache: bool) -> Problem:
         q, k, v = (rows[0], k, v) if over_cache else rows[:3]
         p = Problem(q, k, v, seqs_q, seqs_k, options, pages, num_splits, append, *results)
     slopes, sink = options.score_mod.alibi_slopes, options.sink
-    if seqs_k is NO_SEQLENS and slopes is None and sink is None:
+    if seqs_k is NO_SEQLENS and slopes is None and sink is None and seqs_q.seqused is None:
         return p
     vectors = [slopes, sink]
     if seqs_q is not NO_SEQLENS or seqs_k is not NO_SEQLENS:

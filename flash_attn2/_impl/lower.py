@@ -54,11 +54,16 @@ def lower(
     groups: list[Fields] = []  # inner dictionaries that hold tensors
     if cu_seqlens_q is None:
         fields["batch"] = shape[0]
-        of_q: Fields = {"max_seqlen": shape[1]}
+        of_q: Fields = {"seqused": seqs_q.seqused, "max_seqlen": shape[1]}
     else:
         fields["batch"] = cu_seqlens_q.shape[0] - 1
-        of_q = {"cu_seqlens": cu_seqlens_q, "max_seqlen": seqs_q.max_seqlen, "total": shape[0]}
-        groups.append(of_q)
+        of_q = {
+            "cu_seqlens": cu_seqlens_q,
+            "seqused": seqs_q.seqused,
+            "max_seqlen": seqs_q.max_seqlen,
+            "total": shape[0],
+        }
+    groups.append(of_q)
     if over_cache:
         if cu_seqlens_q is not None and seqs_q.max_seqlen is None:
             of_q["max_seqlen"] = longest(cu_seqlens_q, shape[0])

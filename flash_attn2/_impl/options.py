@@ -22,6 +22,7 @@ from flash_attn2._impl.problem import (
     MIN_FACTOR,
     NO_DROPOUT,
     NO_SCORE_MOD,
+    NO_SEQLENS,
     NO_WINDOW,
     UNLIMITED,
     Dropout,
@@ -124,6 +125,7 @@ def check_numbers(dropout_p: float, softmax_scale: float | None, softcap: float)
 def make_seqlens(
     cu_seqlens_q: Any,
     cu_seqlens_k: Any,
+    seqused_q: Any,
     seqused_k: Any,
     max_seqlen_q: Any,
     max_seqlen_k: Any,
@@ -133,7 +135,8 @@ def make_seqlens(
 ) -> tuple[SeqLens, SeqLens]:
     """Of varlen queries and keys, in tensors whose shapes have not been checked yet."""
     require_tensors(
-        ("cu_seqlens_q", "cu_seqlens_k", "?seqused_k"), cu_seqlens_q, cu_seqlens_k, seqused_k
+        ("cu_seqlens_q", "cu_seqlens_k", "?seqused_q", "?seqused_k"),
+        *(cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k),
     )
     if type(max_seqlen_q) is not int:
         max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, rows_of(q))
@@ -143,9 +146,17 @@ def make_seqlens(
             rows = math.prod((*block_table.shape[1:2], *k.shape[1:2]))
         max_seqlen_k = as_bound("max_seqlen_k", max_seqlen_k, rows)
     return (
-        SeqLens(cu_seqlens_q, None, max_seqlen_q),
+        SeqLens(cu_seqlens_q, seqused_q, max_seqlen_q),
         SeqLens(cu_seqlens_k, seqused_k, max_seqlen_k),
     )
+
+
+def make_used(seqused_q: Any) -> SeqLens:
+    """Of dense queries, of which so many rows count; None: all."""
+    if seqused_q is None:
+        return NO_SEQLENS
+    require_tensor("seqused_q", seqused_q)
+    return SeqLens(None, seqused_q)
 
 
 def require_qkvpacked(name: str, tensor: Any, dims: tuple[str | int, ...]) -> None:

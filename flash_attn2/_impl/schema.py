@@ -53,7 +53,7 @@ class Signature(Generic[_Struct]):
                 kind = kind.rstrip("?")
             if name in written:
                 kind = kind.replace("Tensor", f"Tensor({next(marks)}!)")
-            declared.append(f"{kind} {name}" + (f"={default}" if name in _OPTIONS else ""))
+            declared.append(f"{kind} {name}" + (f"={default}" if name in _DEFAULTED else ""))
         self.declaration = ", ".join(declared)
         self.defaults = tuple(default for _, default in fields.values())
         self._split_paths = tuple(tuple(path.split(".")) for path in self.paths)
@@ -165,7 +165,9 @@ _SCORES = {
     "sink": "options.sink",
 }
 _TRAINING = {"dropout_p": "options.dropout.drop_prob", "deterministic": "options.deterministic"}
-_OPTIONS = _SCORES | _TRAINING  # which have defaults, at the end of every schema
+_OPTIONS = _SCORES | _TRAINING
+_ADDED = {"seqused_q": "seqs_q.seqused"}  # since the first release; what comes new comes last
+_DEFAULTED = _OPTIONS | _ADDED  # at the end of every schema
 _CACHES = {"q": "q", "k_cache": "k", "v_cache": "v"}
 _NEW = {
     "k": "append.new_k",
@@ -192,15 +194,15 @@ _BOUNDS = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 
 def _gradient(lengths: dict[str, str], required: Collection[str] = ()) -> Signature[Gradient]:
     """Of the backward op: gradients and results stand around q, k and v."""
-    of_forward = _QKV | _RESULTS | lengths | _OPTIONS
+    of_forward = _QKV | _RESULTS | lengths | _OPTIONS | _ADDED
     paths = {name: f"forward.{path}" for name, path in of_forward.items()}
     incoming = {"grad_out": "grad_out", "grad_lse": "grad_lse"}
     return Signature(Gradient, incoming | paths, {"out", "lse", *required})
 
 
-FORWARD = Signature(Problem, _QKV | _OPTIONS)
+FORWARD = Signature(Problem, _QKV | _OPTIONS | _ADDED)
 BACKWARD = _gradient({})
-VARLEN_FORWARD = Signature(Problem, _QKV | _VARLEN | _OPTIONS, _BOUNDS)
+VARLEN_FORWARD = Signature(Problem, _QKV | _VARLEN | _OPTIONS | _ADDED, _BOUNDS)
 VARLEN_BACKWARD = _gradient(_VARLEN, _BOUNDS)
 KVCACHE_FORWARD = Signature(Problem, _CACHES | _CACHE | _SCORES, _CACHES)
 KVCACHE_APPEND_FORWARD = Signature(
