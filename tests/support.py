@@ -165,7 +165,7 @@ def check_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: A
             q,
             k,
             *packing[:2],
-            *packing[3:],
+            *packing[3:5],
             seqused_k=packing.seqused_k,
             **without_dropout(options),
         )

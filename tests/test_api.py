@@ -59,7 +59,7 @@ def test_signature(
     expected = dict.fromkeys(tensors, REQUIRED) | OPTIONS | after
     assert list(positional.items()) == list(expected.items())
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert own - {"seqused_k"} == {"sink", "return_lse"}
+    assert own - {"seqused_k"} == {"sink", "return_lse", "seqused_q"}
     assert ("seqused_k" in own) == ("varlen" in function.__name__)
 
 

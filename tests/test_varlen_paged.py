@@ -68,7 +68,7 @@ def test_pages(options: dict[str, Any], page_size: int, target: Target) -> None:
         in_pages(k, page_size, table),
         in_pages(v, page_size, table),
         *packing[:2],
-        *packing[3:],
+        *packing[3:5],
         return_lse=True,
         block_table=table,
         **options,

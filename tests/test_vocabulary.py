@@ -49,7 +49,8 @@ GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
 SCHEMAS = {
     "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}, {ADDED}) -> {RESULTS}",
     "backward": f"({GRADIENT}, {TRAINING}, {ADDED}) -> {GRADIENTS}",
-    "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}) -> {RESULTS}",
+    "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}) "
+    f"-> {RESULTS}",
     "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}, {ADDED}) -> {GRADIENTS}",
     "kvcache_forward": f"(Tensor q, Tensor k_cache, Tensor v_cache, {CACHE}, {SCORES}) "
     "-> (Tensor out, Tensor lse)",
@@ -195,7 +196,7 @@ def test_tensors_of_a_problem() -> None:
     q, cu, slopes, sink = (torch.zeros(1) for _ in range(4))
     options = Options(score_mod=ScoreMod(0.0, slopes), sink=sink)
     p = Problem(q, q, q, SeqLens(cu), SeqLens(cu, None, 3), options)
-    expected: tuple[Tensor | None, ...] = (q, q, q, cu, cu, None, slopes, sink)
+    expected: tuple[Tensor | None, ...] = (q, q, q, cu, cu, None, slopes, sink, None)
     tensors = forms.VARLEN.signature.tensors(p)
     assert len(tensors) == len(expected)
     assert all(x is y for x, y in zip(tensors, expected, strict=True))

@@ -62,7 +62,9 @@ def forward(p: Problem, over_cache: bool) -> Result:
         _append_and_attend(p, backend, dtype_name, out, lse)
     elif lse.numel() != 0 and not (
         backend.forward_direct is not None
+        and cu_seqlens is None
         and not over_cache
+        and options.sink is None
         and (direct_options := may_be_direct(p)) is not None
         and backend.forward_direct(
             (q, p.k, p.v, out), lse.data_ptr(), direct_options, torch.get_num_threads()

@@ -138,7 +138,9 @@ def _arguments(problem: Problem) -> dict[str, Any]:
         seed = problem.seed + index
         return Spec(name, size, _dtype(problem), problem.values, layout, seed, filled)
 
-    filled_q = _rows(problem.seqlens_q, problem) if varlen else None
+    # What does not count is NaN, but for queries that are keys as well.
+    used_q = () if problem.packing == "qkv" else problem.used_q
+    filled_q = _rows(problem.seqlens_q, problem, used_q) if varlen else None
     filled_k = _rows(problem.seqlens_k, problem, problem.used) if varlen else None
     heads_k = num_heads_kv, problem.head_dim
     arguments: dict[str, Any] = {}
@@ -170,6 +172,8 @@ def _arguments(problem: Problem) -> dict[str, Any]:
             arguments["max_seqlen_k"] = longest_k
         if problem.used:
             arguments["seqused_k"] = Integers(list(problem.used))
+        if problem.used_q:
+            arguments["seqused_q"] = Integers(list(problem.used_q))
     return arguments
 
 

@@ -179,7 +179,14 @@ def packed(problem: Problem, given: dict[str, Any]) -> dict[str, Any]:
     if "cu_seqlens" in given:
         given["cu_seqlens_q"] = given["cu_seqlens_k"] = given.pop("cu_seqlens")
         given["max_seqlen_q"] = given["max_seqlen_k"] = given.pop("max_seqlen")
-    names = ("cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k")
+    names = (
+        "cu_seqlens_q",
+        "cu_seqlens_k",
+        "seqused_k",
+        "max_seqlen_q",
+        "max_seqlen_k",
+        "seqused_q",
+    )
     packing = Packing(*(given.pop(name, None) for name in names))
     if problem.kind == "paged":
         table, cu_seqlens = given.pop("block_table"), packing.cu_seqlens_k

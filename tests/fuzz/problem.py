@@ -67,6 +67,7 @@ class Problem:
     layouts: tuple[Layout, ...] = (PLAIN, PLAIN, PLAIN, PLAIN)  # q, k, v, gradient of out
     values: str = "normal"
     used: tuple[int, ...] = ()  # seqused_k
+    used_q: tuple[int, ...] = ()
     spare: int = 0  # rows of no sequence
     slack: int = 0  # of the bounds of lengths
     options: Options = Options()
@@ -153,6 +154,8 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
         problem = _with_cache(draw, problem, backend)
     if kind != "dense" and draw.random() < _HOSTILE:
         problem = replace(problem, hostile=1 + draw.randrange(10**6))
+    if kind == "varlen" and draw.random() < 0.25:
+        problem = replace(problem, used_q=tuple(draw.randint(0, n) for n in problem.seqlens_q))
     return possible(_cut(problem, limits.work))
 
 
@@ -260,7 +263,7 @@ def _cut(problem: Problem, most: int) -> Problem:
     while work(problem) > most:
         halved: dict[str, Any] = {
             name: tuple(n // 2 for n in getattr(problem, name))
-            for name in ("seqlens_q", "seqlens_k", "used")
+            for name in ("seqlens_q", "seqlens_k", "used", "used_q")
         }
         cache = replace(
             problem.cache,

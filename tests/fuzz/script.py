@@ -188,7 +188,14 @@ def _expected_of_tensors(problem: Problem) -> list[str]:
             'given["cu_seqlens_q"] = given["cu_seqlens_k"] = given.pop("cu_seqlens")',
             'given["max_seqlen_q"] = given["max_seqlen_k"] = given.pop("max_seqlen")',
         ]
-    names = ("cu_seqlens_q", "cu_seqlens_k", "seqused_k", "max_seqlen_q", "max_seqlen_k")
+    names = (
+        "cu_seqlens_q",
+        "cu_seqlens_k",
+        "seqused_k",
+        "max_seqlen_q",
+        "max_seqlen_k",
+        "seqused_q",
+    )
     return [
         *lines,
         f"packing = reference.Packing(*(given.pop(x, None) for x in {names}))",

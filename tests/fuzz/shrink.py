@@ -92,6 +92,7 @@ def _with_less(problem: Problem) -> Iterator[Problem]:
         "packing": "",
         "values": "normal",
         "used": (),
+        "used_q": (),
         "spare": 0,
         "slack": 0,
         "hostile": 0,
@@ -125,6 +126,7 @@ def _only(problem: Problem, kept: list[int]) -> Problem:
         seqlens_q=of(problem.seqlens_q),
         seqlens_k=of(problem.seqlens_k),
         used=of(problem.used),
+        used_q=of(problem.used_q),
         cache=cache,
     )
 
@@ -161,6 +163,7 @@ def _with_lengths(problem: Problem, name: str, seqlens: tuple[int, ...]) -> Prob
     seqlens_k = changes.get("seqlens_k", problem.seqlens_k)
     seqlens_q = changes.get("seqlens_q", problem.seqlens_q)
     changes["used"] = tuple(map(min, problem.used, seqlens_k))
+    changes["used_q"] = tuple(map(min, problem.used_q, seqlens_q))
     use = problem.cache
     if use.new and use.new == problem.seqlens_q:
         use = replace(use, new=seqlens_q)
