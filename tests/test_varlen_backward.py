@@ -89,7 +89,7 @@ def test_sequence_does_not_depend_on_the_batch(target: Target) -> None:
 def test_packed_forms_have_packed_gradients(head_dim: int, target: Target) -> None:
     case = Packed((40, 0, 33), (40, 0, 33), spare_rows=4, head_dim=head_dim, num_heads_kv=4)
     packing = case.packing(target.device)
-    cu_seqlens, *_, max_seqlen = packing
+    cu_seqlens, max_seqlen = packing.cu_seqlens_q, packing.max_seqlen_q
     q, k, v = case.qkv(target)
     grad_out = torch.randn_like(q)
     grad_q, grad_k, grad_v = gradients(q, k, v, packing, grad_out)
