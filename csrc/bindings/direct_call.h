@@ -15,8 +15,8 @@ namespace fa2::bindings {
 
 // Of tensors (q, k, v, out) and options (dropout_p, softmax_scale, causal, window_size, softcap) as
 // flash_attn_func takes them: the problem, without lse. Makes all the checks of
-// flash_attn2/_impl/checks.py for itself. Nothing if the call is less simple, or wrong: Python tells
-// which.
+// flash_attn2/_impl/checks.py for itself. Nothing if the call is less simple, or wrong: Python
+// tells which.
 std::optional<FwdParams> read_direct_forward(dlpack::ExchangeApi const& api,
                                              pybind11::tuple const& tensors,
                                              pybind11::tuple const& options);
