@@ -46,7 +46,7 @@ constexpr bool has_small_tile(int bucket) { return bucket > 128; }
 constexpr FwdTile fwd_tile(int bucket, Variant variant, bool small) {
   bool const plain = variant == Variant::kPlain, dropout = variant == Variant::kDropout;
   switch (bucket) {
-    case 32: return {32, 32, dropout ? 128 : 192, 64, 4, 1, true, 2};
+    case 32: return {32, 32, plain ? 192 : 128, 64, 4, 1, true, 2};
     case 64: return {64, 64, 128, 64, 4, 1, !dropout, 2};
     case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
     case 128: return {128, 128, 128, plain ? 64 : (dropout ? 32 : 48), 4, 1, false, 2};
@@ -72,7 +72,7 @@ constexpr FwdTile split_tile(int bucket, Variant variant, bool few_rows) {
   }
   switch (bucket) {
     case 32: return {32, 32, 128, 64, 4, 1, true, 2};
-    case 64: return {64, 64, 128, 64, 4, 1, true, 2};
+    case 64: return {64, 64, 128, 64, 4, 1, plain, 2};
     case 96: return {96, 96, 128, plain ? 64 : 32, 4, 1, false, 2};
     case 128: return {128, 128, 128, plain ? 48 : 32, 4, 1, false, 2};
     case 192: return {192, 192, 64, 64, 4, 1, false, 1};

@@ -95,6 +95,21 @@ struct RowSoftmax {
     }
   }
 
+  // Makes powers of two of scores, as bases are: `folded`, whose side and excess a row's base
+  // tells. Scores of another size than it are too small to matter either way.
+  template <class Scores>
+  CUTE_DEVICE void fold(Scores& scores, float scale) const {
+    auto s = row_col_view(scores);
+    CUTE_UNROLL
+    for (int i = 0; i < size(base); ++i) {
+      bool const excess = fabsf(base(i)) > 0x1p127f;
+      float const factor = excess ? 0.5f * scale : scale;
+      float const offset = excess ? copysignf(0x1p126f, base(i)) : 0.f;
+      CUTE_UNROLL
+      for (int j = 0; j < size<1>(s); ++j) s(i, j) = fmaf(s(i, j), factor, offset);
+    }
+  }
+
   // Probabilities relative to the base, rounded to the A operand of P * V.
   template <class Scores, class Probs>
   CUTE_DEVICE void exponentiate(Scores& scores, float scale, Probs& probs) {

@@ -258,8 +258,7 @@ class FwdMainloop {
     bool const empty = __any_sync(0xffffffffu, softmax.has_empty_row());
     scale_ = large || empty ? kEveryStep : usual;
     if (!large) return usual;
-    CUTE_UNROLL
-    for (int i = 0; i < size(scores); ++i) scores(i) = folded(scores(i), usual);
+    softmax.fold(scores, usual);
     return 1.f;
   }
 
