@@ -102,9 +102,9 @@ struct RowSoftmax {
     auto s = row_col_view(scores);
     CUTE_UNROLL
     for (int i = 0; i < size(base); ++i) {
-      bool const excess = fabsf(base(i)) > 0x1p127f;
-      float const factor = excess ? 0.5f * scale : scale;
-      float const offset = excess ? copysignf(0x1p126f, base(i)) : 0.f;
+      float const share = fabsf(base(i)) > 0x1p127f ? 0.5f : 1.f;
+      float const factor = share * scale;
+      float const offset = copysignf(share == 1.f ? 0.f : 0x1p126f, base(i));
       CUTE_UNROLL
       for (int j = 0; j < size<1>(s); ++j) s(i, j) = fmaf(s(i, j), factor, offset);
     }
