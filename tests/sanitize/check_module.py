@@ -22,7 +22,7 @@ q, k = torch.randn(1, 64, 1, 64), torch.randn(1, 64, 1, 64)
 out, lse = torch.empty_like(q), torch.empty(1, 1, 64)
 problem = lower(Problem(q, k, k), "float32", out, lse, None, 64)
 problem["seqs_k"]["max_seqlen"] = 65
-backends.load("cpu").forward(problem, q.device)
+backends.load("cpu").module.forward(problem, 1, None)
 """,
     "thread": """
 import threading, torch
@@ -34,7 +34,7 @@ out, lse = torch.empty_like(q), torch.empty(1, 1, 256)
 problem = lower(Problem(q, q, q), "float32", out, lse, None, 64)
 def attend():
     for _ in range(20):
-        backends.load("cpu").module.forward(problem, 1, torch.empty)
+        backends.load("cpu").module.forward(problem, 1, None)
 threads = [threading.Thread(target=attend) for _ in range(2)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
