@@ -34,7 +34,9 @@ struct Run {
         turn};
     if (task.opens) {
       turn.wait_for(Turn::kSumsReleased);
-      std::memset(key_sums, 0, kernel.key_sums_bytes(problem.head_dim, chunk.queries.k_seq.length));
+      // Without keys there is no memory either.
+      size_t const bytes = kernel.key_sums_bytes(problem.head_dim, chunk.queries.k_seq.length);
+      if (bytes > 0) std::memset(key_sums, 0, bytes);
     }
     kernel.run(params, chunk, scratch);
     // A chunk that sees no keys has not waited for anyone yet.
