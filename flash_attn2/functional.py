@@ -345,10 +345,8 @@ def _with_more(form: Form, p: Problem, return_lse: bool, return_attn_probs: bool
     """out and what else is asked for."""
     _require_flags(return_lse, return_attn_probs)
     out, lse, rng_state = attend(form, p)
-    if not return_attn_probs:
-        return (out, lse) if return_lse else out
-    if p.options.dropout.drop_prob == 0:
-        return out, lse, out.detach().new_empty(0)
+    if not return_attn_probs or p.options.dropout.drop_prob == 0:
+        return _without_probs(out, lse, return_lse, return_attn_probs)
     q, k, _ = unpacked(p.q, p.k, p.v)
     with torch.no_grad(), torch.autocast("cuda" if q.is_cuda else "cpu", enabled=False):
         q, k = q.to(out.dtype), k.to(out.dtype)
@@ -364,6 +362,13 @@ def _over_pages(
 ) -> Attention:
     _require_flags(return_lse, return_attn_probs)
     out, lse = attend_over_pages(p, block_table)
+    return _without_probs(out, lse, return_lse, return_attn_probs)
+
+
+def _without_probs(
+    out: Tensor, lse: Tensor, return_lse: bool, return_attn_probs: bool
+) -> Attention:
+    """What is asked for, where probs are empty."""
     if return_attn_probs:
         return out, lse, out.detach().new_empty(0)
     return (out, lse) if return_lse else out

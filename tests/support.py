@@ -165,7 +165,8 @@ def check_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: A
             q,
             k,
             *packing[:2],
-            *packing[3:5],
+            packing.max_seqlen_q,
+            packing.max_seqlen_k,
             seqused_k=packing.seqused_k,
             **without_dropout(options),
         )

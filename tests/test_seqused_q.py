@@ -67,6 +67,20 @@ def gradients(
     return list(torch.autograd.grad(out, leaves, grad_out))
 
 
+Results = tuple[Tensor, Tensor, list[Tensor]]  # out, lse, gradients
+
+
+def assert_right(
+    out: Tensor, lse: Tensor, grads: list[Tensor], expected: list[Results], counts: Tensor
+) -> None:
+    """Against the reference in float64 and in the tensors' own dtype."""
+    (exact, exact_lse, exact_grads), (low, _, low_grads) = expected
+    assert_within_rule("out", out[counts], exact[counts], low[counts])
+    assert_lse(lse, exact_lse)
+    for what, *three in zip("qkv", grads, exact_grads, low_grads, strict=True):
+        assert_within_rule(f"grad_{what}", *three, factor=3)
+
+
 @targets()
 @options_of
 def test_dense(name: str, target: Target) -> None:
@@ -88,11 +102,7 @@ def test_dense(name: str, target: Target) -> None:
             *copies, **options, rng_state=state, lengths_q=used.long()
         )
         results.append((ref, ref_lse, gradients(ref, grad_out.to(dtype), copies, ~outside)))
-    (exact, exact_lse, exact_grads), (low, _, low_grads) = results
-    assert_within_rule("out", out[~outside], exact[~outside], low[~outside])
-    assert_lse(lse, exact_lse)
-    for what, *three in zip("qkv", grads, exact_grads, low_grads, strict=True):
-        assert_within_rule(f"grad_{what}", *three, factor=3)
+    assert_right(out, lse, grads, results, ~outside)
 
 
 @targets()
@@ -128,11 +138,7 @@ def test_varlen(name: str, target: Target) -> None:
         copies = [x.detach().to(dtype).nan_to_num().requires_grad_() for x in (q, k, v)]
         ref, ref_lse, _ = varlen_attention_reference(*copies, packing, rng_state=state, **options)
         results.append((ref, ref_lse, gradients(ref, grad_out.to(dtype), copies, counts)))
-    (exact, exact_lse, exact_grads), (low, _, low_grads) = results
-    assert_within_rule("out", out[counts], exact[counts], low[counts])
-    assert_lse(lse, exact_lse)
-    for what, *three in zip("qkv", grads, exact_grads, low_grads, strict=True):
-        assert_within_rule(f"grad_{what}", *three, factor=3)
+    assert_right(out, lse, grads, results, counts)
 
 
 @targets(ONE_DTYPE)

@@ -34,10 +34,7 @@ std::vector<std::string> isa_levels() {
 struct Threads {
   static Family::Target target(int64_t num_threads) { return {static_cast<int>(num_threads)}; }
 
-  struct Scope {
-    template <class Params>
-    explicit Scope(Params const&) {}
-  };
+  using Scope = fa2::bindings::NoScope;
 
   static void describe(py::dict& info) {
     info["isa"] = fa2::cpu::isa_name();

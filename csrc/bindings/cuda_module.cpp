@@ -30,10 +30,7 @@ struct Cuda {
     return {current_device(), reinterpret_cast<cudaStream_t>(stream)};
   }
 
-  struct Scope {
-    template <class Params>
-    explicit Scope(Params const&) {}
-  };
+  using Scope = fa2::bindings::NoScope;
 
   static void describe(pybind11::dict& info) {
     info["cuda"] = CUDART_VERSION;

@@ -26,6 +26,12 @@
 
 namespace fa2::bindings {
 
+// Nothing surrounds the kernels.
+struct NoScope {
+  template <class Params>
+  explicit NoScope(Params const&) {}
+};
+
 template <class Family, class Platform>
 struct Module {
   using Scope = typename Platform::Scope;
@@ -36,13 +42,12 @@ struct Module {
     pybind11::gil_scoped_release const release;
     auto const target = Platform::target(execution);
     auto const plan = Family::plan(params, target);
+    std::optional<decltype(Family::plan(*append, target))> append_plan;
+    if (append) append_plan = Family::plan(*append, target);
+    params.workspace = workspace(plan.workspace_bytes, allocate);
     if (append) {
-      auto const append_plan = Family::plan(*append, target);
-      params.workspace = workspace(plan.workspace_bytes, allocate);
       Scope const scope(*append);
-      Family::run(*append, append_plan, target);
-    } else {
-      params.workspace = workspace(plan.workspace_bytes, allocate);
+      Family::run(*append, *append_plan, target);
     }
     Scope const scope(params);
     Family::run(params, plan, target);

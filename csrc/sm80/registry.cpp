@@ -9,11 +9,11 @@ namespace {
 
 template <class Instance>
 Instance const& find(KernelKey const& key) {
-  std::string built;
   for (Instance const* instance : instances<Instance>()) {
     if (instance->key == key) return *instance;
-    built += "\n  " + to_string(instance->key);
   }
+  std::string built;  // only now: every launch looks here
+  for (Instance const* instance : instances<Instance>()) built += "\n  " + to_string(instance->key);
   throw Error(message("no kernel for {}; built are:{}", to_string(key), built));
 }
 

@@ -21,7 +21,6 @@ from flash_attn2._impl.problem import (
     NO_SEQLENS,
     Gradient,
     Gradients,
-    Options,
     Problem,
     Result,
     batch_size,
@@ -148,7 +147,7 @@ def backward(gradient: Gradient) -> Gradients:
         if grad_sink is not None:
             problem["grad_sink"] = grad_sink
         with_addresses(problem)
-        problem["deterministic"] = is_deterministic(p.options)
+        problem["deterministic"] = is_deterministic(p.options.deterministic)
         problem["forward"] = lower(p, dtype_name, out, lse, rng_state, head_dim)
         backend.run(backend.module.backward, problem, q.device)
     else:
@@ -206,15 +205,15 @@ def backward_directly(
         empty_like(k, memory_format=contiguous_format),
         empty_like(v, memory_format=contiguous_format),
     )
-    deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
+    deterministic = is_deterministic(deterministic)
     threads = torch.get_num_threads()
     done = function((q, k, v, out), lse, (grad_out, *grads), options, deterministic, threads)
     return grads if done else None
 
 
-def is_deterministic(options: Options) -> bool:
+def is_deterministic(asked: bool) -> bool:
     """Whether gradients have to be bitwise the same in every run."""
-    return options.deterministic or torch.are_deterministic_algorithms_enabled()
+    return asked or torch.are_deterministic_algorithms_enabled()
 
 
 def draw_rng_state(device: torch.device) -> Tensor:
