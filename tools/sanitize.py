@@ -39,19 +39,24 @@ SELECTION = {
     "thread": "not emulated and not compile and not cuda and not concurrent and not gil "
     "and not hostile",
 }
-SHORT_FILES = ("test_forward.py", "test_kvcache.py", "test_threads.py", "test_hostile.py")
+SHORT_FILES = (
+    "attention/test_forward.py",
+    "kvcache/test_kvcache.py",
+    "call/test_threads.py",
+    "fuzz/test_hostile.py",
+)
 LONG_FILES = (
     *SHORT_FILES,
-    "test_backward.py",
-    "test_dropout.py",
-    "test_isa.py",
-    "test_kvcache_splits.py",
-    "test_nan_inf.py",
-    "test_direct_calls.py",
-    "test_properties.py",
-    "test_varlen.py",
-    "test_varlen_backward.py",
-    "test_varlen_paged.py",
+    "attention/test_backward.py",
+    "attention/test_dropout.py",
+    "call/test_isa.py",
+    "kvcache/test_kvcache_splits.py",
+    "attention/test_nan_inf.py",
+    "call/test_direct_calls.py",
+    "attention/test_properties.py",
+    "attention/test_varlen.py",
+    "attention/test_varlen_backward.py",
+    "attention/test_varlen_paged.py",
 )
 
 

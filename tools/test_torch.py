@@ -29,18 +29,18 @@ PINNED = (
     "sortedcontainers",
 )
 SHORT_FILES = (
-    "test_api.py",
-    "test_arguments.py",
-    "test_autograd.py",
-    "test_call_path.py",
-    "test_direct_calls.py",
-    "test_forward.py",
-    "test_kvcache.py",
-    "test_kvcache_ops.py",
-    "test_nn.py",
-    "test_ops.py",
-    "test_threads.py",
-    "test_vocabulary.py",
+    "call/test_api.py",
+    "call/test_arguments.py",
+    "autograd/test_autograd.py",
+    "call/test_call_path.py",
+    "call/test_direct_calls.py",
+    "attention/test_forward.py",
+    "kvcache/test_kvcache.py",
+    "kvcache/test_kvcache_ops.py",
+    "nn/test_nn.py",
+    "autograd/test_ops.py",
+    "call/test_threads.py",
+    "call/test_vocabulary.py",
 )
 
 

@@ -13,8 +13,6 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr int64_t kMaxHeadDim = 256;
-
 using Shape = std::array<int64_t, 4>;
 
 struct DenseTensor {

@@ -54,6 +54,17 @@ Window read_window(Fields& fields) {
   return window(left, fields.get<"right", int64_t>());
 }
 
+BlockMask block_mask(Fields& fields) {
+  return {.row_offsets = fields.pointer_or_null<"row_offsets", int64_t const>(),
+          .batch_stride = fields.get<"batch_stride", int64_t>(),
+          .heads = fields.get<"heads", int32_t>(),
+          .cols = fields.pointer_or_null<"cols", int32_t const>(),
+          .tiles = fields.pointer_or_null<"tiles", int32_t const>(),
+          .bits = fields.pointer_or_null<"bits", uint64_t const>(),
+          .num_entries = fields.get<"num_entries", int64_t>(),
+          .num_tiles = fields.get<"num_tiles", int32_t>()};
+}
+
 ScoreMod score_mod(Fields& fields) {
   return {.softcap = fields.get_or<"softcap", double>(0),
           .alibi_slopes = fields.pointer_or_null<"alibi_slopes", float const>(),
@@ -92,6 +103,7 @@ FwdParams forward_params(Fields& fields) {
 
   p.softmax_scale = fields.get<"softmax_scale", double>();
   p.window = fields.nested_or_default<"window">(read_window);
+  p.block_mask = fields.nested_or_default<"block_mask">(block_mask);
   p.score_mod = fields.nested_or_default<"score_mod">(score_mod);
   p.sink = fields.pointer_or_null<"sink", float const>();
   p.dropout = fields.nested_or_default<"dropout">(dropout);

@@ -35,6 +35,21 @@ void check_pages(PagedKV const& pages, SeqLens const& seqs) {
             "{} pages of {} rows", pages.num_pages, pages.page_size);
 }
 
+void check_block_mask(FwdParams const& params) {
+  BlockMask const& mask = params.block_mask;
+  if (mask.row_offsets == nullptr) return;
+  bool const dense = params.seqs_q.cu_seqlens == nullptr && params.seqs_k.cu_seqlens == nullptr &&
+                     params.pages.block_table == nullptr;
+  FA2_CHECK(dense, "a block mask is for dense queries and keys");
+  FA2_CHECK(mask.heads >= 1 && params.num_heads % mask.heads == 0,
+            "{} heads of a block mask for {} query heads", mask.heads, params.num_heads);
+  FA2_CHECK(mask.num_entries >= 0 && mask.num_tiles >= 0 && mask.batch_stride >= 0,
+            "a block mask of {} entries and {} tiles", mask.num_entries, mask.num_tiles);
+  bool const listed = mask.cols != nullptr && mask.tiles != nullptr;
+  FA2_CHECK(mask.num_entries == 0 || listed, "the block mask has entries but no memory");
+  FA2_CHECK(mask.num_tiles == 0 || mask.bits != nullptr, "the block mask has tiles but no memory");
+}
+
 // Whether tensors with these sequences can have rows.
 bool has_rows(int32_t batch, SeqLens const& seqs) {
   return batch > 0 && seqs.max_seqlen > 0 && (seqs.cu_seqlens == nullptr || seqs.total > 0);
@@ -51,6 +66,7 @@ void check_problem(FwdParams const& params, int num_threads) {
   check_lengths("q", params.seqs_q);
   check_lengths("k", params.seqs_k);
   check_pages(params.pages, params.seqs_k);
+  check_block_mask(params);
   bool const queries = params.num_heads > 0 && has_rows(params.batch, params.seqs_q);
   check_data("q", params.q.data, queries);
   check_data("out", params.out.data, queries);

@@ -74,30 +74,30 @@ class Run {
   void run_task(int64_t task, void* scratch) {
     Unit const& unit = unit_of(task);
     auto const& [batch, count, first, cost, q_seq, k_seq] = unit.chunk;
-    KeyParts const& parts = unit.parts;
+    KeySplits const& splits = unit.splits;
     int32_t const groups = head_groups(params_, unit);
-    auto const part = static_cast<int32_t>((task - unit.first_task) / groups);
+    auto const split = static_cast<int32_t>((task - unit.first_task) / groups);
     auto const group = static_cast<int32_t>((task - unit.first_task) % groups);
     int32_t const head_kv = group * unit.heads;
     int32_t const heads = std::min(unit.heads, params_.num_heads_kv - head_kv);
-    int32_t const begin = parts.begin + part * parts.length;
+    int32_t const begin = splits.begin + split * splits.length;
     ForwardChunk chunk{{batch, head_kv, first, count, q_seq, k_seq},
                        heads,
                        begin,
-                       std::min(begin + parts.length, parts.end),
+                       std::min(begin + splits.length, splits.end),
                        nullptr};
-    if (parts.count == 1) return kernel_.run(params_, chunk, scratch);
+    if (splits.count == 1) return kernel_.run(params_, chunk, scratch);
 
     char* const results =
-        partial_ + partial_bytes(unit.first_result + int64_t(head_kv) * parts.count * count);
-    chunk.partial = results + partial_bytes(int64_t(part) * heads * count);
+        partial_ + partial_bytes(unit.first_result + int64_t(head_kv) * splits.count * count);
+    chunk.partial = results + partial_bytes(int64_t(split) * heads * count);
     kernel_.run(params_, chunk, scratch);
-    // The last one merges them all.
+    // The last one combines them all.
     int64_t const counter = (&unit - units_.data()) * params_.num_heads_kv + head_kv;
     std::atomic_ref<int32_t> finished((*finished_)[counter]);
-    if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 == parts.count) {
+    if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 == splits.count) {
       chunk.partial = results;
-      kernel_.merge(params_, chunk, parts.count);
+      kernel_.combine(params_, chunk, splits.count);
     }
   }
 
@@ -106,7 +106,7 @@ class Run {
   std::span<Unit const> const units_;
   Round const& round_;
   char* partial_ = nullptr;
-  Kept<int32_t> finished_;  // parts, by unit and head
+  Kept<int32_t> finished_;  // splits, by unit and head
 };
 
 }  // namespace

@@ -10,8 +10,6 @@
 
 namespace fa2::cpu {
 
-inline constexpr int32_t kMaxHeadDim = 256;
-
 // Queries of one sequence that share a KV head, worked through together. Query heads of a group
 // are packed side by side: packed query p is row p / group of head head_kv * group + p % group.
 struct QueryChunk {
@@ -23,7 +21,7 @@ struct QueryChunk {
   SeqInfo k_seq;
 };
 
-// A chunk of the forward pass. Where keys are cut into parts, each part leaves partial results of
+// A chunk of the forward pass. Where keys are cut into splits, each split leaves partial results of
 // its own.
 struct ForwardChunk {
   QueryChunk queries;
@@ -43,13 +41,11 @@ struct ForwardKernel {
   // `workspace` is aligned to 64 bytes and needs no initialisation.
   void (*run)(FwdParams const& params, ForwardChunk const& chunk, void* workspace);
 
-  // Of one query of one head in one part.
+  // Of one query of one head in one split.
   size_t (*partial_bytes)(int32_t head_dim);
-  // Makes the results of a chunk from its partial results: part after part, at most kMaxParts.
-  void (*merge)(FwdParams const& params, ForwardChunk const& chunk, int32_t num_parts);
+  // Makes the results of a chunk from its partial results: split after split, at most kMaxSplits.
+  void (*combine)(FwdParams const& params, ForwardChunk const& chunk, int32_t num_splits);
 };
-
-inline constexpr int32_t kMaxParts = 128;
 
 // A chunk of the backward pass, and where it adds what others add to as well.
 struct BackwardChunk {

@@ -14,13 +14,13 @@
 namespace fa2::cpu {
 
 struct FwdPlan {
-  // A chunk and the parts of its keys, to be run for every `heads` KV heads.
+  // A chunk and the splits of its keys, to be run for every `heads` KV heads.
   struct Unit {
     ScheduledChunk chunk;
-    KeyParts parts;
+    KeySplits splits;
     int32_t heads;
     int64_t first_task;    // of those of its round
-    int64_t first_result;  // among the round's partial results; not used for a single part
+    int64_t first_result;  // among the round's partial results; not used for a single split
   };
 
   // Units that are run together: as many as their partial results have room for.

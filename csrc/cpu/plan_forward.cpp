@@ -25,9 +25,9 @@ void add_units(FwdParams const& params, FwdPlan& plan) {
   for (ScheduledChunk const& chunk : *chunks) {
     plan.units->push_back(
         {.chunk = chunk,
-         .parts = cut_keys(params, chunk, plan.kernel.key_block),
+         .splits = cut_keys(params, chunk, plan.kernel.key_block),
          .heads = plan.kernel.heads_together(params, chunk.q_seq.length, chunk.k_seq.length)});
-    single_heads += int64_t(plan.units->back().parts.count) * params.num_heads_kv;
+    single_heads += int64_t(plan.units->back().splits.count) * params.num_heads_kv;
   }
   if (plan.num_threads == 1) return;
   // Threads without work are worse than heads apart.
@@ -44,10 +44,10 @@ Round next_round(FwdParams const& params, FwdPlan& plan, size_t begin) {
   size_t const result_bytes = plan.kernel.partial_bytes(params.head_dim);
   for (; round.end < plan.units->size(); ++round.end) {
     Unit& unit = (*plan.units)[round.end];
-    int64_t const tasks = int64_t(unit.parts.count) * head_groups(params, unit);
-    int64_t const results =
-        unit.parts.count == 1 ? 0
-                              : int64_t(unit.parts.count) * params.num_heads_kv * unit.chunk.count;
+    int64_t const tasks = int64_t(unit.splits.count) * head_groups(params, unit);
+    int64_t const results = unit.splits.count == 1 ? 0
+                                                   : int64_t(unit.splits.count) *
+                                                         params.num_heads_kv * unit.chunk.count;
     bool const first = round.end == begin;
     if (!first && result_bytes * (round.num_results + results) > kPartialBytes) break;
     round.tasks_of_each = first || tasks == round.tasks_of_each ? tasks : 0;
@@ -69,8 +69,8 @@ int32_t head_groups(FwdParams const& params, Unit const& unit) {
 
 FwdPlan plan_forward(FwdParams const& params, int num_threads) {
   check_problem(params, num_threads);
-  FA2_CHECK(params.num_splits >= 0 && params.num_splits <= kMaxParts,
-            "num_splits {} is not in 0 ... {}", params.num_splits, kMaxParts);
+  FA2_CHECK(params.num_splits >= 0 && params.num_splits <= kMaxSplits,
+            "num_splits {} is not in 0 ... {}", params.num_splits, kMaxSplits);
   FwdPlan plan{.kernel = forward_kernel(params.dtype), .num_threads = num_threads};
   add_units(params, plan);
   for (size_t begin = 0; begin < plan.units->size(); begin = plan.rounds->back().end) {
@@ -81,16 +81,16 @@ FwdPlan plan_forward(FwdParams const& params, int num_threads) {
 
 std::string to_string(FwdPlan const& plan) {
   int64_t tasks = 0, results = 0;
-  int32_t most_parts = 0;
+  int32_t most_splits = 0;
   for (Round const& round : *plan.rounds) {
     tasks += round.num_tasks;
     results = std::max(results, round.num_results);
   }
-  for (Unit const& unit : *plan.units) most_parts = std::max(most_parts, unit.parts.count);
+  for (Unit const& unit : *plan.units) most_splits = std::max(most_splits, unit.splits.count);
   return message(
-      "forward {}: {} chunks of queries, keys in up to {} parts, {} tasks, up to {} partial "
+      "forward {}: {} chunks of queries, keys in up to {} splits, {} tasks, up to {} partial "
       "results at a time, {} threads",
-      isa_name(), plan.units->size(), most_parts, tasks, results, plan.num_threads);
+      isa_name(), plan.units->size(), most_splits, tasks, results, plan.num_threads);
 }
 
 }  // namespace fa2::cpu

@@ -14,10 +14,10 @@ constexpr int64_t kChunksPerThread = 8;
 // Multiply-adds that take about as long as waking a thread.
 constexpr int64_t kThreadWork = 1 << 19;
 
-// Sequences of up to this many queries (of a group) have their keys cut into parts of this many
+// Sequences of up to this many queries (of a group) have their keys cut into splits of this many
 // blocks. Longer ones have chunks enough.
 constexpr int64_t kMostSplitQueries = 128;
-constexpr int32_t kBlocksPerPart = 6;
+constexpr int32_t kBlocksPerSplit = 6;
 
 int64_t packed_queries(FwdParams const& params, SeqInfo const& q_seq) {
   return int64_t(q_seq.length) * params.group();
@@ -72,11 +72,11 @@ void schedule_forward(FwdParams const& params, ForwardKernel const& kernel, int 
   }
 }
 
-KeyParts cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t key_block) {
+KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t key_block) {
   SeqInfo const& q_seq = chunk.q_seq;
   int32_t const seqlen_k = chunk.k_seq.length;
-  KeyParts const whole = {0, seqlen_k, std::max(1, seqlen_k), 1};
-  int32_t const short_enough = params.num_splits == 0 ? kBlocksPerPart * key_block : key_block;
+  KeySplits const whole = {0, seqlen_k, std::max(1, seqlen_k), 1};
+  int32_t const short_enough = params.num_splits == 0 ? kBlocksPerSplit * key_block : key_block;
   if (params.num_splits == 1 || seqlen_k <= short_enough ||
       packed_queries(params, q_seq) > kMostSplitQueries) {
     return whole;
@@ -89,12 +89,12 @@ KeyParts cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t 
   int32_t const begin = first.begin / key_block * key_block;
   auto in_blocks = [&](int64_t keys) { return (keys + key_block - 1) / key_block; };
   int64_t const blocks = in_blocks(last.end - begin);
-  auto parts_of = [&](int64_t length) { return (blocks + length - 1) / length; };
+  auto splits_of = [&](int64_t length) { return (blocks + length - 1) / length; };
   int64_t const length = params.num_splits > 1
-                             ? parts_of(params.num_splits)
-                             : std::max<int64_t>(kBlocksPerPart, parts_of(kMaxParts));
+                             ? splits_of(params.num_splits)
+                             : std::max<int64_t>(kBlocksPerSplit, splits_of(kMaxSplits));
   return {begin, last.end, static_cast<int32_t>(length * key_block),
-          static_cast<int32_t>(parts_of(length))};
+          static_cast<int32_t>(splits_of(length))};
 }
 
 int useful_threads(int64_t multiply_adds, int64_t tasks, int num_threads) {

@@ -23,9 +23,9 @@ struct ScheduledChunk {
 void schedule_forward(FwdParams const& params, ForwardKernel const& kernel, int num_threads,
                       std::vector<ScheduledChunk>& chunks);
 
-// How the keys of a sequence are cut: part i is [begin + i * length, begin + (i + 1) * length), up
+// How the keys of a sequence are cut: split i is [begin + i * length, begin + (i + 1) * length), up
 // to `end`. Depends on nothing but the sequence, and so do its results.
-struct KeyParts {
+struct KeySplits {
   int32_t begin;
   int32_t end;
   int32_t length;
@@ -33,7 +33,7 @@ struct KeyParts {
 };
 
 // Of the sequence of a chunk. Parts that would be empty are left out.
-KeyParts cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t key_block);
+KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t key_block);
 
 // Appends the chunks of `chunk_queries` queries of one sequence, first to last.
 void cut_sequence(FwdParams const& params, int32_t batch, int64_t chunk_queries,

@@ -38,6 +38,7 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
             device.arch / 10, device.arch % 10);
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
             "CUDA kernels take float16 and bfloat16");
+  FA2_CHECK(p.block_mask.row_offsets == nullptr, "no kernel of this family takes a block mask");
   FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {}",
             std::end(kBuckets)[-1], p.head_dim);

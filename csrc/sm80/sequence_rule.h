@@ -14,8 +14,6 @@
 
 namespace fa2::sm80 {
 
-inline constexpr int kMaxSplits = 128;
-
 struct SequenceRule {
   TileKind unsplit = TileKind::kRegular;  // of the forward kernel, which splits nothing
   bool unsplit_only = false;              // dropout

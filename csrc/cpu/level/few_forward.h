@@ -193,9 +193,9 @@ class FewForward : RowResults<E> {
       Real const sum = reduce_lanes<Real>(state_[i].sum, [](Real a, Real b) { return a + b; });
       RowState<Real> const row = {state_[i].base, sum};
       if (partial_ != nullptr) {
-        PartResult<E> const part(partial_, i, head_dim);
-        *part.state = row;
-        __builtin_memcpy(part.out, out, workspace_.out.stride * sizeof(Real));
+        SplitResult<E> const result(partial_, i, head_dim);
+        *result.state = row;
+        __builtin_memcpy(result.out, out, workspace_.out.stride * sizeof(Real));
         return;
       }
       Real const scale = Base::finish_row(row, query);

@@ -159,13 +159,13 @@ class ChunkForward : RowResults<E> {
       int const count = smaller(kSize, tile.num_queries - first);
       alignas(kVectorBytes) Real scale[kSize] = {};
       Storage* rows[kSize];
-      Real* parts[kSize];
+      Real* sums[kSize];
       for (int i = 0; i < count; ++i, query = Base::next(query)) {
         RowState<Real> const row = {{tile.base[first + i], tile.far}, tile.sum[first + i]};
         if (partial_ != nullptr) {
-          PartResult<E> const part(partial_, index * kCapacity + first + i, params_.head_dim);
-          *part.state = row;
-          parts[i] = part.out;
+          SplitResult<E> const result(partial_, index * kCapacity + first + i, params_.head_dim);
+          *result.state = row;
+          sums[i] = result.out;
         } else {
           rows[i] = Base::row_ptr(params_.out, query);
           scale[i] = Base::finish_row(row, query);
@@ -174,7 +174,7 @@ class ChunkForward : RowResults<E> {
       Real const* const out = tile.out + first;
       int const stride = tile.vectors * kSize;
       if (partial_ != nullptr) {
-        unpack_outputs<PlainElement<Real>>(parts, count, out, stride, broadcast(Real(1)),
+        unpack_outputs<PlainElement<Real>>(sums, count, out, stride, broadcast(Real(1)),
                                            params_.head_dim);
       } else {
         unpack_outputs<E>(rows, count, out, stride, load<Real>(scale), params_.head_dim);

@@ -33,14 +33,14 @@ struct Forward {
     }
   }
   static size_t partial_bytes(int32_t head_dim) {
-    return PartResult<E>::length(head_dim) * sizeof(typename E::Real);
+    return SplitResult<E>::length(head_dim) * sizeof(typename E::Real);
   }
-  static void merge(FwdParams const& params, ForwardChunk const& chunk, int32_t num_parts) {
-    PartMerger<E>(params, chunk, num_parts).run();
+  static void combine(FwdParams const& params, ForwardChunk const& chunk, int32_t num_splits) {
+    CombineSplits<E>(params, chunk, num_splits).run();
   }
   static constexpr ForwardKernel kernel() {
     return {Tile<E>::kCapacity, kKeyBlock, chunk_tiles,   heads_together,
-            workspace_bytes,    run,       partial_bytes, merge};
+            workspace_bytes,    run,       partial_bytes, combine};
   }
 };
 

@@ -1,15 +1,15 @@
 #pragma once
 
-// What a row of the forward pass leaves: its output and lse, or, where keys are cut into parts, a
-// partial result of each part; and how partial results become one.
+// What a row of the forward pass leaves: its output and lse, or, where keys are cut into splits, a
+// partial result of each split; and how partial results become one.
 
 #include "cpu/level/chunk.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
-// One row of one part: the state of a row and its output relative to the base.
+// One row of one split: the state of a row and its output relative to the base.
 template <class E>
-struct PartResult {
+struct SplitResult {
   using Real = typename E::Real;
   static constexpr int kStateLength =
       round_up(int(sizeof(RowState<Real>) / sizeof(Real)), kLanes<Real>);
@@ -18,7 +18,7 @@ struct PartResult {
   Real* out;
 
   static int64_t length(int head_dim) { return kStateLength + round_up(head_dim, kLanes<Real>); }
-  PartResult(void* rows, int64_t index, int head_dim) {
+  SplitResult(void* rows, int64_t index, int head_dim) {
     Real* const row = static_cast<Real*>(rows) + index * length(head_dim);
     state = reinterpret_cast<RowState<Real>*>(row);
     out = row + kStateLength;
@@ -70,56 +70,56 @@ class RowResults : protected ChunkQueries<E> {
   }
 };
 
-// The results of a chunk from those of its parts, always merged in the same order.
+// The results of a chunk from those of its splits, always combined in the same order.
 template <class E>
-class PartMerger : RowResults<E> {
+class CombineSplits : RowResults<E> {
   using Base = RowResults<E>;
   using Base::chunk_, Base::group_, Base::params_, Base::rule_;
   using typename Base::Query;
   using typename Base::Real;
 
  public:
-  PartMerger(FwdParams const& params, ForwardChunk const& chunk, int32_t num_parts)
+  CombineSplits(FwdParams const& params, ForwardChunk const& chunk, int32_t num_splits)
       : Base(params, chunk.queries),
         num_heads_(chunk.num_heads),
         partial_(chunk.partial),
-        num_parts_(num_parts) {}
+        num_splits_(num_splits) {}
 
   void run() const {
     int index = 0;
     for (int head = 0; head < num_heads_; ++head) {
       Query query = Base::first_query(0);
       for (int i = 0; i < chunk_.count; ++i, query = Base::next(query)) {
-        merge_row(index++, {query.row, head * group_ + query.in_group});
+        combine_row(index++, {query.row, head * group_ + query.in_group});
       }
     }
   }
 
  private:
-  PartResult<E> part(int32_t index, int row) const {
+  SplitResult<E> result(int32_t index, int row) const {
     return {partial_, int64_t(index) * num_heads_ * chunk_.count + row, params_.head_dim};
   }
 
-  void merge_row(int index, Query query) const {
+  void combine_row(int index, Query query) const {
     RowState<Real> row;
-    for (int32_t p = 0; p < num_parts_; ++p) {
-      RowBase<Real> const base = part(p, index).state->base;
+    for (int32_t s = 0; s < num_splits_; ++s) {
+      RowBase<Real> const base = result(s, index).state->base;
       row.base.far |= base.far;
       if (base.score > row.base.score) row.base.score = base.score;
     }
-    Real factors[kMaxParts];
-    for (int32_t p = 0; p < num_parts_; ++p) {
-      RowState<Real> const state = *part(p, index).state;
-      factors[p] = exp2_of(base_distance(state.base, row.base, rule_.scale));
-      row.sum += state.sum * factors[p];
+    Real factors[kMaxSplits];
+    for (int32_t s = 0; s < num_splits_; ++s) {
+      RowState<Real> const state = *result(s, index).state;
+      factors[s] = exp2_of(base_distance(state.base, row.base, rule_.scale));
+      row.sum += state.sum * factors[s];
     }
     Real const scale = Base::finish_row(row, query);
 
     typename E::Storage* const out = Base::row_ptr(params_.out, query);
     for (int d = 0; d < params_.head_dim; d += kLanes<Real>) {
       Vec<Real> sum = {};
-      for (int32_t p = 0; p < num_parts_; ++p) {
-        sum += load<Real>(part(p, index).out + d) * factors[p];
+      for (int32_t s = 0; s < num_splits_; ++s) {
+        sum += load<Real>(result(s, index).out + d) * factors[s];
       }
       store_row<E>(out + d, sum * scale, params_.head_dim - d);
     }
@@ -127,7 +127,7 @@ class PartMerger : RowResults<E> {
 
   int const num_heads_;
   void* const partial_;
-  int32_t const num_parts_;
+  int32_t const num_splits_;
 };
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -14,7 +14,7 @@ import torch
 
 from flash_attn2.inference import PagedKVCache
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = "--device cpu --d-model 32 --layers 2 --heads 2 --heads-kv 1 --requests 8 --prompt 80"
 SMALL += " --new 24 --budget 64 --page-size 16 --pages 128"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = "--device cpu --d-model 32 --layers 2 --heads 2 --dtype"
 
 
