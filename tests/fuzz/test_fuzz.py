@@ -12,13 +12,13 @@ from dataclasses import replace
 import pytest
 import support
 import torch
+
+import flash_attn2
 from fuzz import check, worker
 from fuzz.layout import PLAIN, VALUES, Layout, Spec
 from fuzz.problem import CacheUse, Options, Problem, drawn  # noqa: F401 (read by eval)
 from fuzz.script import script
 from fuzz.shrink import shrunk, smallest
-
-import flash_attn2
 
 SEED = 11
 # Blocks of so many problems.

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import support
 import torch
+
+import flash_attn2
 from fuzz.call import build, described
 from fuzz.hostile import make_hostile
 from fuzz.problem import Problem, drawn, possible
 from fuzz.worker import Worker
-
-import flash_attn2
 
 SEED = 23
 COUNT = {"cpu": 60, "sm80-emulated": 5}
