@@ -20,14 +20,14 @@ struct GradWorkspace {
   static constexpr int kWidth = GradTile<E>::kCapacity;
 
   GradTile<E>* tiles;
-  ScoreBlock<Real> scores;  // [kGradKeyBlock][kWidth]
-  WeightBlock<E> weights;   // [kGradKeyBlock]
-  OperandBlock<E> keys;     // K and V for products over head dims, [kGradKeyBlock]
+  ScoreBlock<Real> scores;  // [kKeyBlock][kWidth]
+  WeightBlock<E> weights;   // [kKeyBlock]
+  OperandBlock<E> keys;     // K and V for products over head dims, [kKeyBlock]
   OperandBlock<E> values;
-  OperandBlock<E>
-      key_pairs;  // K for the product over keys, [kGradKeyBlock / kDepth], if kDepth > 1
+  OperandBlock<E> key_pairs;  // K for the product over keys, [kKeyBlock / kDepth], if kDepth > 1
   QueryPanels<E> queries;
   QueryPanels<E> grad_out;
+  ChunkLists<E, Order::kDown> lists;
   Real* ones;  // [kWidth]: what dQ is rescaled by from block to block
   size_t bytes;
 
@@ -39,20 +39,21 @@ struct GradWorkspace {
     int const padded_dim = round_up(head_dim, kLanes<Real>);
     int const num_queries = num_tiles * kWidth;
     tiles = carver.take<GradTile<E>>(num_tiles);
+    lists = {carver.take<TileLists<E, Order::kDown>>(num_tiles), num_tiles};
     ones = carver.take<Real>(kWidth);
-    constexpr int kScores = kGradKeyBlock * kWidth;
+    constexpr int kScores = kKeyBlock * kWidth;
     scores = {carver.take<Real>(kScores), carver.take<Real>(kScores), carver.take<Real>(kScores),
               carver.take<Uint<Real>>(kScores)};
     weights.stride = packed_stride<Operand>(num_queries / E::kDepth);
-    weights.probs = carver.take<Operand>(kGradKeyBlock * weights.stride);
-    weights.grad_scores = carver.take<Operand>(kGradKeyBlock * weights.stride);
+    weights.probs = carver.take<Operand>(kKeyBlock * weights.stride);
+    weights.grad_scores = carver.take<Operand>(kKeyBlock * weights.stride);
     auto take_block = [&](int rows, int length) -> OperandBlock<E> {
       int64_t const stride = packed_stride<Operand>(length);
       return {carver.take<Operand>(rows * stride), stride};
     };
-    keys = take_block(kGradKeyBlock, depth);
-    values = take_block(kGradKeyBlock, depth);
-    if constexpr (E::kDepth > 1) key_pairs = take_block(kGradKeyBlock / E::kDepth, head_dim);
+    keys = take_block(kKeyBlock, depth);
+    values = take_block(kKeyBlock, depth);
+    if constexpr (E::kDepth > 1) key_pairs = take_block(kKeyBlock / E::kDepth, head_dim);
     auto take_panels = [&]() -> QueryPanels<E> {
       return {carver.take<Operand>(QueryPanels<E>::operands(num_queries, head_dim)),
               num_queries / E::kDepth, padded_dim / kLanes<Operand>};
@@ -98,38 +99,24 @@ class ChunkBackward : ChunkQueries<E> {
   }
 
   void run() {
-    begin_ = chunk_.k_seq.length;
-    end_ = 0;
-    for (int t = 0; t < num_tiles_; ++t) {
-      GradTile<E>& tile = workspace_.tiles[t];
-      start_tile(tile, t);
-      if (tile.begin >= tile.end) continue;
-      begin_ = smaller(begin_, tile.begin / kKeyStep * kKeyStep);
-      end_ = larger(end_, tile.end);
-    }
+    for (int t = 0; t < num_tiles_; ++t) start_tile(workspace_.tiles[t], t);
     for (int t = 0; t < num_tiles_; ++t) {
       if (workspace_.tiles[t].far) recompute_rows(workspace_.tiles[t], t);
     }
     if (sink_sums_ != nullptr) {
       for (int t = 0; t < num_tiles_; ++t) add_sink_grads(workspace_.tiles[t], t);
     }
-    for_blocks([&](int32_t begin, int32_t end) { visit_block(begin, end); });
+    if (Base::has_lists()) {
+      visit_lists();
+    } else {
+      visit_range();
+    }
     for (int t = 0; t < num_tiles_; ++t) finish_tile(workspace_.tiles[t], t);
   }
 
  private:
   // A float's lse is not enough for doubles.
   static constexpr bool kAlwaysFar = sizeof(Real) == sizeof(double);
-
-  // Calls step(begin, end) on the blocks of keys that the chunk sees, last to first.
-  template <class Step>
-  void for_blocks(Step const& step) const {
-    for (int32_t end = end_; end > begin_;) {
-      int32_t const begin = larger(begin_, (end - 1) / kGradKeyBlock * kGradKeyBlock);
-      step(begin, end);
-      end = begin;
-    }
-  }
 
   void start_tile(GradTile<E>& tile, int index) {
     Query queries[kCapacity];
@@ -142,7 +129,12 @@ class ChunkBackward : ChunkQueries<E> {
     tile.large = false;
     for (int n = 0; n < tile.vectors; ++n) start_rows(tile, n, queries + n * kSize);
     tile.far = kAlwaysFar || tile.large;
+    if (Base::has_lists()) start_lists(tile, index);
     __builtin_memset(tile.grad_q, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
+  }
+
+  void start_lists(GradTile<E> const& tile, int index) {
+    Base::start_lists(workspace_.lists.tiles[index], tile, index, {0, chunk_.k_seq.length});
   }
 
   void pack_panels(QueryPanels<E> const& panels, TensorRef const& tensor, GradTile<E> const& tile,
@@ -187,13 +179,22 @@ class ChunkBackward : ChunkQueries<E> {
   void recompute_rows(GradTile<E>& tile, int index) {
     RowSums<E> rows = {};
     for (Real& base : rows.base) base = -Real(__builtin_inf());
-    for_blocks([&](int32_t begin, int32_t block_end) {
-      int32_t const end = smaller(block_end, tile.end);
-      if (begin >= end) return;
+    auto const add = [&](int32_t begin, int32_t end) {
       with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
         add_block<kVectors>(tile, begin, end, rows);
       });
-    });
+    };
+    if (Base::has_lists()) {
+      ChunkLists<E, Order::kDown> const own = {&workspace_.lists.tiles[index], 1};
+      own.for_runs(params_.block_mask, [&](int32_t group, BlockRun run) {
+        own.tiles->read(params_.block_mask, tile, run, Base::seen_);
+        ColRange const cols = Base::keys_of(group, run);
+        add(cols.begin, cols.end);
+      });
+      start_lists(tile, index);  // once more, for the gradients
+    } else {
+      for_blocks_back(tile.begin / kKeyStep * kKeyStep, tile.end, kKeyBlock, add);
+    }
     Query query = Base::first_query(index);
     for (int i = 0; i < tile.vectors * kSize; ++i) {
       finish_row(tile, i, query, rows);
@@ -249,39 +250,97 @@ class ChunkBackward : ChunkQueries<E> {
     }
   }
 
-  void visit_block(int32_t begin, int32_t end) {
+  // Keys and values [begin, end), as the products take them.
+  struct Block {
+    int32_t begin;
+    int32_t end;
+    Rows keys;
+    Rows values;
+    Rows key_pairs;
+  };
+
+  Block block(int32_t begin, int32_t end) const {
     Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
     Rows const values = Base::rows_of_dims(params_.v, begin, end, workspace_.values);
     Rows key_pairs = keys;
     if constexpr (E::kDepth > 1) {
       key_pairs = Base::rows_of_keys(params_.k, begin, end, workspace_.key_pairs);
     }
-    for (int t = 0; t < num_tiles_; ++t) {
-      GradTile<E>& tile = workspace_.tiles[t];
-      int32_t const first = smaller(end, larger(begin, tile.begin / kKeyStep * kKeyStep));
-      int32_t const last = larger(first, smaller(end, tile.end));
-      WeightBlock<E> const weights = workspace_.weights.at_query(t * kCapacity);
-      int64_t const skipped = first - begin;
-      if (first < last) {
-        with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
-          step<kVectors>(tile, first, last, keys.after_keys(skipped), values.after_keys(skipped),
-                         key_pairs.after_values(skipped), weights.at_key(skipped));
-        });
-      }
-      clear_weights(weights, tile.vectors, 0, first - begin);
-      clear_weights(weights, tile.vectors, last - begin, end - begin);
-    }
-    turn_.wait_for(begin);
-    add_key_grads(begin, end);
-    turn_.leave(begin);
+    return {begin, end, keys, values, key_pairs};
   }
 
-  static void clear_weights(WeightBlock<E> const& weights, int vectors, int first, int last) {
-    size_t const bytes = vectors * kSize / E::kDepth * sizeof(Operand);
+  // What the tiles see, from the last key to the first.
+  void visit_range() {
+    int32_t chunk_begin = chunk_.k_seq.length;
+    int32_t chunk_end = 0;
+    for (int t = 0; t < num_tiles_; ++t) {
+      GradTile<E> const& tile = workspace_.tiles[t];
+      if (tile.begin >= tile.end) continue;
+      chunk_begin = smaller(chunk_begin, tile.begin / kKeyStep * kKeyStep);
+      chunk_end = larger(chunk_end, tile.end);
+    }
+    for_blocks_back(chunk_begin, chunk_end, kKeyBlock, [&](int32_t begin, int32_t end) {
+      Block const keys = block(begin, end);
+      for (int t = 0; t < num_tiles_; ++t) {
+        GradTile<E> const& tile = workspace_.tiles[t];
+        int32_t const first = smaller(end, larger(begin, tile.begin / kKeyStep * kKeyStep));
+        int32_t const last = larger(first, smaller(end, tile.end));
+        if (first < last) meet(t, first, last, keys);
+        clear_weights(t, 0, first - begin);
+        clear_weights(t, last - begin, end - begin);
+      }
+      add_key_grads(begin, end, {0, chunk_.count});
+    });
+  }
+
+  // What the tiles list. A tile takes neighbours among its blocks of a group in one step.
+  void visit_lists() {
+    ChunkLists<E, Order::kDown> const& lists = workspace_.lists;
+    lists.for_runs(params_.block_mask, [&](int32_t group, BlockRun run) {
+      ColRange const cols = Base::keys_of(group, run);
+      turn_.leave(cols.end);
+      Block const keys = block(cols.begin, cols.end);
+      TileRange const tiles = lists.tiles_with(group, run);
+      for (int t = tiles.begin; t < tiles.end; ++t) {
+        uint32_t const blocks = lists.blocks_of(t, group) & run.bits();
+        for_block_runs<Order::kDown>(blocks, [&](BlockRun part) {
+          ColRange const seen = Base::keys_of(group, part);
+          lists.tiles[t].read(params_.block_mask, workspace_.tiles[t], part, Base::seen_);
+          meet(t, seen.begin, seen.end, keys);
+        });
+        for_block_runs<Order::kDown>(run.bits() & ~blocks, [&](BlockRun gap) {
+          ColRange const unseen = Base::keys_of(group, gap);
+          clear_weights(t, unseen.begin - cols.begin, unseen.end - cols.begin);
+        });
+      }
+      add_key_grads(cols.begin, cols.end,
+                    {tiles.begin * kCapacity, smaller(chunk_.count, tiles.end * kCapacity)});
+    });
+  }
+
+  WeightBlock<E> weights_of(int tile) const {
+    return workspace_.weights.at_query(tile * kCapacity);
+  }
+
+  // Of rows [first, last) of the block.
+  void clear_weights(int tile, int first, int last) const {
+    WeightBlock<E> const weights = weights_of(tile);
+    size_t const bytes = workspace_.tiles[tile].vectors * kSize / E::kDepth * sizeof(Operand);
     for (int row = first; row < last; ++row) {
       __builtin_memset(weights.probs + row * weights.stride, 0, bytes);
       __builtin_memset(weights.grad_scores + row * weights.stride, 0, bytes);
     }
+  }
+
+  // Keys [begin, end) of the block against a tile.
+  void meet(int index, int32_t begin, int32_t end, Block const& block) {
+    GradTile<E>& tile = workspace_.tiles[index];
+    int64_t const skipped = begin - block.begin;
+    with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+      step<kVectors>(tile, begin, end, block.keys.after_keys(skipped),
+                     block.values.after_keys(skipped), block.key_pairs.after_values(skipped),
+                     weights_of(index).at_key(skipped));
+    });
   }
 
   template <int kVectors>
@@ -333,8 +392,8 @@ class ChunkBackward : ChunkQueries<E> {
       if (!adjusted) return;
       alignas(kVectorBytes) Real maxima[kWidth] = {};
       Real* const slopes = workspace_.scores.softcap_slopes;
-      adjust_scores<E, kVectors>(rule_, tile, first, last - first, scores, maxima,
-                                 slopes == nullptr ? nullptr : slopes + skipped);
+      Base::template adjust<kVectors>(tile, first, last - first, scores, maxima,
+                                      slopes == nullptr ? nullptr : slopes + skipped);
     });
   }
 
@@ -347,9 +406,10 @@ class ChunkBackward : ChunkQueries<E> {
     }
   }
 
-  // dV += P^T dO, dK += dS^T Q
-  void add_key_grads(int32_t begin, int32_t end) {
-    LaneWindow const window{chunk_, params_.window, group_};
+  // dV += P^T dO, dK += dS^T Q, of `queries` of the chunk; in turn with the other chunks.
+  void add_key_grads(int32_t begin, int32_t end, RowRange queries) {
+    turn_.wait_for(begin);
+    LaneWindow const window{chunk_, params_.window, group_, queries};
     for (int index = 0; index < workspace_.queries.num_panels(); ++index) {
       int64_t const at = begin * sums_.stride + index * QueryPanels<E>::kPanelDims;
       auto add = [&]<int kVectors>(Operand const* weights, QueryPanels<E> const& rows,
@@ -365,6 +425,7 @@ class ChunkBackward : ChunkQueries<E> {
                                                        workspace_.queries, sums_.grad_k);
                    });
     }
+    turn_.leave(begin);
   }
 
   void finish_tile(GradTile<E> const& tile, int index) const {
@@ -390,8 +451,6 @@ class ChunkBackward : ChunkQueries<E> {
   KeyGradSums<E> const sums_;
   double* const sink_sums_;
   GradWorkspace<E> workspace_;
-  int32_t begin_ = 0;  // keys [begin_, end_) are seen by some query
-  int32_t end_ = 0;
 };
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -3,6 +3,7 @@
 // What forward and backward share about a chunk of queries: how its queries are spread over tiles
 // and lanes, where their rows lie, what they see, and how blocks of keys are brought to them.
 
+#include "core/block_range.h"
 #include "core/mask.h"
 #include "core/seq_info.h"
 #include "cpu/level/key_rows.h"
@@ -198,11 +199,19 @@ class ChunkQueries {
     return {room.data, room.stride};
   }
 
+  // Keys of a run of blocks of a group that a block mask lists.
+  ColRange keys_of(int32_t group, BlockRun run) const {
+    int32_t const first = group * kGroupBlocks;
+    return {(first + run.begin) * BlockMask::kBlock,
+            smaller((first + run.end) * BlockMask::kBlock, chunk_.k_seq.length)};
+  }
+
   // Calls step(first, last, adjusted) on parts of the keys [begin, end): only those that some query
   // of the tile does not see need the mask, unless every score is modified anyway.
   template <class Step>
   void for_score_ranges(QueryLanes<E> const& tile, int32_t begin, int32_t end,
                         Step const& step) const {
+    if (has_lists()) return for_listed_ranges(begin, end, step);
     if (rule_.modifies) return step(begin, end, true);
     int32_t const full_begin = smaller(end, larger(begin, tile.full_begin));
     int32_t const full_end = smaller(end, larger(full_begin, tile.full_end));
@@ -210,6 +219,31 @@ class ChunkQueries {
     if (full_begin < full_end) step(full_begin, full_end, false);
     if (full_end < end) step(full_end, end, true);
   }
+
+  // Softcap, ALiBi and mask on keys of such a part.
+  template <int kVectors>
+  void adjust(QueryLanes<E> const& tile, int32_t first, int num_keys, Real* scores, Real* maxima,
+              Real* softcap_slopes = nullptr) const {
+    if (has_lists()) {
+      adjust_scores<E, kVectors>(rule_, tile, WordMask<E>{seen_.words[seen_.block_of(first)]},
+                                 first, num_keys, scores, maxima, softcap_slopes);
+    } else {
+      adjust_scores<E, kVectors>(rule_, tile, ColumnMask<E>{tile, first}, first, num_keys, scores,
+                                 maxima, softcap_slopes);
+    }
+  }
+
+  // What `tile`, tile `index` of the chunk, lists of `keys`.
+  template <Order kOrder>
+  void start_lists(TileLists<E, kOrder>& lists, QueryLanes<E> const& tile, int index,
+                   ColRange keys) const {
+    int heads[kCapacity];
+    Query query = first_query(index);
+    for (int i = 0; i < tile.num_queries; ++i, query = next(query)) heads[i] = head_of(query);
+    lists.start(params_, chunk_.batch, tile, heads, keys);
+  }
+
+  bool has_lists() const { return params_.block_mask.row_offsets != nullptr; }
 
   bool drops() const { return params_.dropout.drop_prob > 0; }
   // What survivors of dropout are multiplied by.
@@ -221,8 +255,23 @@ class ChunkQueries {
   int const num_tiles_;
   ScoreRule<Real> const rule_;
   DropoutRule dropout_ = {};
+  RunMask<E> seen_;  // by a block mask, of the keys at hand
 
  private:
+  // Blocks that all lanes see stay together; of the others, each has words of its own.
+  template <class Step>
+  void for_listed_ranges(int32_t begin, int32_t end, Step const& step) const {
+    auto adjusted = [&](int32_t key) { return rule_.modifies || !seen_.full[seen_.block_of(key)]; };
+    auto after = [&](int32_t key) { return smaller(end, key + BlockMask::kBlock); };
+    for (int32_t first = begin; first < end;) {
+      bool const adjusts = adjusted(first);
+      int32_t last = after(first);
+      while (!adjusts && last < end && !adjusted(last)) last = after(last);
+      step(first, last, adjusts);
+      first = last;
+    }
+  }
+
   void place_query(QueryLanes<E>& tile, int lane, Query query, ColRange keys) const {
     ColRange const cols = cols_of(query);
     tile.col_begin[lane] = larger(cols.begin, keys.begin);

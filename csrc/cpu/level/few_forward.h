@@ -61,7 +61,7 @@ class FewForward : RowResults<E> {
   // Whether a sequence goes this way: a property of its own and not of how it is cut into chunks,
   // on which no result may depend.
   static bool takes(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
-    if (params.dropout.drop_prob > 0) return false;
+    if (params.dropout.drop_prob > 0 || params.block_mask.row_offsets != nullptr) return false;
     // A tile spends less on each query and, with lanes enough in use, is as fast on keys that lie
     // one after the other.
     int const most = seqlen_k < kKeyBlock      ? kSize / 4
@@ -111,11 +111,8 @@ class FewForward : RowResults<E> {
     pack_query_rows<E>(workspace_.queries.data, workspace_.queries.stride, rows, num_rows_,
                        params_.head_dim);
     clear(workspace_.out);
-    // Blocks start at multiples of kKeyBlock, wherever the visible keys start, so that a query does
-    // not depend on those beside it.
-    for (int32_t block = begin / kKeyBlock * kKeyBlock; block < end; block += kKeyBlock) {
-      step(larger(block, begin / kKeyStep * kKeyStep), smaller(block + kKeyBlock, end), end);
-    }
+    for_blocks(begin / kKeyStep * kKeyStep, end, kKeyBlock,
+               [&](int32_t first, int32_t last) { step(first, last, end); });
     finish();
   }
 

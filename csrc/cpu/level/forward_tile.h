@@ -19,6 +19,7 @@ struct Workspace {
   Real* scores;            // [kKeyBlock][kWidth]; probabilities take their place
   OperandBlock<E> keys;    // [kKeyBlock]
   OperandBlock<E> values;  // [kKeyBlock / kDepth]
+  ChunkLists<E, Order::kUp> lists;
   size_t bytes;
 
   // With memory == nullptr: only the size. Tile t gets its own queries and outputs.
@@ -30,6 +31,7 @@ struct Workspace {
     keys.stride = packed_stride<Operand>(depth);
     values.stride = packed_stride<Operand>(head_dim);
     tiles = carver.take<Tile<E>>(num_tiles);
+    lists = {carver.take<TileLists<E, Order::kUp>>(num_tiles), num_tiles};
     scores = carver.take<Real>(kKeyBlock * kWidth);
     keys.data = carver.take<Operand>(kKeyBlock * keys.stride);
     values.data = carver.take<Operand>(kKeyBlock / E::kDepth * values.stride);
@@ -63,19 +65,11 @@ class ChunkForward : RowResults<E> {
         workspace_(memory, params.head_dim, num_tiles_) {}
 
   void run() {
-    int32_t begin = chunk_.k_seq.length;
-    int32_t end = 0;
-    for (int t = 0; t < num_tiles_; ++t) {
-      Tile<E>& tile = workspace_.tiles[t];
-      start_tile(tile, t);
-      if (tile.begin >= tile.end) continue;
-      begin = smaller(begin, tile.begin);
-      end = larger(end, tile.end);
-    }
-    // Blocks start at multiples of kKeyBlock whatever the chunk sees, so that no result depends on
-    // how queries are grouped.
-    for (int32_t block = begin / kKeyBlock * kKeyBlock; block < end; block += kKeyBlock) {
-      visit_block(larger(block, begin / kKeyStep * kKeyStep), smaller(block + kKeyBlock, end));
+    for (int t = 0; t < num_tiles_; ++t) start_tile(workspace_.tiles[t], t);
+    if (Base::has_lists()) {
+      visit_lists();
+    } else {
+      visit_range();
     }
     for (int t = 0; t < num_tiles_; ++t) finish_tile(workspace_.tiles[t], t);
   }
@@ -91,7 +85,44 @@ class ChunkForward : RowResults<E> {
     }
     tile.far = false;
     Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
+    if (Base::has_lists()) {
+      Base::start_lists(workspace_.lists.tiles[index], tile, index,
+                        {keys_.begin, smaller(keys_.end, chunk_.k_seq.length)});
+    }
     __builtin_memset(tile.out, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
+  }
+
+  // What the tiles see from the first key to the last.
+  void visit_range() {
+    int32_t begin = chunk_.k_seq.length;
+    int32_t end = 0;
+    for (int t = 0; t < num_tiles_; ++t) {
+      Tile<E> const& tile = workspace_.tiles[t];
+      if (tile.begin >= tile.end) continue;
+      begin = smaller(begin, tile.begin);
+      end = larger(end, tile.end);
+    }
+    for_blocks(begin / kKeyStep * kKeyStep, end, kKeyBlock,
+               [&](int32_t first, int32_t last) { visit_block(first, last); });
+  }
+
+  // What the tiles list. A tile takes the neighbours among its blocks of a group in one step.
+  void visit_lists() {
+    ChunkLists<E, Order::kUp> const& lists = workspace_.lists;
+    BlockMask const& mask = params_.block_mask;
+    lists.for_runs(mask, [&](int32_t group, BlockRun run) {
+      ColRange const cols = Base::keys_of(group, run);
+      Rows const keys = Base::rows_of_dims(params_.k, cols.begin, cols.end, workspace_.keys);
+      Rows const values = Base::rows_of_keys(params_.v, cols.begin, cols.end, workspace_.values);
+      for (int t = 0; t < num_tiles_; ++t) {
+        for_block_runs<Order::kUp>(lists.blocks_of(t, group) & run.bits(), [&](BlockRun part) {
+          Tile<E>& tile = workspace_.tiles[t];
+          lists.tiles[t].read(mask, tile, part, Base::seen_);
+          ColRange const seen = Base::keys_of(group, part);
+          meet(tile, seen.begin, seen.end, seen.begin - cols.begin, keys, values);
+        });
+      }
+    });
   }
 
   // Keys [begin, end) against every tile that sees some of them.
@@ -103,11 +134,15 @@ class ChunkForward : RowResults<E> {
       int32_t const first = larger(begin, tile.begin / kKeyStep * kKeyStep);
       int32_t const last = smaller(end, tile.end);
       if (first >= last) continue;
-      int64_t const skipped = first - begin;
-      with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
-        step<kVectors>(tile, first, last, keys.after_keys(skipped), values.after_values(skipped));
-      });
+      meet(tile, first, last, first - begin, keys, values);
     }
+  }
+
+  // Keys [begin, end), which come `skipped` rows after those that keys and values begin with.
+  void meet(Tile<E>& tile, int32_t begin, int32_t end, int64_t skipped, Rows keys, Rows values) {
+    with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+      step<kVectors>(tile, begin, end, keys.after_keys(skipped), values.after_values(skipped));
+    });
   }
 
   template <int kVectors>
@@ -147,7 +182,7 @@ class ChunkForward : RowResults<E> {
       multiply_keys<E, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
                                  last - first, tile.queries, Base::depth(), scores, reached);
       if (adjusted) {
-        adjust_scores<E, kVectors>(rule_, tile, first, last - first, scores, maxima);
+        Base::template adjust<kVectors>(tile, first, last - first, scores, maxima);
       }
     });
   }

@@ -46,11 +46,12 @@ struct QueryPanels {
   }
 };
 
-// Which queries of a chunk see a key.
+// Which queries of a chunk see a key: of those in `queries`, the ones whose window holds it.
 struct LaneWindow {
   QueryChunk const& chunk;
   Window const& window;
   int32_t group;
+  RowRange queries;
 
   // A range that holds those of keys first ... last.
   FA2_CPU_INLINE RowRange of_keys(int32_t first, int32_t last) const {
@@ -63,7 +64,8 @@ struct LaneWindow {
   }
   FA2_CPU_INLINE int32_t inside(int32_t row) const {
     int64_t const query = int64_t(row) * group - chunk.first;
-    return int32_t(query < 0 ? 0 : query < chunk.count ? query : chunk.count);
+    return int32_t(query < queries.begin ? queries.begin
+                                         : (query < queries.end ? query : queries.end));
   }
 };
 

@@ -9,6 +9,7 @@
 #include "cpu/level/elements.h"
 #include "cpu/level/query_lanes.h"
 #include "cpu/level/row_state.h"
+#include "cpu/level/tile_lists.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
@@ -65,20 +66,53 @@ struct DropoutRule {
   uint64_t key;
 };
 
-// Softcap, ALiBi and then the mask, which goes by columns alone, on keys [first, first + num_keys);
-// `maxima` takes the results in, and `softcap_slopes`, unless null, the derivatives of softcap.
-template <class E, int kVectors>
+// Which lanes see a key, by the range of columns that each sees: of_vector(n)(j) is about keys
+// first + j and the lanes of vector n.
+template <class E>
+struct ColumnMask {
+  using Column = Int<typename E::Real>;
+  QueryLanes<E> const& tile;
+  int32_t first;
+
+  FA2_CPU_INLINE auto of_vector(int n) const {
+    Vec<Column> const begin = load<Column>(tile.col_begin + n * kLanes<Column>);
+    Vec<Column> const end = load<Column>(tile.col_end + n * kLanes<Column>);
+    return [begin, end, first = first](int j) FA2_CPU_INLINE_LAMBDA {
+      Column const col = first + j;
+      return (begin <= col) & (col < end);
+    };
+  }
+};
+
+// The same by words, for keys of one block of a mask.
+template <class E>
+struct WordMask {
+  using Word = typename RunMask<E>::Word;
+  Word const (&words)[RunMask<E>::kWords][RunMask<E>::kCapacity];
+
+  FA2_CPU_INLINE auto of_vector(int n) const {
+    return [from = &words[0][n * kLanes<Word>]](int j) FA2_CPU_INLINE_LAMBDA {
+      constexpr int kBits = RunMask<E>::kBits;
+      Vec<Word> const keys = load<Word>(from + j / kBits * RunMask<E>::kCapacity);
+      return (keys & Word(Word(1) << j % kBits)) != Word(0);
+    };
+  }
+};
+
+// Softcap, ALiBi and then the mask on keys [first, first + num_keys); `maxima` takes the results
+// in, and `softcap_slopes`, unless null, the derivatives of softcap.
+template <class E, int kVectors, class Mask>
 __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& rule,
-                                             QueryLanes<E> const& tile, int32_t first, int num_keys,
-                                             typename E::Real* scores, typename E::Real* maxima,
+                                             QueryLanes<E> const& tile, Mask const& mask,
+                                             int32_t first, int num_keys, typename E::Real* scores,
+                                             typename E::Real* maxima,
                                              typename E::Real* softcap_slopes = nullptr) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
   for (int n = 0; n < kVectors; ++n) {
     Vec<Real> const diagonal = load<Real>(tile.diagonal + n * kSize);
     Vec<Real> const slope = load<Real>(tile.slope + n * kSize);
-    Vec<Int<Real>> const col_begin = load<Int<Real>>(tile.col_begin + n * kSize);
-    Vec<Int<Real>> const col_end = load<Int<Real>>(tile.col_end + n * kSize);
+    auto const sees = mask.of_vector(n);
     Vec<Real> top = load<Real>(maxima + n * kSize);
     for (int j = 0; j < num_keys; ++j) {
       int const at = (j * kVectors + n) * kSize;
@@ -91,8 +125,7 @@ __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& 
         s *= rule.scales.inner;
       }
       if (rule.has_alibi) s = with_alibi(s, slope, diagonal - Real(first + j), Abs<Real>{});
-      Int<Real> const col = first + j;
-      s = (col_begin <= col) & (col < col_end) ? s : broadcast<Real>(-__builtin_inf());
+      s = sees(j) ? s : broadcast<Real>(-__builtin_inf());
       store(scores + at, s);
       top = max(s, top);
     }

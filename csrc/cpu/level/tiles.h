@@ -23,7 +23,8 @@ template <int kVectors>
 inline constexpr int kTileRows =
     kTileVectors == 4 ? (kVectors == 4 ? 6 : 8) : (kVectors == 2 ? 6 : 8);
 
-// Keys per block: a multiple of 6 and 8 rows, and of the 32 columns in which dropout is numbered.
+// Keys per block: a multiple of 6 and 8 rows, of the 32 columns in which dropout is numbered, and
+// of the blocks of a mask.
 inline constexpr int kKeyBlock = 192;
 
 // Visible ranges start at multiples of this many keys, which keeps the order of every sum
@@ -34,9 +35,8 @@ inline constexpr int kKeyStep = 8;
 inline constexpr int kChunkBytes = 256 * 1024;
 inline constexpr int kMaxChunkTiles = 16;
 
-// Backward: keys per block, a multiple of 6, 8 and 32 as above; and queries per chunk, a multiple
-// of a tile: the gradients of a key are read and written once per chunk.
-inline constexpr int kGradKeyBlock = 96;
+// Queries per chunk of the backward pass, a multiple of a tile: the gradients of a key are read and
+// written once per chunk.
 inline constexpr int kGradChunkQueries = 128;
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

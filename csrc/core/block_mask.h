@@ -1,0 +1,84 @@
+#pragma once
+
+// The only reader of a BlockMask. Lists on a device cannot be checked before the launch, so they
+// are bounded here: whatever they hold, nothing outside their tensors or those of the problem is
+// addressed, and a walk ends.
+
+#include "core/macros.h"
+#include "core/params.h"
+
+namespace fa2 {
+
+FA2_HD int32_t mask_blocks(int32_t seqlen) {
+  return (seqlen + BlockMask::kBlock - 1) / BlockMask::kBlock;
+}
+
+// Entries [begin, end) of a mask: those of one block of queries.
+struct ListedEntries {
+  int64_t begin;
+  int64_t end;
+};
+
+// Of the queries from row * kBlock on, as `head` of num_heads query heads sees them.
+FA2_HD ListedEntries listed_entries(FwdParams const& p, int32_t batch, int32_t head, int32_t row) {
+  BlockMask const& mask = p.block_mask;
+  int32_t const rows = mask_blocks(p.seqs_q.max_seqlen);
+  int64_t const* const offsets = mask.row_offsets + batch * mask.batch_stride +
+                                 int64_t(head / (p.num_heads / mask.heads)) * (rows + 1) + row;
+  auto const bounded = [&](int64_t entry, int64_t least) {
+    return entry < least ? least : (entry < mask.num_entries ? entry : mask.num_entries);
+  };
+  int64_t const begin = bounded(offsets[0], 0);
+  return {begin, bounded(offsets[1], begin)};
+}
+
+// A word for each query of the block, a bit for each key; null: every pair is visible.
+FA2_HD uint64_t const* listed_words(BlockMask const& mask, int64_t entry) {
+  int32_t const tile = mask.tiles[entry];
+  return tile <= 0 || tile >= mask.num_tiles ? nullptr
+                                             : mask.bits + int64_t(tile) * BlockMask::kBlock;
+}
+
+enum class Order { kUp, kDown };
+
+// A walk over the key blocks that entries list, in ascending or descending order. Blocks outside
+// [first_block, last_block) and entries that are out of order are passed over.
+template <Order kOrder>
+struct ListWalk {
+  ListedEntries left;
+  int32_t first_block;
+  int32_t last_block;
+
+  // The entry that comes next. Needs one to be left.
+  FA2_HD int64_t entry() const { return kOrder == Order::kUp ? left.begin : left.end - 1; }
+
+  // Its key block, or -1 if none is left.
+  FA2_HD int32_t block(BlockMask const& mask) {
+    for (; left.begin < left.end; drop()) {
+      int32_t const col = mask.cols[entry()];
+      if (col >= first_block && col < last_block) return col;
+    }
+    return -1;
+  }
+
+  // Passes over the entry of `block`, and over all up to it.
+  FA2_HD void take(int32_t block) {
+    drop();
+    if constexpr (kOrder == Order::kUp) {
+      first_block = block + 1;
+    } else {
+      last_block = block;
+    }
+  }
+
+ private:
+  FA2_HD void drop() {
+    if constexpr (kOrder == Order::kUp) {
+      ++left.begin;
+    } else {
+      --left.end;
+    }
+  }
+};
+
+}  // namespace fa2
