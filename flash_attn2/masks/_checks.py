@@ -84,7 +84,7 @@ def _check_entries(lists: Lists, cols: int) -> None:
         return
     _check_range("cols", lists.cols, cols, "blocks of keys")
     _check_range("tiles", lists.tiles, lists.bits.shape[0], "tiles of bits")
-    ascending = torch.zeros(lists.cols.numel() + 1, dtype=torch.bool)
+    ascending = torch.zeros(lists.cols.numel() + 1, dtype=torch.bool, device="cpu")
     torch.gt(lists.cols[1:], lists.cols[:-1], out=ascending[1:-1])
     ascending[lists.row_offsets.flatten()] = True
     if not bool(ascending.all()):
