@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bindings/direct_call.h"
+#include "bindings/masks.h"
 #include "bindings/module.h"
 #include "cpu/family.h"
 #include "cpu/isa.h"
@@ -92,4 +93,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("backward_direct", &backward_direct, "Likewise its gradient.");
   m.def("set_isa", &fa2::cpu::set_isa, py::arg("name"),
         "Uses this instruction-set level from now on.");
+  fa2::bindings::define_masks(m);
 }

@@ -15,12 +15,14 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "sm80": {"core", "host", "tile"},
     "cpu": {"core", "host"},
     "cpu/level": {"core", "cpu"},
+    "masks": {"core"},
     "bindings": {"core", "host"},
 }
 # What one file may include beyond: modules put a family and the bindings together.
 EXCEPTIONS: dict[str, set[str]] = {
     "bindings/cpu_module.cpp": {"cpu"},
     "bindings/cuda_module.cpp": {"sm80"},
+    "bindings/masks.cpp": {"masks"},
     "cpu/append.cpp": {"cpu/level"},  # for its conversions, at a level of its own
 }
 # Parts of a family that kernels are made of know nothing of what plans and launches them.
