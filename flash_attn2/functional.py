@@ -27,6 +27,13 @@ They share these arguments:
                    masks and ALiBi align to the last of them. The rows after them may hold
                    anything: their out is 0, their lse -inf (with a sink too), their gradients 0
     return_lse     return (out, lse): the natural-log normaliser of each row, in float32
+    block_mask     a `flash_attn2.masks.BlockMask` of these lengths: which keys each query sees, by
+                   blocks of 64 queries and 64 keys; blocks that it does not list are not computed.
+                   Of dense tensors only: packed sequences are one sequence there, with a mask by
+                   `masks.documents`. Its batch is 1 or that of q, its heads are 1, num_heads_kv or
+                   num_heads. It goes with everything but causal and window_size, which are said in
+                   the mask (`masks.causal() & ...`), and seqused_q. On the CPU only, for now:
+                   NotImplementedError on CUDA
     return_attn_probs  return (out, lse, probs), as flash-attn does: without dropout probs is empty
                    (`attention_probs` computes the matrix), else see below
 
@@ -68,6 +75,7 @@ from flash_attn2._impl.arguments import (
     require_tensors,
 )
 from flash_attn2._impl.autograd import attend, attend_directly
+from flash_attn2._impl.block_mask import require_lengths
 from flash_attn2._impl.forms import DENSE, VARLEN, Form
 from flash_attn2._impl.options import (
     make_options,
@@ -78,6 +86,7 @@ from flash_attn2._impl.options import (
 )
 from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Problem, unpacked
 from flash_attn2.kvcache import attend_over_pages
+from flash_attn2.masks import BlockMask
 
 Attention = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
@@ -99,6 +108,7 @@ def flash_attn_func(
     sink: Tensor | None = None,
     seqused_q: Tensor | None = None,
     return_lse: bool = False,
+    block_mask: BlockMask | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """Attention of dense tensors.
@@ -114,6 +124,7 @@ def flash_attn_func(
         alibi_slopes is None
         and sink is None
         and seqused_q is None
+        and block_mask is None
         and return_attn_probs is False
         and return_lse is False
         and type(deterministic) is bool
@@ -124,8 +135,11 @@ def flash_attn_func(
             return out  # type: ignore[return-value]
     require_tensors(("q", "k", "v"), q, k, v)
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
+        *(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
+        *(deterministic, block_mask),
     )
+    if block_mask is not None:
+        require_lengths(block_mask, q, k)
     seqs_q = NO_SEQLENS if seqused_q is None else make_used(seqused_q)
     p = Problem(q, k, v, seqs_q, NO_SEQLENS, options, NO_PAGES, out=out)
     if return_lse is False and return_attn_probs is False:
@@ -149,6 +163,7 @@ def flash_attn_kvpacked_func(
     sink: Tensor | None = None,
     seqused_q: Tensor | None = None,
     return_lse: bool = False,
+    block_mask: BlockMask | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_func` with k and v in one tensor (batch, seqlen_k, 2, num_heads_kv, head_dim)."""
@@ -157,8 +172,11 @@ def flash_attn_kvpacked_func(
     require_tensor("q", q)
     require_qkvpacked("kv", kv, ("batch", "seqlen_k", 2, "num_heads_kv", "head_dim"))
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
+        *(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
+        *(deterministic, block_mask),
     )
+    if block_mask is not None:
+        require_lengths(block_mask, q, kv)
     p = Problem(q, kv, None, make_used(seqused_q), NO_SEQLENS, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(DENSE, p)[0]
@@ -180,6 +198,7 @@ def flash_attn_qkvpacked_func(
     sink: Tensor | None = None,
     seqused_q: Tensor | None = None,
     return_lse: bool = False,
+    block_mask: BlockMask | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_func` with q, k and v in one tensor (batch, seqlen, 3, num_heads, head_dim)."""
@@ -187,8 +206,11 @@ def flash_attn_qkvpacked_func(
         refuse_keywords(flash_attn_qkvpacked_func, unknown)
     require_qkvpacked("qkv", qkv, ("batch", "seqlen", 3, "num_heads", "head_dim"))
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
+        *(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
+        *(deterministic, block_mask),
     )
+    if block_mask is not None:
+        require_lengths(block_mask, qkv, qkv)
     p = Problem(qkv, None, None, make_used(seqused_q), NO_SEQLENS, options, NO_PAGES)
     if return_lse is False and return_attn_probs is False:
         return attend(DENSE, p)[0]

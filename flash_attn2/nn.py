@@ -28,6 +28,7 @@ from flash_attn2._impl.problem import MAX_HEAD_DIM
 from flash_attn2._impl.rotary import RotaryEmbedding, check_sequences
 from flash_attn2._impl.tensors import require_allocated
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
+from flash_attn2.masks import BlockMask
 
 __all__ = ["Attention", "RotaryEmbedding", "alibi_slopes"]
 
@@ -196,16 +197,28 @@ class Attention(nn.Module):
             nn.init.zeros_(self.sink)
 
     def forward(
-        self, x: Tensor, *, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None
+        self,
+        x: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        block_mask: BlockMask | None = None,
     ) -> Tensor:
         """Attends within each sequence of x; the result has the shape of x.
 
         x is (batch, seqlen, embed_dim), or packed (total, embed_dim) with `cu_seqlens` and an
-        upper bound of the lengths, `max_seqlen`.
+        upper bound of the lengths, `max_seqlen`. `block_mask`, of dense x, is that of
+        `flash_attn_func`: it takes the place of `causal` and `window_size`, which the module must
+        not have beside it.
         """
         if (cu_seqlens is None) != (max_seqlen is None):
             raise ValueError("cu_seqlens and max_seqlen go together: packed x needs both")
         if cu_seqlens is not None:
+            if block_mask is not None:
+                raise ValueError(
+                    "block_mask must come without cu_seqlens: packed sequences are one sequence, "
+                    "x of shape (1, total, embed_dim), with a mask by masks.documents(cu_seqlens)"
+                )
             self._check_input(x, packed=True)
             check_sequences(cu_seqlens, x)
             max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(x))
@@ -222,7 +235,7 @@ class Attention(nn.Module):
         }
         out: Any
         if cu_seqlens is None or max_seqlen is None:
-            out = flash_attn_func(q, k, v, **options)
+            out = flash_attn_func(q, k, v, **options, block_mask=block_mask)
         else:
             lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
             out = flash_attn_varlen_func(q, k, v, *lengths, **options)

@@ -36,6 +36,7 @@ from flash_attn2._impl.autograd import (
     to_autocast_dtype,
     without_none,
 )
+from flash_attn2._impl.block_mask import require_unmapped
 from flash_attn2._impl.checks import check_results
 from flash_attn2._impl.forms import FORMS, Form, checked, run
 from flash_attn2._impl.observe import refuse_tangents
@@ -200,6 +201,7 @@ def _register_vmap(name: str, names: Sequence[str]) -> None:
         refuse_tangents(args)
         options = dict(zip(names, args, strict=False))
         require_different_randomness(info, options.get("dropout_p", 0.0))
+        require_unmapped(names, in_dims)
         return one_by_one(op, info, in_dims, args)
 
     torch.library.register_vmap(f"flash_attn2::{name}", vmap, lib=_library)

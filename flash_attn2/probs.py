@@ -14,9 +14,11 @@ from torch import Tensor
 from flash_attn2 import reference
 from flash_attn2._impl import checks
 from flash_attn2._impl.arguments import named_only, refuse_keywords, require_tensor
+from flash_attn2._impl.block_mask import require_lengths
 from flash_attn2._impl.options import make_options, make_seqlens
 from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Problem
 from flash_attn2._impl.tensors import in_memory, require_allocated
+from flash_attn2.masks import BlockMask
 
 
 @named_only
@@ -30,6 +32,7 @@ def attention_probs(
     alibi_slopes: Tensor | None = None,
     *,
     sink: Tensor | None = None,
+    block_mask: BlockMask | None = None,
     **unknown: NoReturn,
 ) -> Tensor:
     """The softmax that `flash_attn_func` multiplies v by.
@@ -43,7 +46,12 @@ def attention_probs(
         refuse_keywords(attention_probs, unknown)
     require_tensor("q", q)
     require_tensor("k", k)
-    options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
+    options = make_options(
+        *(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
+        block_mask=block_mask,
+    )
+    if block_mask is not None:
+        require_lengths(block_mask, q, k)
     checks.explain_dense(Problem(q, k, k, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES))
     require_allocated(q=q, k=k, alibi_slopes=alibi_slopes, sink=sink)
     return reference.probabilities(q, k, options)

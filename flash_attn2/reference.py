@@ -16,7 +16,9 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor
 
 from flash_attn2._impl.options import make_options
-from flash_attn2._impl.problem import Options, SeqLens
+from flash_attn2._impl.problem import BLOCK, Options, SeqLens
+from flash_attn2._impl.problem import BlockMask as Lists
+from flash_attn2.masks import BlockMask
 
 _LOW_32 = 0xFFFFFFFF
 
@@ -112,7 +114,35 @@ def scores(
         visible = visible & (col >= diagonal - left)
     if right >= 0:
         visible = visible & (col <= diagonal + right)
+    if options.block_mask.row_offsets is not None:
+        pairs = listed_pairs(options.block_mask, seqlen_q, seqlen_k)
+        visible = visible & repeat(pairs, "b h i j -> b (h g) i j", g=q.shape[2] // pairs.shape[1])
     return s.masked_fill(~visible, -torch.inf), visible
+
+
+def listed_pairs(mask: Lists, seqlen_q: int, seqlen_k: int) -> Tensor:
+    """The pairs of query and key that lists of blocks make visible: bool (batch or 1, heads,
+    seqlen_q, seqlen_k).
+
+    Lists follow one another, as in every `masks.BlockMask`.
+    """
+    offsets, cols, tiles, bits = mask.row_offsets, mask.cols, mask.tiles, mask.bits
+    assert offsets is not None
+    assert cols is not None
+    assert tiles is not None
+    assert bits is not None
+    batch, heads, _ = offsets.shape
+    # The tile of each block, by rows of blocks; -1, the last tile below, where it is not listed.
+    ends = offsets[..., 1:].flatten().contiguous()
+    entry = torch.arange(cols.shape[0], device=cols.device)
+    row = torch.searchsorted(ends, entry, right=True)
+    table = torch.full((ends.shape[0], -(-seqlen_k // BLOCK)), -1, device=cols.device)
+    table[row, cols.long()] = tiles.long()
+    seen = (bits[..., None] >> torch.arange(BLOCK, device=bits.device)) & 1 == 1
+    seen = torch.cat([seen, torch.zeros_like(seen[:1])])
+    table = rearrange(table, "(b h i) j -> b h i j", b=batch, h=heads)
+    pairs = rearrange(seen[table], "b h i j row col -> b h (i row) (j col)")
+    return pairs[:, :, :seqlen_q, :seqlen_k]
 
 
 def softmax(s: Tensor, visible: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -147,6 +177,7 @@ def attention_reference(
     alibi_slopes: Tensor | None = None,
     *,
     sink: Tensor | None = None,
+    block_mask: BlockMask | None = None,
     rng_state: Tensor | None = None,
     lengths_q: Tensor | None = None,
     lengths_k: Tensor | None = None,
@@ -157,7 +188,8 @@ def attention_reference(
     many rows of each sequence count.
     """
     options = make_options(
-        dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink
+        *(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
+        block_mask=block_mask,
     )
     s, visible = scores(q, k, options, lengths_q, lengths_k)
     probs, lse = softmax(s, visible, sink)

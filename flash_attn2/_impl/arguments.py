@@ -21,16 +21,16 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # What other attention functions call these things.
 _OTHER_NAMES = {
-    "attention_mask": "causal, window_size or the varlen functions",
+    "attention_mask": "causal, window_size, the varlen functions, or block_mask of flash_attn_func",
     "attn_bias": "alibi_slopes, causal or window_size",
-    "attn_mask": "causal, window_size or the varlen functions",
+    "attn_mask": "causal, window_size, the varlen functions, or block_mask of flash_attn_func",
     "cu_seqlens": "cu_seqlens_q and cu_seqlens_k",
     "enable_gqa": "k and v with fewer heads, without an option",
     "is_causal": "causal",
     "key": "k",
     "learnable_sink": "sink",
     "logits_soft_cap": "softcap",
-    "mask": "causal, window_size or the varlen functions",
+    "mask": "causal, window_size, the varlen functions, or block_mask of flash_attn_func",
     "max_seqlen": "max_seqlen_q and max_seqlen_k",
     "num_key_value_heads": "num_heads_kv",
     "num_kv_heads": "num_heads_kv",
@@ -47,6 +47,11 @@ _OTHER_NAMES = {
     "softmax_cap": "softcap",
     "value": "v",
 }
+
+_NO_BLOCK_MASK = (
+    ": flash_attn_func takes it, of dense tensors; packed sequences are one sequence there, with "
+    "a mask by flash_attn2.masks.documents(cu_seqlens)"
+)
 
 
 def named_only(function: _Function) -> _Function:
@@ -66,7 +71,9 @@ def refuse_keywords(function: Callable[..., Any], unknown: Iterable[str]) -> Non
     known = list(inspect.signature(function).parameters)
     name = next(iter(unknown))
     text = f"{function.__name__} has no argument {name!r}"
-    if name in _OTHER_NAMES and _OTHER_NAMES[name].split()[0].strip(",") in known:
+    if name == "block_mask":
+        text += _NO_BLOCK_MASK
+    elif name in _OTHER_NAMES and _OTHER_NAMES[name].split()[0].strip(",") in known:
         text += f": use {_OTHER_NAMES[name]}"
     elif close := difflib.get_close_matches(name, known, n=1, cutoff=0.7):
         text += f": use {close[0]}"

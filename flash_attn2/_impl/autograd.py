@@ -16,6 +16,7 @@ from torch import Tensor, contiguous_format, get_num_threads, is_autocast_enable
 from torch.compiler import is_compiling
 
 from flash_attn2._impl import backends, launch, no_gradient
+from flash_attn2._impl.block_mask import require_unmapped
 from flash_attn2._impl.forms import DENSE, Form, differentiate, run
 from flash_attn2._impl.launch import DirectOptions
 from flash_attn2._impl.observe import (
@@ -250,6 +251,7 @@ class TransformedAttention(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[int | None], form: Form, *values: Any) -> Any:
         require_different_randomness(info, form.signature.unflatten(values).options.dropout[0])
+        require_unmapped(form.signature.names, in_dims[1:])
         return one_by_one(TransformedAttention.apply, info, in_dims, (form, *values))
 
 
@@ -272,8 +274,10 @@ class FirstDerivatives(_Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
-        return one_by_one(FirstDerivatives.apply, info, in_dims, args)
+    def vmap(info: Any, in_dims: Sequence[int | None], form: Form, *values: Any) -> Any:
+        assert form.backward_signature is not None
+        require_unmapped(form.backward_signature.names, in_dims[1:])
+        return one_by_one(FirstDerivatives.apply, info, in_dims, (form, *values))
 
 
 def one_by_one(

@@ -34,6 +34,7 @@ class Backend:
     module: ModuleType
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
+    block_masks: bool  # whether there are kernels with one
     forward_direct: Callable[..., bool] | None  # see `launch`
     backward_direct: Callable[..., bool] | None
 
@@ -43,6 +44,14 @@ class Backend:
             allowed = " or ".join(self.dtype_names.values())
             raise TypeError(f"q must be {allowed} on the {self.name} backend, got {dtype}")
         return name
+
+    def require_block_masks(self) -> None:
+        """NotImplementedError where there are no kernels with block_mask."""
+        if not self.block_masks:
+            raise NotImplementedError(
+                f"block_mask has no kernels on the {self.name} backend yet: give it with tensors "
+                "on the CPU, which the cpu backend serves"
+            )
 
     def run(
         self, entry_point: Callable[..., None], problem: dict[str, Any], device: torch.device
@@ -106,6 +115,7 @@ def load(name: str) -> Backend:
         module,
         dtype_names,
         aligned=name != "cpu",
+        block_masks=name == "cpu",
         forward_direct=_direct(module, "forward_direct"),
         backward_direct=_direct(module, "backward_direct"),
     )

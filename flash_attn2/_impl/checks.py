@@ -15,9 +15,11 @@ import operator
 import torch
 from torch import Tensor
 
+from flash_attn2._impl import block_mask
 from flash_attn2._impl.problem import (
     MAX_HEAD_DIM,
     MAX_SEQLEN,
+    NO_BLOCK_MASK,
     Gradient,
     Problem,
     lse_shape,
@@ -63,6 +65,7 @@ def check_dense(p: Problem) -> None:
                 (options.sink is None and options.score_mod.alibi_slopes is None)
                 or per_head_fits(p, batch)
             )
+            and (options.block_mask is NO_BLOCK_MASK or block_mask.fits(p, batch))
         ):
             return
     explain_dense(p)
@@ -85,6 +88,7 @@ def explain_dense(p: Problem) -> None:
     check_heads(q, k, v)
     _check_used("seqused_q", p.seqs_q.seqused, batch, q.device)
     check_per_head(p, batch)
+    block_mask.check_block_mask(p, batch)
 
 
 def check_varlen(p: Problem) -> None:

@@ -44,6 +44,8 @@ def forward(p: Problem, over_cache: bool) -> Result:
     """
     backend = backends.serving(p.q)
     dtype_name = backend.dtype_names.get(p.q.dtype) or backend.dtype_name(p.q.dtype)
+    if p.options.block_mask.row_offsets is not None:
+        backend.require_block_masks()
     *batch, rows, num_heads, head_dim = p.q.shape
     if p.append is not None:
         p = _apart_from_caches(p)
@@ -113,6 +115,8 @@ def backward(gradient: Gradient) -> Gradients:
         p = with_qkv(p, q, k, v)
     backend = backends.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
+    if p.options.block_mask.row_offsets is not None:
+        backend.require_block_masks()
     head_dim = q.shape[-1]
     p = readable_problem(p, backend, over_cache=False)
     q, out = p.q, readable(p.out, backend)  # type: ignore[arg-type]
@@ -165,8 +169,8 @@ def backward(gradient: Gradient) -> Gradients:
 
 def may_be_direct(p: Problem) -> DirectOptions | None:
     """The options of a direct call, where lengths and options are such as those have."""
-    scale, (left, right), (softcap, slopes), sink, (drop_prob, _), _ = p.options
-    if slopes is not None or sink is not None or drop_prob != 0:
+    scale, (left, right), (softcap, slopes), sink, (drop_prob, _), _, mask = p.options
+    if slopes is not None or sink is not None or drop_prob != 0 or mask.row_offsets is not None:
         return None
     if p.seqs_q.cu_seqlens is not None or p.seqs_q.seqused is not None:
         return None
@@ -240,10 +244,18 @@ def readable_problem(p: Problem, backend: Backend, over_cache: bool) -> Problem:
             append = append._replace(new_k=rows[-2], new_v=rows[-1])
         q, k, v = (rows[0], k, v) if over_cache else rows[:3]
         p = Problem(q, k, v, seqs_q, seqs_k, options, pages, num_splits, append, *results)
-    slopes, sink = options.score_mod.alibi_slopes, options.sink
-    if seqs_k is NO_SEQLENS and slopes is None and sink is None and seqs_q.seqused is None:
+    slopes, sink, mask = options.score_mod.alibi_slopes, options.sink, options.block_mask
+    if (
+        seqs_k is NO_SEQLENS
+        and slopes is None
+        and sink is None
+        and seqs_q.seqused is None
+        and mask.row_offsets is None
+    ):
         return p
     vectors = [slopes, sink]
+    if mask.row_offsets is not None:
+        vectors += mask
     if seqs_q is not NO_SEQLENS or seqs_k is not NO_SEQLENS:
         vectors += seqs_q[:2]
         vectors += seqs_k[:2]
@@ -274,7 +286,9 @@ def _contiguous_vectors(p: Problem) -> Problem:
     def of(struct: Any) -> Any:
         return type(struct)(*map(contiguous, struct))
 
-    options = of(p.options)._replace(score_mod=of(p.options.score_mod))
+    options = of(p.options)._replace(
+        score_mod=of(p.options.score_mod), block_mask=of(p.options.block_mask)
+    )
     append = p.append
     if append is not None:
         append = append._replace(rotary=of(append.rotary))

@@ -11,7 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from flash_attn2._impl.problem import MAX_SEQLEN, UNLIMITED, Append, PagedKV, Problem, SeqLens
+from flash_attn2._impl.problem import (
+    MAX_SEQLEN,
+    UNLIMITED,
+    Append,
+    BlockMask,
+    PagedKV,
+    Problem,
+    SeqLens,
+)
 from flash_attn2._impl.tensors import SURELY_MEMORY, require_memory
 
 Fields = dict[str, Any]
@@ -33,7 +41,7 @@ def lower(
 ) -> Fields:
     """FwdParams of readable tensors; head_dim is that before any padding."""
     q, k, v, seqs_q, seqs_k, options, pages, num_splits, *_ = p
-    scale, (left, right), (softcap, slopes), sink, (drop_prob, _), _ = options
+    scale, (left, right), (softcap, slopes), sink, (drop_prob, _), _, mask = options
     assert k is not None
     assert v is not None
     shape, cu_seqlens_q = q.shape, seqs_q.cu_seqlens
@@ -92,6 +100,8 @@ def lower(
     fields["seqs_q"], fields["seqs_k"] = of_q, of_k
     if left != UNLIMITED or right != UNLIMITED:
         fields["window"] = {"left": left, "right": right}
+    if mask.row_offsets is not None:
+        fields["block_mask"] = _of_block_mask(mask)
     if slopes is not None:
         stride = slopes.stride(0) if slopes.ndim == 2 else 0
         fields["score_mod"] = of_scores = {
@@ -130,6 +140,23 @@ def _of_cache(k_cache: Tensor, seqs_k: SeqLens, pages: PagedKV) -> Fields:
         "leftpad": leftpad,
         "cu_appended": cu_appended,
         "appended": appended if cu_appended is None else 0,
+    }
+
+
+def _of_block_mask(mask: BlockMask) -> Fields:
+    """BlockMask of contiguous tensors."""
+    offsets, cols, _, bits = mask
+    assert offsets is not None
+    assert cols is not None
+    assert bits is not None
+    batch, heads, count = offsets.shape
+    fields: Fields = dict(mask._asdict())
+    with_addresses(fields)
+    return fields | {
+        "batch_stride": heads * count if batch > 1 else 0,
+        "heads": heads,
+        "num_entries": cols.shape[0],
+        "num_tiles": bits.shape[0],
     }
 
 

@@ -15,11 +15,13 @@ from flash_attn2._impl.arguments import (
     require_tensor,
     require_tensors,
 )
+from flash_attn2._impl.block_mask import make_block_mask
 from flash_attn2._impl.problem import (
     MAX_DROPOUT_P,
     MAX_FACTOR,
     MAX_FACTOR_RATIO,
     MIN_FACTOR,
+    NO_BLOCK_MASK,
     NO_DROPOUT,
     NO_SCORE_MOD,
     NO_SEQLENS,
@@ -44,6 +46,7 @@ def make_options(
     alibi_slopes: Any,
     sink: Any,
     deterministic: Any = False,
+    block_mask: Any = None,
 ) -> Options:
     """The arguments that the public functions share. `causal` is a window with right = 0."""
     if type(causal) is not bool:
@@ -74,14 +77,16 @@ def make_options(
     if causal:
         right = 0
     # What has its default is not made anew, which would take a third of the time.
-    window, score_mod, dropout = NO_WINDOW, NO_SCORE_MOD, NO_DROPOUT
+    window, score_mod, dropout, mask = NO_WINDOW, NO_SCORE_MOD, NO_DROPOUT, NO_BLOCK_MASK
     if left != UNLIMITED or right != UNLIMITED:
         window = Window(left, right)
     if softcap != 0.0 or alibi_slopes is not None:
         score_mod = ScoreMod(softcap, alibi_slopes)
     if dropout_p != 0.0:
         dropout = Dropout(dropout_p)
-    return Options(softmax_scale, window, score_mod, sink, dropout, bool(deterministic))
+    if block_mask is not None:
+        mask = make_block_mask(block_mask)
+    return Options(softmax_scale, window, score_mod, sink, dropout, bool(deterministic), mask)
 
 
 def _window(window_size: Any) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 MAX_HEAD_DIM = 256
 MAX_SEQLEN = 2**29 - 1
 MAX_SPLITS = 128
+BLOCK = 64  # queries and keys of a block of a mask
 
 # Within these ranges no kernel rounds a probability, scale or cap to 0 or infinity.
 MAX_DROPOUT_P = 1 - 2.0**-10  # where steps of 2^-16 change the share of kept entries by 1%
@@ -46,6 +47,19 @@ class Window(NamedTuple):
 
     left: int = UNLIMITED
     right: int = UNLIMITED
+
+
+class BlockMask(NamedTuple):
+    """Which keys each query sees, listed by blocks of 64 queries and 64 keys.
+
+    A row of blocks lists entries row_offsets[..., r] to row_offsets[..., r + 1].
+    """
+
+    row_offsets: Tensor | None = None  # int64 (batch or 1, heads, blocks of queries + 1); None: no
+    # mask. heads: 1, num_heads_kv or num_heads
+    cols: Tensor | None = None  # int32 (entries,): key blocks of a row, ascending
+    tiles: Tensor | None = None  # int32 (entries,): index into bits; 0: all pairs are visible
+    bits: Tensor | None = None  # int64 (tiles, 64): a word for each query, a bit for each key
 
 
 class ScoreMod(NamedTuple):
@@ -84,6 +98,7 @@ NO_SEQLENS = SeqLens()
 NO_PAGES = PagedKV()
 NO_WINDOW = Window()
 CAUSAL = Window(UNLIMITED, 0)
+NO_BLOCK_MASK = BlockMask()
 NO_SCORE_MOD = ScoreMod()
 NO_DROPOUT = Dropout()
 
@@ -97,6 +112,7 @@ class Options(NamedTuple):
     sink: Tensor | None = None
     dropout: Dropout = NO_DROPOUT
     deterministic: bool = False  # of the gradients
+    block_mask: BlockMask = NO_BLOCK_MASK  # dense calls only
 
 
 NO_OPTIONS = Options()

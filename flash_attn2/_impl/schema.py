@@ -167,7 +167,14 @@ _SCORES = {
 _TRAINING = {"dropout_p": "options.dropout.drop_prob", "deterministic": "options.deterministic"}
 _OPTIONS = _SCORES | _TRAINING
 _ADDED = {"seqused_q": "seqs_q.seqused"}  # since the first release; what comes new comes last
-_DEFAULTED = _OPTIONS | _ADDED  # at the end of every schema
+_BLOCK_MASK = {
+    "block_mask_offsets": "options.block_mask.row_offsets",
+    "block_mask_cols": "options.block_mask.cols",
+    "block_mask_tiles": "options.block_mask.tiles",
+    "block_mask_bits": "options.block_mask.bits",
+}
+_DENSE_ADDED = _ADDED | _BLOCK_MASK
+_DEFAULTED = _OPTIONS | _DENSE_ADDED  # at the end of every schema
 _CACHES = {"q": "q", "k_cache": "k", "v_cache": "v"}
 _NEW = {
     "k": "append.new_k",
@@ -192,18 +199,20 @@ _CACHE = {
 _BOUNDS = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 
 
-def _gradient(lengths: dict[str, str], required: Collection[str] = ()) -> Signature[Gradient]:
+def _gradient(
+    lengths: dict[str, str], added: dict[str, str], required: Collection[str] = ()
+) -> Signature[Gradient]:
     """Of the backward op: gradients and results stand around q, k and v."""
-    of_forward = _QKV | _RESULTS | lengths | _OPTIONS | _ADDED
+    of_forward = _QKV | _RESULTS | lengths | _OPTIONS | added
     paths = {name: f"forward.{path}" for name, path in of_forward.items()}
     incoming = {"grad_out": "grad_out", "grad_lse": "grad_lse"}
     return Signature(Gradient, incoming | paths, {"out", "lse", *required})
 
 
-FORWARD = Signature(Problem, _QKV | _OPTIONS | _ADDED)
-BACKWARD = _gradient({})
+FORWARD = Signature(Problem, _QKV | _OPTIONS | _DENSE_ADDED)
+BACKWARD = _gradient({}, _DENSE_ADDED)
 VARLEN_FORWARD = Signature(Problem, _QKV | _VARLEN | _OPTIONS | _ADDED, _BOUNDS)
-VARLEN_BACKWARD = _gradient(_VARLEN, _BOUNDS)
+VARLEN_BACKWARD = _gradient(_VARLEN, _ADDED, _BOUNDS)
 KVCACHE_FORWARD = Signature(Problem, _CACHES | _CACHE | _SCORES, _CACHES)
 KVCACHE_APPEND_FORWARD = Signature(
     Problem, _CACHES | _NEW | _CACHE | _SCORES, _CACHES, ("k_cache", "v_cache")

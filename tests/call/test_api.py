@@ -59,8 +59,9 @@ def test_signature(
     expected = dict.fromkeys(tensors, REQUIRED) | OPTIONS | after
     assert list(positional.items()) == list(expected.items())
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert own - {"seqused_k"} == {"sink", "return_lse", "seqused_q"}
+    assert own - {"seqused_k", "block_mask"} == {"sink", "return_lse", "seqused_q"}
     assert ("seqused_k" in own) == ("varlen" in function.__name__)
+    assert ("block_mask" in own) == ("varlen" not in function.__name__)
 
 
 def test_everything_public_is_documented() -> None:

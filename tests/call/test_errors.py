@@ -98,7 +98,7 @@ SHARED = [
     (
         {"attn_mask": None},
         TypeError,
-        r"no argument 'attn_mask': use causal, window_size or the varlen",
+        r"no argument 'attn_mask': use causal, window_size, the varlen functions, or block_mask",
     ),
     ({"softmax_cap": 1.0}, TypeError, r"has no argument 'softmax_cap': use softcap"),
     (

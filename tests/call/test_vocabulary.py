@@ -15,7 +15,7 @@ from support import Target, cumulative, lengths
 from torch import Tensor
 
 import flash_attn2
-from flash_attn2 import flash_attn_with_kvcache
+from flash_attn2 import flash_attn_with_kvcache, masks
 from flash_attn2._impl import backends, forms, problem
 from flash_attn2._impl.lower import lower
 from flash_attn2._impl.problem import Dropout, Options, Problem, ScoreMod, SeqLens, Window
@@ -43,12 +43,16 @@ CACHE = (
     "SymInt seqlen_new, SymInt num_splits"
 )
 ADDED = "Tensor? seqused_q=None"
+DENSE_ADDED = (
+    f"{ADDED}, Tensor? block_mask_offsets=None, Tensor? block_mask_cols=None, "
+    "Tensor? block_mask_tiles=None, Tensor? block_mask_bits=None"
+)
 RESULTS = "(Tensor out, Tensor lse, Tensor rng_state)"
 GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
 # Exported programs hold calls by these: only new arguments may follow at the end, with defaults.
 SCHEMAS = {
-    "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}, {ADDED}) -> {RESULTS}",
-    "backward": f"({GRADIENT}, {TRAINING}, {ADDED}) -> {GRADIENTS}",
+    "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}, {DENSE_ADDED}) -> {RESULTS}",
+    "backward": f"({GRADIENT}, {TRAINING}, {DENSE_ADDED}) -> {GRADIENTS}",
     "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}) "
     f"-> {RESULTS}",
     "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}, {ADDED}) -> {GRADIENTS}",
@@ -78,7 +82,9 @@ def cpp_fields(struct: str) -> set[str]:
 OWN = {"PagedKV": {"batch_idx"}}
 
 
-@pytest.mark.parametrize("name", ["SeqLens", "PagedKV", "Window", "ScoreMod", "Dropout", "Rotary"])
+@pytest.mark.parametrize(
+    "name", ["SeqLens", "PagedKV", "Window", "BlockMask", "ScoreMod", "Dropout", "Rotary"]
+)
 def test_structs_have_the_fields_of_cpp(name: str) -> None:
     ours = set(getattr(problem, name)._fields)
     assert len(cpp_fields(name)) >= 2
@@ -94,6 +100,7 @@ def test_problems_have_the_fields_of_cpp() -> None:
 
 def test_limits_are_those_of_cpp() -> None:
     assert "kMaxSeqlen = (1 << 29) - 1" in PARAMS
+    assert f"kBlock = {problem.BLOCK};" in PARAMS
     assert problem.MAX_SEQLEN == (1 << 29) - 1
 
 
@@ -103,6 +110,7 @@ STRUCTS = {
     "seqs_new": "SeqLens",
     "pages": "PagedKV",
     "window": "Window",
+    "block_mask": "BlockMask",
     "score_mod": "ScoreMod",
     "dropout": "Dropout",
     "rotary": "Rotary",
@@ -136,6 +144,8 @@ def test_what_native_modules_get_is_named_as_in_cpp(monkeypatch: pytest.MonkeyPa
     flash_attn_with_kvcache(**case.arguments(target))
     q = torch.randn(2, 3, 4, 8, requires_grad=True)
     sink = torch.zeros(4)
+    mask = masks.BlockMask.from_dense(torch.ones(3, 3, dtype=torch.bool))
+    flash_attn2.flash_attn_func(q, q, q, block_mask=mask)
     flash_attn2.flash_attn_func(q, q, q, 0.5, sink=sink, causal=True).sum().backward()
     cu, rows = cumulative(2, 1), q[0]
     flash_attn2.flash_attn_varlen_func(rows, rows, rows, cu, cu, 2, 2, seqused_k=lengths(1, 1))
@@ -214,7 +224,7 @@ PUBLIC = {
 def test_what_is_not_public_is_in_one_place() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == PUBLIC
     packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert packages == {"_impl", "bench"}
+    assert packages == {"_impl", "bench", "masks"}
 
 
 def private_uses(tree: ast.Module) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .layout import PLAIN, Layout, Spec
+from .masks import MaskSpec
 from .memory import guarded_copy
 from .problem import Problem
 
@@ -51,7 +52,7 @@ def described(problem: Problem) -> Call:
         "cache": "flash_attn_with_kvcache",
     }
     arguments = (_cache_arguments if problem.kind == "cache" else _arguments)(problem)
-    arguments |= _options(problem)
+    arguments |= _options(problem) | _block_mask(problem)
     names = ("q", "k", "v", "kv", "qkv", "sink")
     gradient = problem.path == "gradient"
     packed = problem.kind in ("varlen", "paged") or problem.cache.packed
@@ -80,7 +81,7 @@ def build(call: Call, behind: bool) -> dict[str, Any]:
 
 
 def built(value: Any, behind: bool) -> Any:
-    if isinstance(value, Spec):
+    if isinstance(value, (Spec, MaskSpec)):
         return value.build(behind)
     if isinstance(value, Integers):
         tensor = torch.tensor(value.values, dtype=torch.int32).view(value.size)
@@ -175,6 +176,16 @@ def _arguments(problem: Problem) -> dict[str, Any]:
         if problem.used_q:
             arguments["seqused_q"] = Integers(list(problem.used_q))
     return arguments
+
+
+def _block_mask(problem: Problem) -> dict[str, Any]:
+    mask, (heads_kv, group) = problem.mask, problem.heads
+    if not mask.heads:
+        return {}
+    batch = max(1, len(problem.seqlens_q)) if mask.per_sequence else 1
+    heads = {"one": 1, "kv": heads_kv, "all": heads_kv * group}[mask.heads]
+    lengths = (max(x, default=3) for x in (problem.seqlens_q, problem.seqlens_k))
+    return {"block_mask": MaskSpec((batch, heads, *lengths), mask, problem.seed + 11)}
 
 
 def _options(problem: Problem) -> dict[str, Any]:

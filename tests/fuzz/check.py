@@ -26,6 +26,7 @@ from flash_attn2.reference import (
 
 from .call import Call, build, described
 from .hostile import make_hostile, unchecked
+from .masks import tensors_of
 from .memory import guarded_copy, guarded_results
 from .problem import Problem
 
@@ -48,6 +49,8 @@ def check(problem: Problem) -> None:
     if problem.hostile:
         make_hostile(arguments, problem.hostile)
     before = {name: x.clone() for name, x in arguments.items() if isinstance(x, Tensor)}
+    mask = arguments.get("block_mask")
+    lists = [] if mask is None else [x.clone() for x in tensors_of(mask)]
     rng_state = drawn_rng_state(problem.seed)
     with guarded_results(problem.behind), unchecked() if problem.hostile else nullcontext():
         torch.manual_seed(problem.seed)
@@ -55,8 +58,11 @@ def check(problem: Problem) -> None:
     for name in before.keys() - {"k_cache", "v_cache"}:
         if not same_bits(arguments[name], before[name]):
             raise WrongResultError(f"{name} was changed")
+    if mask is not None and not all(map(torch.equal, lists, tensors_of(mask))):
+        raise WrongResultError("block_mask was changed")
     if not problem.hostile:  # then it is enough to get here
-        compare(problem, call, actual, before, rng_state)
+        given: dict[str, Any] = before if mask is None else before | {"block_mask": mask}
+        compare(problem, call, actual, given, rng_state)
 
 
 def schedule_emulator(problem: Problem) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .layout import PLAIN, VALUES, Layout, drawn_layout, short_repr
+from .masks import NO_MASK, Mask, drawn_mask
 
 KINDS = ("dense", "dense", "varlen", "varlen", "paged", "cache", "cache")
 PATHS = ("direct", "direct", "gradient", "gradient", "mode", "profiler")
@@ -72,6 +73,7 @@ class Problem:
     slack: int = 0  # of the bounds of lengths
     options: Options = Options()
     cache: CacheUse = CacheUse()
+    mask: Mask = NO_MASK  # of dense problems
     behind: bool = True  # where guard pages lie
     threads: int = 1
     hostile: int = 0  # seed of lengths, tables and positions that no check has seen; 0: none
@@ -96,6 +98,7 @@ LIMITS = {
     "sm80-emulated": Limits(HALF, (8, 8, 40, 70, 140), 600_000, 0.005),
 }
 _HOSTILE = 0.05  # share of problems
+_MASKED = 0.4  # share of dense ones
 _EDGES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257)
 _HEAD_DIMS = (1, 2, 7, 8, 16, 32, 33, 40, 64, 64, 64, 72, 80, 96, 100, 128, 128, 160, 192, 256)
 _SETTINGS = (
@@ -156,6 +159,9 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
         problem = replace(problem, hostile=1 + draw.randrange(10**6))
     if kind == "varlen" and draw.random() < 0.25:
         problem = replace(problem, used_q=tuple(draw.randint(0, n) for n in problem.seqlens_q))
+    if kind == "dense" and backend == "cpu" and draw.random() < _MASKED:
+        hostile = 1 + draw.randrange(10**6) if draw.random() < _HOSTILE else 0
+        problem = replace(problem, mask=drawn_mask(draw), hostile=hostile)
     return possible(_cut(problem, limits.work))
 
 
@@ -286,6 +292,8 @@ def work(problem: Problem) -> int:
 def possible(problem: Problem) -> Problem:
     """Without what does not go together."""
     options, values = problem.options, problem.values
+    if problem.mask.heads:
+        options = replace(options, causal=False, window=(-1, -1))
     if problem.hostile:  # which modes, and the matrix of probabilities, check in their own way
         gradient = problem.path == "gradient"
         problem = replace(problem, path="gradient" if gradient else "direct", more="")
@@ -299,4 +307,4 @@ def possible(problem: Problem) -> Problem:
         problem = replace(problem, path="direct")
     if not problem.seqlens_q and problem.kind == "cache":
         problem = replace(problem, cache=replace(problem.cache, one_length=False))
-    return replace(problem, values=values)
+    return replace(problem, values=values, options=options)

@@ -11,6 +11,7 @@ from . import memory
 from .call import Call, Integers, Numbers, described
 from .check import more_of
 from .layout import Spec
+from .masks import MaskSpec, random_block_mask
 from .problem import Problem
 
 _OBSERVERS = {
@@ -36,7 +37,10 @@ def script(problem: Problem, guarded: bool) -> str:
         "arguments, rng_state = {}, None",
     ]
     for name, value in call.arguments.items():
-        lines += _argument(name, value)
+        if isinstance(value, MaskSpec):
+            lines += _block_mask(value, guarded)
+        else:
+            lines += _argument(name, value)
     if call.differentiated:
         lines += [
             f"names = {call.differentiated}",
@@ -79,6 +83,22 @@ def _guarded(problem: Problem) -> list[str]:
         f"    return guarded(count, dtype, behind={problem.behind})",
         "",
     ]
+
+
+def _block_mask(spec: MaskSpec, guarded: bool) -> list[str]:
+    _, _, *lengths = spec.size
+    lines = [
+        "from flash_attn2.masks import BlockMask",
+        inspect.getsource(random_block_mask),
+        f"mask = random_block_mask{spec.arguments}",
+    ]
+    if guarded:
+        lines += [
+            "tensors = mask.row_offsets, mask.cols, mask.tiles, mask.bits",
+            "tensors = [memory(x.numel(), x.dtype).view(x.shape).copy_(x) for x in tensors]",
+            f"mask = BlockMask(*{tuple(lengths)}, *tensors)",
+        ]
+    return [*lines, 'arguments["block_mask"] = mask']
 
 
 def _argument(name: str, value: Any) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from .layout import PLAIN
+from .masks import NO_MASK
 from .problem import CacheUse, Options, Problem, possible
 from .script import script
 from .worker import Worker
@@ -86,6 +87,10 @@ def _with_less(problem: Problem) -> Iterator[Problem]:
     equal = len(set(problem.seqlens_q)) == 1 and len(set(problem.cache.new)) <= 1
     if problem.kind == "cache" and problem.cache.packed and equal:
         yield replace(problem, cache=replace(problem.cache, packed=False, bound=False))
+    if problem.mask.heads:
+        yield replace(problem, mask=NO_MASK)
+        for name, value in (("heads", "one"), ("per_sequence", False), ("as_partial", 0.0)):
+            yield replace(problem, mask=replace(problem.mask, **{name: value}))
     simple: dict[str, Any] = {
         "path": "direct",
         "more": "",
