@@ -92,7 +92,7 @@ class BlockMask:
         self._fill(seqlen_q, seqlen_k, (t.contiguous() for t in lists))
 
     @classmethod
-    def _unchecked(
+    def unchecked(
         cls, seqlen_q: int, seqlen_k: int, lists: Iterable[Any], canonical: bool = False
     ) -> BlockMask:
         """Of lists that are known to be right, or of what a pytree puts in the place of tensors."""
@@ -195,7 +195,7 @@ class BlockMask:
             )
         checked_seqlen("seqlen_q", seqlen_q)
         checked_seqlen("seqlen_k", seqlen_k)
-        return cls._unchecked(seqlen_q, seqlen_k, _lists.from_dense(mask), canonical=True)
+        return cls.unchecked(seqlen_q, seqlen_k, _lists.from_dense(mask), canonical=True)
 
     def to_dense(self) -> Tensor:
         """bool (batch, heads, seqlen_q, seqlen_k), True where a query sees a key."""
@@ -206,7 +206,7 @@ class BlockMask:
         lists = [t.to(device, non_blocking=non_blocking) for t in self._lists]
         if lists[0] is self.row_offsets:
             return self
-        return self._unchecked(self.seqlen_q, self.seqlen_k, lists, self._canonical)
+        return self.unchecked(self.seqlen_q, self.seqlen_k, lists, self._canonical)
 
     @property
     def _lists(self) -> Lists:
@@ -250,7 +250,7 @@ def _flatten_with_keys(mask: BlockMask) -> tuple[list[tuple[Any, Any]], tuple[in
 
 
 def _unflatten(leaves: Iterable[Any], lengths: Any) -> BlockMask:
-    return BlockMask._unchecked(lengths[0], lengths[1], leaves)
+    return BlockMask.unchecked(lengths[0], lengths[1], leaves)
 
 
 pytree.register_pytree_node(

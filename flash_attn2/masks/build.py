@@ -37,7 +37,7 @@ def build(
     device = torch.get_default_device() if device is None else torch.device(device)
     made = Build(seqlen_q, seqlen_k, batch, heads, device)
     lists = _native(pattern, made)
-    return BlockMask._unchecked(seqlen_q, seqlen_k, lists, canonical=True).to(device)
+    return BlockMask.unchecked(seqlen_q, seqlen_k, lists, canonical=True).to(device)
 
 
 def _count(name: str, value: Any, of_pattern: int) -> int:

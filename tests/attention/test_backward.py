@@ -196,7 +196,7 @@ def test_what_reaches_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         out.backward()
     finally:
         torch.use_deterministic_algorithms(False)
-    assert [problem["deterministic"] for problem in problems] == [False, True, True]
+    assert [p["deterministic"] for p in problems if "grad_out" in p] == [False, True, True]
     for problem in problems:
         assert "grad_lse" not in problem
 

@@ -84,8 +84,8 @@ def test_compile(name: str, backend: str) -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(torch.library, "register_vmap"),
-    reason="Inductor of torch 2.4 reads out of bounds where two ops write to views of one tensor",
+    tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 6),
+    reason="Inductor of torch 2.4 and 2.5 reads wrongly where two ops write to views of one tensor",
 )
 def test_compiled_steps_do_not_recompile() -> None:
     """Two layers whose caches are views of one tensor, decoding token by token."""

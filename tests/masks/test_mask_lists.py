@@ -142,7 +142,7 @@ def test_equality_is_of_what_is_visible(shape: tuple[int, ...]) -> None:
     assert hash(other) == hash(mask)
     assert torch.equal(other.to_dense(), dense)
     assert other.density == mask.density
-    canonical = BlockMask._unchecked(*shape[2:], other._canonical_lists())
+    canonical = BlockMask.unchecked(*shape[2:], other._canonical_lists())
     for ours, theirs in zip(lists_of(canonical).values(), lists_of(mask).values(), strict=True):
         assert torch.equal(ours, theirs)
         assert ours.dtype == theirs.dtype
@@ -183,7 +183,7 @@ def test_saved_and_loaded(mask: BlockMask) -> None:
 
 def test_a_pickle_is_checked(mask: BlockMask) -> None:
     lists = lists_of(mask) | {"cols": mask.cols + 7}
-    wrong = BlockMask._unchecked(65, 200, lists.values())
+    wrong = BlockMask.unchecked(65, 200, lists.values())
     with pytest.raises(ValueError, match="cols"):
         pickle.loads(pickle.dumps(wrong))
 
