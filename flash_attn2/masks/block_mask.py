@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 
 from flash_attn2._impl.arguments import as_int, require_tensor
 from flash_attn2._impl.observe import is_ordinary
-from flash_attn2.masks import _lists
-from flash_attn2.masks._checks import check, checked_seqlen
-from flash_attn2.masks._lists import Lists
+from flash_attn2.masks import lists
+from flash_attn2.masks.checks import check, checked_seqlen
+from flash_attn2.masks.lists import Lists
 
 __all__ = ["BlockMask", "MaskRow"]
 
@@ -139,7 +139,7 @@ class BlockMask:
         """The share of pairs that are visible, of all batches and heads. Waits for the device."""
         if self._density is None:
             pairs = self.batch * self.heads * self.seqlen_q * self.seqlen_k
-            visible = _lists.count_pairs(self._lists, self.seqlen_q, self.seqlen_k) if pairs else 0
+            visible = lists.count_pairs(self._lists, self.seqlen_q, self.seqlen_k) if pairs else 0
             object.__setattr__(self, "_density", visible / max(pairs, 1))
         assert self._density is not None
         return self._density
@@ -195,11 +195,11 @@ class BlockMask:
             )
         checked_seqlen("seqlen_q", seqlen_q)
         checked_seqlen("seqlen_k", seqlen_k)
-        return cls.unchecked(seqlen_q, seqlen_k, _lists.from_dense(mask), canonical=True)
+        return cls.unchecked(seqlen_q, seqlen_k, lists.from_dense(mask), canonical=True)
 
     def to_dense(self) -> Tensor:
         """bool (batch, heads, seqlen_q, seqlen_k), True where a query sees a key."""
-        return _lists.to_dense(self._lists, self.seqlen_q, self.seqlen_k)
+        return lists.to_dense(self._lists, self.seqlen_q, self.seqlen_k)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> BlockMask:
         """The same mask on another device; itself, if it is there."""
@@ -230,7 +230,7 @@ class BlockMask:
     def _canonical_lists(self) -> Lists:
         if self._canonical:
             return self._lists
-        return _lists.canonical(self._lists, self.seqlen_q, self.seqlen_k)
+        return lists.canonical(self._lists, self.seqlen_q, self.seqlen_k)
 
     def __copy__(self) -> BlockMask:
         return self

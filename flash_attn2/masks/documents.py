@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flash_attn2._impl.problem import MAX_SEQLEN
-from flash_attn2.masks._arguments import integers
+from flash_attn2.masks.arguments import integers
 from flash_attn2.masks.pattern import Build, Leaf
 
 __all__ = ["documents"]

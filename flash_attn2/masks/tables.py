@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn2.masks._arguments import checked_block, truths
-from flash_attn2.masks._words import BLOCK
+from flash_attn2.masks.arguments import checked_block, truths
 from flash_attn2.masks.pattern import Build, Leaf, Unknown, shape_of
+from flash_attn2.masks.words import BLOCK
 
 __all__ = ["blocks", "dense", "function"]
 

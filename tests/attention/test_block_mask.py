@@ -241,7 +241,7 @@ def test_full_blocks_listed_as_partial(options: dict[str, Any], target: Target) 
 @pytest.mark.parametrize("lengths", [(64, 64), (200, 333), (333, 200), (450, 450)])
 @targets(TARGETS)
 def test_causal_as_a_list(lengths: tuple[int, int], target: Target) -> None:
-    """The same bits, but for a handful of queries, which have a kernel of their own without lists."""
+    """The same bits, but for a handful of queries, whose own kernel takes no lists."""
     qkv = drawn_qkv(target, 2, lengths, HEADS)
     listed = BlockMask.from_dense(causal_pairs(*lengths))
     for mask in (listed, full_as_partial(listed)):

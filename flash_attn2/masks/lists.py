@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_attn2.masks._words import ALL, BLOCK, count_bits, edge, inside, num_blocks, pack, unpack
+from flash_attn2.masks.words import ALL, BLOCK, count_bits, edge, inside, num_blocks, pack, unpack
 
 _AT_ONCE = 1024  # blocks, of a few MB
 
