@@ -197,9 +197,32 @@ class BlockMask:
         checked_seqlen("seqlen_k", seqlen_k)
         return cls.unchecked(seqlen_q, seqlen_k, lists.from_dense(mask), canonical=True)
 
+    @classmethod
+    def from_torch(cls, block_mask: Any) -> BlockMask:
+        """The same pairs as a BlockMask of torch.nn.attention.flex_attention shows, on its device.
+
+        Its mask_mod is called in its partial blocks, as `masks.function` calls it. TypeError for
+        other objects, ValueError for a BLOCK_SIZE that is not of multiples of 64. Releases of
+        PyTorch that do not keep the lengths in it give those of whole blocks.
+        """
+        from flash_attn2.masks.torch_masks import from_torch
+
+        return from_torch(block_mask)
+
     def to_dense(self) -> Tensor:
         """bool (batch, heads, seqlen_q, seqlen_k), True where a query sees a key."""
         return lists.to_dense(self._lists, self.seqlen_q, self.seqlen_k)
+
+    def plot(self, ax: Any = None, *, batch: int = 0, head: int = 0) -> Any:
+        """Draws full, partial and empty blocks into matplotlib axes (None: new ones), which are
+        returned, with the density of the whole mask as their title.
+
+        ImportError without matplotlib, IndexError for a batch or head that it has not.
+        """
+        from flash_attn2.masks.plot import plot
+
+        self.rows(batch, head)
+        return plot(self, ax, batch, head)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> BlockMask:
         """The same mask on another device; itself, if it is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,19 +34,21 @@ def build(
     """`Pattern.build`."""
     seqlen_q = checked_seqlen("seqlen_q", seqlen_q)
     seqlen_k = seqlen_q if seqlen_k is None else checked_seqlen("seqlen_k", seqlen_k)
-    batch, heads = _count("batch", batch, pattern.batch), _count("heads", heads, pattern.heads)
+    batch = _count("batch", batch, (leaf.batch for leaf in pattern.leaves()))
+    heads = _count("heads", heads, (leaf.heads for leaf in pattern.leaves()))
     device = torch.get_default_device() if device is None else torch.device(device)
     made = Build(seqlen_q, seqlen_k, batch, heads, device)
     lists = _native(pattern, made)
     return BlockMask.unchecked(seqlen_q, seqlen_k, lists, canonical=True).to(device)
 
 
-def _count(name: str, value: Any, of_pattern: int) -> int:
+def _count(name: str, value: Any, of_leaves: Iterable[int]) -> int:
     count = as_int(name, value)
     if not 1 <= count <= _MAX_COUNT:
         raise ValueError(f"{name} must be from 1 to {_MAX_COUNT}, got {count}")
-    if of_pattern not in (1, count):
-        raise ValueError(f"{name} must be {of_pattern}, as the pattern has it, got {count}")
+    for own in of_leaves:
+        if own not in (1, count):
+            raise ValueError(f"{name} must be {own}, as the pattern has it, got {count}")
     return count
 
 

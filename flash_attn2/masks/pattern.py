@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeAlias
 
@@ -104,6 +105,10 @@ class Pattern(ABC):
         """The pattern as csrc/bindings/masks.cpp reads it. ValueError for sizes that do not fit."""
 
     @abstractmethod
+    def leaves(self) -> Iterator[Pattern]:
+        """Its parts without operands, from the left."""
+
+    @abstractmethod
     def depth(self) -> int:
         """Of nested operators."""
 
@@ -142,6 +147,9 @@ class Pattern(ABC):
 class Leaf(Pattern):
     """A pattern without operands."""
 
+    def leaves(self) -> Iterator[Pattern]:
+        yield self
+
     def depth(self) -> int:
         return 0
 
@@ -169,6 +177,9 @@ class Not(Pattern):
 
     def lower(self, build: Build) -> dict[str, Any]:
         return {"kind": "not", "operand": self.operand.lower(build)}
+
+    def leaves(self) -> Iterator[Pattern]:
+        return self.operand.leaves()
 
     def depth(self) -> int:
         return self.operand.depth() + 1
@@ -207,6 +218,9 @@ class _Combination(Pattern):
 
     def lower(self, build: Build) -> dict[str, Any]:
         return {"kind": self.KIND, "operands": tuple(x.lower(build) for x in self.operands)}
+
+    def leaves(self) -> Iterator[Pattern]:
+        return itertools.chain.from_iterable(x.leaves() for x in self.operands)
 
     def depth(self) -> int:
         return max(x.depth() for x in self.operands) + 1

@@ -256,6 +256,24 @@ def test_long_masks_have_few_different_tiles() -> None:
     assert mask.bits.shape[0] < 2 * 94 + 2
 
 
+def test_tiles_of_the_same_hash() -> None:
+    """Their first two words are made for the function in csrc/masks/tile_set.cpp."""
+
+    def mixed(word: int) -> int:
+        state = word * 0x9E3779B97F4A7C15 % 2**64
+        return state ^ state >> 32
+
+    words = ((1, 2), (3, mixed(1) ^ mixed(3) ^ 2))
+    dense = torch.zeros(64, 128, dtype=torch.bool)
+    for tile, pair in enumerate(words):
+        for row, word in enumerate(pair):
+            for bit in range(64):
+                dense[row, 64 * tile + bit] = bool(word >> bit & 1)
+    mask = masks.dense(dense).build(64, 128)
+    assert_shows(mask, dense)
+    assert mask.bits.shape[0] == 3
+
+
 # The algebra
 
 
