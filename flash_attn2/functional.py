@@ -135,8 +135,15 @@ def flash_attn_func(
             return out  # type: ignore[return-value]
     require_tensors(("q", "k", "v"), q, k, v)
     options = make_options(
-        *(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
-        *(deterministic, block_mask),
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        sink,
+        deterministic,
+        block_mask,
     )
     if block_mask is not None:
         require_lengths(block_mask, q, k)
@@ -172,8 +179,15 @@ def flash_attn_kvpacked_func(
     require_tensor("q", q)
     require_qkvpacked("kv", kv, ("batch", "seqlen_k", 2, "num_heads_kv", "head_dim"))
     options = make_options(
-        *(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
-        *(deterministic, block_mask),
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        sink,
+        deterministic,
+        block_mask,
     )
     if block_mask is not None:
         require_lengths(block_mask, q, kv)
@@ -206,8 +220,15 @@ def flash_attn_qkvpacked_func(
         refuse_keywords(flash_attn_qkvpacked_func, unknown)
     require_qkvpacked("qkv", qkv, ("batch", "seqlen", 3, "num_heads", "head_dim"))
     options = make_options(
-        *(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
-        *(deterministic, block_mask),
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        sink,
+        deterministic,
+        block_mask,
     )
     if block_mask is not None:
         require_lengths(block_mask, qkv, qkv)

@@ -47,7 +47,13 @@ def attention_probs(
     require_tensor("q", q)
     require_tensor("k", k)
     options = make_options(
-        *(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
+        0.0,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        sink,
         block_mask=block_mask,
     )
     if block_mask is not None:

@@ -19,6 +19,7 @@ from flash_attn2._impl.options import make_options
 from flash_attn2._impl.problem import BLOCK, Options, SeqLens
 from flash_attn2._impl.problem import BlockMask as Lists
 from flash_attn2.masks import BlockMask
+from flash_attn2.masks.words import num_blocks
 
 _LOW_32 = 0xFFFFFFFF
 
@@ -136,7 +137,7 @@ def listed_pairs(mask: Lists, seqlen_q: int, seqlen_k: int) -> Tensor:
     ends = offsets[..., 1:].flatten().contiguous()
     entry = torch.arange(cols.shape[0], device=cols.device)
     row = torch.searchsorted(ends, entry, right=True)
-    table = torch.full((ends.shape[0], -(-seqlen_k // BLOCK)), -1, device=cols.device)
+    table = torch.full((ends.shape[0], num_blocks(seqlen_k)), -1, device=cols.device)
     table[row, cols.long()] = tiles.long()
     seen = (bits[..., None] >> torch.arange(BLOCK, device=bits.device)) & 1 == 1
     seen = torch.cat([seen, torch.zeros_like(seen[:1])])
@@ -188,7 +189,13 @@ def attention_reference(
     many rows of each sequence count.
     """
     options = make_options(
-        *(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink),
+        dropout_p,
+        softmax_scale,
+        causal,
+        window_size,
+        softcap,
+        alibi_slopes,
+        sink,
         block_mask=block_mask,
     )
     s, visible = scores(q, k, options, lengths_q, lengths_k)

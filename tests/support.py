@@ -21,6 +21,7 @@ from flash_attn2 import (
     varlen_attention_probs,
 )
 from flash_attn2._impl import backends, launch
+from flash_attn2.masks import BlockMask
 from flash_attn2.reference import Packing, attention_reference, varlen_attention_reference
 
 SEED = 1234
@@ -95,6 +96,16 @@ def require_backend(backend: str) -> None:
     pytest.skip(reason)
 
 
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def lengths(*values: int, device: str = "cpu") -> Tensor:
     """int32 vector."""
     return torch.tensor(values, dtype=torch.int32, device=device)
@@ -103,6 +114,16 @@ def lengths(*values: int, device: str = "cpu") -> Tensor:
 def cumulative(*seqlens: int, device: str = "cpu") -> Tensor:
     """cu_seqlens of sequences of these lengths."""
     return torch.tensor([0, *seqlens], device=device).cumsum(0).int()
+
+
+def mask_arguments(mask: BlockMask) -> dict[str, Tensor]:
+    """Those of the ops."""
+    return {
+        "block_mask_offsets": mask.row_offsets,
+        "block_mask_cols": mask.cols,
+        "block_mask_tiles": mask.tiles,
+        "block_mask_bits": mask.bits,
+    }
 
 
 def assert_within_rule(

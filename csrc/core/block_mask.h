@@ -19,12 +19,17 @@ struct ListedEntries {
   int64_t end;
 };
 
-// Of the queries from row * kBlock on, as `head` of num_heads query heads sees them.
+// The head of the mask that is for a query head.
+FA2_HD int32_t mask_head(FwdParams const& p, int32_t head) {
+  return head / (p.num_heads / p.block_mask.heads);
+}
+
+// Of the queries from row * kBlock on, in a head of the mask.
 FA2_HD ListedEntries listed_entries(FwdParams const& p, int32_t batch, int32_t head, int32_t row) {
   BlockMask const& mask = p.block_mask;
   int32_t const rows = mask_blocks(p.seqs_q.max_seqlen);
-  int64_t const* const offsets = mask.row_offsets + batch * mask.batch_stride +
-                                 int64_t(head / (p.num_heads / mask.heads)) * (rows + 1) + row;
+  int64_t const* const offsets =
+      mask.row_offsets + batch * mask.batch_stride + int64_t(head) * (rows + 1) + row;
   auto const bounded = [&](int64_t entry, int64_t least) {
     return entry < least ? least : (entry < mask.num_entries ? entry : mask.num_entries);
   };

@@ -32,7 +32,7 @@ struct KeySplits {
   int32_t count;
 };
 
-// Of the sequence of a chunk. Parts that would be empty are left out.
+// Of the sequence of a chunk. Splits that would be empty are left out.
 KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t key_block);
 
 // Appends the chunks of `chunk_queries` queries of one sequence, first to last.

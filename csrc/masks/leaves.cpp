@@ -30,7 +30,7 @@ class WindowLeaf : public Node {
           row.extend(segment.end, segment.seen == Seen::kAll ? Seen::kAll : Seen::kSome);
         }
       }
-      row.extend(Lengths::blocks(of_last.end), Seen::kSome);
+      row.extend(mask_blocks(of_last.end), Seen::kSome);
     }
     row.extend(lengths_.cols(), Seen::kNone);
   }
@@ -54,6 +54,18 @@ class WindowLeaf : public Node {
   Segments by_all_;
 };
 
+// What of the kBlock places from `first` on lies in ranges.
+uint64_t bits_of_block(Ranges const& ranges, int32_t batch, int32_t first) {
+  auto const end = ranges.end(batch);
+  auto range = std::partition_point(ranges.begin(batch), end,
+                                    [=](Ranges::Range const& r) { return r.end <= first; });
+  uint64_t bits = 0;
+  for (; range != end && range->begin < first + kBlock; ++range) {
+    bits |= bits_between(range->begin - first, range->end - first);
+  }
+  return bits;
+}
+
 class KeysLeaf : public Node {
  public:
   KeysLeaf(Lengths const& lengths, Ranges const& ranges) : lengths_(lengths), ranges_(ranges) {}
@@ -66,15 +78,7 @@ class KeysLeaf : public Node {
   }
 
   void fill_words(int32_t col, Tile& out) override {
-    int32_t const first = col * kBlock;
-    auto const end = ranges_.end(batch_);
-    auto range = std::partition_point(ranges_.begin(batch_), end,
-                                      [=](Ranges::Range const& r) { return r.end <= first; });
-    uint64_t word = 0;
-    for (; range != end && range->begin < first + kBlock; ++range) {
-      word |= bits_between(range->begin - first, range->end - first);
-    }
-    out.fill(word);
+    out.fill(bits_of_block(ranges_, batch_, col * kBlock));
   }
 
  private:
@@ -100,15 +104,8 @@ class QueriesLeaf : public Node {
  protected:
   void fill_row(Place const& place, Segments& row) override {
     int32_t const first = place.row * kBlock;
-    auto const end = ranges_.end(place.batch);
-    auto range = std::partition_point(ranges_.begin(place.batch), end,
-                                      [=](Ranges::Range const& r) { return r.end <= first; });
-    queries_ = 0;
-    for (; range != end && range->begin < first + kBlock; ++range) {
-      queries_ |= bits_between(range->begin - first, range->end - first);
-    }
     uint64_t const all = bits_between(0, lengths_.seqlen_q - first);
-    queries_ &= all;
+    queries_ = bits_of_block(ranges_, place.batch, first) & all;
     Seen const seen = queries_ == 0 ? Seen::kNone : queries_ == all ? Seen::kAll : Seen::kSome;
     row.extend(lengths_.cols(), seen);
   }

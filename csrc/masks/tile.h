@@ -6,7 +6,7 @@
 #include <array>
 #include <cstdint>
 
-#include "core/params.h"
+#include "core/block_mask.h"
 
 namespace fa2::masks {
 
@@ -20,9 +20,8 @@ struct Lengths {
   int32_t seqlen_q = 0;
   int32_t seqlen_k = 0;
 
-  static int32_t blocks(int32_t seqlen) { return (seqlen + kBlock - 1) / kBlock; }
-  int32_t rows() const { return blocks(seqlen_q); }
-  int32_t cols() const { return blocks(seqlen_k); }
+  int32_t rows() const { return mask_blocks(seqlen_q); }
+  int32_t cols() const { return mask_blocks(seqlen_k); }
 
   // The key on whose diagonal a query stands; below 0: on none.
   int32_t diagonal(int32_t query) const { return query + seqlen_k - seqlen_q; }

@@ -19,18 +19,20 @@ from flash_attn2._impl.tensors import in_memory, require_strided
 _STRIDED = torch.strided
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_MASKS = "causal, window_size, the varlen functions, or block_mask of flash_attn_func"
+
 # What other attention functions call these things.
 _OTHER_NAMES = {
-    "attention_mask": "causal, window_size, the varlen functions, or block_mask of flash_attn_func",
+    "attention_mask": _MASKS,
     "attn_bias": "alibi_slopes, causal or window_size",
-    "attn_mask": "causal, window_size, the varlen functions, or block_mask of flash_attn_func",
+    "attn_mask": _MASKS,
     "cu_seqlens": "cu_seqlens_q and cu_seqlens_k",
     "enable_gqa": "k and v with fewer heads, without an option",
     "is_causal": "causal",
     "key": "k",
     "learnable_sink": "sink",
     "logits_soft_cap": "softcap",
-    "mask": "causal, window_size, the varlen functions, or block_mask of flash_attn_func",
+    "mask": _MASKS,
     "max_seqlen": "max_seqlen_q and max_seqlen_k",
     "num_key_value_heads": "num_heads_kv",
     "num_kv_heads": "num_heads_kv",

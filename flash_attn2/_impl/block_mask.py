@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flash_attn2 import masks
 from flash_attn2._impl.problem import BLOCK, NO_WINDOW, BlockMask, Problem
+from flash_attn2.masks.words import num_blocks
 
 _MAKE_ONE = "build one with flash_attn2.masks, such as (masks.causal() & ...).build(seqlen)"
 
@@ -56,33 +57,6 @@ def require_lengths(block_mask: Any, q: Tensor, k: Tensor) -> None:
             )
 
 
-def fits(p: Problem, batch: int) -> bool:
-    """Whether `check_block_mask` would pass."""
-    offsets, cols, tiles, bits = p.options.block_mask
-    assert p.k is not None
-    if offsets is None:
-        return cols is None and tiles is None and bits is None
-    if cols is None or tiles is None or bits is None:
-        return False
-    shape, (_, seqlen_q, num_heads, _), device = offsets.shape, p.q.shape, p.q.device
-    return (
-        p.options.window == NO_WINDOW
-        and p.seqs_q.seqused is None
-        and offsets.dtype is bits.dtype is torch.int64
-        and cols.dtype is tiles.dtype is torch.int32
-        and offsets.device == cols.device == tiles.device == bits.device == device
-        and len(shape) == 3
-        and shape[0] in (1, batch)
-        and shape[1] in (1, p.k.shape[-2], num_heads)
-        and shape[2] == -(-seqlen_q // BLOCK) + 1
-        and cols.ndim == 1
-        and tiles.shape == cols.shape
-        and bits.ndim == 2
-        and bits.shape[0] > 0
-        and bits.shape[1] == BLOCK
-    )
-
-
 def check_block_mask(p: Problem, batch: int) -> None:
     """Of dense tensors whose shapes have been checked: the mask has this batch and these heads, and
     stands alone."""
@@ -114,7 +88,7 @@ def check_block_mask(p: Problem, batch: int) -> None:
             f"block_mask must have 1 head, num_heads_kv, {num_heads_kv}, or num_heads, "
             f"{num_heads}, got {offsets.shape[1]}"
         )
-    rows = -(-p.q.shape[1] // BLOCK)
+    rows = num_blocks(p.q.shape[1])
     if offsets.shape[2] != rows + 1:
         raise ValueError(
             f"block_mask must be for the {p.q.shape[1]} rows of q, which are {rows} blocks, got "

@@ -65,8 +65,9 @@ def check_dense(p: Problem) -> None:
                 (options.sink is None and options.score_mod.alibi_slopes is None)
                 or per_head_fits(p, batch)
             )
-            and (options.block_mask is NO_BLOCK_MASK or block_mask.fits(p, batch))
         ):
+            if options.block_mask is not NO_BLOCK_MASK:
+                block_mask.check_block_mask(p, batch)
             return
     explain_dense(p)
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from flash_attn2._impl.arguments import as_int, require_tensor, require_values
-from flash_attn2._impl.problem import MAX_SEQLEN
-from flash_attn2.masks.words import BLOCK
+from flash_attn2._impl.problem import BLOCK, MAX_SEQLEN
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

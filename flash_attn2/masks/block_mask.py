@@ -14,7 +14,7 @@ from flash_attn2._impl.arguments import as_int, require_tensor
 from flash_attn2._impl.observe import is_ordinary
 from flash_attn2.masks import lists
 from flash_attn2.masks.checks import check, checked_seqlen
-from flash_attn2.masks.lists import Lists
+from flash_attn2.masks.lists import NAMES, Lists
 
 __all__ = ["BlockMask", "MaskRow"]
 
@@ -106,7 +106,7 @@ class BlockMask:
         write = object.__setattr__
         write(self, "seqlen_q", seqlen_q)
         write(self, "seqlen_k", seqlen_k)
-        for name, tensor in zip(Lists._fields, lists, strict=True):
+        for name, tensor in zip(NAMES, lists, strict=True):
             write(self, name, tensor)
         write(self, "_canonical", canonical)
         write(self, "_density", None)
@@ -193,9 +193,9 @@ class BlockMask:
             raise ValueError(
                 f"mask must have batch and heads of at least 1, got shape {tuple(mask.shape)}"
             )
-        checked_seqlen("seqlen_q", seqlen_q)
-        checked_seqlen("seqlen_k", seqlen_k)
-        return cls.unchecked(seqlen_q, seqlen_k, lists.from_dense(mask), canonical=True)
+        from flash_attn2.masks.tables import dense
+
+        return dense(mask).build(seqlen_q, seqlen_k, batch=batch, heads=heads, device=mask.device)
 
     @classmethod
     def from_torch(cls, block_mask: Any) -> BlockMask:
@@ -268,7 +268,7 @@ def _flatten(mask: BlockMask) -> tuple[list[Any], tuple[int, int]]:
 
 def _flatten_with_keys(mask: BlockMask) -> tuple[list[tuple[Any, Any]], tuple[int, int]]:
     leaves, lengths = _flatten(mask)
-    keys = [pytree.GetAttrKey(name) for name in Lists._fields]
+    keys = [pytree.GetAttrKey(name) for name in NAMES]
     return list(zip(keys, leaves, strict=True)), lengths
 
 

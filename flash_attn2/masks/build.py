@@ -11,11 +11,12 @@ from torch import Tensor
 from flash_attn2._impl import backends
 from flash_attn2._impl.arguments import as_int
 from flash_attn2._impl.observe import is_ordinary
+from flash_attn2._impl.problem import BLOCK
 from flash_attn2.masks.block_mask import BlockMask
 from flash_attn2.masks.checks import checked_seqlen
 from flash_attn2.masks.lists import Lists
 from flash_attn2.masks.pattern import Build, Pattern, Unknown
-from flash_attn2.masks.words import BLOCK, num_blocks, pack
+from flash_attn2.masks.words import num_blocks, pack
 
 _CPU = torch.device("cpu")
 _AT_ONCE = 256  # blocks of an unknown part: 8 MB for each int64 that is computed of its pairs

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from flash_attn2._impl.arguments import as_int, require_tensor
 from flash_attn2._impl.observe import is_ordinary, ordinary
-from flash_attn2._impl.problem import MAX_SEQLEN
+from flash_attn2._impl.problem import BLOCK, MAX_SEQLEN
 from flash_attn2._impl.tensors import require_allocated
 from flash_attn2.masks.lists import Lists
-from flash_attn2.masks.words import ALL, BLOCK, num_blocks
+from flash_attn2.masks.words import ALL, num_blocks
 
 _DTYPES = (torch.int64, torch.int32, torch.int32, torch.int64)
 

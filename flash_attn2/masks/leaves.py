@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from flash_attn2._impl.arguments import as_int
-from flash_attn2._impl.problem import MAX_SEQLEN
+from flash_attn2._impl.problem import BLOCK, MAX_SEQLEN
 from flash_attn2.masks.arguments import checked_block, integers, truths
 from flash_attn2.masks.pattern import Build, Leaf, shape_of
-from flash_attn2.masks.words import BLOCK
 
 __all__ = ["causal", "global_tokens", "prefix", "random_blocks", "window"]
 

@@ -1,4 +1,4 @@
-"""Lists of blocks: into canonical form, from and to dense masks, by torch on any device."""
+"""Lists of blocks: into canonical form and to dense masks, by torch on any device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flash_attn2.masks.words import ALL, BLOCK, count_bits, edge, inside, num_blocks, pack, unpack
+from flash_attn2._impl.problem import BLOCK
+from flash_attn2.masks.words import ALL, count_bits, edge, inside, num_blocks, unpack
 
 _AT_ONCE = 1024  # blocks, of a few MB
 
@@ -19,6 +20,9 @@ class Lists(NamedTuple):
     cols: Tensor
     tiles: Tensor
     bits: Tensor
+
+
+NAMES = Lists._fields
 
 
 def rows_of_entries(lists: Lists) -> Tensor:
@@ -55,28 +59,6 @@ def canonical(lists: Lists, seqlen_q: int, seqlen_k: int) -> Lists:
     return _gathered(shape, rows, lists.cols[kept], entry[kept], words, limits[edges])
 
 
-def from_dense(mask: Tensor) -> Lists:
-    """Canonical lists of a bool mask (batch, heads, seqlen_q, seqlen_k)."""
-    batch, heads, seqlen_q, seqlen_k = mask.shape
-    rows, cols = num_blocks(seqlen_q), num_blocks(seqlen_k)
-    nowhere = torch.zeros(0, dtype=torch.int64, device=mask.device)
-    at, found = [nowhere], [nowhere.view(0, BLOCK)]
-    step = max(1, _AT_ONCE // max(cols, 1))
-    for index in range(batch * heads):
-        for row in range(0, rows, step):
-            part = mask[index // heads, index % heads, row * BLOCK : (row + step) * BLOCK]
-            words = _words_of(part, cols)
-            listed = (words != 0).any(-1).flatten().nonzero().flatten()
-            at.append(listed + (index * rows + row) * cols)
-            found.append(words.flatten(0, 1)[listed])
-    where = torch.cat(at)
-    row_of, col_of = where // max(cols, 1), where % max(cols, 1)
-    limits = inside(seqlen_q, seqlen_k, mask.device)
-    limits = limits[edge(row_of % max(rows, 1), col_of, seqlen_q, seqlen_k)]
-    entry = torch.arange(where.numel(), device=mask.device)
-    return _gathered((batch, heads, rows), row_of, col_of, entry, torch.cat(found), limits)
-
-
 def to_dense(lists: Lists, seqlen_q: int, seqlen_k: int) -> Tensor:
     """bool (batch, heads, seqlen_q, seqlen_k)."""
     batch, heads, _ = lists.row_offsets.shape
@@ -88,14 +70,6 @@ def to_dense(lists: Lists, seqlen_q: int, seqlen_k: int) -> Tensor:
         blocks[row[some], :, col[some]] = unpack(lists.bits[lists.tiles[some]])
     dense = blocks.view(batch, heads, rows * BLOCK, cols * BLOCK)
     return dense[:, :, :seqlen_q, :seqlen_k].contiguous()
-
-
-def _words_of(part: Tensor, cols: int) -> Tensor:
-    """Rows of a mask -> int64 (blocks of rows, cols, 64)."""
-    rows = num_blocks(part.shape[0])
-    padded = part.new_zeros(rows * BLOCK, cols * BLOCK)
-    padded[: part.shape[0], : part.shape[1]] = part
-    return pack(padded.view(rows, BLOCK, cols, BLOCK).transpose(1, 2))
 
 
 def _gathered(

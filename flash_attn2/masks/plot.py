@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flash_attn2._impl.problem import BLOCK
 from flash_attn2.masks.lists import Lists, rows_of_entries
-from flash_attn2.masks.words import BLOCK, num_blocks
+from flash_attn2.masks.words import num_blocks
 
 if TYPE_CHECKING:
     from flash_attn2.masks.block_mask import BlockMask

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from flash_attn2._impl.problem import BLOCK
 from flash_attn2.masks.leaves import global_tokens as tokens_of
 from flash_attn2.masks.leaves import random_blocks as blocks_of
 from flash_attn2.masks.leaves import window as window_of
 from flash_attn2.masks.pattern import Pattern
-from flash_attn2.masks.words import BLOCK
 
 __all__ = ["bigbird", "longformer"]
 

@@ -9,11 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flash_attn2._impl.problem import BLOCK
 from flash_attn2.masks.arguments import checked_block, truths
 from flash_attn2.masks.pattern import Build, Leaf, Unknown, shape_of
-from flash_attn2.masks.words import BLOCK
 
 __all__ = ["blocks", "dense", "function"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Table(Leaf):
+    mask: Tensor
+    """(batch or 1, heads or 1, ...)."""
+
+    @property
+    def batch(self) -> int:
+        return self.mask.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.mask.shape[1]
 
 
 # Blocks
@@ -42,18 +56,9 @@ def blocks(mask: Tensor, block: int | tuple[int, int] = BLOCK) -> Blocks:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Blocks(Leaf):
-    mask: Tensor
+class Blocks(_Table):
     block_q: int
     block_k: int
-
-    @property
-    def batch(self) -> int:
-        return self.mask.shape[0]
-
-    @property
-    def heads(self) -> int:
-        return self.mask.shape[1]
 
     def lower(self, build: Build) -> dict[str, Any]:
         shape = (-(-build.seqlen_q // self.block_q), -(-build.seqlen_k // self.block_k))
@@ -95,18 +100,8 @@ def dense(mask: Tensor) -> Dense:
     return Dense(mask[(None,) * (4 - mask.ndim)])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Dense(Leaf):
-    mask: Tensor
-    """(batch, heads, seqlen_q, seqlen_k), each of which may be 1."""
-
-    @property
-    def batch(self) -> int:
-        return self.mask.shape[0]
-
-    @property
-    def heads(self) -> int:
-        return self.mask.shape[1]
+class Dense(_Table):
+    """Lengths of its mask may be 1, too."""
 
     def lower(self, build: Build) -> dict[str, Any]:
         lengths = (build.seqlen_q, build.seqlen_k)

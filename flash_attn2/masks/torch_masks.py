@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from flash_attn2._impl.arguments import require_tensor
+from flash_attn2._impl.problem import BLOCK
 from flash_attn2.masks.block_mask import BlockMask
 from flash_attn2.masks.pattern import Pattern
 from flash_attn2.masks.tables import blocks, function
-from flash_attn2.masks.words import BLOCK
 
 
 def from_torch(block_mask: Any) -> BlockMask:

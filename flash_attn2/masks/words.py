@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 64
-"""Queries and keys of a block."""
+from flash_attn2._impl.problem import BLOCK
+
 ALL = -1
 """A word whose bits are all set."""
 

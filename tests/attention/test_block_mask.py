@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from support import TARGETS as ALL_TARGETS
-from support import Target, check_dense, check_dense_gradients, targets
+from support import Target, check_dense, check_dense_gradients, mask_arguments, num_threads, targets
 from torch import Tensor
 
 from flash_attn2 import (
@@ -260,23 +258,13 @@ def test_everything_as_a_list(target: Target) -> None:
     )
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @targets(CPU)
 def test_the_same_bits_with_any_number_of_threads(target: Target) -> None:
     qkv = drawn_qkv(target, 1, (450, 700), HEADS)
     mask = drawn_mask(1, 4, 450, 700)
     found = []
     for count in (1, 2, 2, 3):
-        with threads(count):
+        with num_threads(count):
             found.append(results(*qkv, deterministic=True, block_mask=mask))
     for each in found[1:]:
         assert_same_bits(each, found[0])
@@ -346,19 +334,10 @@ def test_any_strides(target: Target) -> None:
     assert_same_bits(results(q, k, v, deterministic=True, block_mask=mask), expected)
 
 
-def op_arguments(mask: BlockMask) -> dict[str, Tensor]:
-    return {
-        "block_mask_offsets": mask.row_offsets,
-        "block_mask_cols": mask.cols,
-        "block_mask_tiles": mask.tiles,
-        "block_mask_bits": mask.bits,
-    }
-
-
 def test_op_takes_any_strides() -> None:
     q, k, v = drawn_qkv(Target("cpu", torch.float32), 2, LENGTHS, HEADS)
     mask = drawn_mask(2, 2, *LENGTHS)
-    given = {name: x.repeat_interleave(2, -1)[..., ::2] for name, x in op_arguments(mask).items()}
+    given = {name: x.repeat_interleave(2, -1)[..., ::2] for name, x in mask_arguments(mask).items()}
     given["block_mask_offsets"] = mask.row_offsets.transpose(0, 1).contiguous().transpose(0, 1)
     assert not any(x.is_contiguous() for x in given.values())
     out, *_ = torch.ops.flash_attn2.forward(q, k, v, **given)
@@ -368,6 +347,6 @@ def test_op_takes_any_strides() -> None:
 def test_a_mask_expanded_over_the_batch() -> None:
     q, k, v = drawn_qkv(Target("cpu", torch.float32), 2, LENGTHS, HEADS)
     mask = drawn_mask(1, 2, *LENGTHS)
-    given = op_arguments(mask) | {"block_mask_offsets": mask.row_offsets.expand(2, -1, -1)}
+    given = mask_arguments(mask) | {"block_mask_offsets": mask.row_offsets.expand(2, -1, -1)}
     out, *_ = torch.ops.flash_attn2.forward(q, k, v, **given)
     assert torch.equal(out, flash_attn_func(q, k, v, block_mask=mask))

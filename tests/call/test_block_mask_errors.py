@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import cpu_tensors_on, cumulative, lengths, require_backend
-from torch import Tensor
+from support import cpu_tensors_on, cumulative, lengths, mask_arguments, require_backend
 from torch.nn.attention import flex_attention
 
 import flash_attn2
@@ -162,12 +161,7 @@ def test_backends_without_kernels(direction: str) -> None:
 
 # The ops, which take the tensors of a mask.
 
-GIVEN: dict[str, Tensor] = {
-    "block_mask_offsets": MASK.row_offsets,
-    "block_mask_cols": MASK.cols,
-    "block_mask_tiles": MASK.tiles,
-    "block_mask_bits": MASK.bits,
-}
+GIVEN = mask_arguments(MASK)
 OFFSETS, COLS, TILES, BITS = GIVEN.values()
 WRONG: list[tuple[str, Any, type[Exception], str]] = [
     *((name, None, ValueError, f"{name} must be given with") for name in GIVEN),

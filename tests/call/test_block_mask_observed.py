@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import cumulative
+from support import cumulative, mask_arguments
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, vjp, vmap
@@ -47,15 +47,6 @@ def gradients(function: Any, qkv: list[Tensor], mask: BlockMask | None) -> tuple
     return torch.autograd.grad(function(*qkv, block_mask=mask), qkv)
 
 
-def op_arguments(mask: BlockMask) -> dict[str, Tensor]:
-    return {
-        "block_mask_offsets": mask.row_offsets,
-        "block_mask_cols": mask.cols,
-        "block_mask_tiles": mask.tiles,
-        "block_mask_bits": mask.bits,
-    }
-
-
 def test_gradcheck() -> None:
     pairs = torch.rand(1, 2, 6, 70) < 0.4
     pairs[0, 0, 2] = False
@@ -68,7 +59,7 @@ def test_gradcheck() -> None:
 
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 4)])
 def test_opcheck(sizes: tuple[int, int]) -> None:
-    given = op_arguments(drawn_mask(*sizes))
+    given = mask_arguments(drawn_mask(*sizes))
     q, k, v = drawn_qkv()
     torch.library.opcheck(torch.ops.flash_attn2.forward.default, (q, k, v), given)
     q, k, v = (x.detach() for x in (q, k, v))
@@ -155,11 +146,11 @@ def test_vmap() -> None:
 
 def test_vmap_does_not_map_masks() -> None:
     one = drawn_mask(1, 2)
-    lists = [torch.stack([x, x]) for x in op_arguments(one).values()]
+    lists = [torch.stack([x, x]) for x in mask_arguments(one).values()]
     q, k, v = (x.detach() for x in drawn_qkv())
 
     def attend(*lists: Tensor) -> Any:
-        names = op_arguments(one)
+        names = mask_arguments(one)
         return torch.ops.flash_attn2.forward(q, k, v, **dict(zip(names, lists, strict=True)))
 
     with pytest.raises(ValueError, match=r"block_mask must be one for all that torch.vmap maps"):

@@ -7,30 +7,19 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from cache_cases import CacheCase
 from cases import FEATURES, PACKED_FEATURES, Case, Packed
-from support import ONE_DTYPE, Target, cumulative, lengths, run_varlen, targets
+from support import ONE_DTYPE, Target, cumulative, lengths, num_threads, run_varlen, targets
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from flash_attn2._impl import backends
-
-
-@contextmanager
-def num_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def assert_same_for_any_number_of_threads(attend: Callable[..., Tensor], *inputs: Tensor) -> None:

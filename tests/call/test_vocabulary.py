@@ -243,7 +243,6 @@ def private_uses(tree: ast.Module) -> Iterator[str]:
             and node.value.id in modules
             and node.attr.startswith("_")
             and not node.attr.startswith("__")
-            and node.attr != "_fields"  # of any named tuple
         ):
             yield f"{node.value.id}.{node.attr}"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cache_cases import CAPACITY, CacheCase, check_kvcache
-from support import ONE_DTYPE, Target, cumulative, targets
+from support import ONE_DTYPE, Target, cumulative, num_threads, targets
 from torch import Tensor
 
 from flash_attn2 import flash_attn_with_kvcache
@@ -73,14 +73,10 @@ def test_independent_of_the_number_of_threads(
     num_splits: int, case: CacheCase, target: Target
 ) -> None:
     arguments = case.arguments(target) | {"num_splits": num_splits}
-    before = torch.get_num_threads()
     results: list[Tensor] = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 5):
+        with num_threads(threads):
             results.append(flash_attn_with_kvcache(**arguments))
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

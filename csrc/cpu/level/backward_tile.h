@@ -271,15 +271,8 @@ class ChunkBackward : ChunkQueries<E> {
 
   // What the tiles see, from the last key to the first.
   void visit_range() {
-    int32_t chunk_begin = chunk_.k_seq.length;
-    int32_t chunk_end = 0;
-    for (int t = 0; t < num_tiles_; ++t) {
-      GradTile<E> const& tile = workspace_.tiles[t];
-      if (tile.begin >= tile.end) continue;
-      chunk_begin = smaller(chunk_begin, tile.begin / kKeyStep * kKeyStep);
-      chunk_end = larger(chunk_end, tile.end);
-    }
-    for_blocks_back(chunk_begin, chunk_end, kKeyBlock, [&](int32_t begin, int32_t end) {
+    ColRange const seen = Base::seen_by(workspace_.tiles);
+    for_blocks_back(seen.begin, seen.end, kKeyBlock, [&](int32_t begin, int32_t end) {
       Block const keys = block(begin, end);
       for (int t = 0; t < num_tiles_; ++t) {
         GradTile<E> const& tile = workspace_.tiles[t];

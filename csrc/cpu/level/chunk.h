@@ -158,6 +158,18 @@ class ChunkQueries {
     tile.end = int32_t(tile.col_end[lanes - 1]);
   }
 
+  // Keys that the tiles of the chunk see, from a multiple of kKeyStep on.
+  template <class TileOfQueries>
+  ColRange seen_by(TileOfQueries const* tiles) const {
+    ColRange keys = {chunk_.k_seq.length, 0};
+    for (int t = 0; t < num_tiles_; ++t) {
+      if (tiles[t].begin >= tiles[t].end) continue;
+      keys.begin = smaller(keys.begin, tiles[t].begin / kKeyStep * kKeyStep);
+      keys.end = larger(keys.end, tiles[t].end);
+    }
+    return keys;
+  }
+
   // The rows of `tensor` at `queries`, transposed: to[operand][lane].
   void pack_lanes(Operand* to, TensorRef const& tensor, int vectors, Query const* queries) const {
     for (int n = 0; n < vectors; ++n) {

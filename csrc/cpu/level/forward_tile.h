@@ -94,15 +94,8 @@ class ChunkForward : RowResults<E> {
 
   // What the tiles see from the first key to the last.
   void visit_range() {
-    int32_t begin = chunk_.k_seq.length;
-    int32_t end = 0;
-    for (int t = 0; t < num_tiles_; ++t) {
-      Tile<E> const& tile = workspace_.tiles[t];
-      if (tile.begin >= tile.end) continue;
-      begin = smaller(begin, tile.begin);
-      end = larger(end, tile.end);
-    }
-    for_blocks(begin / kKeyStep * kKeyStep, end, kKeyBlock,
+    ColRange const keys = Base::seen_by(workspace_.tiles);
+    for_blocks(keys.begin, keys.end, kKeyBlock,
                [&](int32_t first, int32_t last) { visit_block(first, last); });
   }
 

@@ -71,16 +71,15 @@ class TileLists {
     int32_t const first_block = keys.begin / BlockMask::kBlock;
     int32_t const last_block = mask_blocks(keys.end);
     num_sources_ = 0;
-    int32_t const heads_each = params.num_heads / params.block_mask.heads;
     int32_t last_row = -1, last_head = -1;
     for (int lane = 0; lane < tile.num_queries; ++lane) {
       int32_t const row = int32_t(tile.row[lane]) / BlockMask::kBlock;
-      int32_t const head = heads[lane];
-      if (row != last_row || head / heads_each != last_head) {
+      int32_t const head = mask_head(params, heads[lane]);
+      if (row != last_row || head != last_head) {
         ListedEntries const entries = listed_entries(params, batch, head, row);
         sources_[num_sources_++] = {{entries, first_block, last_block}, lane, 0, {}};
         last_row = row;
-        last_head = head / heads_each;
+        last_head = head;
       }
       sources_[num_sources_ - 1].lane_end = lane + 1;
     }
