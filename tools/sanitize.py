@@ -39,6 +39,7 @@ SELECTION = {
     "thread": "not emulated and not compile and not cuda and not concurrent and not gil "
     "and not hostile",
 }
+FUZZ: dict[str, tuple[str, ...]] = {"address": (), "thread": ("--no-hostile",)}
 SHORT_FILES = (
     "attention/test_forward.py",
     "kvcache/test_kvcache.py",
@@ -144,7 +145,8 @@ def run(kind: str, short: bool, jobs: int) -> None:
         subprocess.run([*base, *command], check=True, cwd=TESTS, env=variables)
 
     step("sanitize/check_module.py", kind)
-    step("-m", "fuzz", "--no-shrink", "--problems", "200" if short else "5000", "--seed", "1")
+    problems = "200" if short else "5000"
+    step("-m", "fuzz", "--no-shrink", "--problems", problems, "--seed", "1", *FUZZ[kind])
     files = SHORT_FILES if short else LONG_FILES
     pytest = [str(Path(sys.executable).parent / "pytest"), "-q", "-n", str(jobs)]
     step(*pytest, "-k", SELECTION[kind], *files)

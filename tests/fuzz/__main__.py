@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 
 from . import problem as problems
 from .shrink import smallest
@@ -18,6 +19,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first problem")
     parser.add_argument("--backend", default="cpu", choices=sorted(problems.LIMITS))
     parser.add_argument("--failures", type=int, default=5, help="after so many it stops")
+    parser.add_argument(
+        "--no-hostile", action="store_true", help="lengths, tables and positions as they should be"
+    )
     parser.add_argument("--no-shrink", action="store_true", help="leave failing problems as found")
     options = parser.parse_args()
     print(f"{options.problems} problems, seed {options.seed}, {options.backend}", flush=True)
@@ -25,6 +29,8 @@ def main() -> None:
     with Worker(options.backend) as worker:
         for number in range(options.first, options.first + options.problems):
             problem = problems.drawn(options.seed, number, options.backend)
+            if options.no_hostile:
+                problem = replace(problem, hostile=0)
             if message := worker.failure(problem):
                 failures += 1
                 print(
