@@ -34,16 +34,19 @@ elseif(NOT nvcc)
 endif()
 message(STATUS "CUDA module: built with ${nvcc}")
 
-# Machine code for every architecture, and PTX of the newest for those to come.
+# Machine code for every architecture, all of it from PTX of the oldest, which also serves those to
+# come: making PTX is most of what nvcc does, and the kernels use nothing newer.
 string(REPLACE "," ";" cuda_archs "${FLASH_ATTN2_CUDA_ARCHS}")
 list(SORT cuda_archs COMPARE NATURAL)
 list(JOIN cuda_archs "," cuda_archs_text)
-list(POP_BACK cuda_archs newest_arch)
-list(TRANSFORM cuda_archs APPEND "-real")
-list(APPEND cuda_archs ${newest_arch})
+list(GET cuda_archs 0 oldest_arch)
+set(cuda_code ${cuda_archs})
+list(TRANSFORM cuda_code PREPEND "sm_")
+list(APPEND cuda_code "compute_${oldest_arch}")
+list(TRANSFORM cuda_code PREPEND "-gencode=arch=compute_${oldest_arch},code=")
 
 set(CMAKE_CUDA_COMPILER "${nvcc}")
-set(CMAKE_CUDA_ARCHITECTURES ${cuda_archs})
+set(CMAKE_CUDA_ARCHITECTURES OFF)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.4)
@@ -64,4 +67,4 @@ fa2_add_module(_cuda ${cuda_sources})
 target_include_directories(_cuda SYSTEM PRIVATE "${cutlass}"
                            ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 target_compile_definitions(_cuda PRIVATE FA2_CUDA_ARCHS="${cuda_archs_text}")
-target_compile_options(_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${FA2_NVCC_FLAGS}>")
+target_compile_options(_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${FA2_NVCC_FLAGS};${cuda_code}>")

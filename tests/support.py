@@ -25,6 +25,7 @@ from flash_attn2.masks import BlockMask
 from flash_attn2.reference import Packing, attention_reference, varlen_attention_reference
 
 SEED = 1234
+TORCH = tuple(int(x) for x in torch.__version__.split(".")[:2])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from flash_attn2._impl.arguments import as_int, require_tensor
@@ -202,8 +203,9 @@ class BlockMask:
         """The same pairs as a BlockMask of torch.nn.attention.flex_attention shows, on its device.
 
         Its mask_mod is called in its partial blocks, as `masks.function` calls it. TypeError for
-        other objects, ValueError for a BLOCK_SIZE that is not of multiples of 64. Releases of
-        PyTorch that do not keep the lengths in it give those of whole blocks.
+        other objects, ValueError for a BLOCK_SIZE that is not of multiples of 64. In
+        PyTorch before 2.6, create_block_mask keeps neither lengths, which are then those of whole
+        blocks, nor any BLOCK_SIZE but 128.
         """
         from flash_attn2.masks.torch_masks import from_torch
 
@@ -285,4 +287,6 @@ pytree.register_pytree_node(
     from_dumpable_context=tuple,
     flatten_with_keys_fn=_flatten_with_keys,
 )
+# Exported programs take their arguments apart by a table of their own in older releases.
+fx_pytree.register_pytree_flatten_spec(BlockMask, lambda mask, _: _flatten(mask)[0])
 torch.serialization.add_safe_globals([BlockMask])

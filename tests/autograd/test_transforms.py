@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from functions import each_function, problem
-from support import ONE_DTYPE, Target, cumulative, lengths, targets
+from support import ONE_DTYPE, TORCH, Target, cumulative, lengths, targets
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jvp, linearize, vjp, vmap
@@ -20,9 +20,6 @@ from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with
 
 CU = cumulative(4)
 TABLE = lengths(0).view(1, 1)
-
-
-TORCH = tuple(int(x) for x in torch.__version__.split(".")[:2])
 
 
 def skip_where_pages_are_not_read(case: str) -> None:

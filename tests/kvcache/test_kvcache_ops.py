@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cache_cases import CacheCase
-from support import Target, cumulative, lengths
+from support import TORCH, Target, cumulative, lengths
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -84,7 +84,7 @@ def test_compile(name: str, backend: str) -> None:
 
 
 @pytest.mark.skipif(
-    tuple(int(x) for x in torch.__version__.split(".")[:2]) < (2, 6),
+    TORCH < (2, 6),
     reason="Inductor of torch 2.4 and 2.5 reads wrongly where two ops write to views of one tensor",
 )
 def test_compiled_steps_do_not_recompile() -> None:

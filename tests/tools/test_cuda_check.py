@@ -105,21 +105,25 @@ def test_compile_unit_reads_what_the_compiler_prints(tmp_path: Path) -> None:
         echo '.visible .global .align 4 .u32 shared_bytes_of_a_launch = 33792;' > $output""",
     )
     source = tmp_path / "instances" / "fwd_x.cu"
-    done = compile_unit(nvcc, source, "80", tmp_path, ["-O3"])
-    assert set(done.resources) == {"_Z1aPf", "_Z1bPf"}
-    assert done.shared_bytes == 33792
-    assert done.peak_rss_bytes > 0
-    assert done.cubin == tmp_path / "fwd_x.sm_80.cubin"
-    to_ptx, to_cubin = (tmp_path / "calls").read_text().splitlines()
+    compiled = compile_unit(nvcc, source, ["90", "80"], tmp_path, ["-O3"])
+    for arch, done in zip(["90", "80"], compiled, strict=True):
+        assert set(done.resources) == {"_Z1aPf", "_Z1bPf"}
+        assert done.shared_bytes == 33792
+        assert done.peak_rss_bytes > 0
+        assert (done.arch, done.cubin) == (arch, tmp_path / f"fwd_x.sm_{arch}.cubin")
+    to_ptx, *to_cubins = (tmp_path / "calls").read_text().splitlines()
     assert to_ptx.startswith("-arch=sm_80 -O3 -ptx")
-    assert to_cubin.startswith("-arch=sm_80 -cubin")
-    assert f'#include "{source}"' in (tmp_path / "fwd_x.sm_80.cu").read_text()
+    assert [call.split()[:2] for call in to_cubins] == [
+        ["-arch=sm_90", "-cubin"],
+        ["-arch=sm_80", "-cubin"],
+    ]
+    assert f'#include "{source}"' in (tmp_path / "fwd_x.cu").read_text()
 
 
 def test_compile_unit_reports_the_compilers_words(tmp_path: Path) -> None:
     nvcc = make_compiler(tmp_path, "echo 'no such kernel'; exit 2")
     with pytest.raises(CompileError, match="no such kernel"):
-        compile_unit(nvcc, tmp_path / "a.cu", "80", tmp_path, [])
+        compile_unit(nvcc, tmp_path / "a.cu", ["80"], tmp_path, [])
 
 
 def test_shared_bytes_must_be_there() -> None:

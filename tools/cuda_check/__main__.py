@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tools import third_party
 from tools.cuda_check import toolchain
-from tools.cuda_check.compiler import CompileError, compile_unit
+from tools.cuda_check.compiler import Compilation, CompileError, compile_unit
 from tools.cuda_check.limits import violations
 from tools.cuda_check.loops import main_loops
 from tools.cuda_check.report import KernelReport, LoopReport, table
@@ -54,17 +54,24 @@ def generate_instances(output_dir: Path, name_filter: str) -> Instances:
 
 
 def check_unit(
-    tools: Tools, source: Path, arch: str, output_dir: Path, flags: tuple[str, ...]
+    tools: Tools, source: Path, archs: list[str], output_dir: Path, flags: tuple[str, ...]
 ) -> list[KernelReport]:
-    """Compile one translation unit for one architecture and report on its kernels."""
-    compilation = compile_unit(tools.nvcc, source, arch, output_dir, flags)
+    """Compile one translation unit for each architecture and report on its kernels."""
+    return [
+        report
+        for compilation in compile_unit(tools.nvcc, source, archs, output_dir, flags)
+        for report in reports_of(tools, source.stem, compilation)
+    ]
+
+
+def reports_of(tools: Tools, instance: str, compilation: Compilation) -> list[KernelReport]:
     listing = toolchain.disassemble(tools.cuobjdump, compilation.cubin)
     kernels = list(parse(listing.splitlines()))
     names = toolchain.demangle([kernel.name for kernel in kernels])
     return [
         KernelReport(
-            instance=source.stem,
-            arch=arch,
+            instance=instance,
+            arch=compilation.arch,
             name=name,
             shared_bytes=compilation.shared_bytes,
             resources=compilation.resources[kernel.name],
@@ -95,9 +102,8 @@ def main() -> int:
     failures: list[str] = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         pending = [
-            pool.submit(check_unit, tools, source, arch, output_dir, instances.flags)
+            pool.submit(check_unit, tools, source, arguments.archs, output_dir, instances.flags)
             for source in instances.sources
-            for arch in arguments.archs
         ]
         for done, future in enumerate(pending, start=1):
             try:

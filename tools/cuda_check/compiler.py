@@ -26,11 +26,12 @@ class Resources:
 
 @dataclass(frozen=True)
 class Compilation:
-    """A compiled translation unit.
+    """A translation unit, compiled for one architecture.
 
     ``shared_bytes`` is what a launch of its kernel asks for, ``resources`` goes by mangled name.
     """
 
+    arch: str
     cubin: Path
     seconds: float
     peak_rss_bytes: int
@@ -112,23 +113,31 @@ def _run(command: Sequence[str]) -> _Process:
 
 
 def compile_unit(
-    nvcc: Path, source: Path, arch: str, output_dir: Path, flags: Sequence[str]
-) -> Compilation:
-    """Compile ``source`` for ``sm_<arch>`` into ``output_dir``.
+    nvcc: Path, source: Path, archs: Sequence[str], output_dir: Path, flags: Sequence[str]
+) -> list[Compilation]:
+    """Compile ``source`` for ``sm_<arch>`` of each of ``archs`` into ``output_dir``.
 
-    ``peak_rss_bytes`` of the result is that of nvcc's largest process. Raises ``CompileError`` with
-    nvcc's output if it fails.
+    As in a build, there is one PTX for all, of the oldest. ``seconds`` counts its making each time,
+    ``peak_rss_bytes`` is that of nvcc's largest process. Raises ``CompileError`` with nvcc's output
+    if it fails.
     """
-    stem = output_dir / f"{source.stem}.sm_{arch}"
-    unit, ptx, cubin = (Path(f"{stem}{suffix}") for suffix in (".cu", ".ptx", ".cubin"))
+    unit, ptx = (output_dir / f"{source.stem}{suffix}" for suffix in (".cu", ".ptx"))
     unit.write_text(with_shared_bytes(source))
-    to = [str(nvcc), f"-arch=sm_{arch}"]
-    front = _run([*to, *flags, "-ptx", str(unit), "-o", str(ptx)])
-    back = _run([*to, "-cubin", "-Xptxas=-v", str(ptx), "-o", str(cubin)])
-    return Compilation(
-        cubin=cubin,
-        seconds=front.seconds + back.seconds,
-        peak_rss_bytes=max(front.peak_rss_bytes, back.peak_rss_bytes),
-        shared_bytes=parse_shared_bytes(ptx.read_text()),
-        resources=parse_ptxas(back.output),
-    )
+    oldest = min(archs, key=int)
+    front = _run([str(nvcc), f"-arch=sm_{oldest}", *flags, "-ptx", str(unit), "-o", str(ptx)])
+    shared_bytes = parse_shared_bytes(ptx.read_text())
+
+    def machine_code(arch: str) -> Compilation:
+        cubin = output_dir / f"{source.stem}.sm_{arch}.cubin"
+        to = [str(nvcc), f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v"]
+        back = _run([*to, str(ptx), "-o", str(cubin)])
+        return Compilation(
+            arch=arch,
+            cubin=cubin,
+            seconds=front.seconds + back.seconds,
+            peak_rss_bytes=max(front.peak_rss_bytes, back.peak_rss_bytes),
+            shared_bytes=shared_bytes,
+            resources=parse_ptxas(back.output),
+        )
+
+    return [machine_code(arch) for arch in archs]
