@@ -16,7 +16,6 @@ written.
 
 from __future__ import annotations
 
-import itertools
 import math
 from array import array
 from collections import Counter
@@ -25,7 +24,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
 
 from flash_attn2._impl.arguments import (
     as_int,
@@ -35,11 +33,12 @@ from flash_attn2._impl.arguments import (
     require_values,
 )
 from flash_attn2._impl.checks import FLOAT_DTYPES
+from flash_attn2._impl.pages import Extended, HeldTokens, Pages
 from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_SEQLEN
+from flash_attn2._impl.step_tensors import FixedStep, step_tensors
 
 __all__ = ["OutOfPagesError", "PagedKVCache", "Step", "Usage"]
 
-_NO_PAGE = -1  # kernels drop what they would write there
 _MAX_TOTAL = 2**31 - 1  # rows of a step, whose offsets are int32
 
 
@@ -81,26 +80,6 @@ class Usage(NamedTuple):
     bytes_used: int
     bytes_total: int
     """Of keys and values; allocated once, in the constructor."""
-
-
-class _Held:
-    """A sequence: its tokens lie in its pages, in order, and fill all but the last."""
-
-    __slots__ = ("length", "pages")
-
-    def __init__(self, length: int, pages: array[int]) -> None:
-        self.length = length
-        self.pages = pages
-
-
-class _Extended(NamedTuple):
-    """What a sequence was before it got room for more tokens."""
-
-    sequence: _Held
-    length: int
-    num_pages: int
-    shared_page: int | None
-    """Its last one, if it is replaced by a copy."""
 
 
 class _Ids:
@@ -170,21 +149,19 @@ class PagedKVCache:
         self.page_size = page_size
         self.max_seqlen = min(capacity if max_seqlen is None else max_seqlen, MAX_SEQLEN)
         self.max_batch = max_batch
+        self._pages = Pages(num_pages, page_size)
         shape = (num_layers, 2, num_pages, page_size, num_heads_kv, head_dim)
         # Tensors of inference mode could not be written outside it.
         with torch.inference_mode(False):
             self._storage = torch.empty(shape, dtype=dtype, device=device)
+            self._fixed_step = None
             if max_batch is not None:
-                self._columns = self._pages_for(min(self.max_seqlen, capacity))
-                self._fixed = torch.empty(
-                    1 + max_batch * (2 + self._columns), dtype=torch.int32, device=self.device
-                )
+                columns = self._pages.holding(min(self.max_seqlen, capacity))
+                self._fixed_step = FixedStep(max_batch, columns, self.device)
         self._make_views()
 
-        self._sequences: dict[int, _Held] = {}
+        self._sequences: dict[int, HeldTokens] = {}
         self._ids = _Ids()
-        self._references = [0] * num_pages
-        self._free = list(range(num_pages - 1, -1, -1))  # a stack
 
     def _make_views(self) -> None:
         # Not kept in copies and pickles, where views become tensors with memory of their own.
@@ -223,7 +200,7 @@ class PagedKVCache:
 
     def allocate(self) -> int:
         """The id of a new sequence, which holds nothing yet."""
-        return self._add(0, array("i"))
+        return self._add(HeldTokens(0, array("i")))
 
     def fork(self, sequence: int, length: int | None = None) -> int:
         """The id of a new sequence that holds the first `length` tokens of another; None: all.
@@ -232,22 +209,16 @@ class PagedKVCache:
         """
         parent = self._find(sequence)
         length = parent.length if length is None else _bounded("length", length, parent.length)
-        pages = parent.pages[: self._pages_for(length)]
-        for page in pages:
-            self._references[page] += 1
-        return self._add(length, pages)
+        return self._add(self._pages.fork(parent, length))
 
     def truncate(self, sequence: int, length: int) -> None:
         """Keeps the first `length` tokens of a sequence."""
         held = self._find(sequence)
-        held.length = _bounded("length", length, held.length)
-        kept = self._pages_for(length)
-        self._release(held.pages[kept:])
-        del held.pages[kept:]
+        self._pages.truncate(held, _bounded("length", length, held.length))
 
     def free(self, sequence: int) -> None:
         """Forgets a sequence; pages that no other shares become free."""
-        self._release(self._find(sequence).pages)
+        self._pages.release(self._find(sequence).pages)
         del self._sequences[as_int("sequence", sequence)]
 
     def append(
@@ -264,51 +235,48 @@ class PagedKVCache:
         held = [self._find(sequence) for sequence in sequences]
         counts = _integers("counts", counts, len(held))
         self._check_step(sequences, held, counts)
-        needed = self._pages_needed(held, counts)
-        if needed > len(self._free):
-            raise OutOfPagesError(needed, len(self._free))
+        needed, free = self._pages.needed(held, counts), len(self._pages.free)
+        if needed > free:
+            raise OutOfPagesError(needed, free)
         seqlens = [sequence.length for sequence in held]
-        extended: list[_Extended] = []
+        extended: list[Extended] = []
         try:
             for sequence, count in zip(held, counts, strict=True):
                 if count > 0:
-                    self._extend(sequence, count, extended)
+                    self._pages.extend(sequence, count, extended, self._copy_page)
             return self._step(held, seqlens, counts)
         except BaseException:  # no memory for the step's tensors, or an interrupt
             for change in reversed(extended):
-                self._undo(change)
+                self._pages.undo(change)
             raise
 
     def usage(self) -> Usage:
         """Pages and bytes in use."""
-        free = len(self._free)
+        free = len(self._pages.free)
         used = self.num_pages - free
         size = self._storage.nbytes
         return Usage(
             pages_used=used,
             pages_free=free,
-            pages_shared=sum(count > 1 for count in self._references),
-            pages_unshared=sum(self._references),
+            pages_shared=sum(count > 1 for count in self._pages.references),
+            pages_unshared=sum(self._pages.references),
             bytes_used=size // self.num_pages * used,
             bytes_total=size,
         )
 
-    def _find(self, sequence: int) -> _Held:
+    def _find(self, sequence: int) -> HeldTokens:
         held = self._sequences.get(as_int("sequence", sequence))
         if held is None:
             raise ValueError(f"sequence must be one that the cache holds, got {sequence!r}")
         return held
 
-    def _add(self, length: int, pages: array[int]) -> int:
+    def _add(self, held: HeldTokens) -> int:
         sequence = self._ids.next()
-        self._sequences[sequence] = _Held(length, pages)
+        self._sequences[sequence] = held
         return sequence
 
-    def _pages_for(self, length: int) -> int:
-        return -(-length // self.page_size)
-
     def _check_step(
-        self, sequences: Sequence[int], held: list[_Held], counts: Sequence[int]
+        self, sequences: Sequence[int], held: list[HeldTokens], counts: Sequence[int]
     ) -> None:
         if self.max_batch is not None and len(held) > self.max_batch:
             raise ValueError(
@@ -334,80 +302,15 @@ class PagedKVCache:
                 f"counts must not be more than {_MAX_TOTAL} together, got {sum(counts)}"
             )
 
-    def _pages_needed(self, held: list[_Held], counts: Sequence[int]) -> int:
-        needed = 0
-        writers: Counter[int] = Counter()  # by page
-        for sequence, count in zip(held, counts, strict=True):
-            if count > 0:
-                needed += self._pages_for(sequence.length + count) - len(sequence.pages)
-                if sequence.length % self.page_size != 0:
-                    writers[sequence.pages[-1]] += 1
-        # Once all others that share a page have made copies, it belongs to one sequence alone.
-        return needed + sum(min(n, self._references[page] - 1) for page, n in writers.items())
+    def _copy_page(self, to: int, source: int) -> None:
+        self._storage[:, :, to].copy_(self._storage[:, :, source])
 
-    def _extend(self, sequence: _Held, count: int, extended: list[_Extended]) -> None:
-        pages = sequence.pages
-        shared = sequence.length % self.page_size != 0 and self._references[pages[-1]] > 1
-        extended.append(
-            _Extended(sequence, sequence.length, len(pages), pages[-1] if shared else None)
-        )
-        if shared:
-            copy = self._take()
-            self._references[pages[-1]] -= 1
-            original, pages[-1] = pages[-1], copy
-            self._storage[:, :, copy].copy_(self._storage[:, :, original])
-        sequence.length += count
-        for _ in range(self._pages_for(sequence.length) - len(pages)):
-            pages.append(self._take())
-
-    def _undo(self, change: _Extended) -> None:
-        """Back to before an `_extend`, the last one that has not been undone."""
-        pages = change.sequence.pages
-        self._release(pages[change.num_pages :])
-        del pages[change.num_pages :]
-        if change.shared_page is not None and pages[-1] != change.shared_page:
-            self._release(pages[-1:])
-            pages[-1] = change.shared_page
-            self._references[change.shared_page] += 1
-        change.sequence.length = change.length
-
-    def _take(self) -> int:
-        page = self._free.pop()
-        self._references[page] = 1
-        return page
-
-    def _release(self, pages: array[int]) -> None:
-        for page in reversed(pages):
-            self._references[page] -= 1
-            if self._references[page] == 0:
-                self._free.append(page)
-
-    def _step(self, held: list[_Held], seqlens: list[int], counts: Sequence[int]) -> Step:
-        """The tensors of a step, by one copy to the device."""
+    def _step(self, held: list[HeldTokens], seqlens: list[int], counts: Sequence[int]) -> Step:
         batch = len(held)
         rows = batch if self.max_batch is None else self.max_batch
-        columns = max((len(sequence.pages) for sequence in held), default=1) or 1
-        data = array("i", itertools.accumulate(counts, initial=0))
-        data.extend([data[-1]] * (rows - batch))
-        data.extend(seqlens)
-        data.extend([0] * (rows - batch))
-        none = array("i", [_NO_PAGE]) * columns
-        for sequence in held:
-            data += sequence.pages
-            data += none[len(sequence.pages) :]
-        data += none * (rows - batch)
-        if _len_torch_dispatch_stack() == 0:
-            packed = torch.frombuffer(data, dtype=torch.int32)
-        else:  # which a buffer gets past, FakeTensorMode for one
-            packed = torch.tensor(data.tolist(), dtype=torch.int32)
-        if self.device.type == "cuda":
-            packed = packed.pin_memory()
-        tensors = _unpack(packed.to(self.device, non_blocking=True), rows, columns)
-        if self.max_batch is not None:
-            all_fixed = _unpack(self._fixed, rows, self._columns)
-            for fixed, new in zip(all_fixed, tensors, strict=True):
-                fixed[..., : new.shape[-1]].copy_(new)
-            tensors = all_fixed
+        tensors = step_tensors(held, seqlens, counts, rows, self.device)
+        if self._fixed_step is not None:
+            tensors = self._fixed_step.overwrite(tensors)
         cu_seqlens_q, cache_seqlens, block_table = tensors
         return Step(
             cache_seqlens[:batch],
@@ -415,12 +318,6 @@ class PagedKVCache:
             cu_seqlens_q[: batch + 1],
             max(counts, default=0),
         )
-
-
-def _unpack(packed: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """cu_seqlens_q, cache_seqlens and block_table of `rows` sequences, one after another."""
-    lengths, table = packed[: 2 * rows + 1], packed[2 * rows + 1 :]
-    return lengths[: rows + 1], lengths[rows + 1 :], table.view(rows, columns)
 
 
 def _size(name: str, value: Any, most: float = 2**31 - 1) -> int:

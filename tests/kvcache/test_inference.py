@@ -357,7 +357,7 @@ BAD_LENGTHS: list[Any] = [1.5, True, "1", [1], -1, 6, 2**70, torch.tensor(1.0)]
 def state(cache: PagedKVCache) -> Any:
     """All that a cache knows, its memory included."""
     held = {s: (x.length, list(x.pages)) for s, x in cache._sequences.items()}
-    return held, list(cache._references), sorted(cache._free), cache._storage.tolist()
+    return held, list(cache._pages.references), sorted(cache._pages.free), cache._storage.tolist()
 
 
 def two_sequences(**options: Any) -> PagedKVCache:
@@ -441,7 +441,9 @@ def test_integers_of_all_kinds(sequences: Any, counts: Any) -> None:
     step = cache.append(sequences, counts)
     assert (step.cu_seqlens_q.tolist(), step.max_seqlen_q) == ([0, 2, 4], 2)
     assert [cache.length(np.int64(0)), cache.length(torch.tensor(1))] == [7, 7]
-    cache.truncate(np.int64(0), torch.tensor(3))
+    cache.truncate(np.int64(0), np.uint8(3))  # whose negative is a large number
+    pages = [-(-tokens // PAGE_SIZE) for tokens in (3, 7)]
+    assert cache.usage().pages_unshared == sum(pages)
     assert np.int64(0) in cache
     cache.free(np.int64(0))
     assert 0 not in cache
