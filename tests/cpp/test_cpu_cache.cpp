@@ -1,4 +1,4 @@
-// KV caches on the CPU: parts of the keys, pages, lengths of a cache, and appending to it.
+// KV caches on the CPU: splits of the keys, pages, lengths of a cache, and appending to it.
 
 #include <algorithm>
 #include <cstdint>
@@ -22,7 +22,7 @@ bool same_results(Problem& a, Problem& b) {
          std::memcmp(a.lse.data(), b.lse.data(), a.lse.size() * sizeof(float)) == 0;
 }
 
-TEST(parts_of_the_keys) {
+TEST(splits_of_the_keys) {
   static float const slopes[4] = {0.5f, 0.25f, 0.125f, 1.f};
   static float const sink[4] = {0.5f, -1.f, 2.f, -std::numeric_limits<float>::infinity()};
   for_levels([](DType dtype, std::string const& what) {
@@ -43,8 +43,8 @@ TEST(parts_of_the_keys) {
   });
 }
 
-// As many parts as are asked for, whatever the threads and the rest of the batch.
-TEST(parts_are_reproducible) {
+// As many splits as are asked for, whatever the threads and the rest of the batch.
+TEST(splits_are_reproducible) {
   for_levels([](DType dtype, std::string const& what) {
     for (int const num_splits : {0, 3}) {
       int32_t const used[] = {1500, 0, 7, 1301};
@@ -293,7 +293,7 @@ TEST(rotation_rounds_every_step) {
   }
 }
 
-TEST(too_many_parts_are_refused) {
+TEST(too_many_splits_are_refused) {
   Problem x(DType::kFloat32, 1, 1, 1, 1, 8, 8);
   x.p.num_splits = 129;
   bool refused = false;
