@@ -13,6 +13,7 @@ from flash_attn2.functional import (
     flash_attn_varlen_qkvpacked_func,
 )
 from flash_attn2.kvcache import flash_attn_with_kvcache
+from flash_attn2.merging import merge_attention
 from flash_attn2.padding import pad_input, unpad_input
 from flash_attn2.probs import attention_probs, varlen_attention_probs
 
@@ -29,6 +30,7 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
+    "merge_attention",
     "pad_input",
     "unpad_input",
     "varlen_attention_probs",

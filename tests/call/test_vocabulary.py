@@ -216,8 +216,8 @@ def test_tensors_of_a_problem() -> None:
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = {
-    *("__init__", "__main__", "functional", "inference", "kvcache", "nn", "ops", "padding"),
-    *("probs", "reference"),
+    *("__init__", "__main__", "functional", "inference", "kvcache", "merging", "nn", "ops"),
+    *("padding", "probs", "reference"),
 }
 
 
