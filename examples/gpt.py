@@ -40,17 +40,19 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config, rotary: RotaryEmbedding, attention: Any) -> None:
+    def __init__(
+        self, config: Config, rotary: RotaryEmbedding, attention: Any, causal: bool = True
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.attention = attention(
-            config.d_model, config.num_heads, config.num_heads_kv, causal=True, rotary=rotary
+            config.d_model, config.num_heads, config.num_heads_kv, causal=causal, rotary=rotary
         )
         self.mlp_norm = nn.RMSNorm(config.d_model)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, **packing: Any) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), **packing)
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), **options)
         return x + self.mlp(self.mlp_norm(x))
 
 

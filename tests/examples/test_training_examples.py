@@ -97,3 +97,29 @@ def test_finetune_bert(dtype: str, tolerance: float, capsys: pytest.CaptureFixtu
     assert len(padded) == 4
     assert largest_difference(padded, packed) < tolerance
     assert "Losses differ by at most" in capsys.readouterr().out
+
+
+def test_long_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long_documents = importlib.import_module("long_documents")
+    options = "--seqlens 320 640 --longest 1000 --steps 12 --d-model 32 --lr 1e-2 --device cpu"
+    arguments = f"{options} --dtype float32 --output {tmp_path}".split()
+    results = long_documents.main(arguments)
+    for seqlen, runs in results.items():
+        sparse, dense = runs["block-sparse"], runs["dense"]
+        assert sparse["density"] < 1 == dense["density"]
+        for run in (sparse, dense):
+            assert run["loss"][0] == pytest.approx(5.5, abs=0.6)  # ln 256: nothing known yet
+            assert run["validation_loss"] < run["loss"][0] - 1
+        # Close, since the same bytes are near; and other pairs are attended to.
+        assert 0 < largest_difference(sparse["loss"], dense["loss"]) < 0.2, seqlen
+    assert "One document of 1,000 tokens" in capsys.readouterr().out
+    assert (tmp_path / "long-documents.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "long-documents.json").read_text())
+    assert record["results"] == results
+    assert set(record["longest_seconds"]) == {"block-sparse", "dense"}
+
+
+def test_long_documents_need_whole_documents() -> None:
+    long_documents = importlib.import_module("long_documents")
+    with pytest.raises(SystemExit):
+        long_documents.parse(["--seqlens", "300", "--tokens", "640"])
