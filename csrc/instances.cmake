@@ -1,7 +1,8 @@
 # The one table of kernels, by family. Everything that is not listed here is a run-time argument.
 #
 # A family F of CUDA kernels has FA2_F_SOURCES, its host code (plain C++), FA2_F_KINDS, its kinds of
-# instances, and a macro fa2_F_instances(buckets) that calls fa2_add_instance for each of them.
+# instances, FA2_F_ELEMENTS, their element types, and a macro fa2_F_instances(buckets) that calls
+# fa2_add_instances for each of them, whatever the element.
 
 set(FA2_CUDA_FAMILIES sm80)
 set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192 256)
@@ -49,52 +50,57 @@ set(FA2_sm80_fwd_SMALL_BUCKETS 192 256)      # has_small_tile in sm80/tiles.h
 set(FA2_sm80_bwd_SMALL_BUCKETS 128 192 256)  # has_small_bwd_tile in sm80/backward/tiles.h
 
 macro(fa2_sm80_instances buckets)
-  foreach(element IN LISTS FA2_sm80_ELEMENTS)
-    set(element_arguments "${FA2_ELEMENT_TYPE_${element}}, DType::${FA2_DTYPE_${element}}")
-    foreach(bucket IN ITEMS ${buckets})
-      foreach(kind IN ITEMS fwd bwd)
-        foreach(variant IN LISTS FA2_sm80_VARIANTS)
-          fa2_add_instance(${kind} hd${bucket}_${element}_${variant}
-            "${element_arguments}, ${bucket}, Variant::k${variant}, false")
-          if(bucket IN_LIST FA2_sm80_${kind}_SMALL_BUCKETS)
-            fa2_add_instance(${kind} hd${bucket}_${element}_${variant}_small
-              "${element_arguments}, ${bucket}, Variant::k${variant}, true")
-          endif()
-        endforeach()
-      endforeach()
-      foreach(variant IN LISTS FA2_sm80_SPLIT_VARIANTS)
-        fa2_add_instance(split hd${bucket}_${element}_${variant}_few
-          "${element_arguments}, ${bucket}, Variant::k${variant}, true")
-        fa2_add_instance(split hd${bucket}_${element}_${variant}_many
-          "${element_arguments}, ${bucket}, Variant::k${variant}, false")
+  foreach(bucket IN ITEMS ${buckets})
+    foreach(kind IN ITEMS fwd bwd)
+      foreach(variant IN LISTS FA2_sm80_VARIANTS)
+        fa2_add_instances(${kind}_hd${bucket}_${variant} ${kind}
+                          ", ${bucket}, Variant::k${variant}, false")
+        if(bucket IN_LIST FA2_sm80_${kind}_SMALL_BUCKETS)
+          fa2_add_instances(${kind}_hd${bucket}_${variant}_small ${kind}
+                            ", ${bucket}, Variant::k${variant}, true")
+        endif()
       endforeach()
     endforeach()
-    foreach(kind IN ITEMS combine append bwd_rows)
-      fa2_add_instance(${kind} ${element} "${element_arguments}")
+    foreach(variant IN LISTS FA2_sm80_SPLIT_VARIANTS)
+      fa2_add_instances(split_hd${bucket}_${variant}_few split
+                        ", ${bucket}, Variant::k${variant}, true")
+      fa2_add_instances(split_hd${bucket}_${variant}_many split
+                        ", ${bucket}, Variant::k${variant}, false")
     endforeach()
+  endforeach()
+  foreach(kind IN ITEMS combine append bwd_rows)
+    fa2_add_instances(${kind} ${kind} "")
   endforeach()
 endmacro()
 
 # --- What makes sources of the table --------------------------------------------------------------
 
-# Within fa2_generate_instances: writes the translation unit of one instance, called
-# <kind>_<suffix>, which <kind>_instance<arguments>() makes.
-function(fa2_add_instance kind suffix arguments)
-  string(TOLOWER "${kind}_${suffix}" name)
+# Within fa2_generate_instances: writes a translation unit with an instance of each element,
+# <unit>_<element>, which <kind>_instance<element, its dtype, arguments>() makes. They share a unit
+# since reading CuTe's headers takes a compiler about as long as one of them.
+function(fa2_add_instances unit kind arguments)
+  string(TOLOWER "${unit}" unit)
   set(type ${FA2_${family}_${kind}_TYPE})
   set(header ${FA2_${family}_${kind}_HEADER})
-  set(source "${directory}/${family}/${name}.cu")
+  set(definitions "")
+  foreach(element IN LISTS FA2_${family}_ELEMENTS)
+    set(name ${unit}_${element})
+    set(element_arguments "${FA2_ELEMENT_TYPE_${element}}, DType::${FA2_DTYPE_${element}}")
+    string(APPEND definitions "extern constexpr ${type} ${name} =
+    ${kind}_instance<${element_arguments}${arguments}>();\n")
+    string(APPEND declarations "extern ${type} const ${name};\n")
+    string(APPEND entries_${type} "      &${name},\n")
+  endforeach()
+  set(source "${directory}/${family}/${unit}.cu")
   file(CONFIGURE OUTPUT "${source}" @ONLY CONTENT [[
 #include "@family@/@header@"
 
 namespace fa2::@family@ {
-extern constexpr @type@ @name@ =
-    @kind@_instance<@arguments@>();
-}  // namespace fa2::@family@
+@definitions@}  // namespace fa2::@family@
 ]])
   set(sources ${sources} "${source}" PARENT_SCOPE)
-  set(declarations "${declarations}extern ${type} const ${name};\n" PARENT_SCOPE)
-  set(entries_${type} "${entries_${type}}      &${name},\n" PARENT_SCOPE)
+  set(declarations "${declarations}" PARENT_SCOPE)
+  set(entries_${type} "${entries_${type}}" PARENT_SCOPE)
 endfunction()
 
 # Writes the kernels of a family, and the tables of them that its registry looks into (one function

@@ -23,6 +23,7 @@ from tools.cuda_check.limits import (
     violations,
 )
 from tools.cuda_check.report import KernelReport, LoopReport, short_name, table
+from tools.cuda_check.units import instance_of
 
 PTXAS = """
 ptxas info    : 11 bytes gmem, 88 bytes cmem[4]
@@ -49,7 +50,7 @@ STEADY = LoopReport(
     mix={"mma": 100, "float": 250},
 )
 REPORT = KernelReport(
-    instance="fwd_hd64_float16_plain",
+    instance="fwd_hd64_plain_float16",
     arch="80",
     name="fa2::sm80::forward",
     shared_bytes=33792,
@@ -135,8 +136,8 @@ def test_shared_bytes_must_be_there() -> None:
 @pytest.mark.parametrize(
     ("unit", "shared_bytes"),
     [
-        ("bwd_hd64_float16_plain", "fa2::sm80::bwd_hd64_float16_plain.smem_bytes"),
-        ("bwd_rows_float16", "0"),
+        ("bwd_hd64_plain", "fa2::sm80::bwd_hd64_plain_float16.smem_bytes"),
+        ("bwd_rows", "0"),
     ],
 )
 def test_shared_bytes_come_from_the_instance(unit: str, shared_bytes: str) -> None:
@@ -146,11 +147,11 @@ def test_shared_bytes_come_from_the_instance(unit: str, shared_bytes: str) -> No
 
 
 def test_limits_are_for_plain_kernels_of_one_architecture() -> None:
-    assert instructions_per_mma_limit("fwd_hd64_float16_plain", "80") == 4.0
-    assert instructions_per_mma_limit("fwd_hd64_bfloat16_plain", "90") is None
-    assert instructions_per_mma_limit("fwd_hd64_float16_dropout", "80") is None
-    assert instructions_per_mma_limit("bwd_hd64_float16_plain", "80") == 3.0
-    assert instructions_per_mma_limit("bwd_hd128_float16_plain_small", "80") is None
+    assert instructions_per_mma_limit("fwd_hd64_plain_float16", "80") == 4.0
+    assert instructions_per_mma_limit("fwd_hd64_plain_bfloat16", "90") is None
+    assert instructions_per_mma_limit("fwd_hd64_dropout_float16", "80") is None
+    assert instructions_per_mma_limit("bwd_hd64_plain_float16", "80") == 3.0
+    assert instructions_per_mma_limit("bwd_hd128_plain_small_float16", "80") is None
 
 
 @pytest.mark.parametrize(
@@ -185,9 +186,13 @@ def test_every_limit_has_a_kernel(tmp_path: Path, direction: str, limits: dict[i
     """The limits go by the names that csrc/instances.cmake gives."""
     sources = generate_instances(tmp_path, f"{direction}_hd").sources
     assert all(source.is_file() for source in sources)
-    found = [instructions_per_mma_limit(source.stem, "80") for source in sources]
-    twice = [limit for limit in limits.values() for _ in ("float16", "bfloat16")]
-    assert sorted(limit for limit in found if limit is not None) == sorted(twice)
+    for kernel, element in {"fwd<half_t>": "float16", "fwd<bfloat16_t>": "bfloat16"}.items():
+        instances = [instance_of(source.stem, kernel) for source in sources]
+        for source, instance in zip(sources, instances, strict=True):
+            assert f" {instance} =" in source.read_text()
+            assert instance.endswith(f"_{element}")
+        found = [instructions_per_mma_limit(instance, "80") for instance in instances]
+        assert sorted(limit for limit in found if limit is not None) == sorted(limits.values())
 
 
 def test_short_name() -> None:
@@ -198,7 +203,7 @@ def test_short_name() -> None:
 def test_table_has_a_line_per_kernel() -> None:
     header, line, rows = table([REPORT, ROWS]).splitlines()
     assert header.split()[:3] == ["kernel", "arch", "regs"]
-    cells = ["fwd_hd64_float16_plain", "80", "250", "0", "33792", "350", "100", "3.50", "0", "5.00"]
+    cells = ["fwd_hd64_plain_float16", "80", "250", "0", "33792", "350", "100", "3.50", "0", "5.00"]
     assert line.split()[: len(cells)] == cells
     assert rows.startswith("bwd_rows_float16: rows_entry<RowStats<half_t>, 64>  ")
     assert len(rows) == len(line) == len(header)

@@ -22,6 +22,7 @@ from tools.cuda_check.limits import violations
 from tools.cuda_check.loops import main_loops
 from tools.cuda_check.report import KernelReport, LoopReport, table
 from tools.cuda_check.sass import parse
+from tools.cuda_check.units import instance_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,13 +65,13 @@ def check_unit(
     ]
 
 
-def reports_of(tools: Tools, instance: str, compilation: Compilation) -> list[KernelReport]:
+def reports_of(tools: Tools, unit: str, compilation: Compilation) -> list[KernelReport]:
     listing = toolchain.disassemble(tools.cuobjdump, compilation.cubin)
     kernels = list(parse(listing.splitlines()))
     names = toolchain.demangle([kernel.name for kernel in kernels])
     return [
         KernelReport(
-            instance=instance,
+            instance=instance_of(unit, name),
             arch=compilation.arch,
             name=name,
             shared_bytes=compilation.shared_bytes,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.cuda_check.units import has_main_loop
+from tools.cuda_check.units import any_instance, has_main_loop
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ def parse_shared_bytes(ptx: str) -> int:
 def with_shared_bytes(source: Path) -> str:
     """Text of a translation unit that adds to ``source`` what its launches take of shared memory.
 
-    That is the host's business, and would not be seen in device code otherwise. Every unit with a
-    main loop defines an instance of its own name, which tells; for the others it is 0.
+    That is the host's business, and would not be seen in device code otherwise. Instances of
+    kernels with a main loop tell; for the others it is 0.
     """
     family = source.parent.name
-    name = f"fa2::{family}::{source.stem}"
+    name = f"fa2::{family}::{any_instance(source.stem)}"
     shared_bytes = f"{name}.smem_bytes" if has_main_loop(source.stem) else "0"
     variable = f'extern "C" __device__ int {_SHARED_VARIABLE}'
     return f'#include "{source}"\n{variable} = {shared_bytes};\n'

@@ -22,7 +22,7 @@ PLAIN_SPLIT_LIMITS = {32: 7.1, 64: 4.3, 96: 3.4, 128: 3.05, 192: 2.95, 256: 3.0}
 # The limits are those of this architecture; others schedule differently.
 LIMITED_ARCH = "80"
 
-_PLAIN = re.compile(r"(fwd|bwd|split)_hd(\d+)_[a-z]+\d+_plain(?:_many)?")
+_PLAIN = re.compile(r"(fwd|bwd|split)_hd(\d+)_plain(?:_many)?_[a-z]+\d+")
 _LIMITS = {
     "fwd": PLAIN_FORWARD_LIMITS,
     "bwd": PLAIN_BACKWARD_LIMITS,
@@ -31,7 +31,7 @@ _LIMITS = {
 
 
 def instructions_per_mma_limit(instance: str, arch: str) -> float | None:
-    """The limit for a translation unit such as ``fwd_hd64_float16_plain``, or None without one."""
+    """The limit for an instance such as ``fwd_hd64_plain_float16``, or None without one."""
     plain = _PLAIN.fullmatch(instance)
     if plain is None or arch != LIMITED_ARCH:
         return None

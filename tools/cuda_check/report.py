@@ -55,7 +55,7 @@ class LoopReport:
 class KernelReport:
     """One kernel for one architecture; ``main_loops[0]`` is the steady one.
 
-    ``instance`` is the name of its translation unit, ``name`` that of its function.
+    ``instance`` is its name in csrc/instances.cmake, ``name`` that of its function.
     ``compile_seconds`` and ``compiler_peak_bytes`` are those of its translation unit.
     """
 

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 # Units of small kernels that go through memory once: no tensor cores, and too little shared memory
 # to report.
-_ROW_KERNELS = ("bwd_rows_", "combine_", "append_")
+_ROW_KERNELS = ("bwd_rows", "combine", "append")
 
 
-def has_main_loop(instance: str) -> bool:
-    """Whether the kernels of this translation unit are built around a tensor-core loop."""
-    return not instance.startswith(_ROW_KERNELS)
+# Element types by their names in csrc/instances.cmake, where each has an instance in every unit.
+_ELEMENTS = {"bfloat16_t": "bfloat16", "half_t": "float16"}
+
+
+def has_main_loop(unit: str) -> bool:
+    """Whether kernels of a translation unit, or of an instance, have a tensor-core loop."""
+    return not unit.startswith(_ROW_KERNELS)
+
+
+def instance_of(unit: str, kernel: str) -> str:
+    """The instance that a kernel, by its demangled name, belongs to."""
+    element = next(name for type_, name in _ELEMENTS.items() if type_ in kernel)
+    return f"{unit}_{element}"
+
+
+def any_instance(unit: str) -> str:
+    """One of a unit's instances, which are alike but for the element."""
+    return f"{unit}_{_ELEMENTS['half_t']}"
