@@ -2,7 +2,7 @@
 
 All of them compute, for each query head `h` and its key/value head `h // group`,
 
-    softmax(softcap(softmax_scale * q @ k^T) + bias + mask) @ v
+    softmax(softcap(softmax_scale * q @ k^T) + biases + mask) @ v
 
 exactly, tile by tile (FlashAttention-2, Dao 2023), in memory linear in the sequence length.
 They share these arguments:
@@ -34,6 +34,15 @@ They share these arguments:
                    num_heads. It goes with everything but causal and window_size, which are said in
                    the mask (`masks.causal() & ...`), and seqused_q. On the CPU only, for now:
                    NotImplementedError on CUDA
+    bias           added to the scores: of q's dtype or float32, and any shape of 1 to 4 dimensions
+                   that broadcasts to (batch, num_heads, seqlen_q, seqlen_k), with any strides. It
+                   is read where it lies, never copied or expanded. -inf hides a key; +inf and NaN
+                   give NaN
+    relative_bias  added likewise, by the distance of key and query: float32 (num_heads or 1,
+                   seqlen_q + seqlen_k - 1), of which entry j - i + seqlen_q - 1 is added to the
+                   score of query i and key j (T5, KERPLE); float64 is taken with q in float64.
+                   Both biases are of dense tensors and go with everything else, each other
+                   included. On the CPU only, for now: NotImplementedError on CUDA
     return_attn_probs  return (out, lse, probs), as flash-attn does: without dropout probs is empty
                    (`attention_probs` computes the matrix), else see below
 
@@ -109,6 +118,8 @@ def flash_attn_func(
     seqused_q: Tensor | None = None,
     return_lse: bool = False,
     block_mask: BlockMask | None = None,
+    bias: Tensor | None = None,
+    relative_bias: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """Attention of dense tensors.
@@ -125,6 +136,8 @@ def flash_attn_func(
         and sink is None
         and seqused_q is None
         and block_mask is None
+        and bias is None
+        and relative_bias is None
         and return_attn_probs is False
         and return_lse is False
         and type(deterministic) is bool
@@ -144,6 +157,8 @@ def flash_attn_func(
         sink,
         deterministic,
         block_mask,
+        bias,
+        relative_bias,
     )
     if block_mask is not None:
         require_lengths(block_mask, q, k)
@@ -171,6 +186,8 @@ def flash_attn_kvpacked_func(
     seqused_q: Tensor | None = None,
     return_lse: bool = False,
     block_mask: BlockMask | None = None,
+    bias: Tensor | None = None,
+    relative_bias: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_func` with k and v in one tensor (batch, seqlen_k, 2, num_heads_kv, head_dim)."""
@@ -188,6 +205,8 @@ def flash_attn_kvpacked_func(
         sink,
         deterministic,
         block_mask,
+        bias,
+        relative_bias,
     )
     if block_mask is not None:
         require_lengths(block_mask, q, kv)
@@ -213,6 +232,8 @@ def flash_attn_qkvpacked_func(
     seqused_q: Tensor | None = None,
     return_lse: bool = False,
     block_mask: BlockMask | None = None,
+    bias: Tensor | None = None,
+    relative_bias: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_func` with q, k and v in one tensor (batch, seqlen, 3, num_heads, head_dim)."""
@@ -229,6 +250,8 @@ def flash_attn_qkvpacked_func(
         sink,
         deterministic,
         block_mask,
+        bias,
+        relative_bias,
     )
     if block_mask is not None:
         require_lengths(block_mask, qkv, qkv)

@@ -203,22 +203,31 @@ class Attention(nn.Module):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         block_mask: BlockMask | None = None,
+        bias: Tensor | None = None,
+        relative_bias: Tensor | None = None,
     ) -> Tensor:
         """Attends within each sequence of x; the result has the shape of x.
 
         x is (batch, seqlen, embed_dim), or packed (total, embed_dim) with `cu_seqlens` and an
         upper bound of the lengths, `max_seqlen`. `block_mask`, of dense x, is that of
         `flash_attn_func`: it takes the place of `causal` and `window_size`, which the module must
-        not have beside it.
+        not have beside it. `bias` and `relative_bias`, of dense x too, are those of
+        `flash_attn_func`.
         """
         if (cu_seqlens is None) != (max_seqlen is None):
             raise ValueError("cu_seqlens and max_seqlen go together: packed x needs both")
         if cu_seqlens is not None:
-            if block_mask is not None:
-                raise ValueError(
-                    "block_mask must come without cu_seqlens: packed sequences are one sequence, "
-                    "x of shape (1, total, embed_dim), with a mask by masks.documents(cu_seqlens)"
-                )
+            for name, value in (
+                ("block_mask", block_mask),
+                ("bias", bias),
+                ("relative_bias", relative_bias),
+            ):
+                if value is not None:
+                    raise ValueError(
+                        f"{name} must come without cu_seqlens: packed sequences are one sequence, "
+                        "x of shape (1, total, embed_dim), with a mask by "
+                        "masks.documents(cu_seqlens)"
+                    )
             self._check_input(x, packed=True)
             check_sequences(cu_seqlens, x)
             max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(x))
@@ -235,7 +244,8 @@ class Attention(nn.Module):
         }
         out: Any
         if cu_seqlens is None or max_seqlen is None:
-            out = flash_attn_func(q, k, v, **options, block_mask=block_mask)
+            options |= {"block_mask": block_mask, "bias": bias, "relative_bias": relative_bias}
+            out = flash_attn_func(q, k, v, **options)
         else:
             lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
             out = flash_attn_varlen_func(q, k, v, *lengths, **options)

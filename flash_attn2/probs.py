@@ -33,6 +33,8 @@ def attention_probs(
     *,
     sink: Tensor | None = None,
     block_mask: BlockMask | None = None,
+    bias: Tensor | None = None,
+    relative_bias: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Tensor:
     """The softmax that `flash_attn_func` multiplies v by.
@@ -55,11 +57,15 @@ def attention_probs(
         alibi_slopes,
         sink,
         block_mask=block_mask,
+        bias=bias,
+        relative_bias=relative_bias,
     )
     if block_mask is not None:
         require_lengths(block_mask, q, k)
     checks.explain_dense(Problem(q, k, k, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES))
-    require_allocated(q=q, k=k, alibi_slopes=alibi_slopes, sink=sink)
+    require_allocated(
+        q=q, k=k, alibi_slopes=alibi_slopes, sink=sink, bias=bias, relative_bias=relative_bias
+    )
     return reference.probabilities(q, k, options)
 
 

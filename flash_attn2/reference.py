@@ -103,11 +103,15 @@ def scores(
 
     scale = q.shape[-1] ** -0.5 if options.softmax_scale is None else options.softmax_scale
     s = einsum(q, _per_query_head(k, q), "b i h d, b j h d -> b h i j") * scale
-    softcap, slopes = options.score_mod
+    softcap, slopes, bias, relative_bias = options.score_mod
     if softcap > 0:
         s = softcap * torch.tanh(s / softcap)
     if slopes is not None:
         s = s - slopes.to(s.dtype)[..., None, None] * (diagonal - col).abs()
+    if bias is not None:
+        s = s + bias.to(s.dtype)
+    if relative_bias is not None and s.numel() != 0:
+        s = s + relative_bias.to(s.dtype)[:, col - row + seqlen_q - 1]
 
     visible = ((row < end_q) & (col < end_k)).expand(s.shape)
     left, right = options.window
@@ -179,6 +183,8 @@ def attention_reference(
     *,
     sink: Tensor | None = None,
     block_mask: BlockMask | None = None,
+    bias: Tensor | None = None,
+    relative_bias: Tensor | None = None,
     rng_state: Tensor | None = None,
     lengths_q: Tensor | None = None,
     lengths_k: Tensor | None = None,
@@ -197,6 +203,8 @@ def attention_reference(
         alibi_slopes,
         sink,
         block_mask=block_mask,
+        bias=bias,
+        relative_bias=relative_bias,
     )
     s, visible = scores(q, k, options, lengths_q, lengths_k)
     probs, lse = softmax(s, visible, sink)

@@ -245,6 +245,9 @@ def check_varlen_gradients(
     check_gradients(attend, refer, inputs, names, end=int(packing.cu_seqlens_q[-1]))
 
 
+BIASES = ("bias", "relative_bias")
+
+
 def check_gradients(
     attend: Callable[..., Any],
     refer: Callable[..., Any],
@@ -265,6 +268,8 @@ def check_gradients(
 
     def gradients(function: Callable[..., Any], dtype: torch.dtype, **more: Any) -> Any:
         tensors = inputs | {name: inputs[name].to(dtype) for name in "qkv"}
+        if dtype == torch.float64:  # or the gradient would be rounded to what they are given in
+            tensors |= {name: x.to(dtype) for name in BIASES if (x := inputs.get(name)) is not None}
         leaves = {x: tensors[x].detach().requires_grad_() for x in names if x in inputs}
         out, lse, *_ = function(**tensors | leaves, **more)
         grads = (grad_out.to(out.dtype), grad_lse.to(lse.dtype))

@@ -65,10 +65,21 @@ BlockMask block_mask(Fields& fields) {
           .num_tiles = fields.get<"num_tiles", int32_t>()};
 }
 
+Bias read_bias(Fields& fields) {
+  return {.data = fields.pointer_or_null<"data", void>(),
+          .dtype = dtype_of(fields.get<"dtype", std::string>()),
+          .batch_stride = fields.get<"batch_stride", int64_t>(),
+          .head_stride = fields.get<"head_stride", int64_t>(),
+          .row_stride = fields.get<"row_stride", int64_t>(),
+          .col_stride = fields.get<"col_stride", int64_t>()};
+}
+
 ScoreMod score_mod(Fields& fields) {
   return {.softcap = fields.get_or<"softcap", double>(0),
           .alibi_slopes = fields.pointer_or_null<"alibi_slopes", float const>(),
-          .alibi_batch_stride = fields.get_or<"alibi_batch_stride", int64_t>(0)};
+          .alibi_batch_stride = fields.get_or<"alibi_batch_stride", int64_t>(0),
+          .bias = fields.nested_or_default<"bias">(read_bias),
+          .relative_bias = fields.nested_or_default<"relative_bias">(read_bias)};
 }
 
 Dropout dropout(Fields& fields) {

@@ -50,6 +50,15 @@ void check_block_mask(FwdParams const& params) {
   FA2_CHECK(mask.num_tiles == 0 || mask.bits != nullptr, "the block mask has tiles but no memory");
 }
 
+void check_bias(char const* name, Bias const& bias, FwdParams const& params) {
+  if (bias.data == nullptr) return;
+  bool const dense = params.seqs_q.cu_seqlens == nullptr && params.seqs_k.cu_seqlens == nullptr &&
+                     params.pages.block_table == nullptr;
+  FA2_CHECK(dense, "{} is for dense queries and keys", name);
+  FA2_CHECK(bias.dtype == DType::kFloat32 || bias.dtype == params.dtype, "{} in {} for q in {}",
+            name, to_string(bias.dtype), to_string(params.dtype));
+}
+
 // Whether tensors with these sequences can have rows.
 bool has_rows(int32_t batch, SeqLens const& seqs) {
   return batch > 0 && seqs.max_seqlen > 0 && (seqs.cu_seqlens == nullptr || seqs.total > 0);
@@ -67,6 +76,8 @@ void check_problem(FwdParams const& params, int num_threads) {
   check_lengths("k", params.seqs_k);
   check_pages(params.pages, params.seqs_k);
   check_block_mask(params);
+  check_bias("bias", params.score_mod.bias, params);
+  check_bias("relative_bias", params.score_mod.relative_bias, params);
   bool const queries = params.num_heads > 0 && has_rows(params.batch, params.seqs_q);
   check_data("q", params.q.data, queries);
   check_data("out", params.out.data, queries);

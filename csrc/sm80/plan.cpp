@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/append.h"
+#include "core/score_mod.h"
 #include "host/error.h"
 #include "sm80/plan_parts.h"
 
@@ -39,6 +40,7 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
             "CUDA kernels take float16 and bfloat16");
   FA2_CHECK(p.block_mask.row_offsets == nullptr, "no kernel of this family takes a block mask");
+  FA2_CHECK(!has_bias(p.score_mod), "no kernel of this family takes a bias");
   FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {}",
             std::end(kBuckets)[-1], p.head_dim);

@@ -24,7 +24,7 @@ _MASKS = "causal, window_size, the varlen functions, or block_mask of flash_attn
 # What other attention functions call these things.
 _OTHER_NAMES = {
     "attention_mask": _MASKS,
-    "attn_bias": "alibi_slopes, causal or window_size",
+    "attn_bias": "bias, alibi_slopes, causal or window_size",
     "attn_mask": _MASKS,
     "cu_seqlens": "cu_seqlens_q and cu_seqlens_k",
     "enable_gqa": "k and v with fewer heads, without an option",
@@ -50,7 +50,8 @@ _OTHER_NAMES = {
     "value": "v",
 }
 
-_NO_BLOCK_MASK = (
+_DENSE_ONLY = ("block_mask", "bias", "relative_bias")
+_WHERE = (
     ": flash_attn_func takes it, of dense tensors; packed sequences are one sequence there, with "
     "a mask by flash_attn2.masks.documents(cu_seqlens)"
 )
@@ -73,8 +74,8 @@ def refuse_keywords(function: Callable[..., Any], unknown: Iterable[str]) -> Non
     known = list(inspect.signature(function).parameters)
     name = next(iter(unknown))
     text = f"{function.__name__} has no argument {name!r}"
-    if name == "block_mask":
-        text += _NO_BLOCK_MASK
+    if name in _DENSE_ONLY:
+        text += _WHERE
     elif name in _OTHER_NAMES and _OTHER_NAMES[name].split()[0].strip(",") in known:
         text += f": use {_OTHER_NAMES[name]}"
     elif close := difflib.get_close_matches(name, known, n=1, cutoff=0.7):

@@ -146,11 +146,13 @@ def save(ctx: Any, inputs: Sequence[Any], result: Sequence[Tensor | None]) -> No
     """The same tensors in the same order whoever observes the call, as checkpointing asks for."""
     form, *values = inputs
     names = form.signature.names
-    if (slopes := values[names.index("alibi_slopes")]) is not None and slopes.requires_grad:
-        raise NotImplementedError(
-            "alibi_slopes requires grad, but flash_attn2 computes no gradient of it: pass "
-            "alibi_slopes.detach()"
-        )
+    for name in ("alibi_slopes", "bias", "relative_bias"):
+        given = values[names.index(name)] if name in names else None
+        if given is not None and given.requires_grad:
+            raise NotImplementedError(
+                f"{name} requires grad, but flash_attn2 computes no gradient of it: pass "
+                f"{name}.detach()"
+            )
     out, lse, rng_state = result
     if values[names.index("dropout_p")] == 0:
         rng_state = None  # ops return an empty one

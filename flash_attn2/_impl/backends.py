@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from flash_attn2._impl import env
+from flash_attn2._impl.problem import ScoreMod
 
 MODULES = {"cpu": "_cpu", "cuda": "_cuda", "sm80-emulated": "_sm80_emulated"}
 
@@ -35,6 +36,7 @@ class Backend:
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
     block_masks: bool  # whether there are kernels with one
+    biases: bool  # likewise
     forward_direct: Callable[..., bool] | None  # see `launch`
     backward_direct: Callable[..., bool] | None
 
@@ -48,10 +50,20 @@ class Backend:
     def require_block_masks(self) -> None:
         """NotImplementedError where there are no kernels with block_mask."""
         if not self.block_masks:
-            raise NotImplementedError(
-                f"block_mask has no kernels on the {self.name} backend yet: give it with tensors "
-                "on the CPU, which the cpu backend serves"
-            )
+            raise self._no_kernels("block_mask")
+
+    def require_biases(self, score_mod: ScoreMod) -> None:
+        """NotImplementedError where there are biases, but no kernels with them."""
+        if not self.biases:
+            for name in ("bias", "relative_bias"):
+                if getattr(score_mod, name) is not None:
+                    raise self._no_kernels(name)
+
+    def _no_kernels(self, name: str) -> NotImplementedError:
+        return NotImplementedError(
+            f"{name} has no kernels on the {self.name} backend yet: give it with tensors on the "
+            "CPU, which the cpu backend serves"
+        )
 
     def run(
         self, entry_point: Callable[..., None], problem: dict[str, Any], device: torch.device
@@ -116,6 +128,7 @@ def load(name: str) -> Backend:
         dtype_names,
         aligned=name != "cpu",
         block_masks=name == "cpu",
+        biases=name == "cpu",
         forward_direct=_direct(module, "forward_direct"),
         backward_direct=_direct(module, "backward_direct"),
     )

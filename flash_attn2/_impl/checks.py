@@ -15,11 +15,12 @@ import operator
 import torch
 from torch import Tensor
 
-from flash_attn2._impl import block_mask
+from flash_attn2._impl import biases, block_mask
 from flash_attn2._impl.problem import (
     MAX_HEAD_DIM,
     MAX_SEQLEN,
     NO_BLOCK_MASK,
+    NO_SCORE_MOD,
     Gradient,
     Problem,
     lse_shape,
@@ -68,6 +69,8 @@ def check_dense(p: Problem) -> None:
         ):
             if options.block_mask is not NO_BLOCK_MASK:
                 block_mask.check_block_mask(p, batch)
+            if options.score_mod is not NO_SCORE_MOD:
+                biases.check_biases(p)
             return
     explain_dense(p)
 
@@ -90,6 +93,7 @@ def explain_dense(p: Problem) -> None:
     _check_used("seqused_q", p.seqs_q.seqused, batch, q.device)
     check_per_head(p, batch)
     block_mask.check_block_mask(p, batch)
+    biases.check_biases(p)
 
 
 def check_varlen(p: Problem) -> None:

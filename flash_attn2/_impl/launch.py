@@ -18,6 +18,7 @@ from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.lower import lower, lower_append, with_addresses
 from flash_attn2._impl.problem import (
     NO_PAGES,
+    NO_SCORE_MOD,
     NO_SEQLENS,
     Gradient,
     Gradients,
@@ -46,6 +47,8 @@ def forward(p: Problem, over_cache: bool) -> Result:
     dtype_name = backend.dtype_names.get(p.q.dtype) or backend.dtype_name(p.q.dtype)
     if p.options.block_mask.row_offsets is not None:
         backend.require_block_masks()
+    if p.options.score_mod is not NO_SCORE_MOD:
+        backend.require_biases(p.options.score_mod)
     *batch, rows, num_heads, head_dim = p.q.shape
     if p.append is not None:
         p = _apart_from_caches(p)
@@ -117,6 +120,8 @@ def backward(gradient: Gradient) -> Gradients:
     dtype_name = backend.dtype_name(q.dtype)
     if p.options.block_mask.row_offsets is not None:
         backend.require_block_masks()
+    if p.options.score_mod is not NO_SCORE_MOD:
+        backend.require_biases(p.options.score_mod)
     head_dim = q.shape[-1]
     p = readable_problem(p, backend, over_cache=False)
     q, out = p.q, readable(p.out, backend)  # type: ignore[arg-type]
@@ -169,8 +174,11 @@ def backward(gradient: Gradient) -> Gradients:
 
 def may_be_direct(p: Problem) -> DirectOptions | None:
     """The options of a direct call, where lengths and options are such as those have."""
-    scale, (left, right), (softcap, slopes), sink, (drop_prob, _), _, mask = p.options
+    scale, (left, right), score_mod, sink, (drop_prob, _), _, mask = p.options
+    softcap, slopes, bias, relative_bias = score_mod
     if slopes is not None or sink is not None or drop_prob != 0 or mask.row_offsets is not None:
+        return None
+    if bias is not None or relative_bias is not None:
         return None
     if p.seqs_q.cu_seqlens is not None or p.seqs_q.seqused is not None:
         return None
@@ -286,9 +294,9 @@ def _contiguous_vectors(p: Problem) -> Problem:
     def of(struct: Any) -> Any:
         return type(struct)(*map(contiguous, struct))
 
-    options = of(p.options)._replace(
-        score_mod=of(p.options.score_mod), block_mask=of(p.options.block_mask)
-    )
+    score_mod = p.options.score_mod
+    score_mod = score_mod._replace(alibi_slopes=contiguous(score_mod.alibi_slopes))
+    options = of(p.options)._replace(score_mod=score_mod, block_mask=of(p.options.block_mask))
     append = p.append
     if append is not None:
         append = append._replace(rotary=of(append.rotary))

@@ -11,13 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
+from flash_attn2._impl.biases import lower_bias, lower_relative_bias
 from flash_attn2._impl.problem import (
     MAX_SEQLEN,
+    NO_SCORE_MOD,
     UNLIMITED,
     Append,
     BlockMask,
     PagedKV,
     Problem,
+    ScoreMod,
     SeqLens,
 )
 from flash_attn2._impl.tensors import SURELY_MEMORY, require_memory
@@ -41,7 +44,7 @@ def lower(
 ) -> Fields:
     """FwdParams of readable tensors; head_dim is that before any padding."""
     q, k, v, seqs_q, seqs_k, options, pages, num_splits, *_ = p
-    scale, (left, right), (softcap, slopes), sink, (drop_prob, _), _, mask = options
+    scale, (left, right), score_mod, sink, (drop_prob, _), _, mask = options
     assert k is not None
     assert v is not None
     shape, cu_seqlens_q = q.shape, seqs_q.cu_seqlens
@@ -102,16 +105,9 @@ def lower(
         fields["window"] = {"left": left, "right": right}
     if mask.row_offsets is not None:
         fields["block_mask"] = _of_block_mask(mask)
-    if slopes is not None:
-        stride = slopes.stride(0) if slopes.ndim == 2 else 0
-        fields["score_mod"] = of_scores = {
-            "softcap": softcap,
-            "alibi_slopes": slopes,
-            "alibi_batch_stride": stride,
-        }
+    if score_mod is not NO_SCORE_MOD:
+        fields["score_mod"] = of_scores = _of_score_mod(score_mod, q)
         groups.append(of_scores)
-    elif softcap != 0.0:
-        fields["score_mod"] = {"softcap": softcap}
     if sink is not None:
         groups.append(of_sink := {"sink": sink})
     if rng_state is not None:
@@ -141,6 +137,19 @@ def _of_cache(k_cache: Tensor, seqs_k: SeqLens, pages: PagedKV) -> Fields:
         "cu_appended": cu_appended,
         "appended": appended if cu_appended is None else 0,
     }
+
+
+def _of_score_mod(score_mod: ScoreMod, q: Tensor) -> Fields:
+    """ScoreMod; of dense queries where there are biases."""
+    softcap, slopes, bias, relative_bias = score_mod
+    fields: Fields = {"softcap": softcap, "alibi_slopes": slopes}
+    if slopes is not None and slopes.ndim == 2:
+        fields["alibi_batch_stride"] = slopes.stride(0)
+    if bias is not None:
+        fields["bias"] = lower_bias(bias)
+    if relative_bias is not None:
+        fields["relative_bias"] = lower_relative_bias(relative_bias, q.shape[1])
+    return fields
 
 
 def _of_block_mask(mask: BlockMask) -> Fields:

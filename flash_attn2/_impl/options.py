@@ -47,6 +47,8 @@ def make_options(
     sink: Any,
     deterministic: Any = False,
     block_mask: Any = None,
+    bias: Any = None,
+    relative_bias: Any = None,
 ) -> Options:
     """The arguments that the public functions share. `causal` is a window with right = 0."""
     if type(causal) is not bool:
@@ -55,6 +57,8 @@ def make_options(
         require_bool("deterministic", deterministic)
     if alibi_slopes is not None or sink is not None:
         require_tensors(("?alibi_slopes", "?sink"), alibi_slopes, sink)
+    if bias is not None or relative_bias is not None:
+        require_tensors(("?bias", "?relative_bias"), bias, relative_bias)
     if softmax_scale is not None and type(softmax_scale) is not float:
         softmax_scale = as_number("softmax_scale", softmax_scale)
     if type(softcap) is not float:
@@ -80,8 +84,8 @@ def make_options(
     window, score_mod, dropout, mask = NO_WINDOW, NO_SCORE_MOD, NO_DROPOUT, NO_BLOCK_MASK
     if left != UNLIMITED or right != UNLIMITED:
         window = Window(left, right)
-    if softcap != 0.0 or alibi_slopes is not None:
-        score_mod = ScoreMod(softcap, alibi_slopes)
+    if softcap != 0.0 or alibi_slopes is not None or bias is not None or relative_bias is not None:
+        score_mod = ScoreMod(softcap, alibi_slopes, bias, relative_bias)
     if dropout_p != 0.0:
         dropout = Dropout(dropout_p)
     if block_mask is not None:

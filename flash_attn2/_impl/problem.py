@@ -67,6 +67,8 @@ class ScoreMod(NamedTuple):
 
     softcap: float = 0.0  # 0: none
     alibi_slopes: Tensor | None = None  # float32 (num_heads,) or (batch, num_heads)
+    bias: Tensor | None = None  # broadcasts to (batch, num_heads, seqlen_q, seqlen_k)
+    relative_bias: Tensor | None = None  # (num_heads or 1, seqlen_q + seqlen_k - 1), by key - query
 
 
 class Dropout(NamedTuple):

@@ -173,7 +173,11 @@ _BLOCK_MASK = {
     "block_mask_tiles": "options.block_mask.tiles",
     "block_mask_bits": "options.block_mask.bits",
 }
-_DENSE_ADDED = _ADDED | _BLOCK_MASK
+_BIASES = {
+    "bias": "options.score_mod.bias",
+    "relative_bias": "options.score_mod.relative_bias",
+}
+_DENSE_ADDED = _ADDED | _BLOCK_MASK | _BIASES
 _DEFAULTED = _OPTIONS | _DENSE_ADDED  # at the end of every schema
 _CACHES = {"q": "q", "k_cache": "k", "v_cache": "v"}
 _NEW = {

@@ -59,7 +59,8 @@ def test_signature(
     expected = dict.fromkeys(tensors, REQUIRED) | OPTIONS | after
     assert list(positional.items()) == list(expected.items())
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert own - {"seqused_k", "block_mask"} == {"sink", "return_lse", "seqused_q"}
+    of_some = {"seqused_k", "block_mask", "bias", "relative_bias"}
+    assert own - of_some == {"sink", "return_lse", "seqused_q"}
     assert ("seqused_k" in own) == ("varlen" in function.__name__)
     assert ("block_mask" in own) == ("varlen" not in function.__name__)
 

@@ -45,7 +45,8 @@ CACHE = (
 ADDED = "Tensor? seqused_q=None"
 DENSE_ADDED = (
     f"{ADDED}, Tensor? block_mask_offsets=None, Tensor? block_mask_cols=None, "
-    "Tensor? block_mask_tiles=None, Tensor? block_mask_bits=None"
+    "Tensor? block_mask_tiles=None, Tensor? block_mask_bits=None, Tensor? bias=None, "
+    "Tensor? relative_bias=None"
 )
 RESULTS = "(Tensor out, Tensor lse, Tensor rng_state)"
 GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"

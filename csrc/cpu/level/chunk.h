@@ -232,7 +232,7 @@ class ChunkQueries {
     if (full_end < end) step(full_end, end, true);
   }
 
-  // Softcap, ALiBi and mask on keys of such a part.
+  // Softcap, ALiBi, biases and mask on keys of such a part.
   template <int kVectors>
   void adjust(QueryLanes<E> const& tile, int32_t first, int num_keys, Real* scores, Real* maxima,
               Real* softcap_slopes = nullptr) const {
@@ -292,6 +292,10 @@ class ChunkQueries {
     tile.batch_head[lane] = Uint<Real>(chunk_.batch * params_.num_heads + head_of(query));
     tile.diagonal[lane] = diagonal_of(query);
     tile.slope[lane] = slope_of(query);
+    for (int i = 0; i < rule_.num_biases; ++i) {
+      tile.bias_offset[i][lane] =
+          bias_offset(rule_.biases[i], chunk_.batch, head_of(query), query.row);
+    }
   }
 };
 

@@ -61,7 +61,8 @@ class FewForward : RowResults<E> {
   // Whether a sequence goes this way: a property of its own and not of how it is cut into chunks,
   // on which no result may depend.
   static bool takes(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
-    if (params.dropout.drop_prob > 0 || params.block_mask.row_offsets != nullptr) return false;
+    bool const listed = params.block_mask.row_offsets != nullptr;
+    if (params.dropout.drop_prob > 0 || listed || has_bias(params.score_mod)) return false;
     // A tile spends less on each query and, with lanes enough in use, is as fast on keys that lie
     // one after the other.
     int const most = seqlen_k < kKeyBlock      ? kSize / 4

@@ -27,6 +27,7 @@ struct QueryLanes {
   alignas(kVectorBytes) Int<Real> col_end[kCapacity];
   alignas(kVectorBytes) Uint<Real> row[kCapacity];
   alignas(kVectorBytes) Uint<Real> batch_head[kCapacity];
+  int64_t bias_offset[2][kCapacity];  // of its row in each of the biases, if there are any
 };
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

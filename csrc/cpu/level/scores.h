@@ -1,11 +1,13 @@
 #pragma once
 
-// What happens to a tile of scores between the two products: softcap, ALiBi and mask where they
-// apply, then the online softmax, then dropout. All of it lane by lane, one lane being one query.
+// What happens to a tile of scores between the two products: softcap, ALiBi, biases and mask where
+// they apply, then the online softmax, then dropout. All of it lane by lane, one lane being one
+// query.
 
 #include "core/dropout.h"
 #include "core/params.h"
 #include "core/score_mod.h"
+#include "cpu/level/biases.h"
 #include "cpu/level/elements.h"
 #include "cpu/level/query_lanes.h"
 #include "cpu/level/row_state.h"
@@ -30,6 +32,8 @@ struct Tile : QueryLanes<E> {
 template <class Real>
 struct ScoreRule {
   bool has_alibi;
+  int num_biases;
+  Bias biases[2];
   bool modifies;               // adjust_scores has more to do than to mask,
   ScoreScalesOf<Real> scales;  // by these: scores become natural ones
   Real natural;                // what adjust_scores leaves, times this, is the natural score,
@@ -42,11 +46,27 @@ FA2_CPU_INLINE ScoreRule<Real> score_rule(FwdParams const& params) {
   ScoreRule<Real> rule;
   rule.scales = score_scales<Real>(params.softmax_scale, mod.softcap);
   rule.has_alibi = mod.alibi_slopes != nullptr;
-  rule.modifies = rule.scales.has_softcap || rule.has_alibi || params.softmax_scale == 0;
+  rule.num_biases = 0;
+  for (Bias const& bias : {mod.bias, mod.relative_bias}) {
+    if (bias.data != nullptr) rule.biases[rule.num_biases++] = bias;
+  }
+  rule.modifies =
+      rule.scales.has_softcap || rule.has_alibi || rule.num_biases > 0 || params.softmax_scale == 0;
   double const natural = rule.modifies ? 1 : params.softmax_scale;
   rule.natural = Real(natural);
   rule.scale = Real(natural * kLog2eDouble);
   return rule;
+}
+
+// The biases of keys first, first + 1, ... and the lanes of vector n: of a whole block, or of
+// `num_keys` that are fewer.
+template <class E, class Real = typename E::Real>
+FA2_CPU_INLINE void read_biases(ScoreRule<Real> const& rule, QueryLanes<E> const& tile, int n,
+                                int32_t first, int num_keys, BiasBlock<Real>& block) {
+  for (int i = 0; i < rule.num_biases; ++i) {
+    int64_t const* const offsets = tile.bias_offset[i] + n * kLanes<Real>;
+    read_bias<Real>(rule.biases[i], offsets, first, num_keys, i > 0, block);
+  }
 }
 
 // For core/score_mod.h.
@@ -99,8 +119,8 @@ struct WordMask {
   }
 };
 
-// Softcap, ALiBi and then the mask on keys [first, first + num_keys); `maxima` takes the results
-// in, and `softcap_slopes`, unless null, the derivatives of softcap.
+// Softcap, ALiBi, biases and then the mask on keys [first, first + num_keys); `maxima` takes the
+// results in, and `softcap_slopes`, unless null, the derivatives of softcap.
 template <class E, int kVectors, class Mask>
 __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& rule,
                                              QueryLanes<E> const& tile, Mask const& mask,
@@ -114,6 +134,7 @@ __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& 
     Vec<Real> const slope = load<Real>(tile.slope + n * kSize);
     auto const sees = mask.of_vector(n);
     Vec<Real> top = load<Real>(maxima + n * kSize);
+    BiasBlock<Real> biases;
     for (int j = 0; j < num_keys; ++j) {
       int const at = (j * kVectors + n) * kSize;
       Vec<Real> s = load<Real>(scores + at);
@@ -125,6 +146,10 @@ __attribute__((noinline)) void adjust_scores(ScoreRule<typename E::Real> const& 
         s *= rule.scales.inner;
       }
       if (rule.has_alibi) s = with_alibi(s, slope, diagonal - Real(first + j), Abs<Real>{});
+      if (rule.num_biases > 0) {
+        if (j % kSize == 0) read_biases(rule, tile, n, first + j, num_keys - j, biases);
+        s += load<Real>(biases.keys[j % kSize]);
+      }
       s = sees(j) ? s : broadcast<Real>(-__builtin_inf());
       store(scores + at, s);
       top = max(s, top);
