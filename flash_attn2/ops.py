@@ -1,6 +1,7 @@
 """The `torch.library` ops.
 
     flash_attn2::forward, flash_attn2::backward                 dense tensors
+    flash_attn2::bias_backward                                  the gradients of their biases
     flash_attn2::varlen_forward, flash_attn2::varlen_backward   packed sequences, with cu_seqlens
     flash_attn2::kvcache_forward                                attention over a cache
     flash_attn2::kvcache_append_forward                         first writes new keys and values
@@ -8,7 +9,8 @@
 
 Forward returns `(out, lse, rng_state)`, over a cache `(out, lse)`; rng_state is (seed, offset) in
 int64, and empty without dropout. Backward returns the gradients of q, k, v and sink, empty for
-those that are None. Inputs may share a tensor: without v, k holds keys and values, without k, q
+those that are None; bias_backward returns those of bias and relative_bias, empty for those that
+are not asked for. Inputs may share a tensor: without v, k holds keys and values, without k, q
 holds all three; and then so do their gradients. Over a cache there is no gradient. All have fake
 implementations, so torch.compile, export and meta tensors work.
 
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from flash_attn2._impl import launch, no_gradient
+from flash_attn2._impl import no_gradient
 from flash_attn2._impl.arguments import require_tensor
 from flash_attn2._impl.autograd import (
     Attention,
@@ -38,10 +40,10 @@ from flash_attn2._impl.autograd import (
 )
 from flash_attn2._impl.block_mask import require_unmapped
 from flash_attn2._impl.checks import check_results
-from flash_attn2._impl.forms import FORMS, Form, checked, run
+from flash_attn2._impl.forms import BIASES, FORMS, Form, checked, run
 from flash_attn2._impl.observe import refuse_tangents
 from flash_attn2._impl.options import check_numbers
-from flash_attn2._impl.problem import Gradient, Problem, lse_shape
+from flash_attn2._impl.problem import BiasGradient, Gradient, Problem, lse_shape
 from flash_attn2._impl.schema import Signature
 from flash_attn2._impl.tensors import require_readable, require_strided
 
@@ -52,6 +54,8 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 _RESULTS = "(Tensor out, Tensor lse, Tensor rng_state)"
 _CACHE_RESULTS = "(Tensor out, Tensor lse)"
 _GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
+
+_BIAS_GRADIENTS = "(Tensor grad_bias, Tensor grad_relative_bias)"
 
 Implementation = Callable[..., Tensors]
 
@@ -93,7 +97,7 @@ def _backward_kernel(form: Form, *args: Any) -> Tensors:
     _check_numbers(p)
     if form.check_values is not None:
         form.check_values(p)
-    return without_none(launch.backward(gradient))
+    return without_none(form.backward(gradient), like=p.q)
 
 
 def _backward_fake(form: Form, *args: Any) -> Tensors:
@@ -101,8 +105,15 @@ def _backward_fake(form: Form, *args: Any) -> Tensors:
     checked(form, gradient.forward)
     check_results(gradient)
     p = gradient.forward
-    like = p.q, p.k, p.v, p.options.sink
-    return without_none([None if x is None else x.new_empty(x.shape) for x in like])
+    like: tuple[Tensor | None, ...] = p.q, p.k, p.v, p.options.sink
+    if isinstance(gradient, BiasGradient):
+        _, _, bias, relative_bias = p.options.score_mod
+        like = (
+            bias if gradient.of_bias else None,
+            relative_bias if gradient.of_relative_bias else None,
+        )
+    grads = [None if x is None else x.new_empty(x.shape) for x in like]
+    return without_none(grads, like=p.q)
 
 
 def _backward_autograd(form: Form, *args: Any) -> Tensors:
@@ -111,9 +122,10 @@ def _backward_autograd(form: Form, *args: Any) -> Tensors:
     return FirstDerivatives.apply(form, *form.backward_signature.completed(args))  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _gradient(form: Form, args: Sequence[Any]) -> Gradient:
+def _gradient(form: Form, args: Sequence[Any]) -> Gradient | BiasGradient:
     assert form.backward_signature is not None
-    return form.backward_signature.unflatten(args)
+    gradient: Gradient | BiasGradient = form.backward_signature.unflatten(args)
+    return gradient
 
 
 def _refuse_transforms() -> None:
@@ -218,6 +230,21 @@ def _define_autocast(name: str, key: str, device_type: str) -> None:
     _library.impl(name, autocast, key)
 
 
+def _define_backward(form: Form, result: str) -> None:
+    assert form.backward_op is not None
+    assert form.backward_signature is not None
+    _define(
+        form,
+        form.backward_op,
+        form.backward_signature,
+        result,
+        _TAGS,
+        _backward_kernel,
+        _backward_fake,
+        _backward_autograd,
+    )
+
+
 for _form in FORMS:
     _no_gradient = _form.backward_op is None
     _define(
@@ -230,21 +257,13 @@ for _form in FORMS:
         _forward_fake,
         None if _no_gradient else _forward_autograd,
     )
-    if _form.backward_op is None or _form.backward_signature is None:
+    if _form.backward_op is None:
         continue
-    _define(
-        _form,
-        _form.backward_op,
-        _form.backward_signature,
-        _GRADIENTS,
-        _TAGS,
-        _backward_kernel,
-        _backward_fake,
-        _backward_autograd,
-    )
+    _define_backward(_form, _GRADIENTS)
     for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         _define_autocast(_form.op, _key, _device_type)
 
+_define_backward(BIASES, _BIAS_GRADIENTS)
 _library.define("kvcache_no_gradient(Tensor grad_out, SymInt[] shape) -> Tensor", tags=_TAGS)
 _library.impl("kvcache_no_gradient", no_gradient.refuse, "CompositeExplicitAutograd")
 torch.library.register_fake(

@@ -230,6 +230,7 @@ def check_dense_gradients(
 ) -> None:
     """Gradients of flash_attn_func, through out and lse, against those of the reference."""
     names = ("q", "k", "v", "sink") if of_sink else ("q", "k", "v")
+    names += tuple(x for x in BIASES if isinstance(options.get(x), Tensor))
     inputs = {"q": q, "k": k, "v": v} | options
     check_gradients(flash_attn_func, attention_reference, inputs, names)
 

@@ -160,6 +160,14 @@ BwdParams backward_params(Fields& fields) {
           .workspace = {}};
 }
 
+BiasBwdParams bias_backward_params(Fields& fields) {
+  return {.forward = fields.nested<"forward">(forward_params),
+          .grad_out = tensor_ref(fields.get<"grad_out", pybind11::tuple>()),
+          .grad_lse = fields.pointer_or_null<"grad_lse", float const>(),
+          .grad_bias = fields.nested_or_default<"grad_bias">(read_bias),
+          .grad_relative_bias = fields.nested_or_default<"grad_relative_bias">(read_bias)};
+}
+
 }  // namespace
 
 Window window(int64_t left, int64_t right) {
@@ -177,6 +185,13 @@ ForwardCall read_forward_call(pybind11::dict const& problem) {
       [&](Fields& append) { return append_params(append, call.params); });
   fields.finish();
   return call;
+}
+
+BiasBwdParams read_bias_backward_call(pybind11::dict const& problem) {
+  Fields fields(problem);
+  BiasBwdParams const params = bias_backward_params(fields);
+  fields.finish();
+  return params;
 }
 
 BwdParams read_backward_call(pybind11::dict const& problem) {

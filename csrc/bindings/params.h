@@ -24,6 +24,9 @@ ForwardCall read_forward_call(pybind11::dict const& problem);
 // The fields of the forward call and those of the gradients.
 BwdParams read_backward_call(pybind11::dict const& problem);
 
+// Those of the forward call, and where the gradients of biases are summed.
+BiasBwdParams read_bias_backward_call(pybind11::dict const& problem);
+
 // A window of so many keys to each side, -1 for no bound.
 Window window(int64_t left, int64_t right);
 

@@ -99,6 +99,23 @@ void check_problem(BwdParams const& params, int num_threads) {
   check_data("grad_v", params.grad_v.data, keys);
 }
 
+void check_problem(BiasBwdParams const& params, int num_threads) {
+  FwdParams const& problem = params.forward;
+  check_problem(problem, num_threads);
+  bool const queries = problem.num_heads > 0 && has_rows(problem.batch, problem.seqs_q);
+  check_data("grad_out", params.grad_out.data, queries);
+  DType const sums = problem.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  for (Bias const& grad : {params.grad_bias, params.grad_relative_bias}) {
+    FA2_CHECK(grad.data == nullptr || grad.dtype == sums, "gradients of biases are summed in {}",
+              to_string(sums));
+    bool const dense = problem.seqs_q.cu_seqlens == nullptr && problem.seqs_k.cu_seqlens == nullptr;
+    FA2_CHECK(dense && problem.pages.block_table == nullptr,
+              "gradients of biases are of dense queries and keys");
+    bool const steps = grad.col_stride == 0 || grad.col_stride == 1;
+    FA2_CHECK(grad.data == nullptr || steps, "gradients of biases must be contiguous");
+  }
+}
+
 void check_problem(AppendParams const& params, int num_threads) {
   check_sizes({params.batch, params.num_heads, params.num_heads_kv, params.head_dim}, num_threads);
   check_lengths("k", params.seqs_k);

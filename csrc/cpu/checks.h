@@ -8,6 +8,7 @@ namespace fa2::cpu {
 // mean raises fa2::Error, before any of its memory is touched.
 void check_problem(FwdParams const& params, int num_threads);
 void check_problem(BwdParams const& params, int num_threads);
+void check_problem(BiasBwdParams const& params, int num_threads);
 void check_problem(AppendParams const& params, int num_threads);
 
 }  // namespace fa2::cpu

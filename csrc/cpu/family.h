@@ -5,6 +5,7 @@
 // May be called from several threads at once.
 
 #include "core/params.h"
+#include "cpu/bias_plan.h"
 #include "cpu/plan.h"
 
 namespace fa2::cpu {
@@ -21,6 +22,9 @@ struct Family {
   static BwdPlan plan(BwdParams const& params, Target const& target) {
     return plan_backward(params, target.num_threads);
   }
+  static BiasBwdPlan plan(BiasBwdParams const& params, Target const& target) {
+    return plan_bias_backward(params, target.num_threads);
+  }
   static AppendPlan plan(AppendParams const& params, Target const& target) {
     return plan_append(params, target.num_threads);
   }
@@ -28,6 +32,7 @@ struct Family {
   // Exact attention and its gradient, with a workspace of the plan's size.
   static void run(FwdParams const& params, FwdPlan const& plan, Target const& target);
   static void run(BwdParams const& params, BwdPlan const& plan, Target const& target);
+  static void run(BiasBwdParams const& params, BiasBwdPlan const& plan, Target const& target);
   // Writes new keys and values into a cache, and rotates them and queries.
   static void run(AppendParams const& params, AppendPlan const& plan, Target const& target);
 };

@@ -97,4 +97,6 @@ BackwardKernel const& backward_kernel(DType dtype) {
   return highest(&LevelKernels::backward, dtype);
 }
 
+BiasKernel const& bias_kernel(DType dtype) { return highest(&LevelKernels::bias, dtype); }
+
 }  // namespace fa2::cpu

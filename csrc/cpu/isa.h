@@ -27,5 +27,6 @@ void set_isa(std::string_view name);
 // The kernels of the level in use.
 ForwardKernel const& forward_kernel(DType dtype);
 BackwardKernel const& backward_kernel(DType dtype);
+BiasKernel const& bias_kernel(DType dtype);
 
 }  // namespace fa2::cpu

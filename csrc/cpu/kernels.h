@@ -65,12 +65,31 @@ struct BackwardKernel {
   void (*write_key_grads)(BwdParams const& params, QueryChunk const& chunk, void* key_sums);
 };
 
+// A chunk of the gradient of a bias: queries of one head, which is the KV head of its problem too,
+// and what they add to the entries [begin, end) of `sums`, by keys or, where these go by key -
+// query, by diagonals: 0 is the one of the last query and the first key.
+struct BiasChunk {
+  QueryChunk queries;
+  Bias sums;
+  bool by_diagonals;
+  int32_t begin;
+  int32_t end;
+};
+
+struct BiasKernel {
+  int32_t chunk_queries;
+  int32_t key_block;
+  size_t (*workspace_bytes)(int32_t head_dim);
+  void (*run)(BiasBwdParams const& params, BiasChunk const& chunk, void* workspace);
+};
+
 inline constexpr int kNumDTypes = 4;
 
 // By DType; run is null where the level has nothing to add.
 struct LevelKernels {
   ForwardKernel forward[kNumDTypes];
   BackwardKernel backward[kNumDTypes];
+  BiasKernel bias[kNumDTypes];
 };
 
 }  // namespace fa2::cpu

@@ -17,7 +17,7 @@ from torch.compiler import is_compiling
 
 from flash_attn2._impl import backends, launch, no_gradient
 from flash_attn2._impl.block_mask import require_unmapped
-from flash_attn2._impl.forms import DENSE, Form, differentiate, run
+from flash_attn2._impl.forms import BIASES, DENSE, Form, differentiate, run
 from flash_attn2._impl.launch import DirectOptions
 from flash_attn2._impl.observe import (
     DIFFERENTIATED,
@@ -29,7 +29,7 @@ from flash_attn2._impl.observe import (
     no_forward_mode,
 )
 from flash_attn2._impl.options import make_options
-from flash_attn2._impl.problem import Gradient, Gradients, Problem, Result
+from flash_attn2._impl.problem import BiasGradient, Gradient, Problem, Result
 from flash_attn2._impl.tensors import require_allocated
 
 Tensors = tuple[Tensor, ...]
@@ -94,8 +94,8 @@ def attend_directly(
     return True, DirectAttention.apply(q, k, v, (out, lse), options, deterministic)  # type: ignore[no-untyped-call]
 
 
-def backward(form: Form, gradient: Gradient) -> Gradients:
-    """Gradients of q, k, v and sink; None or empty for those that are None."""
+def backward(form: Form, gradient: Any) -> tuple[Any, ...]:
+    """What the backward op of the form returns; None or empty for what there is no gradient of."""
     assert form.backward_op is not None
     assert form.backward_signature is not None
     signature = form.backward_signature
@@ -104,7 +104,7 @@ def backward(form: Form, gradient: Gradient) -> Gradients:
         tensors = (gradient.forward.q, *signature.tensors(gradient))
         around = circumstances(tensors, False)
         if around == UNOBSERVED:
-            direct = launch.backward_direct(gradient)
+            direct = None if form is BIASES else launch.backward_direct(gradient)
             if direct is not None:
                 return direct
         if around <= DIFFERENTIATED and not in_memory(tensors):
@@ -129,10 +129,14 @@ def to_autocast_dtype(device_type: str, *tensors: Tensor | None) -> list[Any]:
     ]
 
 
-def without_none(results: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> Tensors:
-    """None becomes a tensor without elements, as ops return nothing but tensors."""
-    first = results[0]
-    assert first is not None
+def without_none(
+    results: Sequence[Tensor | None],
+    dtype: torch.dtype | None = None,
+    like: Tensor | None = None,
+) -> Tensors:
+    """None becomes a tensor without elements, as ops return nothing but tensors; like the first
+    one, or `like` where all are None."""
+    first = next(x for x in (*results, like) if x is not None)
     return tuple(first.new_empty(0, dtype=dtype) if x is None else x for x in results)
 
 
@@ -146,13 +150,11 @@ def save(ctx: Any, inputs: Sequence[Any], result: Sequence[Tensor | None]) -> No
     """The same tensors in the same order whoever observes the call, as checkpointing asks for."""
     form, *values = inputs
     names = form.signature.names
-    for name in ("alibi_slopes", "bias", "relative_bias"):
-        given = values[names.index(name)] if name in names else None
-        if given is not None and given.requires_grad:
-            raise NotImplementedError(
-                f"{name} requires grad, but flash_attn2 computes no gradient of it: pass "
-                f"{name}.detach()"
-            )
+    if (slopes := values[names.index("alibi_slopes")]) is not None and slopes.requires_grad:
+        raise NotImplementedError(
+            "alibi_slopes requires grad, but flash_attn2 computes no gradient of it: pass "
+            "alibi_slopes.detach(), or a learnable relative_bias"
+        )
     out, lse, rng_state = result
     if values[names.index("dropout_p")] == 0:
         rng_state = None  # ops return an empty one
@@ -161,6 +163,9 @@ def save(ctx: Any, inputs: Sequence[Any], result: Sequence[Tensor | None]) -> No
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
     ctx.form, ctx.numbers = form, form.backward_signature.pick_numbers(everything)
+
+
+_BIASES = ("bias", "relative_bias")
 
 
 class _Function(torch.autograd.Function):
@@ -193,6 +198,13 @@ class Attention(_Function):
                 grads[i] = None if x is None else grad
             if p.options.sink is not None:
                 grads[1 + form.signature.names.index("sink")] = grad_sink
+            if form is DENSE:
+                wanted = [ctx.needs_input_grad[1 + DENSE.signature.names.index(x)] for x in _BIASES]
+                if any(wanted):
+                    of_biases = backward(BIASES, BiasGradient(grad_out, grad_lse, p, *wanted))
+                    for name, given, grad in zip(_BIASES, wanted, of_biases, strict=True):
+                        if given:
+                            grads[1 + DENSE.signature.names.index(name)] = grad
         return tuple(grads)
 
 
@@ -263,7 +275,8 @@ class FirstDerivatives(_Function):
     @staticmethod
     def forward(form: Form, *values: Any) -> Tensors:
         assert form.backward_signature is not None
-        return without_none(backward(form, form.backward_signature.unflatten(values)))
+        gradient = form.backward_signature.unflatten(values)
+        return without_none(backward(form, gradient), like=gradient.forward.q)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -21,6 +21,7 @@ from flash_attn2._impl.problem import (
     MAX_SEQLEN,
     NO_BLOCK_MASK,
     NO_SCORE_MOD,
+    BiasGradient,
     Gradient,
     Problem,
     lse_shape,
@@ -199,9 +200,9 @@ def check_qkvpacked(q: Tensor, kv: Tensor | None) -> None:
         ) from None
 
 
-def check_results(gradient: Gradient) -> None:
+def check_results(gradient: Gradient | BiasGradient) -> None:
     """Shapes, dtypes and devices of a forward pass's results, and of gradients of any dtype."""
-    grad_out, grad_lse, p = gradient
+    grad_out, grad_lse, p, *_ = gradient
     q, out, lse, (drop_prob, rng_state) = p.q, p.out, p.lse, p.options.dropout
     if p.k is None:
         q, _, _ = unpacked(q, None, None)

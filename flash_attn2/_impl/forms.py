@@ -6,10 +6,13 @@ Each is data: its ops, its checks, and whether it has a gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
 
 from flash_attn2._impl import cache_checks, cache_values, checks, launch, schema
-from flash_attn2._impl.problem import Gradient, Gradients, Problem, Result, unpacked, with_qkv
+from flash_attn2._impl.problem import Problem, Result, unpacked, with_qkv
 from flash_attn2._impl.schema import Signature
 
 
@@ -22,7 +25,8 @@ class Form:
     check_shapes: Callable[[Problem], None]  # what needs no values: for fake tensors too
     check_values: Callable[[Problem], None] | None  # after `check_shapes`
     backward_op: str | None = None  # None: there is no gradient
-    backward_signature: Signature[Gradient] | None = None
+    backward_signature: Signature[Any] | None = None
+    backward: Callable[[Any], tuple[Tensor | None, ...]] = launch.backward
     over_cache: bool = False
 
 
@@ -33,6 +37,13 @@ DENSE = Form(
     checks.check_used,
     "backward",
     schema.BACKWARD,
+)
+# The gradients of biases, by an op of their own.
+BIASES = replace(
+    DENSE,
+    backward_op="bias_backward",
+    backward_signature=schema.BIAS_BACKWARD,
+    backward=launch.bias_backward,
 )
 VARLEN = Form(
     "varlen_forward",
@@ -89,11 +100,11 @@ def run(form: Form, p: Problem) -> Result:
     return launch.forward(p, form.over_cache)
 
 
-def differentiate(form: Form, gradient: Gradient) -> Gradients:
+def differentiate(form: Form, gradient: Any) -> tuple[Tensor | None, ...]:
     """Of arguments that a forward pass left, whose values are not checked again.
 
     Their shapes are, since torch.autograd.graph.saved_tensors_hooks may have put in others.
     """
     checked(form, gradient.forward)
     checks.check_results(gradient)
-    return launch.backward(gradient)
+    return form.backward(gradient)

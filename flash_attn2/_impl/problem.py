@@ -152,8 +152,19 @@ class Gradient(NamedTuple):
     forward: Problem
 
 
+class BiasGradient(NamedTuple):
+    """BiasBwdParams: the same, and of which biases the gradients are wanted."""
+
+    grad_out: Tensor | None
+    grad_lse: Tensor | None
+    forward: Problem
+    of_bias: bool = False
+    of_relative_bias: bool = False
+
+
 Result = tuple[Tensor, Tensor, Tensor | None]  # out, lse, rng_state
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # of q, k, v, sink
+BiasGradients = tuple[Tensor | None, Tensor | None]  # of bias, relative_bias
 
 
 def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

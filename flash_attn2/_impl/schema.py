@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from flash_attn2._impl.problem import Gradient, Problem, Values
+from flash_attn2._impl.problem import BiasGradient, Gradient, Problem, Values
 
 _Struct = TypeVar("_Struct", bound=tuple[Any, ...])
 
@@ -178,7 +178,8 @@ _BIASES = {
     "relative_bias": "options.score_mod.relative_bias",
 }
 _DENSE_ADDED = _ADDED | _BLOCK_MASK | _BIASES
-_DEFAULTED = _OPTIONS | _DENSE_ADDED  # at the end of every schema
+_WANTED = {"of_bias": "of_bias", "of_relative_bias": "of_relative_bias"}
+_DEFAULTED = _OPTIONS | _DENSE_ADDED | _WANTED  # at the end of every schema
 _CACHES = {"q": "q", "k_cache": "k", "v_cache": "v"}
 _NEW = {
     "k": "append.new_k",
@@ -203,18 +204,22 @@ _CACHE = {
 _BOUNDS = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
 
 
+def _gradient_paths(lengths: dict[str, str], added: dict[str, str]) -> dict[str, str]:
+    """Of a backward op: gradients and results stand around q, k and v."""
+    of_forward = _QKV | _RESULTS | lengths | _OPTIONS | added
+    paths = {name: f"forward.{path}" for name, path in of_forward.items()}
+    return {"grad_out": "grad_out", "grad_lse": "grad_lse"} | paths
+
+
 def _gradient(
     lengths: dict[str, str], added: dict[str, str], required: Collection[str] = ()
 ) -> Signature[Gradient]:
-    """Of the backward op: gradients and results stand around q, k and v."""
-    of_forward = _QKV | _RESULTS | lengths | _OPTIONS | added
-    paths = {name: f"forward.{path}" for name, path in of_forward.items()}
-    incoming = {"grad_out": "grad_out", "grad_lse": "grad_lse"}
-    return Signature(Gradient, incoming | paths, {"out", "lse", *required})
+    return Signature(Gradient, _gradient_paths(lengths, added), {"out", "lse", *required})
 
 
 FORWARD = Signature(Problem, _QKV | _OPTIONS | _DENSE_ADDED)
 BACKWARD = _gradient({}, _DENSE_ADDED)
+BIAS_BACKWARD = Signature(BiasGradient, _gradient_paths({}, _DENSE_ADDED) | _WANTED, {"out", "lse"})
 VARLEN_FORWARD = Signature(Problem, _QKV | _VARLEN | _OPTIONS | _ADDED, _BOUNDS)
 VARLEN_BACKWARD = _gradient(_VARLEN, _ADDED, _BOUNDS)
 KVCACHE_FORWARD = Signature(Problem, _CACHES | _CACHE | _SCORES, _CACHES)

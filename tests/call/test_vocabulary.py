@@ -54,6 +54,8 @@ GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
 SCHEMAS = {
     "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}, {DENSE_ADDED}) -> {RESULTS}",
     "backward": f"({GRADIENT}, {TRAINING}, {DENSE_ADDED}) -> {GRADIENTS}",
+    "bias_backward": f"({GRADIENT}, {TRAINING}, {DENSE_ADDED}, bool of_bias=False, "
+    "bool of_relative_bias=False) -> (Tensor grad_bias, Tensor grad_relative_bias)",
     "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}) "
     f"-> {RESULTS}",
     "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}, {ADDED}) -> {GRADIENTS}",
@@ -97,6 +99,8 @@ def test_problems_have_the_fields_of_cpp() -> None:
     assert set(Options._fields) - {"deterministic"} <= cpp_fields("FwdParams")
     assert set(problem.Append._fields) <= cpp_fields("AppendParams")
     assert {*problem.Gradient._fields, "deterministic"} <= cpp_fields("BwdParams")
+    of_biases = {f"grad{x.removeprefix('of')}" for x in problem.BiasGradient._fields[3:]}
+    assert {*problem.BiasGradient._fields[:3]} | of_biases <= cpp_fields("BiasBwdParams")
 
 
 def test_limits_are_those_of_cpp() -> None:
@@ -115,6 +119,10 @@ STRUCTS = {
     "score_mod": "ScoreMod",
     "dropout": "Dropout",
     "rotary": "Rotary",
+    "bias": "Bias",
+    "relative_bias": "Bias",
+    "grad_bias": "Bias",
+    "grad_relative_bias": "Bias",
     "append": "AppendParams",
     "forward": "FwdParams",
 }
@@ -148,11 +156,17 @@ def test_what_native_modules_get_is_named_as_in_cpp(monkeypatch: pytest.MonkeyPa
     mask = masks.BlockMask.from_dense(torch.ones(3, 3, dtype=torch.bool))
     flash_attn2.flash_attn_func(q, q, q, block_mask=mask)
     flash_attn2.flash_attn_func(q, q, q, 0.5, sink=sink, causal=True).sum().backward()
+    biases: Any = {"bias": torch.zeros(3), "relative_bias": torch.zeros(4, 5)}
+    leaves = [x.requires_grad_() for x in biases.values()]
+    out: Any = flash_attn2.flash_attn_func(q, q, q, **biases)
+    torch.autograd.grad(out.sum(), leaves)
     cu, rows = cumulative(2, 1), q[0]
     flash_attn2.flash_attn_varlen_func(rows, rows, rows, cu, cu, 2, 2, seqused_k=lengths(1, 1))
     seen = set()
     for fields in problems:
-        struct = "BwdParams" if "forward" in fields else "FwdParams"
+        struct = "FwdParams"
+        if "forward" in fields:
+            struct = "BwdParams" if "grad_q" in fields else "BiasBwdParams"
         seen |= assert_named_as_in_cpp(fields, struct)
     assert seen == set(STRUCTS)
 
@@ -183,7 +197,9 @@ def test_native_modules_refuse_other_names() -> None:
 
 
 SIGNATURES: list[Signature[Any]] = [form.signature for form in forms.FORMS]
-SIGNATURES += [form.backward_signature for form in forms.FORMS if form.backward_signature]
+SIGNATURES += [
+    form.backward_signature for form in (*forms.FORMS, forms.BIASES) if form.backward_signature
+]
 
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=lambda x: f"{len(x.names)}_arguments")

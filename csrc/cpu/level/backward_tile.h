@@ -4,80 +4,58 @@
 //   scores = K Q^T, dP = V dO^T, P and dS, dQ += K^T dS,
 // then for the chunk as a whole dV += P^T dO and dK += dS^T Q.
 
-#include "cpu/level/chunk.h"
-#include "cpu/level/derivatives.h"
+#include "cpu/level/grad_rows.h"
 #include "cpu/level/key_grads.h"
-#include "cpu/level/microkernel.h"
 #include "cpu/turns.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
-// Scratch of one chunk, carved from one allocation.
+// Scratch of one chunk beside that of its rows, carved from one allocation.
 template <class E>
 struct GradWorkspace {
   using Real = typename E::Real;
   using Operand = typename E::Operand;
   static constexpr int kWidth = GradTile<E>::kCapacity;
 
-  GradTile<E>* tiles;
-  ScoreBlock<Real> scores;  // [kKeyBlock][kWidth]
-  WeightBlock<E> weights;   // [kKeyBlock]
-  OperandBlock<E> keys;     // K and V for products over head dims, [kKeyBlock]
-  OperandBlock<E> values;
+  WeightBlock<E> weights;     // [kKeyBlock]
   OperandBlock<E> key_pairs;  // K for the product over keys, [kKeyBlock / kDepth], if kDepth > 1
   QueryPanels<E> queries;
   QueryPanels<E> grad_out;
-  ChunkLists<E, Order::kDown> lists;
-  Real* ones;  // [kWidth]: what dQ is rescaled by from block to block
+  Real* ones;    // [kWidth]: what dQ is rescaled by from block to block
+  Real* grad_q;  // of all tiles
+  int64_t grad_q_stride;
   size_t bytes;
 
   // With memory == nullptr: only the size.
   GradWorkspace(void* memory, int head_dim, int num_tiles) {
     Carver carver(memory);
-    int const depth = (head_dim + E::kDepth - 1) / E::kDepth;
-    int const padded_depth = round_up(depth, kLanes<Operand>);
     int const padded_dim = round_up(head_dim, kLanes<Real>);
     int const num_queries = num_tiles * kWidth;
-    tiles = carver.take<GradTile<E>>(num_tiles);
-    lists = {carver.take<TileLists<E, Order::kDown>>(num_tiles), num_tiles};
     ones = carver.take<Real>(kWidth);
-    constexpr int kScores = kKeyBlock * kWidth;
-    scores = {carver.take<Real>(kScores), carver.take<Real>(kScores), carver.take<Real>(kScores),
-              carver.take<Uint<Real>>(kScores)};
     weights.stride = packed_stride<Operand>(num_queries / E::kDepth);
     weights.probs = carver.take<Operand>(kKeyBlock * weights.stride);
     weights.grad_scores = carver.take<Operand>(kKeyBlock * weights.stride);
-    auto take_block = [&](int rows, int length) -> OperandBlock<E> {
-      int64_t const stride = packed_stride<Operand>(length);
-      return {carver.take<Operand>(rows * stride), stride};
-    };
-    keys = take_block(kKeyBlock, depth);
-    values = take_block(kKeyBlock, depth);
-    if constexpr (E::kDepth > 1) key_pairs = take_block(kKeyBlock / E::kDepth, head_dim);
+    if constexpr (E::kDepth > 1) {
+      key_pairs.stride = packed_stride<Operand>(head_dim);
+      key_pairs.data = carver.take<Operand>(kKeyBlock / E::kDepth * key_pairs.stride);
+    }
     auto take_panels = [&]() -> QueryPanels<E> {
       return {carver.take<Operand>(QueryPanels<E>::operands(num_queries, head_dim)),
               num_queries / E::kDepth, padded_dim / kLanes<Operand>};
     };
     queries = take_panels();
     grad_out = take_panels();
-    for (int t = 0; t < num_tiles; ++t) {
-      Operand* const tile_queries = carver.take<Operand>(padded_depth * kWidth);
-      Operand* const tile_grad_out = carver.take<Operand>(padded_depth * kWidth);
-      Real* const tile_grad_q = carver.take<Real>(padded_dim * kWidth);
-      if (memory == nullptr) continue;
-      tiles[t].queries = tile_queries;
-      tiles[t].grad_out = tile_grad_out;
-      tiles[t].grad_q = tile_grad_q;
-    }
+    grad_q_stride = int64_t(padded_dim) * kWidth;
+    grad_q = carver.take<Real>(num_tiles * grad_q_stride);
     bytes = carver.bytes();
   }
 };
 
 template <class E>
-class ChunkBackward : ChunkQueries<E> {
-  using Base = ChunkQueries<E>;
+class ChunkBackward : GradRows<E> {
+  using Base = GradRows<E>;
   using Base::chunk_, Base::group_, Base::num_tiles_, Base::params_, Base::rule_;
-  using Base::kCapacity, Base::kSize;
+  using Base::kAlwaysFar, Base::kCapacity, Base::kSize, Base::work_;
   using typename Base::Operand;
   using typename Base::Query;
   using typename Base::Real;
@@ -86,55 +64,39 @@ class ChunkBackward : ChunkQueries<E> {
 
  public:
   ChunkBackward(BwdParams const& params, BackwardChunk const& chunk, void* memory)
-      : Base(params.forward, chunk.queries),
+      : Base(params.forward, params.grad_out, params.grad_lse, chunk.queries, memory),
         grads_(params),
         turn_(chunk.turn),
         sums_(chunk.key_sums, chunk.queries.k_seq.length, params.forward.head_dim),
         sink_sums_(chunk.sink_sums),
-        workspace_(memory, params.forward.head_dim, num_tiles_) {
-    if (!rule_.scales.has_softcap) workspace_.scores.softcap_slopes = nullptr;
-    if (!Base::drops()) workspace_.scores.keep = nullptr;
+        workspace_(static_cast<char*>(memory) + work_.bytes, params.forward.head_dim, num_tiles_) {
     for (int i = 0; i < kCapacity; ++i) workspace_.ones[i] = 1;
     if (sink_sums_ != nullptr) __builtin_memset(sink_sums_, 0, group_ * sizeof(double));
   }
 
   void run() {
-    for (int t = 0; t < num_tiles_; ++t) start_tile(workspace_.tiles[t], t);
-    for (int t = 0; t < num_tiles_; ++t) {
-      if (workspace_.tiles[t].far) recompute_rows(workspace_.tiles[t], t);
-    }
+    for (int t = 0; t < num_tiles_; ++t) start_tile(work_.tiles[t], t);
+    Base::recompute_far_rows();
     if (sink_sums_ != nullptr) {
-      for (int t = 0; t < num_tiles_; ++t) add_sink_grads(workspace_.tiles[t], t);
+      for (int t = 0; t < num_tiles_; ++t) add_sink_grads(work_.tiles[t], t);
     }
     if (Base::has_lists()) {
       visit_lists();
     } else {
       visit_range();
     }
-    for (int t = 0; t < num_tiles_; ++t) finish_tile(workspace_.tiles[t], t);
+    for (int t = 0; t < num_tiles_; ++t) finish_tile(work_.tiles[t], t);
   }
 
  private:
-  // A float's lse is not enough for doubles.
-  static constexpr bool kAlwaysFar = sizeof(Real) == sizeof(double);
-
   void start_tile(GradTile<E>& tile, int index) {
     Query queries[kCapacity];
-    Base::place_queries(tile, index, queries);
-    int const lanes = tile.vectors * kSize;
-    Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
-    Base::pack_lanes(tile.grad_out, grads_.grad_out, tile.vectors, queries);
+    Base::start_rows_of(tile, index, queries);
     pack_panels(workspace_.queries, params_.q, tile, index, queries);
     pack_panels(workspace_.grad_out, grads_.grad_out, tile, index, queries);
-    tile.large = false;
-    for (int n = 0; n < tile.vectors; ++n) start_rows(tile, n, queries + n * kSize);
-    tile.far = kAlwaysFar || tile.large;
-    if (Base::has_lists()) start_lists(tile, index);
+    tile.grad_q = workspace_.grad_q + index * workspace_.grad_q_stride;
+    int const lanes = tile.vectors * kSize;
     __builtin_memset(tile.grad_q, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
-  }
-
-  void start_lists(GradTile<E> const& tile, int index) {
-    Base::start_lists(workspace_.lists.tiles[index], tile, index, {0, chunk_.k_seq.length});
   }
 
   void pack_panels(QueryPanels<E> const& panels, TensorRef const& tensor, GradTile<E> const& tile,
@@ -142,94 +104,9 @@ class ChunkBackward : ChunkQueries<E> {
     static constexpr Storage kZeros[kMaxHeadDim] = {};
     Storage const* rows[kCapacity];
     for (int i = 0; i < tile.num_queries; ++i) {
-      rows[i] = is_empty(queries[i]) ? kZeros : Base::row_ptr(tensor, queries[i]);
+      rows[i] = Base::is_empty(queries[i]) ? kZeros : Base::row_ptr(tensor, queries[i]);
     }
     panels.pack(index * kCapacity, tile.num_queries, rows, params_.head_dim);
-  }
-
-  // Whether a row attends to nothing. Its gradients are 0, even where the query or all of the keys
-  // are infinite, of which 0 times would be NaN.
-  bool is_empty(Query query) const { return params_.lse[Base::lse_of(query)] == -__builtin_inff(); }
-
-  // lse and delta of one vector of queries.
-  void start_rows(GradTile<E>& tile, int n, Query const* queries) const {
-    Storage const* out[kSize];
-    Storage const* grad_out[kSize];
-    for (int i = 0; i < kSize; ++i) {
-      out[i] = Base::row_ptr(params_.out, queries[i]);
-      grad_out[i] = Base::row_ptr(grads_.grad_out, queries[i]);
-    }
-    Real* const delta = tile.delta + n * kSize;
-    store(delta, row_products<E>(out, grad_out, params_.head_dim));
-    for (int i = 0; i < kSize; ++i) {
-      int64_t const at = Base::lse_of(queries[i]);
-      bool const empty = is_empty(queries[i]);
-      // An infinite lse makes every probability of the row zero.
-      Real const lse2 = Real(params_.lse[at] * kLog2eDouble);
-      tile.lse[n * kSize + i] = empty ? Real(__builtin_inf()) : lse2;
-      tile.large |= !empty && !(lse2 < kLargeLse && lse2 > -kLargeLse);
-      if (grads_.grad_lse != nullptr) delta[i] -= Real(grads_.grad_lse[at]);
-      if (empty) delta[i] = 0;
-    }
-  }
-
-  // What probabilities are made of, from the scores once more; and D, which has to be exact in the
-  // same way: it cancels against dP in rows that are all but one key's, and is multiplied by keys
-  // that may be as large as scores are.
-  void recompute_rows(GradTile<E>& tile, int index) {
-    RowSums<E> rows = {};
-    for (Real& base : rows.base) base = -Real(__builtin_inf());
-    auto const add = [&](int32_t begin, int32_t end) {
-      with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
-        add_block<kVectors>(tile, begin, end, rows);
-      });
-    };
-    if (Base::has_lists()) {
-      ChunkLists<E, Order::kDown> const own = {&workspace_.lists.tiles[index], 1};
-      own.for_runs(params_.block_mask, [&](int32_t group, BlockRun run) {
-        own.tiles->read(params_.block_mask, tile, run, Base::seen_);
-        ColRange const cols = Base::keys_of(group, run);
-        add(cols.begin, cols.end);
-      });
-      start_lists(tile, index);  // once more, for the gradients
-    } else {
-      for_blocks_back(tile.begin / kKeyStep * kKeyStep, tile.end, kKeyBlock, add);
-    }
-    Query query = Base::first_query(index);
-    for (int i = 0; i < tile.vectors * kSize; ++i) {
-      finish_row(tile, i, query, rows);
-      if (i + 1 < tile.num_queries) query = Base::next(query);
-    }
-  }
-
-  template <int kVectors>
-  void add_block(GradTile<E> const& tile, int32_t begin, int32_t end, RowSums<E>& rows) {
-    ScoreBlock<Real> const& scores = workspace_.scores;
-    int const num_keys = end - begin;
-    Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
-    score_keys<kVectors>(tile, begin, end, keys);
-    if (tile.large) {
-      Rows const values = Base::rows_of_dims(params_.v, begin, end, workspace_.values);
-      multiply_keys<E, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
-                                        Base::depth(), scores.grad_probs, nullptr);
-      if (Base::drops()) mark_kept<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores.keep);
-    }
-    auto const add = tile.large ? &add_rows<E, kVectors, true> : &add_rows<E, kVectors, false>;
-    add(rule_.scale, Base::keep_factor(), num_keys, scores, rows);
-  }
-
-  // Of lane i.
-  void finish_row(GradTile<E>& tile, int i, Query query, RowSums<E> const& rows) const {
-    int64_t const at = Base::lse_of(query);
-    RowBase<Real> const base = {rows.base[i], true};
-    Real total = rows.sum[i];
-    if (params_.sink != nullptr) total += exp2_of(Base::sink_distance(base, query));
-    bool const empty = total == 0 || is_empty(query);
-    tile.base[i] = base.finite();
-    tile.inverse_sum[i] = empty ? 0 : 1 / total;
-    if (!tile.large || empty) return;
-    tile.delta[i] = rows.dot[i] / total;
-    if (grads_.grad_lse != nullptr) tile.delta[i] -= Real(grads_.grad_lse[at]);
   }
 
   // The share of the sink in the softmax of the row in lane i.
@@ -260,8 +137,8 @@ class ChunkBackward : ChunkQueries<E> {
   };
 
   Block block(int32_t begin, int32_t end) const {
-    Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
-    Rows const values = Base::rows_of_dims(params_.v, begin, end, workspace_.values);
+    Rows const keys = Base::rows_of_dims(params_.k, begin, end, work_.keys);
+    Rows const values = Base::rows_of_dims(params_.v, begin, end, work_.values);
     Rows key_pairs = keys;
     if constexpr (E::kDepth > 1) {
       key_pairs = Base::rows_of_keys(params_.k, begin, end, workspace_.key_pairs);
@@ -271,11 +148,11 @@ class ChunkBackward : ChunkQueries<E> {
 
   // What the tiles see, from the last key to the first.
   void visit_range() {
-    ColRange const seen = Base::seen_by(workspace_.tiles);
+    ColRange const seen = Base::seen_by(work_.tiles);
     for_blocks_back(seen.begin, seen.end, kKeyBlock, [&](int32_t begin, int32_t end) {
       Block const keys = block(begin, end);
       for (int t = 0; t < num_tiles_; ++t) {
-        GradTile<E> const& tile = workspace_.tiles[t];
+        GradTile<E> const& tile = work_.tiles[t];
         int32_t const first = smaller(end, larger(begin, tile.begin / kKeyStep * kKeyStep));
         int32_t const last = larger(first, smaller(end, tile.end));
         if (first < last) meet(t, first, last, keys);
@@ -288,7 +165,7 @@ class ChunkBackward : ChunkQueries<E> {
 
   // What the tiles list. A tile takes neighbours among its blocks of a group in one step.
   void visit_lists() {
-    ChunkLists<E, Order::kDown> const& lists = workspace_.lists;
+    ChunkLists<E, Order::kDown> const& lists = work_.lists;
     lists.for_runs(params_.block_mask, [&](int32_t group, BlockRun run) {
       ColRange const cols = Base::keys_of(group, run);
       turn_.leave(cols.end);
@@ -298,7 +175,7 @@ class ChunkBackward : ChunkQueries<E> {
         uint32_t const blocks = lists.blocks_of(t, group) & run.bits();
         for_block_runs<Order::kDown>(blocks, [&](BlockRun part) {
           ColRange const seen = Base::keys_of(group, part);
-          lists.tiles[t].read(params_.block_mask, workspace_.tiles[t], part, Base::seen_);
+          lists.tiles[t].read(params_.block_mask, work_.tiles[t], part, Base::seen_);
           meet(t, seen.begin, seen.end, keys);
         });
         for_block_runs<Order::kDown>(run.bits() & ~blocks, [&](BlockRun gap) {
@@ -318,7 +195,7 @@ class ChunkBackward : ChunkQueries<E> {
   // Of rows [first, last) of the block.
   void clear_weights(int tile, int first, int last) const {
     WeightBlock<E> const weights = weights_of(tile);
-    size_t const bytes = workspace_.tiles[tile].vectors * kSize / E::kDepth * sizeof(Operand);
+    size_t const bytes = work_.tiles[tile].vectors * kSize / E::kDepth * sizeof(Operand);
     for (int row = first; row < last; ++row) {
       __builtin_memset(weights.probs + row * weights.stride, 0, bytes);
       __builtin_memset(weights.grad_scores + row * weights.stride, 0, bytes);
@@ -327,7 +204,7 @@ class ChunkBackward : ChunkQueries<E> {
 
   // Keys [begin, end) of the block against a tile.
   void meet(int index, int32_t begin, int32_t end, Block const& block) {
-    GradTile<E>& tile = workspace_.tiles[index];
+    GradTile<E>& tile = work_.tiles[index];
     int64_t const skipped = begin - block.begin;
     with_vectors(tile.vectors, [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
       step<kVectors>(tile, begin, end, block.keys.after_keys(skipped),
@@ -340,16 +217,15 @@ class ChunkBackward : ChunkQueries<E> {
   void step(GradTile<E>& tile, int32_t begin, int32_t end, Rows keys, Rows values, Rows key_pairs,
             WeightBlock<E> const& weights) {
     constexpr int kWidth = kVectors * kSize;
-    ScoreBlock<Real> const& scores = workspace_.scores;
+    ScoreBlock<Real> const& scores = work_.scores;
     int const num_keys = end - begin;
 
     // Scores = K Q^T, dP = V dO^T
-    score_keys<kVectors>(tile, begin, end, keys);
-    multiply_keys<E, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
-                                      Base::depth(), scores.grad_probs, nullptr);
+    Base::template score_keys<kVectors>(tile, begin, end, keys);
+    Base::template multiply_grads<kVectors>(tile, values, num_keys);
 
     // P = exp(scores - lse), dS = P (dP - delta)
-    if (Base::drops()) mark_kept<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores.keep);
+    Base::template mark_kept_keys<kVectors>(tile, begin, num_keys);
     if (num_keys % 2 != 0) pad_scores(num_keys * kWidth, kWidth);
     differentiate_as_needed<kVectors>(num_keys, tile, weights);
 
@@ -365,7 +241,7 @@ class ChunkBackward : ChunkQueries<E> {
                                WeightBlock<E> const& weights) const {
     auto run = [&]<bool kModified, bool kFar>() {
       differentiate<E, kVectors, kModified, kFar>(rule_.scale, Base::keep_factor(), num_keys, tile,
-                                                  workspace_.scores, weights);
+                                                  work_.scores, weights);
     };
     if (kAlwaysFar || tile.far) return run.template operator()<true, true>();
     if constexpr (!kAlwaysFar) {
@@ -374,28 +250,12 @@ class ChunkBackward : ChunkQueries<E> {
     }
   }
 
-  template <int kVectors>
-  void score_keys(GradTile<E> const& tile, int32_t begin, int32_t end, Rows keys) {
-    constexpr int kWidth = kVectors * kSize;
-    Base::for_score_ranges(tile, begin, end, [&](int32_t first, int32_t last, bool adjusted) {
-      int const skipped = (first - begin) * kWidth;
-      Real* const scores = workspace_.scores.scores + skipped;
-      multiply_keys<E, kVectors, false>(keys.data + (first - begin) * keys.stride, keys.stride,
-                                        last - first, tile.queries, Base::depth(), scores, nullptr);
-      if (!adjusted) return;
-      alignas(kVectorBytes) Real maxima[kWidth] = {};
-      Real* const slopes = workspace_.scores.softcap_slopes;
-      Base::template adjust<kVectors>(tile, first, last - first, scores, maxima,
-                                      slopes == nullptr ? nullptr : slopes + skipped);
-    });
-  }
-
   // A row of scores whose probabilities are zero.
   void pad_scores(int first, int width) const {
     for (int i = first; i < first + width; ++i) {
-      workspace_.scores.scores[i] = -Real(__builtin_inf());
-      workspace_.scores.grad_probs[i] = 0;
-      if (rule_.scales.has_softcap) workspace_.scores.softcap_slopes[i] = 0;
+      work_.scores.scores[i] = -Real(__builtin_inf());
+      work_.scores.grad_probs[i] = 0;
+      if (rule_.scales.has_softcap) work_.scores.softcap_slopes[i] = 0;
     }
   }
 
@@ -434,7 +294,7 @@ class ChunkBackward : ChunkQueries<E> {
     }
     query = Base::first_query(index);
     for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
-      if (!is_empty(query)) continue;
+      if (!Base::is_empty(query)) continue;
       __builtin_memset(Base::row_ptr(grads_.grad_q, query), 0, params_.head_dim * sizeof(Storage));
     }
   }

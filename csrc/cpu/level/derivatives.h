@@ -88,9 +88,33 @@ FA2_CPU_INLINE void store_weights(typename E::Operand* row, int64_t stride,
   }
 }
 
+// P of a vector of queries and one key, and the gradient P (dP - D) of its score as the softmax
+// gets it. No P exceeds 1, whatever lse is. The survivors' factor of dropout is applied to dP here.
+template <class Real>
+struct ScoreGrad {
+  Vec<Real> prob;
+  Vec<Real> grad;
+};
+
+template <class E, bool kModified, bool kFar>
+FA2_CPU_INLINE ScoreGrad<typename E::Real> score_grad(
+    typename E::Real scale, typename E::Real keep_factor, GradTile<E> const& tile,
+    ScoreBlock<typename E::Real> const& block, int n, int64_t at, Vec<typename E::Real> shift,
+    Vec<typename E::Real> delta) {
+  using Real = typename E::Real;
+  Vec<Real> const s = load<Real>(block.scores + at);
+  Vec<Real> const exponent = kFar ? (s - shift) * scale : s * scale - shift;
+  Vec<Real> p = exp2<Real, E::kExpDegree>(min(Vec<Real>{}, exponent));
+  if constexpr (kFar) p *= load<Real>(tile.inverse_sum + n * kLanes<Real>);
+  Vec<Real> dp = load<Real>(block.grad_probs + at);
+  if (kModified && block.keep != nullptr) {
+    dp = (Vec<Real>)((Vec<Uint<Real>>)dp & load<Uint<Real>>(block.keep + at)) * keep_factor;
+  }
+  return {p, p * (dp - delta)};
+}
+
 // P and dS of `num_keys` keys, two at a time: if their number is odd, the next row must hold scores
-// of -inf. No P exceeds 1, whatever lse is. The survivors' factor of dropout is applied to dP here
-// and to P at the very end.
+// of -inf. The survivors' factor of dropout is applied to P at the very end.
 template <class E, int kVectors, bool kModified, bool kFar>
 __attribute__((noinline)) void differentiate(typename E::Real scale, typename E::Real keep_factor,
                                              int num_keys, GradTile<E> const& tile,
@@ -112,15 +136,10 @@ __attribute__((noinline)) void differentiate(typename E::Real scale, typename E:
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
         int64_t const at = ((j + i) * kVectors + n) * kSize;
-        Vec<Real> const s = load<Real>(block.scores + at);
-        Vec<Real> const exponent = kFar ? (s - shift[n]) * scale : s * scale - shift[n];
-        p[i] = exp2<Real, E::kExpDegree>(min(Vec<Real>{}, exponent));
-        if constexpr (kFar) p[i] *= load<Real>(tile.inverse_sum + n * kSize);
-        Vec<Real> dp = load<Real>(block.grad_probs + at);
-        if (kModified && block.keep != nullptr) {
-          dp = (Vec<Real>)((Vec<Uint<Real>>)dp & load<Uint<Real>>(block.keep + at)) * keep_factor;
-        }
-        ds[i] = p[i] * (dp - delta[n]);
+        auto const score = score_grad<E, kModified, kFar>(scale, keep_factor, tile, block, n, at,
+                                                          shift[n], delta[n]);
+        p[i] = score.prob;
+        ds[i] = score.grad;
         if (kModified && block.softcap_slopes != nullptr) {
           ds[i] *= load<Real>(block.softcap_slopes + at);
         }
@@ -138,6 +157,29 @@ __attribute__((noinline)) void differentiate(typename E::Real scale, typename E:
         // Pair rows overwrite score rows that have been read.
         store(block.scores + (j / 2 * kVectors + n) * kSize, E::pair(ds[0], ds[1]));
       }
+    }
+  }
+}
+
+// Gradients of the scores of `num_keys` keys as the softmax gets them, in their place; 0 in lanes
+// whose bits in `counts` are not set.
+template <class E, int kVectors, bool kFar>
+__attribute__((noinline)) void differentiate_scores(typename E::Real scale,
+                                                    typename E::Real keep_factor, int num_keys,
+                                                    GradTile<E> const& tile,
+                                                    Uint<typename E::Real> const* counts,
+                                                    ScoreBlock<typename E::Real> const& block) {
+  using Real = typename E::Real;
+  constexpr int kSize = kLanes<Real>;
+  for (int n = 0; n < kVectors; ++n) {
+    Vec<Real> const shift = load<Real>((kFar ? tile.base : tile.lse) + n * kSize);
+    Vec<Real> const delta = load<Real>(tile.delta + n * kSize);
+    Vec<Uint<Real>> const count = load<Uint<Real>>(counts + n * kSize);
+    for (int64_t j = 0; j < num_keys; ++j) {
+      int64_t const at = (j * kVectors + n) * kSize;
+      auto const score =
+          score_grad<E, true, kFar>(scale, keep_factor, tile, block, n, at, shift, delta);
+      store(block.scores + at, (Vec<Uint<Real>>)score.grad & count);
     }
   }
 }

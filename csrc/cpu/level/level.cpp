@@ -2,6 +2,7 @@
 // with that level's flags and FA2_CPU_LEVEL as the namespace of everything in it.
 
 #include "cpu/level/backward_tile.h"
+#include "cpu/level/bias_backward_tile.h"
 #include "cpu/level/few_forward.h"
 #include "cpu/level/forward_tile.h"
 
@@ -50,7 +51,8 @@ struct Backward {
   using Storage = typename E::Storage;
 
   static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
-    return GradWorkspace<E>(nullptr, head_dim, tiles).bytes;
+    return GradRowsWorkspace<E>(nullptr, head_dim, tiles).bytes +
+           GradWorkspace<E>(nullptr, head_dim, tiles).bytes;
   }
   static size_t key_sums_bytes(int32_t head_dim, int32_t seqlen_k) {
     return KeyGradSums<E>::bytes(seqlen_k, head_dim);
@@ -78,6 +80,21 @@ struct Backward {
   }
 };
 
+template <class E>
+struct BiasBackward {
+  static constexpr int kTiles = kGradChunkQueries / GradTile<E>::kCapacity;
+
+  static size_t workspace_bytes(int32_t head_dim) {
+    return GradRowsWorkspace<E>(nullptr, head_dim, kTiles).bytes;
+  }
+  static void run(BiasBwdParams const& params, BiasChunk const& chunk, void* workspace) {
+    ChunkBiasBackward<E>(params, chunk, workspace).run();
+  }
+  static constexpr BiasKernel kernel() {
+    return {kGradChunkQueries, kKeyBlock, workspace_bytes, run};
+  }
+};
+
 }  // namespace
 
 // In the order of DType. Where bf16 has instructions of its own, they are all that changes, and
@@ -85,13 +102,16 @@ struct Backward {
 extern LevelKernels const kKernels;
 #if defined(__AVX512BF16__)
 LevelKernels const kKernels = {.forward = {{}, Forward<BFloat16Pairs>::kernel(), {}, {}},
-                               .backward = {{}, Backward<BFloat16Pairs>::kernel(), {}, {}}};
+                               .backward = {{}, Backward<BFloat16Pairs>::kernel(), {}, {}},
+                               .bias = {{}, BiasBackward<BFloat16Pairs>::kernel(), {}, {}}};
 #else
 LevelKernels const kKernels = {
     .forward = {Forward<Float16>::kernel(), Forward<BFloat16>::kernel(), Forward<Float32>::kernel(),
                 Forward<Float64>::kernel()},
     .backward = {Backward<Float16>::kernel(), Backward<BFloat16>::kernel(),
-                 Backward<Float32>::kernel(), Backward<Float64>::kernel()}};
+                 Backward<Float32>::kernel(), Backward<Float64>::kernel()},
+    .bias = {BiasBackward<Float16>::kernel(), BiasBackward<BFloat16>::kernel(),
+             BiasBackward<Float32>::kernel(), BiasBackward<Float64>::kernel()}};
 #endif
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL
