@@ -1,8 +1,8 @@
 """What torch.utils.flop_counter counts for the ops.
 
 As for PyTorch's own attention: two products of matrices forward and five backward, of all queries
-of a sequence with all its keys, masked or not. Lengths are read from memory; where they cannot be,
-in fake and meta tensors, every sequence counts as the longest.
+of a sequence with all its keys, masked or not; two for the gradient of a bias. Lengths are read
+from memory; where they cannot be, in fake and meta tensors, every sequence counts as the longest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-_FORWARD, _BACKWARD = 2, 5  # products of matrices
+_FORWARD, _BACKWARD, _BIAS = 2, 5, 2  # products of matrices
 
 Named = dict[str, Any]  # arguments of an op
 
@@ -34,6 +34,14 @@ def _dense(count: int, named: Named) -> int:
     if (used := named["seqused_q"]) is not None:
         seqlens_q = _values(used, seqlen_q)
     return _products(count, q, seqlens_q, [seqlen_k] * batch)
+
+
+def _biases(count: int, named: Named) -> int:
+    """Each bias by a pass of its own."""
+    passes = sum(
+        named[f"of_{name}"] and named[name] is not None for name in ("bias", "relative_bias")
+    )
+    return _dense(count * passes, named)
 
 
 def _varlen(count: int, named: Named) -> int:
@@ -72,6 +80,7 @@ def _kvcache(count: int, named: Named) -> int:
 _FORMULAS: dict[str, tuple[Callable[[int, Named], int], int]] = {
     "forward": (_dense, _FORWARD),
     "backward": (_dense, _BACKWARD),
+    "bias_backward": (_biases, _BIAS),
     "varlen_forward": (_varlen, _FORWARD),
     "varlen_backward": (_varlen, _BACKWARD),
     "kvcache_forward": (_kvcache, _FORWARD),
