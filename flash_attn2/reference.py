@@ -110,7 +110,7 @@ def scores(
         s = s - slopes.to(s.dtype)[..., None, None] * (diagonal - col).abs()
     if bias is not None:
         s = s + bias.to(s.dtype)
-    if relative_bias is not None and s.numel() != 0:
+    if relative_bias is not None:
         s = s + relative_bias.to(s.dtype)[:, col - row + seqlen_q - 1]
 
     visible = ((row < end_q) & (col < end_k)).expand(s.shape)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .biases import bias_specs
 from .layout import PLAIN, Layout, Spec
 from .masks import MaskSpec
 from .memory import guarded_copy
@@ -52,8 +53,8 @@ def described(problem: Problem) -> Call:
         "cache": "flash_attn_with_kvcache",
     }
     arguments = (_cache_arguments if problem.kind == "cache" else _arguments)(problem)
-    arguments |= _options(problem) | _block_mask(problem)
-    names = ("q", "k", "v", "kv", "qkv", "sink")
+    arguments |= _options(problem) | _block_mask(problem) | _biases(problem)
+    names = ("q", "k", "v", "kv", "qkv", "sink", "bias", "relative_bias")
     gradient = problem.path == "gradient"
     packed = problem.kind in ("varlen", "paged") or problem.cache.packed
     end = sum(problem.seqlens_q) if packed else None
@@ -186,6 +187,12 @@ def _block_mask(problem: Problem) -> dict[str, Any]:
     heads = {"one": 1, "kv": heads_kv, "all": heads_kv * group}[mask.heads]
     lengths = (max(x, default=3) for x in (problem.seqlens_q, problem.seqlens_k))
     return {"block_mask": MaskSpec((batch, heads, *lengths), mask, problem.seed + 11)}
+
+
+def _biases(problem: Problem) -> dict[str, Any]:
+    size = len(problem.seqlens_q), problem.heads[0] * problem.heads[1]
+    lengths = (max(x, default=3) for x in (problem.seqlens_q, problem.seqlens_k))
+    return bias_specs(problem.biases, (*size, *lengths), _dtype(problem), problem.seed + 12)
 
 
 def _options(problem: Problem) -> dict[str, Any]:

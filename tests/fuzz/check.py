@@ -228,6 +228,8 @@ def compare(
             errors[name] = max(errors[name], distance(low[name], right[name]))
     for name, x in actual.items():
         rounding = cancelling if name.startswith("gradient") else 0.0
+        if name.endswith("bias"):
+            rounding = cancelling_in_bias(problem, call, exact["out"], x)
         compare_one(problem, name, x, exact[name], errors[name] + rounding, largest)
 
 
@@ -266,6 +268,9 @@ def largest_term(problem: Problem, given: dict[str, Any]) -> float:
             x = given[name].double().nan_to_num(0, 0, 0)
             norms.append(x.norm(dim=-1).amax().item() if x.numel() else 0.0)
     largest = scale * norms[0] * norms[-1]
+    for name in ("bias", "relative_bias"):
+        if name in given and given[name].numel():
+            largest += given[name].double().nan_to_num(0, 0, 0).abs().max().item()
     if "alibi_slopes" in given and given["alibi_slopes"].numel():
         longest = max((*problem.seqlens_q, *problem.seqlens_k, 0)) + max(
             problem.cache.new, default=0
@@ -280,10 +285,9 @@ def cancelling_terms(problem: Problem, call: Call, given: dict[str, Any], out: T
     The gradient of a score is P (dP - D). Where few keys share a row, the difference is small and
     the reference, which does not go by out, may make no error at all.
     """
-    if call.grad_out is None or out.numel() == 0:
+    products = rounding_of_out(problem, call, out)
+    if products == 0:
         return 0.0
-    grad_out = call.grad_out.build(problem.behind).double().nan_to_num(0)
-    products = (out.double() * grad_out).abs().sum(-1).max().item()
     scale = problem.options.softmax_scale
     scale = problem.head_dim**-0.5 if scale is None else scale
     entries = max(
@@ -291,8 +295,24 @@ def cancelling_terms(problem: Problem, call: Call, given: dict[str, Any], out: T
         for name in ("q", "k", "kv", "qkv")
         if name in given and given[name].numel()
     )
-    eps = torch.finfo(getattr(torch, problem.dtype)).eps
-    return eps / 2 * products * scale * entries
+    return products * scale * entries
+
+
+def cancelling_in_bias(problem: Problem, call: Call, out: Tensor, gradient: Tensor) -> float:
+    """The same of a bias, an entry of which adds up what its rows make of it."""
+    if gradient.numel() == 0:
+        return 0.0
+    rows = out.shape[:-1].numel() // (gradient.numel() // gradient.shape[-1])
+    return 4 * rounding_of_out(problem, call, out) * max(1, rows) ** 0.5
+
+
+def rounding_of_out(problem: Problem, call: Call, out: Tensor) -> float:
+    """What it makes of D."""
+    if call.grad_out is None or out.numel() == 0:
+        return 0.0
+    grad_out = call.grad_out.build(problem.behind).double().nan_to_num(0)
+    products = (out.double() * grad_out).abs().sum(-1).max().item()
+    return torch.finfo(getattr(torch, problem.dtype)).eps / 2 * products
 
 
 def compare_one(

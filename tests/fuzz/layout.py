@@ -105,6 +105,9 @@ VALUES: dict[str, tuple[str, str, str]] = {
 }
 # cos and sin of angles need not belong together.
 VALUES["angles"] = ("", "", "torch.randn(size).cos()")
+# Of biases.
+VALUES["hiding"] = ("", "", "torch.where(torch.rand(size) < 0.3, -torch.inf, torch.randn(size))")
+OF_OTHERS = ("angles", "hiding")  # than queries, keys and values
 _ROLES = {"q": 0, "qkv": 0, "k": 1, "kv": 1, "k_cache": 1}
 
 

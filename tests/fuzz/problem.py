@@ -7,7 +7,8 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .layout import PLAIN, VALUES, Layout, drawn_layout, short_repr
+from .biases import NO_BIASES, Biases, drawn_biases
+from .layout import OF_OTHERS, PLAIN, VALUES, Layout, drawn_layout, short_repr
 from .masks import NO_MASK, Mask, drawn_mask
 
 KINDS = ("dense", "dense", "varlen", "varlen", "paged", "cache", "cache")
@@ -74,6 +75,7 @@ class Problem:
     options: Options = Options()
     cache: CacheUse = CacheUse()
     mask: Mask = NO_MASK  # of dense problems
+    biases: Biases = NO_BIASES  # likewise
     behind: bool = True  # where guard pages lie
     threads: int = 1
     hostile: int = 0  # seed of lengths, tables and positions that no check has seen; 0: none
@@ -99,6 +101,7 @@ LIMITS = {
 }
 _HOSTILE = 0.05  # share of problems
 _MASKED = 0.4  # share of dense ones
+_BIASED = 0.3  # likewise
 _EDGES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257)
 _HEAD_DIMS = (1, 2, 7, 8, 16, 32, 33, 40, 64, 64, 64, 72, 80, 96, 100, 128, 128, 160, 192, 256)
 _SETTINGS = (
@@ -131,7 +134,7 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
     values = (
         "normal"
         if draw.random() < 0.6
-        else draw.choice([name for name in VALUES if name != "angles"])
+        else draw.choice([name for name in VALUES if name not in OF_OTHERS])
     )
     problem = Problem(
         kind,
@@ -162,6 +165,9 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
     if kind == "dense" and backend == "cpu" and draw.random() < _MASKED:
         hostile = 1 + draw.randrange(10**6) if draw.random() < _HOSTILE else 0
         problem = replace(problem, mask=drawn_mask(draw), hostile=hostile)
+    other = random.Random(f"{seed} {number} biases")
+    if kind == "dense" and backend == "cpu" and other.random() < _BIASED:
+        problem = replace(problem, biases=drawn_biases(other))
     return possible(_cut(problem, limits.work))
 
 

@@ -125,7 +125,7 @@ def tensor_lines(target: str, spec: Spec) -> list[str]:
     if "size" in spec.expression.replace("(size)", ""):
         lines.append(f"size = {spec.size}")
         expression = spec.expression
-    lines += [f"torch.manual_seed({spec.seed})", f"values = {expression}.to(x.dtype)"]
+    lines += [f"torch.manual_seed({spec.seed})", f"values = ({expression}).to(x.dtype)"]
     once = ", ".join(":1" if stride == 0 else ":" for stride in spec.strides)
     filled = (
         [once]

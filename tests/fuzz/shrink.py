@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
+from .biases import NO_BIASES, Biases
 from .layout import PLAIN
 from .masks import NO_MASK
 from .problem import CacheUse, Options, Problem, possible
@@ -91,6 +92,12 @@ def _with_less(problem: Problem) -> Iterator[Problem]:
         yield replace(problem, mask=NO_MASK)
         for name, value in (("heads", "one"), ("per_sequence", False), ("as_partial", 0.0)):
             yield replace(problem, mask=replace(problem.mask, **{name: value}))
+    if problem.biases != NO_BIASES:
+        yield replace(problem, biases=NO_BIASES)
+        for field in fields(Biases):
+            if getattr(problem.biases, field.name) != field.default:
+                biases = replace(problem.biases, **{field.name: field.default})
+                yield replace(problem, biases=biases)
     simple: dict[str, Any] = {
         "path": "direct",
         "more": "",

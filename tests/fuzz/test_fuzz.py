@@ -15,6 +15,7 @@ import torch
 
 import flash_attn2
 from fuzz import check, worker
+from fuzz.biases import Biases  # noqa: F401 (read by eval)
 from fuzz.layout import PLAIN, VALUES, Layout, Spec
 from fuzz.masks import Mask  # noqa: F401 (read by eval)
 from fuzz.problem import CacheUse, Options, Problem, drawn  # noqa: F401 (read by eval)
@@ -52,6 +53,7 @@ OF_EACH_KIND = [
         lambda p: p.kind == "dense" and p.path == "gradient" and p.more,
         lambda p: p.kind == "dense" and p.packing == "qkv" and p.options.dropout_p > 0,
         lambda p: p.mask.as_partial > 0 and p.path == "gradient" and p.seqlens_q and not p.hostile,
+        lambda p: p.biases.rank and p.biases.relative and p.path == "gradient" and p.seqlens_q,
         lambda p: p.kind == "varlen" and p.path == "gradient" and p.packing == "kv" and p.more,
         lambda p: p.kind == "varlen" and p.packing == "qkv" and p.path == "profiler",
         lambda p: p.kind == "paged" and p.used and p.seqlens_q,
