@@ -54,8 +54,10 @@ seqlen_q, seqlen_k), negative where dropout dropped the entry and not scaled by 
 It takes quadratic memory: a means of inspection, which has no gradient.
 
 out and lse have gradients with respect to the tensors of queries, keys and values, as they were
-given (packed ones get one packed gradient), and to sink. Attention is recomputed for them: of a
-call nothing is kept but its tensors, out, lse and the 16 bytes that make the dropout mask.
+given (packed ones get one packed gradient), to sink and to both biases, in their dtypes; those of
+biases are the same bits in every run, and computed only where a bias requires grad. Attention is
+recomputed for them: of a call nothing is kept but its tensors, out, lse and the 16 bytes that make
+the dropout mask.
 Logits may have any size up to the largest float32: out and lse are right. So are the gradients on
 the CPU; on CUDA they are finite, and the share of a row may be too small by 2^-21 * |lse| of it,
 which counts beside the rounding of the dtype from |lse| of about 500 (float16) or 4000 (bfloat16).
