@@ -73,24 +73,25 @@ class Run {
   // Neighbouring tasks are neighbouring heads, whose keys lie beside each other in memory.
   void run_task(int64_t task, void* scratch) {
     Unit const& unit = unit_of(task);
-    auto const& [batch, count, first, cost, q_seq, k_seq] = unit.chunk;
+    ScheduledChunk const& from = unit.chunk;
     KeySplits const& splits = unit.splits;
-    int32_t const groups = head_groups(params_, unit);
+    int32_t const groups = head_groups(unit);
     auto const split = static_cast<int32_t>((task - unit.first_task) / groups);
     auto const group = static_cast<int32_t>((task - unit.first_task) % groups);
-    int32_t const head_kv = group * unit.heads;
-    int32_t const heads = std::min(unit.heads, params_.num_heads_kv - head_kv);
+    int32_t const first_head = group * unit.heads;  // of the chunk's
+    int32_t const heads = std::min(unit.heads, from.num_heads - first_head);
+    int32_t const head_kv = from.first_head + first_head;
     int32_t const begin = splits.begin + split * splits.length;
-    ForwardChunk chunk{{batch, head_kv, first, count, q_seq, k_seq},
+    ForwardChunk chunk{{from.batch, head_kv, from.first, from.count, from.q_seq, from.k_seq},
                        heads,
                        begin,
                        std::min(begin + splits.length, splits.end),
                        nullptr};
     if (splits.count == 1) return kernel_.run(params_, chunk, scratch);
 
-    char* const results =
-        partial_ + partial_bytes(unit.first_result + int64_t(head_kv) * splits.count * count);
-    chunk.partial = results + partial_bytes(int64_t(split) * heads * count);
+    char* const results = partial_ + partial_bytes(unit.first_result +
+                                                   int64_t(first_head) * splits.count * from.count);
+    chunk.partial = results + partial_bytes(int64_t(split) * heads * from.count);
     kernel_.run(params_, chunk, scratch);
     // The last one combines them all.
     int64_t const counter = (&unit - units_.data()) * params_.num_heads_kv + head_kv;

@@ -14,7 +14,7 @@
 namespace fa2::cpu {
 
 struct FwdPlan {
-  // A chunk and the splits of its keys, to be run for every `heads` KV heads.
+  // A chunk and the splits of its keys, to be run for every `heads` of its KV heads.
   struct Unit {
     ScheduledChunk chunk;
     KeySplits splits;
@@ -42,7 +42,7 @@ struct FwdPlan {
 };
 
 // How many groups of `heads` KV heads a unit is run for.
-int32_t head_groups(FwdParams const& params, FwdPlan::Unit const& unit);
+int32_t head_groups(FwdPlan::Unit const& unit);
 
 // Throws Error for what nobody could mean (checks.h).
 FwdPlan plan_forward(FwdParams const& params, int num_threads);

@@ -29,6 +29,20 @@ struct Chain {
   size_t length() const { return end - begin; }
 };
 
+// Of the chunks from `begin` on, in one KV head. Those of a block mask may differ from the mean.
+int64_t chain_cost(FwdParams const& params, std::vector<ScheduledChunk> const& chunks, size_t begin,
+                   int32_t head) {
+  bool const differs = params.block_mask.row_offsets != nullptr && params.block_mask.heads > 1;
+  int64_t cost = 0;
+  for (size_t i = begin; i < chunks.size(); ++i) {
+    ScheduledChunk chunk = chunks[i];
+    chunk.first_head = head;
+    chunk.num_heads = 1;
+    cost += differs ? chunk_cost(params, chunk) : chunk.cost;
+  }
+  return cost;
+}
+
 // Cuts all sequences and lists their chains, the most expensive first. A sequence without queries
 // has gradients of keys, too: it gets an empty chunk.
 std::vector<Chain> make_chains(FwdParams const& params, int64_t chunk_queries,
@@ -42,9 +56,8 @@ std::vector<Chain> make_chains(FwdParams const& params, int64_t chunk_queries,
       if (k_seq.length == 0) continue;
       chunks.push_back({.batch = batch, .k_seq = k_seq});
     }
-    int64_t cost = 0;
-    for (size_t i = begin; i < chunks.size(); ++i) cost += chunks[i].cost;
     for (int32_t head = 0; head < params.num_heads_kv; ++head) {
+      int64_t const cost = chain_cost(params, chunks, begin, head);
       chains.push_back({batch, head, begin, chunks.size(), cost});
     }
   }

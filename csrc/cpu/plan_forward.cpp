@@ -12,9 +12,6 @@ namespace {
 using Unit = FwdPlan::Unit;
 using Round = FwdPlan::Round;
 
-// Partial results that are kept at a time, unless those of a single chunk are larger.
-constexpr size_t kPartialBytes = 8 << 20;
-
 // Tasks per thread that keep dynamic scheduling balanced.
 constexpr int64_t kTasksPerThread = 8;
 
@@ -27,7 +24,7 @@ void add_units(FwdParams const& params, FwdPlan& plan) {
         {.chunk = chunk,
          .splits = cut_keys(params, chunk, plan.kernel.key_block),
          .heads = plan.kernel.heads_together(params, chunk.q_seq.length, chunk.k_seq.length)});
-    single_heads += int64_t(plan.units->back().splits.count) * params.num_heads_kv;
+    single_heads += int64_t(plan.units->back().splits.count) * chunk.num_heads;
   }
   if (plan.num_threads == 1) return;
   // Threads without work are worse than heads apart.
@@ -41,13 +38,13 @@ void add_units(FwdParams const& params, FwdPlan& plan) {
 // Numbers the tasks and partial results of the units from `begin` on, as many as have room.
 Round next_round(FwdParams const& params, FwdPlan& plan, size_t begin) {
   Round round{.begin = begin, .end = begin};
-  size_t const result_bytes = plan.kernel.partial_bytes(params.head_dim);
+  auto const result_bytes = static_cast<int64_t>(plan.kernel.partial_bytes(params.head_dim));
   for (; round.end < plan.units->size(); ++round.end) {
     Unit& unit = (*plan.units)[round.end];
-    int64_t const tasks = int64_t(unit.splits.count) * head_groups(params, unit);
+    int64_t const tasks = int64_t(unit.splits.count) * head_groups(unit);
     int64_t const results = unit.splits.count == 1 ? 0
                                                    : int64_t(unit.splits.count) *
-                                                         params.num_heads_kv * unit.chunk.count;
+                                                         unit.chunk.num_heads * unit.chunk.count;
     bool const first = round.end == begin;
     if (!first && result_bytes * (round.num_results + results) > kPartialBytes) break;
     round.tasks_of_each = first || tasks == round.tasks_of_each ? tasks : 0;
@@ -56,15 +53,15 @@ Round next_round(FwdParams const& params, FwdPlan& plan, size_t begin) {
     round.num_tasks += tasks;
     round.num_results += results;
     round.most_queries = std::max(round.most_queries, unit.chunk.count);
-    round.multiply_adds += unit.chunk.cost * params.num_heads_kv * params.head_dim * 2;
+    round.multiply_adds += unit.chunk.cost * unit.chunk.num_heads * params.head_dim * 2;
   }
   return round;
 }
 
 }  // namespace
 
-int32_t head_groups(FwdParams const& params, Unit const& unit) {
-  return (params.num_heads_kv + unit.heads - 1) / unit.heads;
+int32_t head_groups(Unit const& unit) {
+  return (unit.chunk.num_heads + unit.heads - 1) / unit.heads;
 }
 
 FwdPlan plan_forward(FwdParams const& params, int num_threads) {

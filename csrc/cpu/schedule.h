@@ -8,15 +8,22 @@
 
 namespace fa2::cpu {
 
-// A chunk of queries, to be run once for every KV head. Lengths are read once, here: whatever
-// another thread does to the caller's tensors meanwhile, plan and work agree.
+// Partial results that are kept at a time, unless those of a single chunk are larger.
+inline constexpr int64_t kPartialBytes = 8 << 20;
+
+// A chunk of queries, to be run once for each of its KV heads: of all of them, unless a block mask
+// has lists for each. Lengths are read once, here: whatever another thread does to the caller's
+// tensors meanwhile, plan and work agree.
 struct ScheduledChunk {
   int32_t batch;
   int32_t count;
   int64_t first;
-  int64_t cost;  // multiply-adds per head dim
+  int64_t cost;  // multiply-adds per head dim, of one KV head
   SeqInfo q_seq;
   SeqInfo k_seq;
+  int32_t first_head = 0;
+  int32_t num_heads = 0;
+  bool lists_many = false;  // every tile lists so many blocks of keys that they are cut into splits
 };
 
 // Fills `chunks`, the most expensive first: short ones at the end even out the threads.
@@ -24,7 +31,8 @@ void schedule_forward(FwdParams const& params, ForwardKernel const& kernel, int 
                       std::vector<ScheduledChunk>& chunks);
 
 // How the keys of a sequence are cut: split i is [begin + i * length, begin + (i + 1) * length), up
-// to `end`. Depends on nothing but the sequence, and so do its results.
+// to `end`. Depends on nothing but the sequence and, with a block mask, on what a tile of queries
+// lists itself; and so do their results.
 struct KeySplits {
   int32_t begin;
   int32_t end;
@@ -38,6 +46,9 @@ KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t
 // Appends the chunks of `chunk_queries` queries of one sequence, first to last.
 void cut_sequence(FwdParams const& params, int32_t batch, int64_t chunk_queries,
                   std::vector<ScheduledChunk>& chunks);
+
+// The cost of a chunk, from its queries and heads.
+int64_t chunk_cost(FwdParams const& params, ScheduledChunk const& chunk);
 
 // Tiles per chunk: `most`, unless threads would run out of chunks.
 int64_t tiles_per_chunk(FwdParams const& params, int32_t tile_queries, int32_t most,

@@ -1,5 +1,6 @@
 #include "cpu/turns.h"
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -18,6 +19,15 @@ void Turn::wait_for(int32_t key) const {
 
 void Turn::leave(int32_t key) {
   std::atomic_ref<int32_t>(own_).store(key, std::memory_order_release);
+}
+
+void Turn::pass(int32_t key) {
+  if (before_ != nullptr) {
+    // The next link waits for this one alone.
+    std::atomic_ref<int32_t> const before(*before_);
+    key = std::max(key, before.load(std::memory_order_acquire));
+  }
+  leave(key);
 }
 
 }  // namespace fa2::cpu

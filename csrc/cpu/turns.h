@@ -23,6 +23,9 @@ class Turn {
   // Returns when the previous link's progress has come down to `key`.
   void wait_for(int32_t key) const;
   void leave(int32_t key);
+  // Of keys from `key` on, this link adds to none: it has left those that the link before it has.
+  // Does not wait.
+  void pass(int32_t key);
 
  private:
   int32_t& own_;

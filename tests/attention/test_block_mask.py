@@ -16,7 +16,7 @@ from flash_attn2 import (
     flash_attn_kvpacked_func,
     flash_attn_qkvpacked_func,
 )
-from flash_attn2.masks import BlockMask
+from flash_attn2.masks import BlockMask, causal, window
 from flash_attn2.reference import attention_reference
 
 # What has kernels with a block mask.
@@ -247,6 +247,53 @@ def test_causal_as_a_list(lengths: tuple[int, int], target: Target) -> None:
             results(*qkv, deterministic=True, block_mask=mask),
             results(*qkv, deterministic=True, causal=True),
         )
+
+
+@targets(CPU)
+def test_causal_as_a_list_of_many(target: Target) -> None:
+    """Rows that list more than 256 blocks have their keys cut, wherever they stand."""
+    lengths = (300, 16500)
+    below_the_cut = 128
+    q, k, v = drawn_qkv(target, 1, lengths, (2, 1))
+    listed = causal().build(*lengths)
+    assert listed.row_offsets.diff().flatten().tolist() == [255, 256, 257, 258, 258]
+    out, lse = flash_attn_func(q, k, v, block_mask=listed, return_lse=True)
+    dense = flash_attn_func(q, k, v, causal=True, return_lse=True)
+    assert torch.equal(out[:, :below_the_cut], dense[0][:, :below_the_cut])
+    assert torch.equal(lse[..., :below_the_cut], dense[1][..., :below_the_cut])
+    assert not torch.equal(lse, dense[1])
+    check_dense(q, k, v, block_mask=listed)
+    # The same rows alone, and beside other sequences and heads.
+    rows = slice(192, 300)
+    alone = BlockMask.from_dense(causal_pairs(*lengths)[rows].repeat(2, 1))
+    twice = q[:, rows].repeat(1, 2, 1, 1)
+    found = flash_attn_func(twice, k, v, block_mask=alone)
+    assert torch.equal(found[:, : 300 - 192], out[:, rows])
+    for count in (1, 3):
+        with num_threads(count):
+            both = flash_attn_func(
+                *(torch.cat([x, x]) for x in (q, k, v)), block_mask=listed, return_lse=True
+            )
+        assert torch.equal(both[0][1:], out)
+        assert torch.equal(both[1][1:], lse)
+
+
+@targets(CPU)
+def test_heads_that_list_many(target: Target) -> None:
+    """Every head is cut by its own list."""
+    lengths = (150, 16500)
+    q, k, v = drawn_qkv(target, 1, lengths, (2, 2))
+    few = window(100, 100)
+    both = BlockMask.from_dense(
+        torch.stack([m.build(*lengths).to_dense()[0, 0] for m in (few, ~few)])[None]
+    )
+    out, lse = flash_attn_func(q, k, v, block_mask=both, return_lse=True)
+    for head, pattern in enumerate((few, ~few)):
+        q1, k1, v1 = (x[:, :, head : head + 1] for x in (q, k, v))
+        one = flash_attn_func(q1, k1, v1, block_mask=pattern.build(*lengths), return_lse=True)
+        assert torch.equal(one[0][:, :, 0], out[:, :, head])
+        assert torch.equal(one[1][:, 0], lse[:, head])
+    check_dense(q, k, v, block_mask=both)
 
 
 @targets(CPU)

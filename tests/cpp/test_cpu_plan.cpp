@@ -32,8 +32,8 @@ TEST(rounds_hold_all_units) {
       cpu::FwdPlan::Unit const& unit = (*plan.units)[i];
       EXPECT_EQ(unit.first_task, tasks);
       EXPECT_EQ(unit.first_result, results);
-      tasks += int64_t(unit.splits.count) * cpu::head_groups(x.p, unit);
-      results += int64_t(unit.splits.count) * x.p.num_heads_kv * unit.chunk.count;
+      tasks += int64_t(unit.splits.count) * cpu::head_groups(unit);
+      results += int64_t(unit.splits.count) * unit.chunk.num_heads * unit.chunk.count;
     }
     EXPECT_EQ(round.num_tasks, tasks);
     EXPECT_EQ(round.num_results, results);
