@@ -16,7 +16,7 @@ from flash_attn2 import build_info
 from flash_attn2.bench import suites
 from flash_attn2.bench.cases import DTYPES
 from flash_attn2.bench.corpus import UNITS
-from flash_attn2.bench.modes import DECODE
+from flash_attn2.bench.modes import DECODE, SPARSE
 from flash_attn2.bench.suite import UsageError
 from flash_attn2.bench.timing import Budget
 
@@ -35,8 +35,8 @@ _DESCRIPTION = """\
 Runs flash_attn2, PyTorch's scaled_dot_product_attention and standard attention side by side: a
 sweep of head dimensions, a sweep of sequence lengths, and the attention layers of real models on
 real text (the source files of Python's standard library); or decoding over a KV cache, by batch,
-length, group size and page size. Shows a table, and writes every sample and plots to the output
-folder.
+length, group size and page size; or block masks, by pattern and length. Shows a table, and writes
+every sample and plots to the output folder.
 """
 
 
@@ -53,7 +53,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--mode",
         choices=tuple(suites.SELECT),
         default="fwd",
-        help="the forward pass (default), the backward pass, both, or decoding over a KV cache",
+        help="the forward pass (default), the backward pass, both, decoding over a KV cache, or "
+        "block masks",
     )
     what.add_argument(
         "--dtype",
@@ -93,7 +94,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=_positive_float,
         metavar="GIB",
         help="leave standard attention out where its scores, and all of their size that a "
-        f"backward pass needs, are larger (default: {suites.STANDARD_LIMIT:g})",
+        f"backward pass needs, are larger (default: {suites.STANDARD_LIMIT:g}). With --mode "
+        f"{SPARSE}: SDPA, where its mask is larger",
     )
     where = parser.add_argument_group("results")
     where.add_argument(

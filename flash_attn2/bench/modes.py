@@ -27,7 +27,9 @@ FORWARD = Mode("fwd", "Forward pass", 1.0)
 BACKWARD = Mode("bwd", "Backward pass", 2.5)
 TRAINING = Mode("fwd+bwd", "Forward and backward pass", 3.5)
 MODES: Mapping[str, Mode] = {mode.name: mode for mode in (FORWARD, BACKWARD, TRAINING)}
-DECODE = "decode"  # beside those, as --mode takes it: of other cases altogether
+# Beside those, as --mode takes them: of other cases altogether.
+DECODE = "decode"
+SPARSE = "sparse"
 
 
 def timed(mode: Mode, call: Call, grad_out: Tensor | None) -> Callable[[], Any]:

@@ -235,6 +235,11 @@ def _format_ratio(ratio: Mapping[str, float] | None) -> str:
     return f"[{style}]{ratio['value']:.2f}x[/] {spread}"
 
 
+def _format_share(share: float | None) -> str:
+    """Empty for all but flash_attn2."""
+    return "" if share is None else f"{share:.0%}"
+
+
 def _known(show: Callable[[float], str]) -> Callable[[float | None], str]:
     return lambda value: "n/a" if value is None else show(value)
 
@@ -252,6 +257,7 @@ _COLUMNS = (
     _Column("throughput", "flops_per_second", functools.partial(format_rate, unit="FLOP/s")),
     _Column("throughput", "bytes_per_second", functools.partial(format_rate, unit="B/s")),
     _Column("of memory", "share_of_memory", "{:.0%}".format),
+    _Column("of dense", "share_of_dense", _format_share),
     _Column("speed-up", "ratio", _format_ratio),
     _Column("extra memory", "extra_bytes", _known(format_bytes)),
     _Column("max error", "error", _known("{:.1e}".format)),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flash_attn2.bench.cases import PROFILES, build_cases
 from flash_attn2.bench.corpus import UNITS, read_corpus
 from flash_attn2.bench.decode import cases as decode
-from flash_attn2.bench.modes import DECODE, MODES
+from flash_attn2.bench.modes import DECODE, MODES, SPARSE
+from flash_attn2.bench.sparse import cases as sparse
 from flash_attn2.bench.suite import Suite, UsageError
 from flash_attn2.bench.timing import Budget
 
@@ -45,10 +46,7 @@ def _attention(args: argparse.Namespace, profile: str) -> Selection:
 
 
 def _decoding(args: argparse.Namespace, profile: str) -> Selection:
-    for name in ("head_dims", "unit", "standard_limit"):
-        if getattr(args, name) is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option}: not an option of --mode {args.mode}")
+    _refuse(args, "head_dims", "unit", "standard_limit")
     sizes = decode.PROFILES[profile].select(args.seqlens, args.dtype)
 
     def suite(cases: Sequence[Any], device: str, budget: Budget) -> Suite[Any]:
@@ -60,10 +58,32 @@ def _decoding(args: argparse.Namespace, profile: str) -> Selection:
     return Selection(decode.build_cases(sizes), about, {}, suite)
 
 
+def _sparse(args: argparse.Namespace, profile: str) -> Selection:
+    _refuse(args, "unit")
+    sizes = sparse.PROFILES[profile].select(args.seqlens, args.head_dims, args.dtype)
+    limit = args.standard_limit or STANDARD_LIMIT
+
+    def suite(cases: Sequence[Any], device: str, budget: Budget) -> Suite[Any]:
+        from flash_attn2.bench.sparse.suite import SparseAttention
+
+        return SparseAttention(cases, device, budget, limit * 2**30)
+
+    about = "One sequence with a block mask."
+    return Selection(sparse.build_cases(sizes), about, {"standard_limit_gib": limit}, suite)
+
+
+def _refuse(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option}: not an option of --mode {args.mode}")
+
+
 # What the options of each mode ask for, of a profile.
 SELECT: Mapping[str, Callable[[argparse.Namespace, str], Selection]] = {
     **dict.fromkeys(MODES, _attention),
     DECODE: _decoding,
+    SPARSE: _sparse,
 }
 
 
@@ -71,11 +91,13 @@ def report(record: Mapping[str, Any]) -> Report:
     """What shows a record of any mode."""
     from flash_attn2.bench.attention_report import AttentionReport
     from flash_attn2.bench.decode.report import DecodeReport
+    from flash_attn2.bench.sparse.report import SparseReport
 
     mode = record["options"].get("mode")
     if mode not in SELECT:
         raise UsageError("not a record of `python -m flash_attn2 bench`")
-    return DecodeReport(record) if mode == DECODE else AttentionReport(record)
+    shown: Mapping[str, type[Report]] = {DECODE: DecodeReport, SPARSE: SparseReport}
+    return shown.get(mode, AttentionReport)(record)
 
 
 def suffix(mode: str) -> str:

@@ -1,0 +1,1 @@
+"""Attention with block masks: patterns, their peers and shares of the dense rate."""
