@@ -99,18 +99,6 @@ def lower_relative_bias(bias: Tensor, seqlen_q: int) -> dict[str, Any]:
     return _fields(bias, (seqlen_q - 1) * stride, 0, head_stride, -stride, stride)
 
 
-def lower_bias_sums(
-    bias: Tensor | None, relative_bias: Tensor | None, seqlen_q: int
-) -> dict[str, Any]:
-    """Where the gradients of biases are summed."""
-    fields = {}
-    if bias is not None:
-        fields["grad_bias"] = lower_bias(bias)
-    if relative_bias is not None:
-        fields["grad_relative_bias"] = lower_relative_bias(relative_bias, seqlen_q)
-    return fields
-
-
 def _fields(bias: Tensor, first: int, *strides: int) -> dict[str, Any]:
     batch_stride, head_stride, row_stride, col_stride = strides
     return {

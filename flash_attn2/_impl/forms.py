@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from flash_attn2._impl import cache_checks, cache_values, checks, launch, schema
+from flash_attn2._impl.bias_backward import bias_backward
 from flash_attn2._impl.problem import Problem, Result, unpacked, with_qkv
 from flash_attn2._impl.schema import Signature
 
@@ -43,7 +44,7 @@ BIASES = replace(
     DENSE,
     backward_op="bias_backward",
     backward_signature=schema.BIAS_BACKWARD,
-    backward=launch.bias_backward,
+    backward=bias_backward,
 )
 VARLEN = Form(
     "varlen_forward",

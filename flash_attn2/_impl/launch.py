@@ -15,14 +15,11 @@ from torch import Tensor, contiguous_format
 
 from flash_attn2._impl import backends, overlap
 from flash_attn2._impl.backends import Backend
-from flash_attn2._impl.biases import lower_bias_sums
 from flash_attn2._impl.lower import lower, lower_append, with_addresses
 from flash_attn2._impl.problem import (
     NO_PAGES,
     NO_SCORE_MOD,
     NO_SEQLENS,
-    BiasGradient,
-    BiasGradients,
     Gradient,
     Gradients,
     Problem,
@@ -141,21 +138,14 @@ def backward(gradient: Gradient) -> Gradients:
     lse = p.lse.contiguous()  # type: ignore[union-attr]
     rng_state = None if drop_rng is None else drop_rng.contiguous()
     if lse.numel() != 0:
-        if grad_out is None:
-            grad_out = q.new_zeros(q.shape[-1]).expand(q.shape)
-        else:
-            grad_out = readable(grad_out.to(q.dtype), backend)
-        if grad_lse is not None:
-            grad_lse = grad_lse.to(torch.float32).contiguous()
         grad_q, grad_k, grad_v = unpacked(*grads)  # type: ignore[arg-type]
+        incoming = readable_incoming(grad_out, grad_lse, q, backend)  # held until kernels have run
         problem: dict[str, Any] = {
-            "grad_out": grad_out,
+            **incoming,
             "grad_q": grad_q,
             "grad_k": grad_k,
             "grad_v": grad_v,
         }
-        if grad_lse is not None:
-            problem["grad_lse"] = grad_lse
         if grad_sink is not None:
             problem["grad_sink"] = grad_sink
         with_addresses(problem)
@@ -170,49 +160,17 @@ def backward(gradient: Gradient) -> Gradients:
     return *grads, grad_sink  # type: ignore[return-value]
 
 
-def bias_backward(gradient: BiasGradient) -> BiasGradients:
-    """Gradients of the biases that they are wanted of, None of others."""
-    grad_out, grad_lse, p, of_bias, of_relative_bias = gradient
-    assert p.out is not None
-    assert p.lse is not None
-    if p.v is None:
-        q, k, v = unpacked(p.q, p.k, p.v)
-        p = with_qkv(p, q, k, v)
-    score_mod, drop_rng = p.options.score_mod, p.options.dropout.rng_state
-    backend = backends.serving(p.q)
-    dtype_name = backend.dtype_name(p.q.dtype)
-    if p.options.block_mask.row_offsets is not None:
-        backend.require_block_masks()
-    backend.require_biases(score_mod)
-    head_dim = p.q.shape[-1]
-    p = readable_problem(p, backend, over_cache=False)
-    q, out = p.q, readable(p.out, backend)  # type: ignore[arg-type]
-    sum_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-
-    def sums_of(bias: Tensor | None, wanted: bool) -> Tensor | None:
-        if bias is None or not wanted:
-            return None
-        return torch.zeros(bias.shape, dtype=sum_dtype, device=q.device)
-
-    sums = sums_of(score_mod.bias, of_bias), sums_of(score_mod.relative_bias, of_relative_bias)
-    lse = p.lse.contiguous()  # type: ignore[union-attr]
-    rng_state = None if drop_rng is None else drop_rng.contiguous()
-    if lse.numel() != 0 and any(x is not None for x in sums):
-        if grad_out is None:
-            grad_out = q.new_zeros(q.shape[-1]).expand(q.shape)
-        else:
-            grad_out = readable(grad_out.to(q.dtype), backend)
-        if grad_lse is not None:
-            grad_lse = grad_lse.to(torch.float32).contiguous()
-        problem: dict[str, Any] = {"grad_out": grad_out, "grad_lse": grad_lse}
-        with_addresses(problem)
-        problem |= lower_bias_sums(*sums, q.shape[1])
-        problem["forward"] = lower(p, dtype_name, out, lse, rng_state, head_dim)
-        backend.run(backend.module.bias_backward, problem, q.device)
-    return (
-        None if sums[0] is None else sums[0].to(score_mod.bias.dtype),  # type: ignore[union-attr]
-        None if sums[1] is None else sums[1].to(score_mod.relative_bias.dtype),  # type: ignore[union-attr]
-    )
+def readable_incoming(
+    grad_out: Tensor | None, grad_lse: Tensor | None, q: Tensor, backend: Backend
+) -> dict[str, Tensor]:
+    """Gradients of out and lse by name, as backward passes read them."""
+    if grad_out is None:
+        grad_out = q.new_zeros(q.shape[-1]).expand(q.shape)
+    else:
+        grad_out = readable(grad_out.to(q.dtype), backend)
+    if grad_lse is None:
+        return {"grad_out": grad_out}
+    return {"grad_out": grad_out, "grad_lse": grad_lse.to(torch.float32).contiguous()}
 
 
 # Direct calls: the native module looks at the tensors and checks everything for itself, and takes
