@@ -61,8 +61,8 @@ the dropout mask.
 Logits may have any size up to the largest float32: out and lse are right. So are the gradients on
 the CPU; on CUDA they are finite, and the share of a row may be too small by 2^-21 * |lse| of it,
 which counts beside the rounding of the dtype from |lse| of about 500 (float16) or 4000 (bfloat16).
-alibi_slopes get no gradient, and there is neither a second derivative nor forward mode (jvp,
-jacfwd, dual tensors): NotImplementedError.
+alibi_slopes get no gradient (a relative_bias does), and there is neither a second derivative nor
+forward mode (jvp, jacfwd, dual tensors): NotImplementedError.
 
 dtypes: float16 and bfloat16 everywhere, float32 and float64 on the CPU; inside torch.autocast,
 float32 becomes its dtype. Tensors may have any strides; a last stride other than 1 costs a copy.
