@@ -44,7 +44,7 @@ set(FA2_sm80_bwd_rows_TYPE BwdRowsInstance)
 set(FA2_sm80_bwd_rows_HEADER backward/rows_instance.h)
 
 set(FA2_sm80_ELEMENTS float16 bfloat16)
-set(FA2_sm80_VARIANTS Plain Modified Dropout)
+set(FA2_sm80_VARIANTS Plain Modified Dropout Listed ListedDropout)
 set(FA2_sm80_SPLIT_VARIANTS Plain Modified)  # a KV cache knows no dropout
 set(FA2_sm80_fwd_SMALL_BUCKETS 192 256)      # has_small_tile in sm80/tiles.h
 set(FA2_sm80_bwd_SMALL_BUCKETS 128 192 256)  # has_small_bwd_tile in sm80/backward/tiles.h

@@ -13,8 +13,9 @@ FA2_HD int32_t mask_blocks(int32_t seqlen) {
   return (seqlen + BlockMask::kBlock - 1) / BlockMask::kBlock;
 }
 
-// Entries [begin, end) of a mask: those of one block of queries.
-struct ListedEntries {
+// Entries [begin, end) of a mask: those of one block of queries. Aligned, so that devices load it
+// at once.
+struct alignas(16) ListedEntries {
   int64_t begin;
   int64_t end;
 };
@@ -37,11 +38,18 @@ FA2_HD ListedEntries listed_entries(FwdParams const& p, int32_t batch, int32_t h
   return {begin, bounded(offsets[1], begin)};
 }
 
-// A word for each query of the block, a bit for each key; null: every pair is visible.
-FA2_HD uint64_t const* listed_words(BlockMask const& mask, int64_t entry) {
+// Index into the bits; 0: every pair is visible.
+FA2_HD int32_t listed_tile(BlockMask const& mask, int64_t entry) {
   int32_t const tile = mask.tiles[entry];
-  return tile <= 0 || tile >= mask.num_tiles ? nullptr
-                                             : mask.bits + int64_t(tile) * BlockMask::kBlock;
+  return tile <= 0 || tile >= mask.num_tiles ? 0 : tile;
+}
+
+// A word for each query of the block, a bit for each key; null: every pair is visible.
+FA2_HD uint64_t const* tile_words(BlockMask const& mask, int32_t tile) {
+  return tile == 0 ? nullptr : mask.bits + int64_t(tile) * BlockMask::kBlock;
+}
+FA2_HD uint64_t const* listed_words(BlockMask const& mask, int64_t entry) {
+  return tile_words(mask, listed_tile(mask, entry));
 }
 
 enum class Order { kUp, kDown };

@@ -28,8 +28,38 @@ char const* name(Variant variant) {
     case Variant::kPlain: return "plain";
     case Variant::kModified: return "modified";
     case Variant::kDropout: return "dropout";
+    case Variant::kListed: return "listed";
+    case Variant::kListedDropout: return "listed dropout";
   }
   return "?";
+}
+
+Variant variant_of(FwdParams const& p) {
+  bool const dropout = p.dropout.drop_prob > 0;
+  if (p.block_mask.row_offsets != nullptr) {
+    return dropout ? Variant::kListedDropout : Variant::kListed;
+  }
+  if (dropout) return Variant::kDropout;
+  return is_modified(p.score_mod) || p.softmax_scale == 0 ? Variant::kModified : Variant::kPlain;
+}
+
+void check_block_mask(FwdParams const& p) {
+  BlockMask const& mask = p.block_mask;
+  if (mask.row_offsets == nullptr) return;
+  bool const dense = p.seqs_q.cu_seqlens == nullptr && p.seqs_k.cu_seqlens == nullptr &&
+                     p.seqs_q.seqused == nullptr && p.seqs_k.seqused == nullptr &&
+                     p.seqs_k.leftpad == nullptr && p.pages.block_table == nullptr &&
+                     p.num_splits <= 1;
+  FA2_CHECK(dense, "a block mask is for dense queries and keys that are not split");
+  FA2_CHECK(p.window.left == Window::kUnlimited && p.window.right == Window::kUnlimited,
+            "a block mask goes without a window, which it can say itself");
+  FA2_CHECK(mask.heads >= 1 && p.num_heads % mask.heads == 0,
+            "{} heads of a block mask for {} query heads", mask.heads, p.num_heads);
+  FA2_CHECK(mask.num_entries >= 0 && mask.num_tiles >= 0 && mask.batch_stride >= 0,
+            "a block mask of {} entries and {} tiles", mask.num_entries, mask.num_tiles);
+  bool const listed = mask.cols != nullptr && mask.tiles != nullptr;
+  FA2_CHECK(mask.num_entries == 0 || listed, "the block mask has entries but no memory");
+  FA2_CHECK(mask.num_tiles == 0 || mask.bits != nullptr, "the block mask has tiles but no memory");
 }
 
 }  // namespace
@@ -39,19 +69,14 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
             device.arch / 10, device.arch % 10);
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
             "CUDA kernels take float16 and bfloat16");
-  FA2_CHECK(p.block_mask.row_offsets == nullptr, "no kernel of this family takes a block mask");
   FA2_CHECK(!has_bias(p.score_mod), "no kernel of this family takes a bias");
   FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {}",
             std::end(kBuckets)[-1], p.head_dim);
-  Variant variant = Variant::kPlain;
-  if (p.score_mod.softcap > 0 || p.score_mod.alibi_slopes != nullptr || p.softmax_scale == 0) {
-    variant = Variant::kModified;
-  }
-  if (p.dropout.drop_prob > 0) variant = Variant::kDropout;
+  check_block_mask(p);
   int32_t const bucket = *std::lower_bound(std::begin(kBuckets), std::end(kBuckets), p.head_dim);
   bool const small = has_small_tile(bucket) && device.smem_per_block < kLargeSmemBytes;
-  return {p.dtype, bucket, variant, small ? TileKind::kSmall : TileKind::kRegular};
+  return {p.dtype, bucket, variant_of(p), small ? TileKind::kSmall : TileKind::kRegular};
 }
 
 int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device) {

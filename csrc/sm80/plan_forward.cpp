@@ -47,7 +47,7 @@ SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const
                            DeviceInfo const& device) {
   return {
       .unsplit = key.tile,
-      .unsplit_only = key.variant == Variant::kDropout,
+      .unsplit_only = has_dropout(key.variant) || is_listed(key.variant),
       .split_only = p.pages.block_table != nullptr || p.num_splits > 1,
       .packed_q = p.seqs_q.cu_seqlens != nullptr,
       .packed_k = p.seqs_k.cu_seqlens != nullptr,
@@ -233,9 +233,8 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   FA2_CHECK(p.num_splits >= 0 && p.num_splits <= kMaxSplits,
             "num_splits must be from 0 to {}, got {}", kMaxSplits, p.num_splits);
   KernelKey const key = kernel_key(p, device, has_small_tile);
-  FA2_CHECK(
-      key.variant != Variant::kDropout || (p.pages.block_table == nullptr && p.num_splits <= 1),
-      "pages and splits do not go with dropout");
+  FA2_CHECK(!has_dropout(key.variant) || (p.pages.block_table == nullptr && p.num_splits <= 1),
+            "pages and splits do not go with dropout");
   if (p.batch == 0 || p.num_heads == 0 || p.seqs_q.max_seqlen == 0) return {};
   Tiles const tiles(key);
   FwdPlan plan{.rule = sequence_rule(p, key, tiles, device)};

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/score_mod.h"
 #include "sm80/plan.h"
 
 namespace fa2::sm80 {
@@ -13,6 +14,14 @@ namespace fa2::sm80 {
 inline FwdParams runnable(FwdParams params) {
   if (params.softmax_scale == 0 && params.score_mod.softcap == 0) params.score_mod.softcap = 1;
   return params;
+}
+
+// Kernels with a block mask learn from these whether scores are modified: `plain` is what makes
+// powers of two of scores, as they are after that.
+inline ScoreScales kernel_scales(FwdParams const& p) {
+  ScoreScales scales = score_scales<float>(p.softmax_scale, p.score_mod.softcap);
+  if (p.block_mask.row_offsets != nullptr && is_modified(p.score_mod)) scales.plain = kLog2e;
+  return scales;
 }
 
 // With a regular tile. `has_small_tile` says for which buckets there is one for less shared memory.

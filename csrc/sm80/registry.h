@@ -47,6 +47,10 @@ struct BwdRowsInstance {
   Launcher<BwdArgs> row_stats;  // a CTA for each query tile
   Launcher<BwdArgs> grad_q;     // the same
   Launcher<BwdArgs> grad_sink;  // a CTA for each head
+  // With a block mask (lists/columns.h), before all others:
+  Launcher<BwdArgs> mask_rows;      // a CTA for kMaskRowsPerCta rows of the masks
+  Launcher<BwdArgs> count_columns;  // a CTA for each group of key blocks
+  Launcher<BwdArgs> fill_columns;   // the same
 };
 
 // All that were built of one type: specialisations that csrc/instances.cmake generates.

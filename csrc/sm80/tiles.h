@@ -10,7 +10,14 @@ enum class Variant : int32_t {
   kPlain,     // scale only
   kModified,  // softcap and ALiBi
   kDropout,   // kModified with dropout
+  kListed,    // with a block mask; softcap and ALiBi too
+  kListedDropout,
 };
+
+constexpr bool is_listed(Variant variant) { return variant >= Variant::kListed; }
+constexpr bool has_dropout(Variant variant) {
+  return variant == Variant::kDropout || variant == Variant::kListedDropout;
+}
 
 enum class TileKind : int32_t {
   kRegular,
@@ -42,17 +49,19 @@ constexpr bool has_small_tile(int bucket) { return bucket > 128; }
 
 // `bucket` is the head dim rounded up to one of 32, 64, 96, 128, 192, 256. What needs more
 // registers takes fewer keys a step, or does not keep the queries. A Philox call spans 32 keys, so
-// with dropout each warp takes a multiple of them.
+// with dropout each warp takes a multiple of them. Under a block mask tiles consist of its blocks,
+// or blocks of steps.
 constexpr FwdTile fwd_tile(int bucket, Variant variant, bool small) {
-  bool const plain = variant == Variant::kPlain, dropout = variant == Variant::kDropout;
+  bool const plain = variant == Variant::kPlain, dropout = has_dropout(variant);
+  bool const listed = is_listed(variant);
   switch (bucket) {
     case 32: return {32, 32, plain ? 192 : 128, 64, 4, 1, true, 2};
-    case 64: return {64, 64, 128, 64, 4, 1, !dropout, 2};
+    case 64: return {64, 64, 128, dropout && listed ? 32 : 64, 4, 1, !dropout, 2};
     case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
-    case 128: return {128, 128, 128, plain ? 64 : (dropout ? 32 : 48), 4, 1, false, 2};
+    case 128: return {128, 128, 128, dropout ? 32 : (plain || listed ? 64 : 48), 4, 1, false, 2};
     case 192:
       if (small) return {192, 192, 64, 64, 4, 1, false, 1};
-      return {192, 192, 128, dropout ? 64 : 96, 4, 2, false, 1};
+      return {192, 192, 128, dropout || listed ? 64 : 96, 4, 2, false, 1};
     default:
       if (small) return {256, 256, 64, 32, 4, 1, false, 1};
       return {256, 256, 128, 64, 4, 2, false, 1};

@@ -35,8 +35,7 @@ class Backend:
     module: ModuleType
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
-    block_masks: bool  # whether there are kernels with one
-    biases: bool  # likewise
+    biases: bool  # whether there are kernels with one
     forward_direct: Callable[..., bool] | None  # see `launch`
     backward_direct: Callable[..., bool] | None
 
@@ -46,11 +45,6 @@ class Backend:
             allowed = " or ".join(self.dtype_names.values())
             raise TypeError(f"q must be {allowed} on the {self.name} backend, got {dtype}")
         return name
-
-    def require_block_masks(self) -> None:
-        """NotImplementedError where there are no kernels with block_mask."""
-        if not self.block_masks:
-            raise self._no_kernels("block_mask")
 
     def require_biases(self, score_mod: ScoreMod) -> None:
         """NotImplementedError where there are biases, but no kernels with them."""
@@ -127,7 +121,6 @@ def load(name: str) -> Backend:
         module,
         dtype_names,
         aligned=name != "cpu",
-        block_masks=name == "cpu",
         biases=name == "cpu",
         forward_direct=_direct(module, "forward_direct"),
         backward_direct=_direct(module, "backward_direct"),

@@ -45,8 +45,6 @@ def forward(p: Problem, over_cache: bool) -> Result:
     """
     backend = backends.serving(p.q)
     dtype_name = backend.dtype_names.get(p.q.dtype) or backend.dtype_name(p.q.dtype)
-    if p.options.block_mask.row_offsets is not None:
-        backend.require_block_masks()
     if p.options.score_mod is not NO_SCORE_MOD:
         backend.require_biases(p.options.score_mod)
     *batch, rows, num_heads, head_dim = p.q.shape
@@ -118,8 +116,6 @@ def backward(gradient: Gradient) -> Gradients:
         p = with_qkv(p, q, k, v)
     backend = backends.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
-    if p.options.block_mask.row_offsets is not None:
-        backend.require_block_masks()
     if p.options.score_mod is not NO_SCORE_MOD:
         backend.require_biases(p.options.score_mod)
     head_dim = q.shape[-1]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import cpu_tensors_on, cumulative, lengths, mask_arguments, require_backend
+from support import cumulative, lengths, mask_arguments
 from torch.nn.attention import flex_attention
 
 import flash_attn2
@@ -142,21 +142,6 @@ def test_module() -> None:
         Attention(16, 2, causal=True)(x, block_mask=mask_of(SEQLEN_Q, SEQLEN_Q))
     with pytest.raises(TypeError, match="Attention has no argument 'block_mask'"):
         Attention(16, 2, block_mask=MASK)  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_backends_without_kernels(direction: str) -> None:
-    require_backend("sm80-emulated")
-    q, k = (x.half().requires_grad_() for x in (Q, K))
-    expected = pytest.raises(NotImplementedError, match=r"block_mask.*sm80-emulated.*cpu backend")
-    if direction == "forward":
-        with cpu_tensors_on("sm80-emulated"), expected:
-            flash_attn_func(q, k, k, block_mask=MASK)
-        return
-    with cpu_tensors_on("cpu"):
-        out = flash_attn_func(q, k, k, block_mask=MASK)
-    with cpu_tensors_on("sm80-emulated"), expected:
-        out.sum().backward()
 
 
 # The ops, which take the tensors of a mask.

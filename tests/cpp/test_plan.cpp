@@ -4,6 +4,7 @@
 #include <string>
 
 #include "check.h"
+#include "core/block_mask.h"
 #include "core/seq_info.h"
 #include "host/error.h"
 #include "sm80/backward/args.h"
@@ -67,6 +68,67 @@ TEST(variant_follows_from_what_the_problem_asks) {
   EXPECT(only_launch(p).key.variant == Variant::kModified);
   p.dropout.drop_prob = 0.1f;
   EXPECT(only_launch(p).key.variant == Variant::kDropout);
+}
+
+// With a block mask of three sequences and two heads.
+FwdParams listed_problem(int head_dim, int seqlen_q = 1000, int seqlen_k = 1000) {
+  static int64_t const offsets[1] = {};
+  static int32_t const lists[1] = {};
+  static uint64_t const bits[1] = {};
+  FwdParams p = problem(head_dim, seqlen_q, seqlen_k);
+  p.block_mask = {.row_offsets = offsets,
+                  .batch_stride = 2 * (mask_blocks(seqlen_q) + 1),
+                  .heads = 2,
+                  .cols = lists,
+                  .tiles = lists,
+                  .bits = bits,
+                  .num_entries = 1000,
+                  .num_tiles = 5};
+  return p;
+}
+
+TEST(block_masks_have_kernels_whose_tiles_are_made_of_blocks) {
+  for (int bucket : {32, 64, 96, 128, 192, 256}) {
+    for (double drop_prob : {0., 0.1}) {
+      for (DeviceInfo const& device : {kA100, kRtx3090}) {
+        // Of few rows too, which would be packed or split otherwise.
+        FwdParams p = listed_problem(bucket, 3, 9000);
+        p.dropout.drop_prob = drop_prob;
+        FwdPlan::Launch const launch = only_launch(p, device);
+        Variant const variant = drop_prob > 0 ? Variant::kListedDropout : Variant::kListed;
+        EXPECT(launch.key.variant == variant);
+        EXPECT(!launch.is_split());
+        EXPECT_EQ(launch.tile.block_m % 64, 0);
+        EXPECT_EQ(64 % launch.tile.block_n, 0);
+        BwdPlan const backward = plan_backward({.forward = p}, device);
+        EXPECT(backward.key.variant == variant);
+        EXPECT_EQ(64 % backward.tile.block_m, 0);
+        EXPECT(backward.tile.block_n == 32 || backward.tile.block_n == 64 ||
+               backward.tile.block_n == 128);
+      }
+    }
+  }
+}
+
+TEST(block_masks_are_checked) {
+  auto const refused = [](auto const& change) {
+    FwdParams p = listed_problem(64);
+    change(p);
+    return error_of(p).find("block mask") != std::string::npos;
+  };
+  int32_t const lengths[4] = {};
+  EXPECT(!refused([](FwdParams&) {}));
+  EXPECT(refused([](FwdParams& p) { p.window.right = 0; }));
+  EXPECT(refused([](FwdParams& p) { p.window.left = 5; }));
+  EXPECT(refused([](FwdParams& p) { p.num_splits = 2; }));
+  EXPECT(refused([&](FwdParams& p) { p.seqs_q.cu_seqlens = lengths; }));
+  EXPECT(refused([&](FwdParams& p) { p.seqs_k.seqused = lengths; }));
+  EXPECT(refused([&](FwdParams& p) { p.pages.block_table = lengths; }));
+  EXPECT(refused([](FwdParams& p) { p.block_mask.heads = 3; }));
+  EXPECT(refused([](FwdParams& p) { p.block_mask.heads = 0; }));
+  EXPECT(refused([](FwdParams& p) { p.block_mask.num_entries = -1; }));
+  EXPECT(refused([](FwdParams& p) { p.block_mask.cols = nullptr; }));
+  EXPECT(refused([](FwdParams& p) { p.block_mask.bits = nullptr; }));
 }
 
 TEST(wide_heads_have_a_tile_for_little_shared_memory) {
@@ -369,6 +431,24 @@ TEST(backward_workspace_is_dq_and_two_numbers_a_row) {
   EXPECT_EQ(plan_backward(p, kA100).workspace_bytes, rows * (128 * 4 + 8) + tiles * 4 + 256);
   p.forward.seqs_k.max_seqlen = 1 << 20;
   EXPECT_EQ(plan_backward(p, kA100).workspace_bytes, rows * (128 * 4 + 8) + tiles * 4 + 256);
+}
+
+// The lists by keys: 16 bytes an entry, and some for each block of queries and column of keys.
+TEST(backward_workspace_of_a_block_mask_is_bounded_by_its_entries) {
+  FwdParams p = listed_problem(128, 1024, 1024);
+  int64_t const plain = plan_backward({.forward = problem(128, 1024, 1024)}, kA100).workspace_bytes;
+  BwdPlan const listed = plan_backward({.forward = p}, kA100);
+  int64_t const masks = 3 * 2, rows = 16, cols = 8;  // of two blocks each
+  EXPECT_EQ(listed.mask_rows_grid, masks * rows / 8);
+  EXPECT_EQ(listed.mask_columns_grid, masks);
+  EXPECT(listed.workspace_bytes >= plain + masks * (rows * 16 + cols * 20) + 1000 * 16);
+  EXPECT(listed.workspace_bytes <= plain + masks * (rows * 16 + cols * 20 + 8) + 1000 * 16 + 1280);
+  p.block_mask.num_entries += 1024;
+  EXPECT_EQ(plan_backward({.forward = p}, kA100).workspace_bytes,
+            listed.workspace_bytes + 1024 * 16);
+  p.block_mask.batch_stride = 0;  // one for all sequences
+  EXPECT_EQ(plan_backward({.forward = p}, kA100).mask_columns_grid, 2);
+  EXPECT_EQ(plan_backward({.forward = problem(128)}, kA100).mask_rows_grid, 0);
 }
 
 // Whatever cu_seqlens hold, the tiles of each sequence lie inside the workspace.

@@ -162,7 +162,7 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
         problem = replace(problem, hostile=1 + draw.randrange(10**6))
     if kind == "varlen" and draw.random() < 0.25:
         problem = replace(problem, used_q=tuple(draw.randint(0, n) for n in problem.seqlens_q))
-    if kind == "dense" and backend == "cpu" and draw.random() < _MASKED:
+    if kind == "dense" and draw.random() < _MASKED:
         hostile = 1 + draw.randrange(10**6) if draw.random() < _HOSTILE else 0
         problem = replace(problem, mask=drawn_mask(draw), hostile=hostile)
     other = random.Random(f"{seed} {number} biases")

@@ -48,8 +48,6 @@ def test_no_value_leads_out_of_the_tensors(
     backend: str, function: str, workers: dict[str, Worker]
 ) -> None:
     support.require_backend(backend)
-    if backend != "cpu" and "block_mask" in function:
-        pytest.skip(f"{backend} has no kernels with a block mask")
     problems = (drawn(SEED, number, backend) for number in range(100_000))
     taken = filter(FUNCTIONS[function], problems)
     for number in range(COUNT[backend]):

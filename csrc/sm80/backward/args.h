@@ -3,6 +3,7 @@
 #include "core/params.h"
 #include "core/score_mod.h"
 #include "sm80/backward/grad_q.h"
+#include "sm80/lists/args.h"
 
 namespace fa2::sm80 {
 
@@ -15,6 +16,7 @@ struct BwdWorkspace {
   float* grad_q;        // (head, tile, layout): sums
   int32_t* semaphores;  // (head, tile): key blocks that have added; null: in any order
   int32_t* ticket;      // with semaphores: CTAs that have started
+  MaskColumns columns;  // of a block mask
 
   // Tiles of a sequence follow each other from here on. There are never more than tiles_per_head,
   // since a sequence takes at most one tile more than its rows fill.

@@ -2,6 +2,7 @@
 
 // Shared memory of a CTA of the main backward kernel, and the sizes that follow from its tile.
 
+#include "sm80/backward/listed.h"
 #include "sm80/backward/tiles.h"
 #include "sm80/backward/work_tile.h"
 #include "tile/copy.h"
@@ -16,7 +17,8 @@ struct BwdConfig {
   static constexpr Variant kVariant = kVariant_;
   static constexpr bool kExchange = kTile.query_warps > 1;
   static constexpr bool kModified = kVariant != Variant::kPlain;
-  static constexpr bool kDropout = kVariant == Variant::kDropout;
+  static constexpr bool kDropout = has_dropout(kVariant);
+  static constexpr bool kListed = is_listed(kVariant);
 
   // One warp's blocks: keys (16), queries of a chunk (8), depth of S' and dP' (16), columns of dK
   // and dV (8).
@@ -54,6 +56,7 @@ struct BwdConfig {
     alignas(16) float row_stats[kTile.stages][2][kTile.block_m];
     BwdWorkTile work;
     int32_t index;  // of the CTA in the schedule
+    ListedSteps steps[kListed ? 1 : 0];
 
     CUTE_DEVICE Element* grad_scores() { return kReuseV ? v : grad_scores_; }
   };

@@ -21,15 +21,26 @@ struct BwdKernel {
     BwdWorkTile const work =
         bwd_work_tile(args, schedule_index(args, smem), kTile.block_n, kTile.block_m);
     if (work.col_begin >= work.seqlen_k) return;  // a shorter sequence of a packed batch
-    if (threadIdx.x == 0) smem.work = work;
+    if (threadIdx.x == 0) {
+      smem.work = work;
+      if constexpr (Config::kListed) smem.steps[0].start(args, work);
+    }
     __syncthreads();
 
     BwdMainloop<Config> mainloop(args, smem);
-    if (work.tiles.begin < work.tiles.end) mainloop.run();
+    if (sees_queries(work, smem)) mainloop.run();
     BwdEpilogue<Config>::store(args, smem, mainloop);
   }
 
  private:
+  CUTE_DEVICE static bool sees_queries(BwdWorkTile const& work, Smem const& smem) {
+    if constexpr (Config::kListed) {
+      return smem.steps[0].heads[0] >= 0;
+    } else {
+      return work.tiles.begin < work.tiles.end;
+    }
+  }
+
   // In a fixed order of summation a CTA waits for others, so those must have started before it:
   // places in the schedule are handed out as CTAs start.
   CUTE_DEVICE static int schedule_index(BwdArgs const& args, Smem& smem) {

@@ -29,6 +29,8 @@ class BwdMainloop {
   static constexpr int kNumKV = Config::kNumKV;
   static constexpr int kMQ = Config::kMQ;
   static constexpr int kNumQ = Config::kNumQ;
+  static constexpr bool kListed = Config::kListed;
+  static constexpr int kStepsPerBlock = BlockMask::kBlock / kTile.block_m;  // of a block mask
 
   using Scores = decltype(make_tensor<float>(AccumulatorLayout<kM, kNumS>{}));
   // P' and dS' of a chunk, as the A operand of dV and dK: depth is queries.
@@ -50,10 +52,15 @@ class BwdMainloop {
 
   // Ends with no copy in flight. Some query tile sees the block.
   CUTE_DEVICE void run() {
+    if constexpr (kListed) {
+      entry_ = 0;
+      look_at_block(0);
+    } else {
+      m_ = smem_.work.tiles.begin;
+      head_ = smem_.work.head_kv * args_.problem.forward.group();
+    }
     copy_keys();
-    m_ = smem_.work.tiles.begin;
-    head_ = smem_.work.head_kv * args_.problem.forward.group();
-    seek_queries(head_);
+    seek_queries(m_, head_);
     copy_queries(m_, head_, 0);
     if constexpr (kTile.k_in_registers || kTile.v_in_registers) keep_keys();
 
@@ -79,18 +86,14 @@ class BwdMainloop {
  private:
   // One query tile; true if there are more.
   CUTE_DEVICE bool step(int stage) {
-    BwdWorkTile const& work = smem_.work;
     int const m = m_, head = head_;
-    m_ = m + 1;
-    if (m_ == work.tiles.end) {
-      m_ = work.tiles.begin;
-      ++head_;
-    }
-    bool const more = head_ < (work.head_kv + 1) * args_.problem.forward.group();
+    bool more = false;
+    if constexpr (!kListed) more = next_step(m);
 
     // Q(m) and dO(m) have landed, and nobody reads what the last step left any longer.
     cp_async_wait_group<0>();
     __syncthreads();
+    if constexpr (kListed) more = next_listed_step(m);
     if constexpr (kTile.stages == 2) copy_next(more, stage ^ 1);
 
     CUTE_UNROLL
@@ -107,7 +110,43 @@ class BwdMainloop {
       copy_next(more, 0);
     }
     add_grad_q(m, head);
+    if constexpr (kListed) entry_ += kStepsPerBlock == 1 || m_ % kStepsPerBlock == 0;
     return more;
+  }
+
+  // Moves on from tile m.
+  CUTE_DEVICE bool next_step(int m) {
+    BwdWorkTile const& work = smem_.work;
+    m_ = m + 1;
+    if (m_ == work.tiles.end) {
+      m_ = work.tiles.begin;
+      ++head_;
+    }
+    return head_ < (work.head_kv + 1) * args_.problem.forward.group();
+  }
+
+  // The same under a block mask, behind a barrier. What is fetched here has landed at the next.
+  CUTE_DEVICE bool next_listed_step(int m) {
+    if (kStepsPerBlock == 1 || m % kStepsPerBlock == 0) {
+      if (threadIdx.x == 0) {
+        smem_.steps[0].fetch(args_, smem_.work, entry_ + ListedSteps::kAhead);
+      }
+      if (kStepsPerBlock > 1 && (m + 1) * kTile.block_m < smem_.work.seqlen_q) {
+        m_ = m + 1;
+        return true;
+      }
+    }
+    look_at_block(entry_ + 1);
+    return head_ >= 0;
+  }
+
+  CUTE_DEVICE void look_at_block(int entry) {
+    m_ = listed(entry).block * kStepsPerBlock;
+    head_ = smem_.steps[0].heads[entry % ListedSteps::kSlots];
+  }
+
+  CUTE_DEVICE ListedQueries const& listed(int entry) const {
+    return smem_.steps[0].queries[entry % ListedSteps::kSlots];
   }
 
   // ---- global memory to shared memory
@@ -131,16 +170,16 @@ class BwdMainloop {
                                 tile);
   }
 
-  // Points the sources of Q and dO at the first query tile of a head.
-  CUTE_DEVICE void seek_queries(int head) {
-    q_source_ = query_rows(args_.problem.forward.q, head);
-    grad_out_source_ = query_rows(args_.problem.grad_out, head);
+  // Points the sources of Q and dO at a query tile of a head.
+  CUTE_DEVICE void seek_queries(int m, int head) {
+    q_source_ = query_rows(args_.problem.forward.q, m, head);
+    grad_out_source_ = query_rows(args_.problem.grad_out, m, head);
   }
 
-  CUTE_DEVICE char const* query_rows(TensorRef const& t, int head) const {
+  CUTE_DEVICE char const* query_rows(TensorRef const& t, int m, int head) const {
     BwdWorkTile const& work = smem_.work;
     int const thread = thread_index();
-    int64_t const row = int64_t(work.tiles.begin) * kTile.block_m + Copies::row(thread);
+    int64_t const row = int64_t(m) * kTile.block_m + Copies::row(thread);
     return reinterpret_cast<char const*>(
         head_ptr<Element const>(t, work.batch, work.first_row_q, head) + row * t.row_stride +
         Copies::col(thread));
@@ -149,8 +188,8 @@ class BwdMainloop {
   // Copies tile (head_, m_), which follows the one that was copied last.
   CUTE_DEVICE void copy_next(bool more, int stage) {
     if (!more) return;
-    if (m_ == smem_.work.tiles.begin) {
-      seek_queries(head_);
+    if (kListed || m_ == smem_.work.tiles.begin) {
+      seek_queries(m_, head_);
     } else {
       q_source_ += args_.q_tile_bytes;
       grad_out_source_ += args_.grad_out_tile_bytes;
@@ -226,6 +265,11 @@ class BwdMainloop {
     int const first_col = query_warp() * Config::kWarpQueries + c * kTile.chunk;
 
     int const first_query = m * kTile.block_m + first_col;
+    int tile = 0;
+    if constexpr (kListed) {
+      tile = listed(entry_).tile[key_list()];
+      if (tile == kUnlisted) return pass(c);
+    }
     uint32_t keep = 0;
     if constexpr (Config::kDropout) keep = keep_bits(head, first_query);
 
@@ -235,7 +279,11 @@ class BwdMainloop {
     clear(scores);
     multiply_keys<kTile.k_in_registers>(smem_.k, keys_, smem_.q[stage], c, scores);
     if constexpr (Config::kModified) modify(scores, slopes, head, first_query);
-    if (is_edge(work.tiles, m)) mask(scores, first_query);
+    if constexpr (kListed) {
+      if (tile != 0 || is_edge(work.tiles, m)) mask_listed(scores, tile, first_query);
+    } else {
+      if (is_edge(work.tiles, m)) mask(scores, first_query);
+    }
     exponentiate(scores, smem_.row_stats[stage][0] + first_col);
 
     // dP' - D = V dO' - D, with dropout on dP' and on what of P' goes on
@@ -274,6 +322,33 @@ class BwdMainloop {
     multiply_queries(grad_k, grad_scores, smem_.q[stage], first_col);
   }
 
+  // Of keys that no query of the step sees.
+  CUTE_DEVICE void pass(int c) const {
+    Probs none;
+    clear(none);
+    if constexpr (kExchange) publish(none, smem_.probs, c);
+    publish(none, smem_.grad_scores(), c);
+  }
+
+  // Which of the lists of a step this warp's keys have.
+  CUTE_DEVICE static int key_list() {
+    return kTile.block_n > BlockMask::kBlock ? warp_key_begin() / BlockMask::kBlock : 0;
+  }
+
+  CUTE_DEVICE void mask_listed(Scores& scores, int tile, int first_query) const {
+    constexpr int kBlock = BlockMask::kBlock;
+    int const first_key = lane_first_key();
+    // Of each word the half that has the warp's keys.
+    auto const* halves =
+        reinterpret_cast<uint32_t const*>(tile_words(args_.problem.forward.block_mask, tile));
+    if (halves != nullptr) {
+      halves += 2 * (first_query % kBlock + lane_col(lane_index())) + first_key % kBlock / 32;
+    }
+    mask_transposed_scores_by_bits<kM, kNumS>(
+        scores, first_key % 32, smem_.work.seqlen_k - first_key,
+        [&](int query) { return halves == nullptr ? ~0u : halves[2 * query]; });
+  }
+
   CUTE_DEVICE int lane_first_key() const {
     return smem_.work.col_begin + warp_key_begin() + lane_row(lane_index());
   }
@@ -281,6 +356,7 @@ class BwdMainloop {
   // Softcap with its derivative, and ALiBi.
   CUTE_DEVICE void modify(Scores& scores, Slopes& slopes, int head, int first_query) const {
     FwdParams const& p = args_.problem.forward;
+    if (kListed && !is_modified(p.score_mod)) return;
     if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales, slopes);
     } else {
@@ -303,7 +379,7 @@ class BwdMainloop {
 
   // Fused: the product of a finite score may be infinite, and so may lse be as a power of two.
   CUTE_DEVICE void exponentiate(Scores& scores, float const* lse) const {
-    float const scale = Config::kModified ? kLog2e : args_.scales.plain;
+    float const scale = Config::kModified && !kListed ? kLog2e : args_.scales.plain;
     with_values(scores, lse, [&](float& s, float l) { s = exp2_approx(fmaf(s, scale, -l)); });
   }
 
@@ -416,7 +492,9 @@ class BwdMainloop {
     }
     if (ordered) {
       __syncthreads();
-      if (threadIdx.x == 0) red_release_add(args_.workspace.semaphores + tile, 1);
+      if (threadIdx.x == 0) {
+        red_release_add(args_.workspace.semaphores + tile, turns_taken());
+      }
     }
   }
 
@@ -441,15 +519,45 @@ class BwdMainloop {
     }
   }
 
+  // How many additions to tile m come before this one.
+  CUTE_DEVICE int turn(int m) const {
+    BwdWorkTile const& work = smem_.work;
+    int const row_begin = m * kTile.block_m;
+    BlockRange const blocks =
+        block_range(row_begin, min(row_begin + kTile.block_m, work.seqlen_q), work.seqlen_q,
+                    work.seqlen_k, args_.problem.forward.window, kTile.block_n);
+    return blocks.end - 1 - work.block;
+  }
+
+  // The same under a block mask, counted in its blocks, or in halves of them where these are the
+  // CTA's.
+  CUTE_DEVICE int listed_turn() const {
+    int const later = listed(entry_).later;
+    if constexpr (kTile.block_n >= BlockMask::kBlock) return later;
+    return 2 * later + int(has_second_half());
+  }
+
+  CUTE_DEVICE int turns_taken() const {
+    if constexpr (!kListed) {
+      return 1;
+    } else if constexpr (kTile.block_n < BlockMask::kBlock) {
+      return smem_.work.block % 2 == 0 && !has_second_half() ? 2 : 1;
+    } else {
+      ListedQueries const& queries = listed(entry_);
+      return int(queries.tile[0] != kUnlisted) + int(queries.tile[1] != kUnlisted);
+    }
+  }
+
+  // Whether this is the first half of a block, and another CTA has the second.
+  CUTE_DEVICE bool has_second_half() const {
+    BwdWorkTile const& work = smem_.work;
+    return work.block % 2 == 0 && work.col_begin + kTile.block_n < work.seqlen_k;
+  }
+
   // Key blocks add to a tile from the last that sees it to the first.
   CUTE_DEVICE void await_turn(int m, int tile) const {
     if (threadIdx.x == 0) {
-      BwdWorkTile const& work = smem_.work;
-      int const row_begin = m * kTile.block_m;
-      BlockRange const blocks =
-          block_range(row_begin, min(row_begin + kTile.block_m, work.seqlen_q), work.seqlen_q,
-                      work.seqlen_k, args_.problem.forward.window, kTile.block_n);
-      int const before = blocks.end - 1 - work.block;
+      int const before = kListed ? listed_turn() : turn(m);
       while (load_acquire(args_.workspace.semaphores + tile) != before) {
       }
     }
@@ -461,6 +569,7 @@ class BwdMainloop {
   char const* q_source_;
   char const* grad_out_source_;
   int m_, head_;
+  int entry_;  // under a block mask: the block of queries of this step
   KeyOperand<kTile.k_in_registers> keys_;
   KeyOperand<kTile.v_in_registers> values_;
 };

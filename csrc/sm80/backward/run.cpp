@@ -6,6 +6,18 @@
 namespace fa2::sm80 {
 namespace {
 
+MaskColumns mask_columns_of(BwdParams const& p, BwdPlan const& plan) {
+  auto at = [&](int64_t offset) { return static_cast<char*>(p.workspace.data) + offset; };
+  BwdPlan::Workspace const& w = plan.workspace;
+  MaskColumns columns = MaskColumns::of(p.forward, plan.tile.block_n);
+  columns.by_row = reinterpret_cast<ListedEntries*>(at(w.mask_by_row));
+  columns.counts = reinterpret_cast<int32_t*>(at(w.mask_counts));
+  columns.sums = reinterpret_cast<int64_t*>(at(w.mask_sums));
+  columns.by_col = reinterpret_cast<ListedEntries*>(at(w.mask_by_col));
+  columns.entries = reinterpret_cast<ListedQueries*>(at(w.mask_entries));
+  return columns;
+}
+
 BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
   auto at = [&](int64_t offset) { return static_cast<char*>(p.workspace.data) + offset; };
   BwdPlan::Workspace const& w = plan.workspace;
@@ -16,6 +28,7 @@ BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
       .grad_q = reinterpret_cast<float*>(at(w.grad_q)),
       .semaphores = plan.ordered ? reinterpret_cast<int32_t*>(at(w.semaphores)) : nullptr,
       .ticket = plan.ordered ? reinterpret_cast<int32_t*>(at(w.ticket)) : nullptr,
+      .columns = mask_columns_of(p, plan),
   };
 }
 
@@ -28,7 +41,7 @@ BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
   return {
       .problem = p,
       .workspace = workspace_of(p, plan),
-      .scales = score_scales<float>(forward.softmax_scale, forward.score_mod.softcap),
+      .scales = kernel_scales(forward),
       .q_tile_bytes = forward.q.row_stride * tile_bytes,
       .q_pass_bytes = forward.q.row_stride * pass_bytes,
       .grad_out_tile_bytes = p.grad_out.row_stride * tile_bytes,
@@ -60,6 +73,11 @@ void Family::run(BwdParams const& problem, BwdPlan const& plan, Target const& ta
   BwdArgs const args = args_of(params, plan);
 
   cudaStream_t const stream = target.stream;
+  if (plan.mask_rows_grid > 0) rows.mask_rows(args, plan.mask_rows_grid, stream);
+  if (plan.mask_columns_grid > 0) {
+    rows.count_columns(args, plan.mask_columns_grid, stream);
+    rows.fill_columns(args, plan.mask_columns_grid, stream);
+  }
   if (plan.rows_grid > 0) rows.row_stats(args, plan.rows_grid, stream);
   if (plan.grid > 0) instance.launch(args, plan.grid, stream);
   if (plan.rows_grid > 0) rows.grad_q(args, plan.rows_grid, stream);

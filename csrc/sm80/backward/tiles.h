@@ -35,11 +35,11 @@ constexpr bool has_small_bwd_tile(int bucket) { return bucket > 96; }
 
 // What needs more registers holds the scores of fewer queries at once, or reads V anew.
 constexpr BwdTile bwd_tile(int bucket, Variant variant, bool small) {
-  bool const plain = variant == Variant::kPlain;
+  bool const plain = variant == Variant::kPlain || variant == Variant::kListed;
   switch (bucket) {
     case 32: return {32, 128, 64, 4, 1, 32, true, true, 2, 2};
     case 64:
-      if (!plain) return {64, 128, 64, 4, 1, 16, false, false, 1, 2};
+      if (variant != Variant::kPlain) return {64, 128, 64, 4, 1, 16, false, false, 1, 2};
       return {64, 128, 64, 4, 1, 16, false, true, 2, 2};
     case 96: return {96, 64, 64, 2, 2, 32, false, false, 1, 2};
     case 128:

@@ -16,6 +16,7 @@ struct BwdWorkTile {
   int32_t batch;
   int32_t head_kv;
   int32_t block;
+  int32_t list;  // of a block mask, for the block
   int32_t col_begin;
   int32_t seqlen_q;
   int32_t seqlen_k;
@@ -46,6 +47,7 @@ CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t index, int bl
   work.batch = pair / p.num_heads_kv;
   work.head_kv = pair % p.num_heads_kv;
   work.block = args.workspace.semaphores == nullptr ? step : args.num_n_blocks - 1 - step;
+  work.list = block_n < BlockMask::kBlock ? work.block * block_n / BlockMask::kBlock : work.block;
   work.col_begin = work.block * block_n;
   SeqInfo const q = seq_info(p.seqs_q, work.batch);
   SeqInfo const k = seq_info(p.seqs_k, work.batch);

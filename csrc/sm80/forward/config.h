@@ -2,6 +2,7 @@
 
 // Shared memory of a forward CTA, and the sizes that follow from its tile.
 
+#include "sm80/forward/listed.h"
 #include "sm80/forward/work_tile.h"
 #include "sm80/tiles.h"
 #include "tile/copy.h"
@@ -18,7 +19,8 @@ struct FwdConfig {
   static constexpr bool kPairs = kTile.column_warps == 2;
   static constexpr bool kPacked = false;  // a row is a query, not a query and a head
   static constexpr bool kModified = kVariant != Variant::kPlain;
-  static constexpr bool kDropout = kVariant == Variant::kDropout;
+  static constexpr bool kDropout = has_dropout(kVariant);
+  static constexpr bool kListed = is_listed(kVariant);
 
   // One warp's blocks: rows (16), columns of S (8), depth of S = Q K' and O = P V (16), and
   // columns of O (8).
@@ -51,6 +53,7 @@ struct FwdConfig {
     alignas(128) Element probs[kPairs ? SmemP::kElements : 0];
     float row_exchange[kPairs ? 2 : 0][kTile.block_m];  // row maxima and sums of a pair's halves
     WorkTile work;
+    ForwardSteps<kListed ? kTile.block_m : BlockMask::kBlock> steps[kListed ? 1 : 0];
   };
 
   CUTE_DEVICE static int query_of(FwdArgs const&, int row) { return row; }

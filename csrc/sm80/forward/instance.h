@@ -4,6 +4,7 @@
 
 #include "sm80/forward/kernel.h"
 #include "sm80/launch.h"
+#include "sm80/plan_parts.h"
 #include "sm80/registry.h"
 
 namespace fa2::sm80 {
@@ -15,7 +16,7 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan, FwdPlan::Launch const&
   constexpr int64_t kElementBytes = sizeof(typename Config::Element);
   return {
       .problem = p,
-      .scales = score_scales<float>(p.softmax_scale, p.score_mod.softcap),
+      .scales = kernel_scales(p),
       .k_pass_bytes = p.k.row_stride * StreamK::Copies::kRowsPerPass * kElementBytes,
       .v_pass_bytes = p.v.row_stride * StreamV::Copies::kRowsPerPass * kElementBytes,
       .num_m_blocks = launch.num_m_blocks,

@@ -21,13 +21,23 @@ struct FwdKernel {
     WorkTile const work = work_tile(args, blockIdx.x, kTile.block_m, kTile.block_n);
     if (work.row_begin >= work.seqlen_q) return;  // shorter than the longest, or another launch's
     if (threadIdx.x == 0) smem.work = work;
+    if constexpr (Config::kListed) {
+      if (threadIdx.x < 32) {
+        start_steps<kTile.block_m, kTile.block_n>(args, work, smem.steps[0], smem.work.tiles);
+      }
+    }
     __syncthreads();
 
     FwdMainloop<Config> mainloop(args, smem);
-    if (work.tiles.begin < work.tiles.end) {
+    BlockRange const& tiles = Config::kListed ? smem.work.tiles : work.tiles;
+    if (tiles.begin < tiles.end) {
       load_queries(args, smem);
       mainloop.begin();
-      mainloop.run(false_type{});
+      if constexpr (Config::kListed) {
+        mainloop.run_listed();
+      } else {
+        mainloop.run(false_type{});
+      }
     }
     FwdEpilogue<Config>::store(args, smem, mainloop);
   }

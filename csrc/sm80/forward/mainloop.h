@@ -27,6 +27,11 @@ class FwdMainloop {
   static constexpr int kNumO = Config::kNumO;
   static constexpr int kDepthS = Config::kDepthS;
   static constexpr int kDepthO = Config::kDepthO;
+  static constexpr bool kListed = Config::kListed;
+  static constexpr int kStepsPerBlock = BlockMask::kBlock / kTile.block_n;  // of a block mask
+  // Where scores are modified, a block mask has all of its steps masked.
+  template <Edge kEdge>
+  static constexpr bool kModifies = Config::kModified && (!kListed || kEdge == Edge::kMasked);
 
   using Scores = decltype(make_tensor<float>(AccumulatorLayout<kM, kNumS>{}));
   using Probs = decltype(make_tensor<Element>(OperandLayout<kM, kDepthO>{}));
@@ -86,6 +91,26 @@ class FwdMainloop {
     }
   }
 
+  // The same for the steps that a block mask lists. Every warp takes the body that its own rows
+  // need; they meet at barriers, of which all bodies have the same.
+  CUTE_DEVICE void run_listed() {
+    BlockRange const& tiles = smem_.work.tiles;
+    auto const& steps = smem_.steps[0];
+    int const list = warp_row_begin() / BlockMask::kBlock;
+    CUTE_NO_UNROLL
+    for (int i = 0; i < steps.size * kStepsPerBlock; ++i) {
+      int const n = listed_tile(i);
+      int const tile = steps[i / kStepsPerBlock].tile[list];
+      if (tile == kUnlisted) {
+        pass(n, i);
+      } else if (tile != 0 || is_edge(tiles, n)) {
+        step<Edge::kMasked>(n, i);
+      } else {
+        step<Edge::kFull>(n, i);
+      }
+    }
+  }
+
   // Forgets what was accumulated.
   CUTE_DEVICE void reset() {
     clear(output);
@@ -103,26 +128,34 @@ class FwdMainloop {
   CUTE_DEVICE static int warp_row_begin() { return row_warp() * 16 * kM; }
 
  private:
-  template <Edge kEdge>
-  CUTE_DEVICE void step(int n, bool more) {
+  // What comes after tile n: `next` says whether any does; of listed steps it is the number of this
+  // one.
+  template <Edge kEdge, class Next>
+  CUTE_DEVICE void step(int n, Next next) {
     // K(n) has landed and nobody reads V(n + 1) any longer: V(n) streams in behind the scores.
     cp_async_wait_group<0>();
     __syncthreads();
-    constexpr Rows kCheck = kEdge == Edge::kMasked ? Rows::kBounded : Rows::kAll;
-    v_stream_.template load<kCheck>(n, smem_.work.seqlen_k - n * kTile.block_n);
+    load_values<kEdge>(n);
+    if constexpr (kListed) look_ahead(next);
 
     // S = Q K'
     Scores scores;
     multiply_qk(scores);
-    if constexpr (Config::kModified) modify(scores, n);
-    if constexpr (kEdge == Edge::kMasked) mask(scores, n);
+    if constexpr (kModifies<kEdge>) modify(scores, n);
+    if constexpr (kEdge == Edge::kMasked) {
+      if constexpr (kListed) {
+        mask_listed(scores, next);
+      } else {
+        mask(scores, n);
+      }
+    }
     PerRow const largest = RowSoftmax<kM>::lane_max(scores);
     bool const outgrown = softmax.outgrown(largest, scale_);
 
     // V(n) has landed and nobody reads K(n) any longer: K(n - 1) streams in behind the rest.
     cp_async_wait_group<0>();
     bool const rescale_now = sync_and_vote(outgrown);
-    if (more) k_stream_.template load<Rows::kAll>(n - 1, kTile.block_n);
+    load_next_keys(n, next);
 
     // P = exp(S - base), O += P V
     float factor = scale_;
@@ -139,6 +172,53 @@ class FwdMainloop {
     } else {
       multiply_pv(probs, tOsV_);
     }
+  }
+
+  // The share of a warp whose rows do not see the keys of a listed step.
+  CUTE_DEVICE void pass(int n, int i) {
+    cp_async_wait_group<0>();
+    __syncthreads();
+    load_values<Edge::kMasked>(n);
+    look_ahead(i);
+    cp_async_wait_group<0>();
+    bool const rescale_now = sync_and_vote(false);
+    load_next_keys(n, i);
+    // Pairs exchange what their rows have grown to, through a barrier of all.
+    if (kPairs && rescale_now) __syncthreads();
+  }
+
+  template <Edge kEdge>
+  CUTE_DEVICE void load_values(int n) {
+    constexpr Rows kCheck = kEdge == Edge::kMasked ? Rows::kBounded : Rows::kAll;
+    v_stream_.template load<kCheck>(n, smem_.work.seqlen_k - n * kTile.block_n);
+  }
+
+  CUTE_DEVICE void load_next_keys(int n, bool more) {
+    if (more) k_stream_.template load<Rows::kAll>(n - 1, kTile.block_n);
+  }
+
+  // Of listed steps, of which i is tile n.
+  CUTE_DEVICE void load_next_keys(int n, int i) {
+    if (i + 1 >= smem_.steps[0].size * kStepsPerBlock) return;
+    int const next = listed_tile(i + 1);
+    k_stream_.skip(n - 1 - next);
+    v_stream_.skip(n - 1 - next);
+    // Only of the last block of keys can the steps be short, and not its first step if it has one.
+    constexpr Rows kCheck = kStepsPerBlock == 1 ? Rows::kAll : Rows::kBounded;
+    k_stream_.template load<kCheck>(next, smem_.work.seqlen_k - next * kTile.block_n);
+  }
+
+  // Key tile of listed step i.
+  CUTE_DEVICE int listed_tile(int i) const {
+    return smem_.steps[0][i / kStepsPerBlock].block * kStepsPerBlock + kStepsPerBlock - 1 -
+           i % kStepsPerBlock;
+  }
+
+  // Between the barriers of listed step i: all that comes next is known after the second.
+  CUTE_DEVICE void look_ahead(int i) {
+    auto& steps = smem_.steps[0];
+    if (threadIdx.x >= 32 || i + 1 < steps.size * kStepsPerBlock) return;
+    steps.fill(RowEntries{args_.problem.block_mask});
   }
 
   CUTE_DEVICE void keep_queries() {
@@ -188,7 +268,9 @@ class FwdMainloop {
   }
 
   // Makes powers of two of scores: of raw ones, or of natural ones where `modify` has made these.
-  CUTE_DEVICE float usual_scale() const { return Config::kModified ? kLog2e : args_.scales.plain; }
+  CUTE_DEVICE float usual_scale() const {
+    return Config::kModified && !kListed ? kLog2e : args_.scales.plain;
+  }
 
   CUTE_DEVICE int lane_first_row() const {
     return smem_.work.row_begin + warp_row_begin() + lane_row(lane_index());
@@ -199,6 +281,7 @@ class FwdMainloop {
 
   CUTE_DEVICE void modify(Scores& scores, int n) const {
     auto const& work = smem_.work;
+    if (kListed && !is_modified(args_.problem.score_mod)) return;
     if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales);
     } else {
@@ -223,6 +306,20 @@ class FwdMainloop {
                              int const query = Config::query_of(args_, row);
                              return visible_cols(query, work.seqlen_q, work.seqlen_k, work.window);
                            });
+  }
+
+  // Of listed step i, by the bits of its tile and the length of the keys.
+  CUTE_DEVICE void mask_listed(Scores& scores, int i) const {
+    constexpr int kBlock = BlockMask::kBlock;
+    auto const& work = smem_.work;
+    auto const& step = smem_.steps[0][i / kStepsPerBlock];
+    uint64_t const* words =
+        tile_words(args_.problem.block_mask, step.tile[warp_row_begin() / kBlock]);
+    int const first_row = warp_row_begin() % kBlock + lane_row(lane_index());
+    int const first_col = warp_first_col(listed_tile(i)) + lane_col(lane_index());
+    mask_scores_by_bits<kM, kNumS>(
+        scores, first_col - step.block * kBlock, work.seqlen_k - first_col,
+        [&](int row) { return words == nullptr ? ~uint64_t(0) : words[first_row + row]; });
   }
 
   CUTE_DEVICE void drop(Probs& probs, int n) const {

@@ -1,0 +1,48 @@
+#pragma once
+
+// Which steps the forward kernel takes under a block mask: key blocks from the last to the first,
+// as without one.
+
+#include "sm80/forward/work_tile.h"
+#include "sm80/lists/step_queue.h"
+
+namespace fa2::sm80 {
+
+template <int kBlockM>
+using ForwardSteps = StepQueue<kBlockM / BlockMask::kBlock>;
+
+// Entries of a mask by rows of queries.
+struct RowEntries {
+  BlockMask const& mask;
+
+  CUTE_DEVICE ListedBlock operator()(int64_t entry) const {
+    return {mask.cols[entry], listed_tile(mask, entry)};
+  }
+};
+
+// By one warp: finds the first steps of a CTA, and says in `tiles` where they begin. A tile from
+// tiles.full_end on needs a mask whatever its list says of it: keys end there, or scores are
+// modified, which only masked steps do.
+template <int kBlockM, int kBlockN>
+CUTE_DEVICE void start_steps(FwdArgs const& args, WorkTile const& work,
+                             ForwardSteps<kBlockM>& steps, BlockRange& tiles) {
+  FwdParams const& p = args.problem;
+  constexpr int kLists = ForwardSteps<kBlockM>::kLists;
+  constexpr int kStepsPerBlock = BlockMask::kBlock / kBlockN;
+  int32_t const head = mask_head(p, work.head);
+  int32_t const first_row = work.row_begin / BlockMask::kBlock;
+  ListedEntries rest[kLists];
+  for (int i = 0; i < kLists; ++i) {
+    rest[i] = {0, 0};
+    if (first_row + i >= mask_blocks(work.seqlen_q)) continue;
+    rest[i] = listed_entries(p, work.batch, head, first_row + i);
+  }
+  steps.start(rest, mask_blocks(work.seqlen_k));
+  steps.fill(RowEntries{p.block_mask});
+  if (threadIdx.x % 32 == 0) {
+    int32_t const end = steps.size > 0 ? (steps[0].block + 1) * kStepsPerBlock : 0;
+    tiles = {0, 0, is_modified(p.score_mod) ? 0 : work.seqlen_k / kBlockN, end};
+  }
+}
+
+}  // namespace fa2::sm80
