@@ -32,8 +32,7 @@ They share these arguments:
                    Of dense tensors only: packed sequences are one sequence there, with a mask by
                    `masks.documents`. Its batch is 1 or that of q, its heads are 1, num_heads_kv or
                    num_heads. It goes with everything but causal and window_size, which are said in
-                   the mask (`masks.causal() & ...`), and seqused_q. On the CPU only, for now:
-                   NotImplementedError on CUDA
+                   the mask (`masks.causal() & ...`), and seqused_q
     bias           added to the scores: of q's dtype or float32, and any shape of 1 to 4 dimensions
                    that broadcasts to (batch, num_heads, seqlen_q, seqlen_k), with any strides. It
                    is read where it lies, never copied or expanded. -inf hides a key; +inf and NaN
