@@ -93,7 +93,7 @@ class BwdMainloop {
     // Q(m) and dO(m) have landed, and nobody reads what the last step left any longer.
     cp_async_wait_group<0>();
     __syncthreads();
-    if constexpr (kListed) more = next_listed_step(m);
+    if constexpr (kListed && kTile.stages == 2) more = next_listed_step(m);
     if constexpr (kTile.stages == 2) copy_next(more, stage ^ 1);
 
     CUTE_UNROLL
@@ -107,6 +107,7 @@ class BwdMainloop {
     }
     if constexpr (kTile.stages == 1) {
       if constexpr (kExchange) __syncthreads();
+      if constexpr (kListed) more = next_listed_step(m);
       copy_next(more, 0);
     }
     add_grad_q(m, head);
