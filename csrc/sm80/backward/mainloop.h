@@ -86,7 +86,7 @@ class BwdMainloop {
  private:
   // One query tile; true if there are more.
   CUTE_DEVICE bool step(int stage) {
-    int const m = m_, head = head_;
+    int const m = tile_at_hand(), head = head_at_hand();
     bool more = false;
     if constexpr (!kListed) more = next_step(m);
 
@@ -110,7 +110,11 @@ class BwdMainloop {
       if constexpr (kListed) more = next_listed_step(m);
       copy_next(more, 0);
     }
-    add_grad_q(m, head);
+    if constexpr (kReread) {
+      add_grad_q(tile_at_hand(), head_at_hand());
+    } else {
+      add_grad_q(m, head);
+    }
     if constexpr (kListed) entry_ += kStepsPerBlock == 1 || m_ % kStepsPerBlock == 0;
     return more;
   }
@@ -144,6 +148,13 @@ class BwdMainloop {
   CUTE_DEVICE void look_at_block(int entry) {
     m_ = listed(entry).block * kStepsPerBlock;
     head_ = smem_.steps[0].heads[entry % ListedSteps::kSlots];
+  }
+
+  // What a step works on. Read anew where it is used, it occupies no registers between.
+  static constexpr bool kReread = kListed && kStepsPerBlock == 1 && kTile.stages == 1;
+  CUTE_DEVICE int tile_at_hand() const { return kReread ? listed(entry_).block : m_; }
+  CUTE_DEVICE int head_at_hand() const {
+    return kReread ? smem_.steps[0].heads[entry_ % ListedSteps::kSlots] : head_;
   }
 
   CUTE_DEVICE ListedQueries const& listed(int entry) const {
