@@ -12,6 +12,7 @@
 #include "bindings/direct_call.h"
 #include "bindings/masks.h"
 #include "bindings/module.h"
+#include "bindings/sm80_plans.h"
 #include "cpu/family.h"
 #include "cpu/isa.h"
 
@@ -110,4 +111,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_isa", &fa2::cpu::set_isa, py::arg("name"),
         "Uses this instruction-set level from now on.");
   fa2::bindings::define_masks(m);
+  fa2::bindings::define_sm80_plans(m);
 }

@@ -23,6 +23,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "bindings/cpu_module.cpp": {"cpu"},
     "bindings/cuda_module.cpp": {"sm80"},
     "bindings/masks.cpp": {"masks"},
+    "bindings/sm80_plans.cpp": {"sm80"},
     "cpu/append.cpp": {"cpu/level"},  # for its conversions, at a level of its own
 }
 # Parts of a family that kernels are made of know nothing of what plans and launches them.

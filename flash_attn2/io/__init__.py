@@ -1,0 +1,1 @@
+"""What one attention moves and stores: `python -m flash_attn2 io`."""

@@ -1,0 +1,107 @@
+"""The plans of the sm80 kernels for a problem: native code that needs no GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flash_attn2._impl import backends
+from flash_attn2.io.problem import Attention, Device
+
+# (begin, end) of the tiles that a block goes through
+Tiles = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FwdTile:
+    """As in `csrc/sm80/tiles.h`."""
+
+    head_dim: int
+    block_m: int
+    block_n: int
+    row_warps: int
+    column_warps: int
+    q_in_registers: bool
+    ctas_per_sm: int
+
+
+@dataclass(frozen=True)
+class BwdTile:
+    """As in `csrc/sm80/backward/tiles.h`."""
+
+    head_dim: int
+    block_m: int
+    block_n: int
+    key_warps: int
+    query_warps: int
+    chunk: int
+    k_in_registers: bool
+    v_in_registers: bool
+    ctas_per_sm: int
+
+
+@dataclass(frozen=True)
+class FwdPlan:
+    """Blocks are of queries and go through tiles of keys."""
+
+    tile: FwdTile
+    section: int
+    grid: int
+    workspace_bytes: int
+    blocks: list[Tiles]
+
+
+@dataclass(frozen=True)
+class BwdPlan:
+    """Blocks are of keys and go through tiles of queries."""
+
+    tile: BwdTile
+    section: int
+    grid: int
+    rows_grid: int
+    workspace_bytes: int
+    blocks: list[Tiles]
+
+
+def forward_plan(problem: Attention) -> FwdPlan:
+    plan = _native().sm80_forward_plan(_forward(problem), _device(problem.device))
+    return FwdPlan(**plan | {"tile": FwdTile(**plan["tile"])})
+
+
+def backward_plan(problem: Attention) -> BwdPlan:
+    gradient = {"forward": _forward(problem), "deterministic": False}
+    for name in ("grad_out", "grad_q", "grad_k", "grad_v"):
+        gradient[name] = _tensor(problem)
+    plan = _native().sm80_backward_plan(gradient, _device(problem.device))
+    return BwdPlan(**plan | {"tile": BwdTile(**plan["tile"])})
+
+
+def _native() -> Any:
+    return backends.load("cpu").module
+
+
+def _device(device: Device) -> dict[str, int]:
+    fields = ("arch", "sm_count", "smem_per_block", "l2_bytes")
+    return {name: getattr(device, name) for name in fields}
+
+
+def _tensor(problem: Attention) -> tuple[int, int, int, int]:
+    """Address and strides of a tensor that nothing is read from."""
+    row = problem.heads * problem.head_dim
+    return 0, problem.seqlen * row, row, problem.head_dim
+
+
+def _forward(problem: Attention) -> dict[str, Any]:
+    """Fields as in `csrc/bindings/params.cpp`."""
+    return {
+        "dtype": "float16",
+        "batch": problem.batch,
+        "num_heads": problem.heads,
+        "num_heads_kv": problem.heads,
+        "head_dim": problem.head_dim,
+        **{name: _tensor(problem) for name in ("q", "k", "v", "out")},
+        "seqs_q": {"max_seqlen": problem.seqlen},
+        "seqs_k": {"max_seqlen": problem.seqlen},
+        "softmax_scale": problem.head_dim**-0.5,
+        "window": {"left": -1, "right": 0 if problem.causal else -1},
+    }
