@@ -34,3 +34,11 @@ endfunction()
 foreach(family IN LISTS FA2_CUDA_FAMILIES)
   fa2_add_emulated_module(${family})
 endforeach()
+
+# FlashAttention-1's schedule, which no product module has: only to be compared with.
+set(flash1_kernels "${PROJECT_SOURCE_DIR}/csrc/sm80/flash1/flash1.cu")
+set_source_files_properties(${flash1_kernels} PROPERTIES LANGUAGE CXX)
+add_library(fa2_flash1_emulated_kernels OBJECT ${flash1_kernels})
+target_link_libraries(fa2_flash1_emulated_kernels PRIVATE fa2_emulated_kernels_flags fa2_settings)
+fa2_add_module(_flash1_emulated KEEP_SYMBOLS tests/emulator/flash1_module.cpp)
+target_link_libraries(_flash1_emulated PRIVATE fa2_flash1_emulated_kernels fa2_emulator)

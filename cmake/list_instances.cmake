@@ -12,6 +12,8 @@ foreach(family IN LISTS FA2_CUDA_FAMILIES)
   fa2_generate_instances(${family} "${OUTPUT_DIR}/instances" of_family)
   list(APPEND sources ${of_family})
 endforeach()
+# No part of a module, but of what must compile (see EmulatedModule.cmake).
+list(APPEND sources "${PROJECT_SOURCE_DIR}/csrc/sm80/flash1/flash1.cu")
 set(lines "")
 foreach(flag IN ITEMS -O3 -DNDEBUG -std=c++20 ${FA2_NVCC_FLAGS})
   string(APPEND lines "flag ${flag}\n")

@@ -30,3 +30,8 @@ def makespan_over_ideal(costs: Iterable[int], slots: int) -> float:
 
 def lengths(blocks: Sequence[Tiles]) -> list[int]:
     return [end - begin for begin, end in blocks]
+
+
+def waves_over_ideal(ctas: int, slots: int) -> float:
+    """The same of CTAs that are all alike: they come in whole waves."""
+    return -(-ctas // slots) * slots / ctas

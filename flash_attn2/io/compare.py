@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends
@@ -36,6 +38,32 @@ def count_flash2(problem: Attention) -> Counted:
     module.reset_counters()
     torch.autograd.grad(out, (q, k, v), grad_out)
     return Counted(forward, module.counters_by_kernel())
+
+
+def load_flash1() -> Any:
+    """The emulated module of FlashAttention-1's schedule. ImportError where it is not built."""
+    return importlib.import_module("flash_attn2._flash1_emulated")
+
+
+def run_flash1(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Out and lse of float16 tensors (batch, seqlen, heads, 64) without gaps."""
+    batch, seqlen, heads, head_dim = q.shape
+    out = torch.full_like(q, torch.nan)
+    lse = torch.full((batch, heads, seqlen), torch.nan)
+    addresses = [tensor.data_ptr() for tensor in (q, k, v, out, lse)]
+    load_flash1().forward(*addresses, batch, heads, seqlen, causal, head_dim**-0.5)
+    return out, lse
+
+
+def count_flash1(problem: Attention) -> Mapping[str, Counters]:
+    """Runs FlashAttention-1's forward pass; counters of each kernel."""
+    module = load_flash1()
+    shape = (problem.batch, problem.seqlen, problem.heads, problem.head_dim)
+    q, k, v = (torch.randn(shape).half() for _ in range(3))
+    module.reset_counters()
+    run_flash1(q, k, v, problem.causal)
+    counters: Mapping[str, Counters] = module.counters_by_kernel()
+    return counters
 
 
 def differences(expected: Pass, counted: Mapping[str, Counters]) -> list[str]:

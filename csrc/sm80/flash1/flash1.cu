@@ -1,0 +1,11 @@
+#include "sm80/flash1/flash1.h"
+#include "sm80/flash1/forward.h"
+#include "sm80/launch.h"
+
+namespace fa2::sm80::flash1 {
+
+void forward(Args const& args, cudaStream_t stream) {
+  sm80::launch<Flash1Forward>(args, args.batch * args.heads, stream);
+}
+
+}  // namespace fa2::sm80::flash1

@@ -1,0 +1,94 @@
+"""FlashAttention-1's schedule (`csrc/sm80/flash1`; algorithm 1 of Dao et al. 2022).
+
+One CTA for each batch and head. The outer loop goes over blocks of keys and values, the inner one
+over all queries, whose output O and statistics m and l come from memory and go back there for each
+block of keys. Warps slice the keys, so all of them have a share of each output, and the shares are
+added up through shared memory.
+"""
+
+from __future__ import annotations
+
+from flash_attn2.io.balance import waves_over_ideal
+from flash_attn2.io.counts import SECTOR_BYTES, WAVEFRONT_BYTES, Kernel, Pass, Shared, Traffic, once
+from flash_attn2.io.problem import ELEMENT_BYTES, FLOAT_BYTES, Attention
+
+# As in csrc/sm80/flash1/args.h.
+HEAD_DIM = 64
+BLOCK_M, BLOCK_N = 16, 256
+WARPS = 4
+CTAS_PER_SM = 1
+
+_MMA = 16 * 8 * 16
+_LDMATRIX = 4
+
+
+def forward(problem: Attention) -> Pass:
+    """Raises ValueError for another head dim than the kernel's."""
+    if problem.head_dim != HEAD_DIM:
+        raise ValueError(f"the kernel of flash1 has head_dim {HEAD_DIM}, got {problem.head_dim}")
+    blocks = _rows_of_blocks(problem)
+    visited = [sum(rows) for rows in blocks]  # queries, by blocks of keys
+    visits = problem.pairs * sum(len(rows) for rows in blocks)
+    again = problem.pairs * sum(visited[1:])  # rows that have seen keys before
+    kept = problem.pairs * sum(visited) - problem.rows  # rows that will see more
+    query_bytes = problem.tensor_bytes // problem.rows
+    q = Traffic(problem.pairs * sum(visited) * query_bytes, problem.tensor_bytes)
+    kernel = Kernel(
+        "Flash1Forward",
+        ctas=problem.pairs,
+        mma=visits * 2 * BLOCK_M * BLOCK_N * HEAD_DIM // _MMA,
+        reads={
+            "q": q,
+            "k": once(problem.tensor_bytes),
+            "v": once(problem.tensor_bytes),
+            "sums": _floats(again * HEAD_DIM, _distinct(problem) * HEAD_DIM),
+            **{name: _by_fours(again, _distinct(problem)) for name in ("max", "sum")},
+        },
+        writes={
+            "out": once(problem.tensor_bytes),
+            "lse": _by_fours(problem.rows, problem.rows),
+            "sums": _floats(kept * HEAD_DIM, _distinct(problem) * HEAD_DIM),
+            **{name: _by_fours(kept, _distinct(problem)) for name in ("max", "sum")},
+        },
+        shared=_shared(problem, len(blocks), visits, problem.pairs * sum(visited)),
+        balance=waves_over_ideal(problem.pairs, problem.device.sm_count * CTAS_PER_SM),
+    )
+    return Pass((kernel,))
+
+
+def _rows_of_blocks(problem: Attention) -> list[list[int]]:
+    """Of each block of keys, the blocks of queries that go by: how many rows they have."""
+    n = problem.seqlen
+    first = [key // BLOCK_M * BLOCK_M if problem.causal else 0 for key in range(0, n, BLOCK_N)]
+    return [[min(BLOCK_M, n - row) for row in range(begin, n, BLOCK_M)] for begin in first]
+
+
+def _distinct(problem: Attention) -> int:
+    """Rows that see more than one block of keys."""
+    unseen = BLOCK_N if problem.causal else 0
+    return 0 if problem.seqlen <= BLOCK_N else problem.pairs * (problem.seqlen - unseen)
+
+
+def _floats(asked: int, distinct: int) -> Traffic:
+    return Traffic(asked * FLOAT_BYTES, distinct * FLOAT_BYTES)
+
+
+def _by_fours(asked: int, distinct: int) -> Traffic:
+    """A number of each row: a warp asks for those of four rows, half a sector, at once."""
+    return Traffic(asked // 4 * SECTOR_BYTES, distinct * FLOAT_BYTES)
+
+
+def _shared(problem: Attention, key_blocks: int, visits: int, rows: int) -> Shared:
+    depth, keys = HEAD_DIM // 16, BLOCK_N // 16
+    # All warps read the queries; each its slice of K and V.
+    operands = WARPS * depth + 2 * keys * depth
+    row = HEAD_DIM * ELEMENT_BYTES // WAVEFRONT_BYTES
+    share = HEAD_DIM * FLOAT_BYTES // WAVEFRONT_BYTES  # of a row's output
+    exchanged = 2 * 2  # m and l of a warp, in two halves
+    looked_up = 2 * WARPS + 2 * WARPS  # m by the lanes of a row, m and l again when adding up
+    return Shared(
+        cp_async=(problem.pairs * key_blocks * 2 * BLOCK_N + visits * BLOCK_M) * row,
+        ldmatrix=visits * operands * _LDMATRIX,
+        stores=visits * WARPS * (BLOCK_M * share + exchanged),
+        loads=WARPS * (rows * share + visits * looked_up),
+    )
