@@ -18,7 +18,7 @@ CXX_FILES = git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh'
 PYTHON_FILES := flash_attn2 tests benchmarks examples tools setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo bench test fuzz sanitize sanitize-short test-torch \
+.PHONY: help setup build demo bench test io-page fuzz sanitize sanitize-short test-torch \
         test-torch-short cuda-check lint format wheel install-check \
         gpu gpu-setup gpu-test gpu-bench clean
 
@@ -50,6 +50,9 @@ test: setup ## Build all, emulator included, and run the C++ and Python tests
 	$(COMPILE)
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --parallel $(JOBS)
 	FLASH_ATTN2_REQUIRE_EMULATOR=1 $(BIN)/python -m pytest -n 2 -q
+
+io-page: build ## Write docs/io.md anew
+	$(BIN)/python -m flash_attn2 io --docs docs/io.md > /dev/null
 
 # Problems of the fuzzer: how many, of which series, on which backend.
 N ?= 2000

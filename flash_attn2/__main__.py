@@ -11,11 +11,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     from flash_attn2._impl import info
     from flash_attn2.bench import cli as bench
+    from flash_attn2.io import cli as io
 
     parser = argparse.ArgumentParser(prog="python -m flash_attn2", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     info.add_command(commands)
     bench.add_command(commands)
+    io.add_command(commands)
     args = parser.parse_args(argv)
     status: int = args.run(args)
     return status

@@ -1,8 +1,8 @@
 """Standard attention: products and softmax are kernels of their own, matrices go through memory.
 
 Forward, S = Q K', P = softmax(S), O = P V; backward, dV = P' dO, dP = dO V',
-dS = P * (dP - rowsum(P * dP)), dQ = dS K, dK = dS' Q. A product is tiled as libraries tile it: a CTA
-computes one tile of the result, and reads its rows and columns of the factors once.
+dS = P * (dP - rowsum(P * dP)), dQ = dS K, dK = dS' Q. A product is tiled as libraries tile it: a
+CTA computes one tile of the result, and reads its rows and columns of the factors once.
 A causal mask saves nothing: matrices are computed and stored whole.
 """
 

@@ -1,0 +1,17 @@
+"""Memory that one attention holds at its peak, in bytes: training, so what backward needs stays."""
+
+from __future__ import annotations
+
+from flash_attn2.io.plans import backward_plan, forward_plan
+from flash_attn2.io.problem import Attention
+
+
+def standard(problem: Attention) -> int:
+    """While the softmax is differentiated: P, dP and dS, beside q, k, v, out, dO and dV."""
+    return 6 * problem.tensor_bytes + 3 * problem.square_bytes
+
+
+def flash2(problem: Attention) -> int:
+    """In the backward pass: q, k, v, out, their gradients, lse, and the workspace."""
+    workspace = max(forward_plan(problem).workspace_bytes, backward_plan(problem).workspace_bytes)
+    return 8 * problem.tensor_bytes + problem.lse_bytes + workspace

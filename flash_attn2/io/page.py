@@ -1,0 +1,64 @@
+"""What the `io` command prints, and the page of the documentation that it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flash_attn2.io import report
+from flash_attn2.io.claims import Claim
+from flash_attn2.io.problem import Attention
+
+_LEGEND = """\
+Forward and backward pass of one attention, from closed forms over the plans of the kernels.
+
+- *asked*: bytes of global memory that CTAs ask for, in sectors of 32, reads and writes; what is
+  added to counts twice. *Perfect L2*: each sector once a launch.
+- *shared*: 128 bytes for each pass through the banks of shared memory. *MMAs*: tensor-core
+  instructions of a warp, m16n8k16.
+- *balance*: time until the last CTA of the kernel with most MMAs ends, over that of all
+  multiprocessors evenly filled.
+- *peak memory*: in training. Standard: P, dP and dS with q, k, v, out, dO and dV; FlashAttention-2:
+  q, k, v, out, lse, all gradients, and the workspace.
+
+*Standard* is products and softmax as kernels of their own, in tiles of 128 x 128; a causal mask
+saves it nothing, and no kernel of it is run. *FlashAttention-1* is `csrc/sm80/flash1`, forward, for
+heads of 64. *FlashAttention-2* is what this package runs. `io --emulate` runs the last two in the
+kernel emulator, where it is built, and compares its counters with the forms.
+"""
+
+
+def text(
+    problems: Sequence[Attention], found: Sequence[report.Row], papers: Sequence[Claim]
+) -> str:
+    first = problems[0]
+    mask = "causal" if first.causal else "no mask"
+    return "\n".join(
+        (
+            f"Heads: {first.heads} of {first.head_dim}, {mask}, float16 or bfloat16, "
+            f"{first.device.name} ({first.device.sm_count} multiprocessors).",
+            "",
+            report.traffic_table(found),
+            "",
+            report.work_table(found),
+            "",
+            "What the papers say, and what is counted here:",
+            "",
+            report.claims_table(papers),
+            "",
+        )
+    )
+
+
+def docs(
+    problems: Sequence[Attention], found: Sequence[report.Row], papers: Sequence[Claim]
+) -> str:
+    return "\n".join(
+        (
+            "# What one attention moves and stores",
+            "",
+            "<!-- Written by `make io-page`; do not edit. -->",
+            "",
+            _LEGEND,
+            text(problems, found, papers),
+        )
+    )

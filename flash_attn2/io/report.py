@@ -1,0 +1,148 @@
+"""Counts as rows, as Markdown tables, and as a record for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flash_attn2.io.claims import Claim
+from flash_attn2.io.counts import Pass
+from flash_attn2.io.problem import Attention
+from flash_attn2.io.schedules import SCHEDULES, Schedule
+
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1))
+_NONE = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one schedule costs at one length. None: no form is known."""
+
+    seqlen: int
+    batch: int
+    schedule: str
+    forward: Pass
+    backward: Pass | None
+    peak_bytes: int | None
+
+
+def rows(problems: Sequence[Attention]) -> list[Row]:
+    return [
+        _row(problem, schedule)
+        for problem in problems
+        for schedule in SCHEDULES
+        if schedule.serves(problem)
+    ]
+
+
+def _row(problem: Attention, schedule: Schedule) -> Row:
+    return Row(
+        problem.seqlen,
+        problem.batch,
+        schedule.name,
+        schedule.forward(problem),
+        schedule.backward(problem) if schedule.backward else None,
+        schedule.peak_bytes(problem) if schedule.peak_bytes else None,
+    )
+
+
+def human(num_bytes: float) -> str:
+    """Three digits and a decimal unit."""
+    unit, size = next((u for u in _UNITS if num_bytes >= u[1]), _UNITS[-1])
+    value = num_bytes / size
+    return f"{value:.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
+
+
+def traffic_table(found: Sequence[Row]) -> str:
+    """Global memory, and the memory that is held."""
+    header = (
+        "tokens",
+        "batch",
+        "schedule",
+        "fwd: asked",
+        "fwd: perfect L2",
+        "bwd: asked",
+        "bwd: perfect L2",
+        "peak memory",
+    )
+    return markdown(
+        header,
+        [
+            (
+                row.seqlen,
+                row.batch,
+                row.schedule,
+                *_memory_cells(row.forward),
+                *_memory_cells(row.backward),
+                _NONE if row.peak_bytes is None else human(row.peak_bytes),
+            )
+            for row in found
+        ],
+    )
+
+
+def _memory_cells(direction: Pass | None) -> tuple[str, str]:
+    if direction is None:
+        return _NONE, _NONE
+    return human(direction.memory.asked), human(direction.memory.distinct)
+
+
+def work_table(found: Sequence[Row]) -> str:
+    """Shared memory, tensor cores, CTAs and their balance."""
+    header = ["tokens", "batch", "schedule"]
+    for direction in ("fwd", "bwd"):
+        header += [f"{direction}: shared", "MMAs", "CTAs", "balance"]
+    return markdown(
+        header,
+        [
+            (
+                row.seqlen,
+                row.batch,
+                row.schedule,
+                *_work_cells(row.forward),
+                *_work_cells(row.backward),
+            )
+            for row in found
+        ],
+    )
+
+
+def _work_cells(direction: Pass | None) -> tuple[str, ...]:
+    if direction is None:
+        return (_NONE,) * 4
+    main = direction.main
+    return (
+        human(direction.shared_bytes),
+        f"{direction.mma:.3g}",
+        str(main.ctas),
+        f"{main.balance:.2f}",
+    )
+
+
+def claims_table(found: Sequence[Claim]) -> str:
+    return markdown(
+        ("claimed", "counted", "what was counted"),
+        [(claim.claim, claim.counted, claim.what) for claim in found],
+    )
+
+
+def markdown(header: Sequence[Any], body: Sequence[Sequence[Any]]) -> str:
+    """A table that is aligned as plain text, too."""
+    cells = [[str(cell) for cell in line] for line in (header, *body)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def record(problems: Sequence[Attention], found: Sequence[Row], papers: Sequence[Claim]) -> Any:
+    """All of it, by kernels, for JSON."""
+    return {
+        "problems": [asdict(problem) for problem in problems],
+        "rows": [asdict(row) for row in found],
+        "claims": [asdict(claim) for claim in papers],
+    }
