@@ -45,25 +45,48 @@ def load_flash1() -> Any:
     return importlib.import_module("flash_attn2._flash1_emulated")
 
 
-def run_flash1(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Out and lse of float16 tensors (batch, seqlen, heads, 64) without gaps."""
-    batch, seqlen, heads, head_dim = q.shape
-    out = torch.full_like(q, torch.nan)
-    lse = torch.full((batch, heads, seqlen), torch.nan)
-    addresses = [tensor.data_ptr() for tensor in (q, k, v, out, lse)]
-    load_flash1().forward(*addresses, batch, heads, seqlen, causal, head_dim**-0.5)
-    return out, lse
+class Flash1:
+    """FlashAttention-1 on float16 tensors (batch, seqlen, heads, 64) without gaps, emulated."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> None:
+        batch, seqlen, heads, head_dim = q.shape
+        self.out = torch.full_like(q, torch.nan)
+        self.lse = torch.full((batch, heads, seqlen), torch.nan)
+        self._tensors = {"q": q, "k": k, "v": v, "out": self.out, "lse": self.lse}
+        self._problem = {
+            "batch": batch,
+            "heads": heads,
+            "seqlen": seqlen,
+            "causal": causal,
+            "softmax_scale": head_dim**-0.5,
+            **{name: tensor.data_ptr() for name, tensor in self._tensors.items()},
+        }
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Out and lse."""
+        load_flash1().forward(self._problem)
+        return self.out, self.lse
+
+    def backward(self, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v, after `forward`."""
+        q, k, v = (torch.full_like(self._tensors[name], torch.nan) for name in "qkv")
+        addresses = [tensor.data_ptr() for tensor in (grad_out, q, k, v)]
+        load_flash1().backward(self._problem, *addresses)
+        return q, k, v
 
 
-def count_flash1(problem: Attention) -> Mapping[str, Counters]:
-    """Runs FlashAttention-1's forward pass; counters of each kernel."""
+def count_flash1(problem: Attention) -> Counted:
+    """Runs it."""
     module = load_flash1()
     shape = (problem.batch, problem.seqlen, problem.heads, problem.head_dim)
-    q, k, v = (torch.randn(shape).half() for _ in range(3))
+    q, k, v, grad_out = (torch.randn(shape).half() for _ in range(4))
+    attention = Flash1(q, k, v, problem.causal)
     module.reset_counters()
-    run_flash1(q, k, v, problem.causal)
-    counters: Mapping[str, Counters] = module.counters_by_kernel()
-    return counters
+    attention.forward()
+    forward = module.counters_by_kernel()
+    module.reset_counters()
+    attention.backward(grad_out)
+    return Counted(forward, module.counters_by_kernel())
 
 
 def differences(expected: Pass, counted: Mapping[str, Counters]) -> list[str]:

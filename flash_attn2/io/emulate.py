@@ -39,8 +39,15 @@ def _differences(problem: Attention) -> Iterator[tuple[str, list[str]]]:
         compare.differences(flash2.backward(problem), counted.backward),
     )
     with emulator_options(compare.load_flash1()):
-        counters = compare.count_flash1(problem)
-    yield "FlashAttention-1 forward", compare.differences(flash1.forward(problem), counters)
+        counted = compare.count_flash1(problem)
+    yield (
+        "FlashAttention-1 forward",
+        compare.differences(flash1.forward(problem), counted.forward),
+    )
+    yield (
+        "FlashAttention-1 backward",
+        compare.differences(flash1.backward(problem), counted.backward),
+    )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flash_attn2.io.plans import backward_plan, forward_plan
-from flash_attn2.io.problem import Attention
+from flash_attn2.io.problem import FLOAT_BYTES, Attention
 
 
 def standard(problem: Attention) -> int:
@@ -15,3 +15,9 @@ def flash2(problem: Attention) -> int:
     """In the backward pass: q, k, v, out, their gradients, lse, and the workspace."""
     workspace = max(forward_plan(problem).workspace_bytes, backward_plan(problem).workspace_bytes)
     return 8 * problem.tensor_bytes + problem.lse_bytes + workspace
+
+
+def flash1(problem: Attention) -> int:
+    """In the backward pass, as `flash2`, with the sums of dQ in float32."""
+    sums = problem.rows * problem.head_dim * FLOAT_BYTES
+    return 8 * problem.tensor_bytes + problem.lse_bytes + sums

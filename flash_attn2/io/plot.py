@@ -13,16 +13,16 @@ from flash_attn2.io.schedules import SCHEDULES
 
 _COLORS = ("#9aa5b1", "#edae49", "#d1495b", "#30638e")
 _GB = 1e9
-_Value = Callable[[Row], "float | None"]
+_Value = Callable[[Row], float]
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Four panels over the length: memory moved and held, shared memory, balance."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     panels = figure.subplots(2, 2)
-    _panel(panels[0, 0], rows, "Global memory, forward, as asked for (GB)", _asked, _perfect)
+    _panel(panels[0, 0], rows, "Global memory, fwd + bwd, as asked for (GB)", _asked, _perfect)
     _panel(panels[0, 1], rows, "Peak memory in training (GB)", _peak)
-    _panel(panels[1, 0], rows, "Shared memory, forward (GB)", _shared)
+    _panel(panels[1, 0], rows, "Shared memory, fwd + bwd (GB)", _shared)
     _panel(panels[1, 1], rows, "Time of the last CTA over even work, forward", _balance)
     panels[0, 0].legend(frameon=False, title="dashed: perfect L2 cache")
     figure.savefig(path, dpi=150)
@@ -44,25 +44,24 @@ def _panel(
 
 def _line(axes: Axes, rows: Sequence[Row], name: str, value: _Value, **style: str) -> None:
     found = [(row.seqlen, value(row)) for row in rows if row.schedule == name]
-    points = [(x, y) for x, y in found if y is not None]
-    if points:
-        axes.plot([x for x, _ in points], [y for _, y in points], **style)  # type: ignore[arg-type]
+    if found:
+        axes.plot([x for x, _ in found], [y for _, y in found], **style)  # type: ignore[arg-type]
 
 
 def _asked(row: Row) -> float:
-    return row.forward.memory.asked / _GB
+    return (row.forward.memory + row.backward.memory).asked / _GB
 
 
 def _perfect(row: Row) -> float:
-    return row.forward.memory.distinct / _GB
+    return (row.forward.memory + row.backward.memory).distinct / _GB
 
 
-def _peak(row: Row) -> float | None:
-    return None if row.peak_bytes is None else row.peak_bytes / _GB
+def _peak(row: Row) -> float:
+    return row.peak_bytes / _GB
 
 
 def _shared(row: Row) -> float:
-    return row.forward.shared_bytes / _GB
+    return (row.forward.shared_bytes + row.backward.shared_bytes) / _GB
 
 
 def _balance(row: Row) -> float:

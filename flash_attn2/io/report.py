@@ -12,19 +12,18 @@ from flash_attn2.io.problem import Attention
 from flash_attn2.io.schedules import SCHEDULES, Schedule
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1))
-_NONE = "-"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one schedule costs at one length. None: no form is known."""
+    """What one schedule costs at one length."""
 
     seqlen: int
     batch: int
     schedule: str
     forward: Pass
-    backward: Pass | None
-    peak_bytes: int | None
+    backward: Pass
+    peak_bytes: int
 
 
 def rows(problems: Sequence[Attention]) -> list[Row]:
@@ -42,8 +41,8 @@ def _row(problem: Attention, schedule: Schedule) -> Row:
         problem.batch,
         schedule.name,
         schedule.forward(problem),
-        schedule.backward(problem) if schedule.backward else None,
-        schedule.peak_bytes(problem) if schedule.peak_bytes else None,
+        schedule.backward(problem),
+        schedule.peak_bytes(problem),
     )
 
 
@@ -75,16 +74,14 @@ def traffic_table(found: Sequence[Row]) -> str:
                 row.schedule,
                 *_memory_cells(row.forward),
                 *_memory_cells(row.backward),
-                _NONE if row.peak_bytes is None else human(row.peak_bytes),
+                human(row.peak_bytes),
             )
             for row in found
         ],
     )
 
 
-def _memory_cells(direction: Pass | None) -> tuple[str, str]:
-    if direction is None:
-        return _NONE, _NONE
+def _memory_cells(direction: Pass) -> tuple[str, str]:
     return human(direction.memory.asked), human(direction.memory.distinct)
 
 
@@ -108,9 +105,7 @@ def work_table(found: Sequence[Row]) -> str:
     )
 
 
-def _work_cells(direction: Pass | None) -> tuple[str, ...]:
-    if direction is None:
-        return (_NONE,) * 4
+def _work_cells(direction: Pass) -> tuple[str, ...]:
     main = direction.main
     return (
         human(direction.shared_bytes),

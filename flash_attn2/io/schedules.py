@@ -1,4 +1,4 @@
-"""The schedules that are compared. A direction is None where no form of it is known."""
+"""The schedules that are compared."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ Direction = Callable[[Attention], Pass]
 class Schedule:
     name: str
     forward: Direction
-    backward: Direction | None = None
-    peak_bytes: Callable[[Attention], int] | None = None
+    backward: Direction
+    peak_bytes: Callable[[Attention], int]
     head_dims: tuple[int, ...] | None = None  # None: all
 
     def serves(self, problem: Attention) -> bool:
         return self.head_dims is None or problem.head_dim in self.head_dims
 
-    def both(self, problem: Attention) -> Pass | None:
+    def both(self, problem: Attention) -> Pass:
         """Forward and backward together."""
-        if self.backward is None:
-            return None
         return Pass(self.forward(problem).kernels + self.backward(problem).kernels)
 
 
 STANDARD = Schedule("standard", standard.forward, standard.backward, memory.standard)
-FLASH1 = Schedule("FlashAttention-1", flash1.forward, head_dims=(flash1.HEAD_DIM,))
+FLASH1 = Schedule(
+    "FlashAttention-1",
+    flash1.forward,
+    flash1.backward,
+    memory.flash1,
+    head_dims=(flash1.HEAD_DIM,),
+)
 FLASH2 = Schedule("FlashAttention-2", flash2.forward, flash2.backward, memory.flash2)
 
 # One that is added here is in all tables, pictures and records.

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/score_mod.h"
@@ -14,15 +15,13 @@
 #include "host/error.h"
 #include "sm80/flash1/flash1.h"
 
+namespace py = pybind11;
+
 namespace {
 
 using fa2::sm80::flash1::Args;
+using fa2::sm80::flash1::BwdArgs;
 using fa2::sm80::flash1::kHeadDim;
-
-template <class T>
-T* address(uintptr_t value) {
-  return reinterpret_cast<T*>(value);
-}
 
 // Floats that start where a sector does.
 class Memory {
@@ -38,38 +37,93 @@ class Memory {
   std::vector<Line> lines_;
 };
 
-// Addresses of contiguous tensors: q, k, v and out (batch, seqlen, heads, 64) in float16; lse
-// (batch, heads, seqlen) in float32.
-void forward(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t lse, int32_t batch,
-             int32_t heads, int32_t seqlen, bool causal, double softmax_scale) {
-  FA2_CHECK(batch > 0 && heads > 0 && seqlen > 0, "no sequence to attend in");
-  size_t const rows = size_t(batch) * heads * seqlen;
-  Memory const sums(rows * kHeadDim), max(rows), sum(rows);
-  Args const args{.q = address<void>(q),
-                  .k = address<void>(k),
-                  .v = address<void>(v),
-                  .out = address<void>(out),
-                  .lse = address<float>(lse),
-                  .sums = sums.data(),
-                  .max = max.data(),
-                  .sum = sum.data(),
-                  .batch = batch,
-                  .heads = heads,
-                  .seqlen = seqlen,
-                  .causal = causal,
-                  .scale_log2 = float(softmax_scale * fa2::kLog2e)};
-  size_t const bytes = rows * kHeadDim * 2, floats = rows * sizeof(float);
-  emu::ScopedBuffers const buffers{
-      {const_cast<void*>(args.q), bytes, "q", false},
-      {const_cast<void*>(args.k), bytes, "k", false},
-      {const_cast<void*>(args.v), bytes, "v", false},
-      {args.out, bytes, "out", true},
-      {args.lse, floats, "lse", true},
-      {args.sums, floats * kHeadDim, "sums", true},
-      {args.max, floats, "max", true},
-      {args.sum, floats, "sum", true},
-  };
-  fa2::sm80::flash1::forward(args, nullptr);
+// A problem by addresses of contiguous tensors: q, k, v and out (batch, seqlen, heads, 64) in
+// float16; lse (batch, heads, seqlen) in float32.
+struct Problem {
+  uintptr_t q, k, v, out, lse;
+  int32_t batch, heads, seqlen;
+  bool causal;
+  double softmax_scale;
+
+  size_t rows() const { return size_t(batch) * heads * seqlen; }
+  size_t bytes() const { return rows() * kHeadDim * 2; }
+};
+
+Problem read(py::dict const& fields) {
+  auto const number = [&](char const* name) { return fields[name].cast<int64_t>(); };
+  auto const address = [&](char const* name) { return fields[name].cast<uintptr_t>(); };
+  Problem const p{.q = address("q"),
+                  .k = address("k"),
+                  .v = address("v"),
+                  .out = address("out"),
+                  .lse = address("lse"),
+                  .batch = int32_t(number("batch")),
+                  .heads = int32_t(number("heads")),
+                  .seqlen = int32_t(number("seqlen")),
+                  .causal = fields["causal"].cast<bool>(),
+                  .softmax_scale = fields["softmax_scale"].cast<double>()};
+  FA2_CHECK(p.batch > 0 && p.heads > 0 && p.seqlen > 0, "no sequence to attend in");
+  return p;
+}
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Args args_of(Problem const& p, Memory const& sums, float* max, float* sum) {
+  return {.q = pointer<void>(p.q),
+          .k = pointer<void>(p.k),
+          .v = pointer<void>(p.v),
+          .out = pointer<void>(p.out),
+          .lse = pointer<float>(p.lse),
+          .sums = sums.data(),
+          .max = max,
+          .sum = sum,
+          .batch = p.batch,
+          .heads = p.heads,
+          .seqlen = p.seqlen,
+          .causal = p.causal,
+          .scale_log2 = float(p.softmax_scale * fa2::kLog2e)};
+}
+
+std::vector<emu::Buffer> buffers_of(Problem const& p, Memory const& sums, bool results_writable) {
+  size_t const floats = p.rows() * sizeof(float);
+  return {{pointer<void>(p.q), p.bytes(), "q", false},
+          {pointer<void>(p.k), p.bytes(), "k", false},
+          {pointer<void>(p.v), p.bytes(), "v", false},
+          {pointer<void>(p.out), p.bytes(), "out", results_writable},
+          {pointer<void>(p.lse), floats, "lse", results_writable},
+          {sums.data(), floats * kHeadDim, "sums", true}};
+}
+
+void forward(py::dict const& fields) {
+  Problem const p = read(fields);
+  Memory const sums(p.rows() * kHeadDim), max(p.rows()), sum(p.rows());
+  std::vector<emu::Buffer> buffers = buffers_of(p, sums, true);
+  buffers.push_back({max.data(), p.rows() * sizeof(float), "max", true});
+  buffers.push_back({sum.data(), p.rows() * sizeof(float), "sum", true});
+  emu::ScopedBuffers const registered(std::move(buffers));
+  fa2::sm80::flash1::forward(args_of(p, sums, max.data(), sum.data()), nullptr);
+}
+
+void backward(py::dict const& fields, uintptr_t grad_out, uintptr_t grad_q, uintptr_t grad_k,
+              uintptr_t grad_v) {
+  Problem const p = read(fields);
+  Memory const sums(p.rows() * kHeadDim);
+  std::vector<emu::Buffer> buffers = buffers_of(p, sums, false);
+  buffers.push_back({pointer<void>(grad_out), p.bytes(), "grad_out", false});
+  buffers.push_back({pointer<void>(grad_q), p.bytes(), "grad_q", true});
+  buffers.push_back({pointer<void>(grad_k), p.bytes(), "grad_k", true});
+  buffers.push_back({pointer<void>(grad_v), p.bytes(), "grad_v", true});
+  emu::ScopedBuffers const registered(std::move(buffers));
+  BwdArgs const args{.forward = args_of(p, sums, nullptr, nullptr),
+                     .grad_out = pointer<void>(grad_out),
+                     .grad_q = pointer<void>(grad_q),
+                     .grad_k = pointer<void>(grad_k),
+                     .grad_v = pointer<void>(grad_v),
+                     .softmax_scale = float(p.softmax_scale)};
+  fa2::sm80::flash1::backward(args, nullptr);
 }
 
 std::string set_options(std::string const& text) {
@@ -88,9 +142,11 @@ std::map<std::string, std::map<std::string, double>> counters_by_kernel() {
 
 PYBIND11_MODULE(_flash1_emulated, m) {
   using pybind11::arg;
-  m.def("forward", &forward, arg("q"), arg("k"), arg("v"), arg("out"), arg("lse"), arg("batch"),
-        arg("heads"), arg("seqlen"), arg("causal"), arg("softmax_scale"),
-        "Runs the forward pass on contiguous tensors, by address.");
+  m.def("forward", &forward, arg("problem"),
+        "Runs the forward pass of a problem: q, k, v, out and lse as addresses of contiguous "
+        "tensors, batch, heads, seqlen, causal, softmax_scale.");
+  m.def("backward", &backward, arg("problem"), arg("grad_out"), arg("grad_q"), arg("grad_k"),
+        arg("grad_v"), "Its gradient, likewise.");
   m.def("set_options", &set_options, arg("options"), "As in _sm80_emulated.");
   m.def("counters_by_kernel", &counters_by_kernel, "As in _sm80_emulated.");
   m.def("reset_counters", &emu::reset_counters);

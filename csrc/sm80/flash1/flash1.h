@@ -7,5 +7,6 @@
 namespace fa2::sm80::flash1 {
 
 void forward(Args const& args, cudaStream_t stream);
+void backward(BwdArgs const& args, cudaStream_t stream);
 
 }  // namespace fa2::sm80::flash1

@@ -7,13 +7,10 @@
 // output, and the shares are added up through shared memory in every step.
 
 #include "core/online_softmax.h"
-#include "sm80/flash1/args.h"
-#include "tile/copy.h"
+#include "sm80/flash1/common.h"
 #include "tile/softmax.h"
 
 namespace fa2::sm80::flash1 {
-
-using Element = half_t;
 
 struct Flash1Forward {
   using Args = flash1::Args;
@@ -31,20 +28,18 @@ struct Flash1Forward {
   using CopiesK = CopyShape<kBlockN, kHeadDim, kThreads>;
   using SmemQ = SmemTile<kBlockM, kHeadDim, CopiesQ::kSmemPad>;
   using SmemK = SmemTile<kBlockN, kHeadDim, CopiesK::kSmemPad>;
-  static constexpr int kSharePitch = kHeadDim + 8;  // floats of a row: keeps rows in other banks
 
   struct Smem {
     alignas(128) Element q[SmemQ::kElements];
     alignas(128) Element k[SmemK::kElements];
     alignas(128) Element v[SmemK::kElements];
-    alignas(128) float shares[kWarps][kBlockM][kSharePitch];  // of the output
+    Shares shares;  // of the output
     float max[kWarps][kBlockM];
     float sum[kWarps][kBlockM];
   };
 
   using Scores = decltype(make_tensor<float>(AccumulatorLayout<1, kNumS>{}));
   using Probs = decltype(make_tensor<Element>(OperandLayout<1, kDepthO>{}));
-  using Share = decltype(make_tensor<float>(AccumulatorLayout<1, kNumO>{}));
 
  public:
   static constexpr int kSmemBytes = sizeof(Smem);
@@ -61,24 +56,6 @@ struct Flash1Forward {
   }
 
  private:
-  CUTE_DEVICE static int lane() { return int(threadIdx.x) % 32; }
-  CUTE_DEVICE static int warp() { return int(threadIdx.x) / 32; }
-
-  template <class Copies, class Smem>
-  CUTE_DEVICE static void load_rows(Args const& args, void const* tensor, int first_row,
-                                    Element* tile) {
-    int const thread = threadIdx.x;
-    int64_t const stride = int64_t(args.heads) * kHeadDim;
-    int const batch = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
-    auto const* const from =
-        static_cast<Element const*>(tensor) +
-        (int64_t(batch) * args.seqlen + first_row + Copies::row(thread)) * stride +
-        head * kHeadDim + Copies::col(thread);
-    copy_tile<Copies, Smem>(reinterpret_cast<char const*>(from),
-                            stride * Copies::kRowsPerPass * int64_t(sizeof(Element)),
-                            args.seqlen - first_row, kHeadDim, tile);
-  }
-
   // Queries i against keys j.
   CUTE_DEVICE static void step(Args const& args, Smem& smem, int j, int i) {
     load_rows<CopiesQ, SmemQ>(args, args.q, i * kBlockM, smem.q);
@@ -172,7 +149,7 @@ struct Flash1Forward {
   // This warp's share of P V, for all to read.
   CUTE_DEVICE static void multiply_pv(Smem& smem, Probs const& tOrP) {
     auto const tOsV = ldsm_view<SmemK>(smem.v, LdsmLanes::rows_first(lane()), warp() * kKeys);
-    Share share;
+    Shares::Fragment share;
     clear(share);
     CUTE_UNROLL
     for (int k = 0; k < kDepthO; ++k) {
@@ -183,28 +160,15 @@ struct Flash1Forward {
         multiply_blocks<1>(share, n, tOrP(_, _, k), tOrV);
       }
     }
-    CUTE_UNROLL
-    for (int n = 0; n < kNumO; ++n) {
-      CUTE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        cutlass::AlignedArray<float, 2> const pair{share(make_coord(0, half), 0, n),
-                                                   share(make_coord(1, half), 0, n)};
-        float* const row = smem.shares[warp()][lane_row(lane()) + 8 * half];
-        *reinterpret_cast<uint64_t*>(row + 8 * n + lane_col(lane())) =
-            reinterpret_cast<uint64_t const&>(pair);
-      }
-    }
+    smem.shares.store(share);
   }
-
-  using Four = cutlass::AlignedArray<float, 4>;
 
   // O of these queries, from the blocks of keys so far and from this one. A row is 8 threads.
   CUTE_DEVICE static void add_up(Args const& args, Smem& smem, int j, int i) {
     int const thread = threadIdx.x, row = thread / 8, query = i * kBlockM + row;
     bool const exists = query < args.seqlen;
     int64_t const at = int64_t(blockIdx.x) * args.seqlen + query;  // (pair, query)
-    int const last_key = args.causal ? min(i * kBlockM + kBlockM, args.seqlen) : args.seqlen;
-    bool const done = j == (last_key - 1) / kBlockN;
+    bool const done = j == last_key_block(args, i, kBlockN);
 
     RowState const here = state_of_warps(smem, row);
     RowState const before =
@@ -216,13 +180,13 @@ struct Flash1Forward {
     CUTE_UNROLL
     for (int part = 0; part < 2 && exists; ++part) {
       int const col = thread % 8 * 4 + 32 * part;
-      Four out = shares_of_warps(smem, row, col);
+      Four out = smem.shares.sum(row, col);
       Four* const kept = reinterpret_cast<Four*>(args.sums + at * kHeadDim + col);
       Four const old = j == 0 ? Four{} : *kept;
       CUTE_UNROLL
       for (int e = 0; e < 4; ++e) out[e] = old[e] * of_before + out[e] * of_here;
       if (done) {
-        store_rounded(args, query, col, out);
+        store_rounded(args.out, row_offset(args, query) + col, out);
       } else {
         *kept = out;
       }
@@ -246,25 +210,6 @@ struct Flash1Forward {
       args.max[at] = state.base;
       args.sum[at] = state.sum;
     }
-  }
-
-  CUTE_DEVICE static Four shares_of_warps(Smem const& smem, int row, int col) {
-    Four out = *reinterpret_cast<Four const*>(&smem.shares[0][row][col]);
-    CUTE_UNROLL
-    for (int w = 1; w < kWarps; ++w) {
-      Four const more = *reinterpret_cast<Four const*>(&smem.shares[w][row][col]);
-      CUTE_UNROLL
-      for (int e = 0; e < 4; ++e) out[e] += more[e];
-    }
-    return out;
-  }
-
-  CUTE_DEVICE static void store_rounded(Args const& args, int query, int col, Four const& out) {
-    int const batch = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
-    int64_t const row = (int64_t(batch) * args.seqlen + query) * args.heads + head;
-    uint64_t const low = pack<Element>(out[0], out[1]), high = pack<Element>(out[2], out[3]);
-    *reinterpret_cast<uint64_t*>(static_cast<Element*>(args.out) + row * kHeadDim + col) =
-        low | high << 32;
   }
 };
 
