@@ -35,10 +35,14 @@ foreach(family IN LISTS FA2_CUDA_FAMILIES)
   fa2_add_emulated_module(${family})
 endforeach()
 
-# FlashAttention-1's schedule, which no product module has: only to be compared with.
-set(flash1_kernels "${PROJECT_SOURCE_DIR}/csrc/sm80/flash1/flash1.cu")
-set_source_files_properties(${flash1_kernels} PROPERTIES LANGUAGE CXX)
-add_library(fa2_flash1_emulated_kernels OBJECT ${flash1_kernels})
-target_link_libraries(fa2_flash1_emulated_kernels PRIVATE fa2_emulated_kernels_flags fa2_settings)
-fa2_add_module(_flash1_emulated KEEP_SYMBOLS tests/emulator/flash1_module.cpp)
-target_link_libraries(_flash1_emulated PRIVATE fa2_flash1_emulated_kernels fa2_emulator)
+# What no product module has, and is only compared with: FlashAttention-1's schedule and standard
+# attention (csrc/sm80/<name>), as _<name>_emulated.
+foreach(name IN ITEMS flash1 standard)
+  set(kernels "${PROJECT_SOURCE_DIR}/csrc/sm80/${name}/${name}.cu")
+  set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
+  add_library(fa2_${name}_emulated_kernels OBJECT ${kernels})
+  target_link_libraries(fa2_${name}_emulated_kernels
+                        PRIVATE fa2_emulated_kernels_flags fa2_settings)
+  fa2_add_module(_${name}_emulated KEEP_SYMBOLS tests/emulator/${name}_module.cpp)
+  target_link_libraries(_${name}_emulated PRIVATE fa2_${name}_emulated_kernels fa2_emulator)
+endforeach()

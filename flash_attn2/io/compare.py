@@ -13,9 +13,8 @@ from torch import Tensor
 from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends
 from flash_attn2.io.counts import NOTHING, SECTOR_BYTES, Kernel, Pass, Traffic, total
+from flash_attn2.io.emulated_standard import Counters, Standard
 from flash_attn2.io.problem import Attention
-
-Counters = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,17 @@ def count_flash1(problem: Attention) -> Counted:
     module.reset_counters()
     attention.backward(grad_out)
     return Counted(forward, module.counters_by_kernel())
+
+
+def count_standard(problem: Attention) -> Counted:
+    """Runs it."""
+    shape = (problem.batch, problem.seqlen, problem.heads, problem.head_dim)
+    q, k, v, grad_out = (torch.randn(shape).half() for _ in range(4))
+    attention = Standard(q, k, v, problem.causal)
+    attention.forward()
+    forward, attention.counters = attention.counters, {}
+    attention.backward(grad_out)
+    return Counted(forward, attention.counters)
 
 
 def differences(expected: Pass, counted: Mapping[str, Counters]) -> list[str]:

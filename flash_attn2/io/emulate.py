@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flash_attn2._impl import backends
-from flash_attn2.io import compare, flash1, flash2
+from flash_attn2.io import compare, emulated_standard, flash1, flash2, standard
 from flash_attn2.io.problem import Attention
 
 PROBLEMS = tuple(
@@ -38,6 +38,10 @@ def _differences(problem: Attention) -> Iterator[tuple[str, list[str]]]:
         "FlashAttention-2 backward",
         compare.differences(flash2.backward(problem), counted.backward),
     )
+    with emulator_options(emulated_standard.load()):
+        counted = compare.count_standard(problem)
+    yield "standard forward", compare.differences(standard.forward(problem), counted.forward)
+    yield "standard backward", compare.differences(standard.backward(problem), counted.backward)
     with emulator_options(compare.load_flash1()):
         counted = compare.count_flash1(problem)
     yield (

@@ -20,9 +20,9 @@ Forward and backward pass of one attention, from closed forms over the plans of 
 - *peak memory*: in training. Standard: P, dP and dS with q, k, v, out, dO and dV; the others: q, k,
   v, out, lse, all gradients, and the workspace (sums of dQ in float32).
 
-*Standard* is products and softmax as kernels of their own, in tiles of 128 x 128; a causal mask
-saves it nothing, and no kernel of it is run. *FlashAttention-1* is `csrc/sm80/flash1`, for heads of
-64. *FlashAttention-2* is what this package runs. `io --emulate` runs the last two in the kernel
+*Standard* is products and softmax as kernels of their own (`csrc/sm80/standard`), in tiles of
+128 x 128; a causal mask saves it nothing. *FlashAttention-1* is `csrc/sm80/flash1`, for heads of
+64. *FlashAttention-2* is what this package runs. `io --emulate` runs all of them in the kernel
 emulator, where it is built, and compares its counters with the forms.
 """
 

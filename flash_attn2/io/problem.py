@@ -42,7 +42,7 @@ A100 = DEVICES["a100"]
 class Attention:
     """Self-attention in half precision, (batch, seqlen, heads, head_dim) without gaps.
 
-    Lengths fill sectors of float32 numbers, rows fill those of elements. Raises ValueError.
+    Rows of tensors and of scores fill sectors. Raises ValueError.
     """
 
     seqlen: int
@@ -53,7 +53,7 @@ class Attention:
     device: Device = A100
 
     def __post_init__(self) -> None:
-        _check("seqlen", self.seqlen, 8, 256, MAX_SEQLEN)
+        _check("seqlen", self.seqlen, 16, 256, MAX_SEQLEN)
         _check("head_dim", self.head_dim, 16, 16, 256)
         _check("batch", self.batch, 1, 1, MAX_PAIRS)
         _check("heads", self.heads, 1, 1, MAX_PAIRS)

@@ -3,7 +3,8 @@
 Forward, S = Q K', P = softmax(S), O = P V; backward, dV = P' dO, dP = dO V',
 dS = P * (dP - rowsum(P * dP)), dQ = dS K, dK = dS' Q. A product is tiled as libraries tile it: a
 CTA computes one tile of the result, and reads its rows and columns of the factors once.
-A causal mask saves nothing: matrices are computed and stored whole.
+A causal mask saves nothing: matrices are computed and stored whole. A row waits in shared memory
+for its sum. `csrc/sm80/standard` has such kernels, for heads of 64.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from flash_attn2.io.problem import ELEMENT_BYTES, Attention
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows and columns of the result of a CTA, and the rows and columns of its warps."""
+    """Rows and columns of the result of a CTA, the depth of a step, and the places of the warps."""
 
     rows: int = 128
     cols: int = 128
+    depth: int = 64
     row_warps: int = 2
     col_warps: int = 2
     ctas_per_sm: int = 2
@@ -34,6 +36,7 @@ _BLOCK_WAVEFRONTS = 16 * 16 * ELEMENT_BYTES // WAVEFRONT_BYTES
 def forward(problem: Attention) -> Pass:
     n, d = problem.seqlen, problem.head_dim
     square = problem.square_bytes
+    wavefronts = square // WAVEFRONT_BYTES
     return Pass(
         (
             _product("S = Q K'", problem, (n, n, d), "q", "k", "scores"),
@@ -42,6 +45,7 @@ def forward(problem: Attention) -> Pass:
                 ctas=problem.rows,
                 reads={"scores": once(square)},
                 writes={"probs": once(square)},
+                shared=Shared(stores=wavefronts, loads=2 * wavefronts),
             ),
             _product("O = P V", problem, (n, d, n), "probs", "v", "out"),
         )
@@ -51,6 +55,7 @@ def forward(problem: Attention) -> Pass:
 def backward(problem: Attention) -> Pass:
     n, d = problem.seqlen, problem.head_dim
     square = problem.square_bytes
+    wavefronts = square // WAVEFRONT_BYTES
     return Pass(
         (
             _product("dV = P' dO", problem, (n, d, n), "probs", "grad_out", "grad_v"),
@@ -60,6 +65,7 @@ def backward(problem: Attention) -> Pass:
                 ctas=problem.rows,
                 reads={"probs": once(square), "grad_probs": once(square)},
                 writes={"grad_scores": once(square)},
+                shared=Shared(stores=2 * wavefronts, loads=2 * wavefronts),
             ),
             _product("dQ = dS K", problem, (n, d, n), "grad_scores", "k", "grad_q"),
             _product("dK = dS' Q", problem, (n, d, n), "grad_scores", "q", "grad_k"),
@@ -79,7 +85,7 @@ def _product(
     )
     # A tile is not narrower than the head dim is up to a multiple of 16.
     tile_cols = min(TILE.cols, -(-cols // 16) * 16)
-    blocks_deep = -(-depth // 16)
+    blocks_deep = -(-depth // TILE.depth) * TILE.depth // 16
     row_blocks, col_blocks = TILE.rows // 16, tile_cols // 16
     operands = blocks_deep * (TILE.col_warps * row_blocks + TILE.row_warps * col_blocks)
     staged = row_blocks * col_blocks
@@ -96,7 +102,7 @@ def _product(
             cp_async=ctas * blocks_deep * (row_blocks + col_blocks) * _BLOCK_WAVEFRONTS,
             ldmatrix=ctas * operands * _BLOCK_WAVEFRONTS,
             stores=ctas * staged * _BLOCK_WAVEFRONTS,
-            loads=ctas * staged * _BLOCK_WAVEFRONTS,
+            loads=bytes_of_c // WAVEFRONT_BYTES,
         ),
         balance=waves_over_ideal(ctas, problem.device.sm_count * TILE.ctas_per_sm),
     )

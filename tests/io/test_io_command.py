@@ -47,7 +47,7 @@ def test_schedules_that_have_no_such_head_dim_are_left_out(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seqlens", "1001"], "seqlen must be a multiple of 8 from 256 to 1048576, got 1001"),
+        (["--seqlens", "1001"], "seqlen must be a multiple of 16 from 256 to 1048576, got 1001"),
         (["--seqlens", "128"], "seqlen must be"),
         (["--head-dim", "72"], "head_dim must be a multiple of 16 from 16 to 256, got 72"),
         (["--batch", "0"], "batch must be from 1 to 16384, got 0"),

@@ -33,8 +33,8 @@ PROBLEMS = [
         for d in BUCKETS
         for c in (False, True)
     ),
-    Attention(424, batch=2, heads=1, causal=True),  # ragged tiles
-    Attention(392, heads=1, head_dim=80),  # and a part of a bucket
+    Attention(432, batch=2, heads=1, causal=True),  # ragged tiles
+    Attention(400, heads=1, head_dim=80),  # and a part of a bucket
 ]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 # Units of small kernels that go through memory once: no tensor cores, and too little shared memory
-# to report. And FlashAttention-1's schedule, which is there to be counted, not to be fast.
-_ROW_KERNELS = ("bwd_rows", "combine", "append", "flash1")
+# to report. And what is there to be counted, not to be fast.
+_ROW_KERNELS = ("bwd_rows", "combine", "append", "flash1", "standard")
 
 
 # Element types by their names in csrc/instances.cmake, where each has an instance in every unit.
@@ -17,9 +17,9 @@ def has_main_loop(unit: str) -> bool:
 
 
 def instance_of(unit: str, kernel: str) -> str:
-    """The instance that a kernel, by its demangled name, belongs to."""
-    element = next(name for type_, name in _ELEMENTS.items() if type_ in kernel)
-    return f"{unit}_{element}"
+    """The instance that a kernel, by its demangled name, belongs to: its unit, if it has but one."""
+    element = next((name for type_, name in _ELEMENTS.items() if type_ in kernel), None)
+    return unit if element is None else f"{unit}_{element}"
 
 
 def any_instance(unit: str) -> str:
