@@ -17,7 +17,7 @@ def has_main_loop(unit: str) -> bool:
 
 
 def instance_of(unit: str, kernel: str) -> str:
-    """The instance that a kernel, by its demangled name, belongs to: its unit, if it has but one."""
+    """The instance that a kernel, by its demangled name, belongs to; its unit, if that has one."""
     element = next((name for type_, name in _ELEMENTS.items() if type_ in kernel), None)
     return unit if element is None else f"{unit}_{element}"
 
