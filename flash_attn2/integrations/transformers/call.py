@@ -1,0 +1,111 @@
+"""A call of the attention function in the words of this package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from flash_attn2._impl.problem import MAX_HEAD_DIM
+
+
+class Call:
+    """Tensors (batch, seqlen, heads, head_dim) and options of one call."""
+
+    def __init__(self, name: str, q: Tensor, k: Tensor, v: Tensor, head_dim_v: int) -> None:
+        self.name = name  # of the layer's class, for errors
+        self.q = q
+        self.k = k
+        self.v = v
+        self.head_dim_v = head_dim_v
+        self.causal = False
+        self.window: int | None = None
+        self.options: dict[str, Any] = {}  # of all functions
+        self.training: dict[str, Any] = {}  # of those that have gradients
+
+    def set_pattern(self, causal: bool, window: int | None) -> None:
+        """window: how many keys a query sees to each side, itself among them; None: all."""
+        self.causal, self.window = causal, window
+        self.options["causal"] = causal
+        self.options["window_size"] = (-1, -1) if window is None else (window - 1, window - 1)
+
+    def keep_keys(self, seqlen_k: int) -> None:
+        """The first ones; a cache may have room for more."""
+        if seqlen_k < self.k.shape[1]:
+            self.k, self.v = self.k[:, :seqlen_k], self.v[:, :seqlen_k]
+
+    def crop(self, out: Tensor) -> Tensor:
+        """Without the columns that values were padded with."""
+        return out if out.shape[-1] == self.head_dim_v else out[..., : self.head_dim_v]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether this is one query of each sequence, and no gradient is asked for: its keys are
+        then worked on in parts."""
+        return (
+            self.q.shape[1] == 1
+            and not self.training
+            and not (self.q.is_cuda and self.q.shape[-1] % 8)
+            and not (
+                torch.is_grad_enabled()
+                and (self.q.requires_grad or self.k.requires_grad or self.v.requires_grad)
+            )
+        )
+
+
+def make_call(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    s_aux: Tensor | None,
+    deterministic: bool | None,
+) -> Call:
+    """Of tensors (batch, heads, seqlen, head_dim), in one dtype, batch and width of heads.
+
+    ValueError for heads that are too wide.
+    """
+    name = type(module).__name__
+    head_dim, head_dim_v = query.shape[-1], value.shape[-1]
+    width = max(head_dim, head_dim_v)
+    if width > MAX_HEAD_DIM:
+        raise ValueError(
+            f"head_dim of {name} must be at most {MAX_HEAD_DIM} with "
+            f'attn_implementation="flash_attn2", got {width}: use "sdpa" or "eager"'
+        )
+    if not query.dtype == key.dtype == value.dtype and not torch.is_autocast_enabled(
+        query.device.type
+    ):
+        # Norms and rotary embeddings in float32 leave queries and keys so; values are as the model.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+    tensors = (_rows_of(x, width) for x in (query, key, value))
+    call = Call(name, *_one_batch(*tensors), head_dim_v)
+    call.options = {
+        "softmax_scale": head_dim**-0.5 if scaling is None else scaling,
+        "softcap": softcap or 0.0,
+        "sink": None if s_aux is None else s_aux.float().flatten(),
+    }
+    if dropout:
+        call.training["dropout_p"] = dropout
+    if deterministic:
+        call.training["deterministic"] = True
+    return call
+
+
+def _rows_of(x: Tensor, width: int) -> Tensor:
+    """(batch, seqlen, heads, width), padded with zeros, which change no score."""
+    if x.shape[-1] < width:
+        x = pad(x, (0, width - x.shape[-1]))
+    return x.transpose(1, 2)
+
+
+def _one_batch(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Learned queries may come as a batch of one."""
+    if q.shape[0] == 1 and k.shape[0] != 1:
+        q = q.expand(k.shape[0], -1, -1, -1)
+    return q, k, v

@@ -1,0 +1,21 @@
+"""What needs other libraries is for `make test-integrations`, whose environment has them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+
+if importlib.util.find_spec("transformers") is None:
+    collect_ignore_glob = ["test_hf_*.py"]
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """The adapter is registered, and nothing of it stays."""
+    from flash_attn2.integrations.transformers import register, unregister
+
+    register()
+    yield
+    unregister()
