@@ -159,18 +159,21 @@ def with_dense_mask(call: Call, mask: Tensor) -> Tensor:
 def paged(
     call: Call, k_cache: Tensor, v_cache: Tensor, cu_seq_lens_k: Tensor, block_table: Tensor
 ) -> Tensor:
-    """One new token for each sequence of a cache in pages, which takes it in."""
+    """One new token for each sequence of a cache in pages, which takes it in.
+
+    Pages of keys and values take turns in one tensor, so that the kernels, which do not append to
+    caches that overlap, only read them.
+    """
     q, k, v = (x.reshape(-1, 1, *x.shape[2:]) for x in (call.q, call.k, call.v))
-    lengths = cu_seq_lens_k.diff()[: q.shape[0]] - 1
+    lengths = cu_seq_lens_k.diff()[: q.shape[0]].to(torch.int32)
+    # Sequences that fill up a batch have no tokens and no pages: page 0 belongs to nobody.
+    last = (lengths - 1).clamp(min=0).long()
+    page_size = k_cache.shape[1]
+    pages = block_table.gather(1, (last // page_size)[:, None])[:, 0].clamp(min=0).long()
+    k_cache[pages, last % page_size] = k[:, 0]
+    v_cache[pages, last % page_size] = v[:, 0]
     out = flash_attn_with_kvcache(
-        q,
-        k_cache,
-        v_cache,
-        k,
-        v,
-        cache_seqlens=lengths.to(torch.int32),
-        block_table=block_table,
-        **call.options,
+        q, k_cache, v_cache, cache_seqlens=lengths, block_table=block_table, **call.options
     )
     return only_out(out).view(call.q.shape)
 
