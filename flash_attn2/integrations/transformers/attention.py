@@ -11,7 +11,12 @@ from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with
 from flash_attn2.integrations.transformers.call import Call, make_call
 from flash_attn2.integrations.transformers.dense_masks import block_mask_of, dense_of
 from flash_attn2.integrations.transformers.masks import is_one_run
-from flash_attn2.integrations.transformers.padding import Segments, segments_of, tokens_of
+from flash_attn2.integrations.transformers.padding import (
+    Segments,
+    packing_of,
+    segments_of,
+    tokens_of,
+)
 
 Output = tuple[Tensor, None]
 
@@ -41,6 +46,7 @@ def attention(
     is_causal: bool | None = None,
     s_aux: Tensor | None = None,
     deterministic: bool | None = None,
+    position_ids: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | Tensor | None = None,
@@ -77,6 +83,8 @@ def attention(
             cu_seq_lens_q.int(), cu_seq_lens_k.int(), None, max_length_q, max_length_k
         )
         return call.crop(packed(call, bounds)), None
+    if attention_mask is None and position_ids is not None and call.causal:
+        attention_mask = packing_of(call, position_ids)
     return call.crop(masked(call, attention_mask)), None
 
 

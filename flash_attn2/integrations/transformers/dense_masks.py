@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from flash_attn2.integrations.transformers.call import Call
+from flash_attn2.integrations.transformers.memory import remembered
 from flash_attn2.masks import BlockMask
-
-# The layers of a model get the same tensor: what was made of it, for which lengths and contents.
-_made: MutableMapping[Tensor, tuple[Any, BlockMask]] = WeakTensorKeyDictionary()
 
 
 def dense_of(call: Call, tokens: Tensor) -> Tensor:
@@ -45,12 +39,12 @@ def block_mask_of(call: Call, mask: Tensor) -> BlockMask:
                 f"seqlen_k), with batch {batch}, heads {num_heads} and seqlen_q {seqlen_q}, got "
                 f"shape {tuple(mask.shape)}"
             )
-    key = seqlen_q, seqlen_k, 0 if mask.is_inference() else mask._version
-    made = _made.get(mask)
-    if made is None or made[0] != key:
-        visible = _visible(call, mask[..., :seqlen_k]).expand(-1, -1, seqlen_q, -1)
-        made = _made[mask] = key, BlockMask.from_dense(visible)
-    return made[1]
+
+    def block_mask() -> BlockMask:
+        visible = _visible(call, mask[..., :seqlen_k])
+        return BlockMask.from_dense(visible.expand(-1, -1, seqlen_q, -1))
+
+    return remembered(mask, seqlen_q, seqlen_k, make=block_mask)
 
 
 def _visible(call: Call, mask: Tensor) -> Tensor:

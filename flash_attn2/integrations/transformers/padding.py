@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flash_attn2.integrations.transformers.call import Call
+from flash_attn2.integrations.transformers.masks import bounds_of
+from flash_attn2.integrations.transformers.memory import remembered
 
 
 class Segments(NamedTuple):
@@ -25,6 +27,33 @@ def tokens_of(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Where the tokens of each row begin, and how many they are: int32 (batch,)."""
     token = labels > 0
     return token.int().argmax(1).to(torch.int32), token.sum(1, dtype=torch.int32)
+
+
+def packing_of(call: Call, position_ids: Tensor) -> Tensor | None:
+    """Bounds of the sequences of a packed batch, whose positions start anew; None where there is
+    nothing to tell apart.
+
+    `make_mask` has no part in it where there is a cache, as there is unless a model is told
+    otherwise, and where the model does not show it the positions.
+    """
+    batch, seqlen, *_ = call.q.shape
+    if (
+        seqlen == 1
+        or seqlen != call.k.shape[1]
+        or position_ids.ndim != 2
+        or position_ids.shape[1] != seqlen
+    ):
+        return None
+
+    def bounds() -> Tensor | None:
+        sequences = (position_ids.diff(dim=1) != 1).cumsum(1)
+        if not torch.compiler.is_compiling() and not bool(sequences.any()):
+            return None
+        return bounds_of(pad(sequences, (1, 0)).expand(batch, -1))
+
+    if torch.compiler.is_compiling():
+        return bounds()
+    return remembered(position_ids, "packing", batch, make=bounds)
 
 
 def segments_of(call: Call, labels: Tensor) -> Segments:
