@@ -46,12 +46,14 @@ IMAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A class, its configuration, and how many calls of a kernel a forward pass makes."""
+    """A class, its configuration, how many calls of a kernel a forward pass makes, and how many
+    more than that a backward pass, for gradients of biases."""
 
     model_class: str
     config_class: str
     config: dict[str, Any]
     calls: int = LAYERS
+    bias_calls: int = 0
 
     def make(self) -> nn.Module:
         torch.manual_seed(0)
@@ -141,6 +143,16 @@ ENCODER_DECODERS = {
         3 * LAYERS,
     ),
 }
+ENCODER_DECODERS["T5"] = Model(
+    "T5ForConditionalGeneration",
+    "T5Config",
+    {
+        **{"vocab_size": VOCAB, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": LAYERS},
+        **{"num_heads": 4, "decoder_start_token_id": 0},
+    },
+    3 * LAYERS,
+    2 * LAYERS,
+)
 
 
 def token_ids(batch: int = 2, seqlen: int = SEQLEN) -> Tensor:

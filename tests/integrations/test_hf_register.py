@@ -133,12 +133,20 @@ def layer_inputs(heads: int = 4, seqlen: int = 8, head_dim: int = 16) -> list[Te
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"position_bias": torch.ones(1, 4, 8, 8)}, NotImplementedError, "Linear .*position_bias"),
+        ({"alibi": torch.ones(1, 4, 8, 8)}, NotImplementedError, "Linear .*alibi"),
+        ({"position_bias": torch.ones(1, 3, 8, 8)}, ValueError, r"heads or 1.*\(1, 3, 8, 8\)"),
+        (
+            {
+                "position_bias": torch.ones(1, 4, 8, 8),
+                "attention_mask": torch.tensor([0, 8], dtype=torch.int32),
+            },
+            NotImplementedError,
+            "packed sequences do not take",
+        ),
         ({"indices": torch.zeros(1)}, NotImplementedError, "chosen keys"),
         ({"output_attentions": True}, ValueError, "output_attentions of Linear"),
         ({"attention_mask": torch.ones(1, 8, 8)}, ValueError, "2 or 4 dimensions"),
         ({"attention_mask": torch.ones(1, 9)}, ValueError, "at most as many columns"),
-        ({"attention_mask": torch.full((1, 1, 8, 8), 0.5)}, NotImplementedError, "are a bias"),
         ({"attention_mask": torch.zeros(1, 3, 8, 8)}, ValueError, r"heads or 1.*\(1, 3, 8, 8\)"),
         (
             {

@@ -138,6 +138,16 @@ def test_compiled(name: str, kind: str) -> None:
     assert gradient_difference(gradients(ours, got), gradients(eager, expected)) < 1e-5
 
 
+def test_compiled_mask_of_four_dimensions() -> None:
+    ours, eager = DECODERS["Llama"].pair()
+    ids, mask = token_ids(), (torch.rand(2, 1, SEQLEN, SEQLEN) > 0.6) | torch.eye(SEQLEN).bool()
+    floats = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    torch.compiler.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    got, expected = compiled(ids, attention_mask=mask), eager(ids, attention_mask=floats)
+    assert difference(got.logits, expected.logits) < 1e-5
+
+
 def test_compiled_mask_with_holes() -> None:
     ours, _ = DECODERS["Llama"].pair()
     torch.compiler.reset()

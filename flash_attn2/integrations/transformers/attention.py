@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from flash_attn2.integrations.transformers.call import Call, make_call
-from flash_attn2.integrations.transformers.dense_masks import block_mask_of, dense_of
+from flash_attn2.integrations.transformers.dense_masks import check_shape, dense_of, meaning_of
 from flash_attn2.integrations.transformers.masks import is_one_run
 from flash_attn2.integrations.transformers.padding import (
     Segments,
@@ -22,7 +22,6 @@ Output = tuple[Tensor, None]
 
 # What some models hand to their attention and the kernels have no word for.
 _REFUSED = {
-    "position_bias": "a bias of its scores",
     "attention_bias": "a bias of its scores",
     "alibi": "a bias of its scores",
     "head_mask": "factors on its probabilities",
@@ -46,6 +45,7 @@ def attention(
     is_causal: bool | None = None,
     s_aux: Tensor | None = None,
     deterministic: bool | None = None,
+    position_bias: Tensor | None = None,
     position_ids: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
@@ -59,8 +59,8 @@ def attention(
     """Attention of query, key and value (batch, heads, seqlen, head_dim), as transformers calls it.
 
     `make_mask` says what attention_mask may be; a mask of 2 dimensions may also be the user's own,
-    nonzero where a key counts, and one of 4 dimensions may be of floats that are 0 where a key
-    counts and the lowest number, or -inf, where it does not. Returns out (batch, seqlen_q, heads,
+    nonzero where a key counts, and one of 4 dimensions may be of floats, which are added to the
+    scores as position_bias is. Returns out (batch, seqlen_q, heads,
     head_dim) and None, in place of the probabilities.
     """
     refuse(module, others)
@@ -68,6 +68,9 @@ def attention(
         is_causal = bool(getattr(module, "is_causal", True))
     call = make_call(module, query, key, value, dropout, scaling, softcap, s_aux, deterministic)
     call.set_pattern(is_causal, sliding_window)
+    if position_bias is not None:
+        check_shape(call, position_bias)
+        call.add_bias(position_bias)
     if block_table is not None:
         assert k_cache is not None
         assert v_cache is not None
@@ -93,7 +96,7 @@ def masked(call: Call, mask: Tensor | None) -> Tensor:
     if mask is None:
         if call.decodes:
             return only_out(flash_attn_with_kvcache(call.q, call.k, call.v, **call.options))
-        return only_out(flash_attn_func(call.q, call.k, call.v, **call.options, **call.training))
+        return dense(call)
     if mask.ndim == 1:
         return packed(call, Segments(mask, mask, None, call.q.shape[1], call.k.shape[1]))
     if mask.ndim == 2:
@@ -116,6 +119,8 @@ def padded(call: Call, mask: Tensor) -> Tensor:
         mask = (mask != 0).to(torch.int32)
         if not torch.compiler.is_compiling() and not bool(is_one_run(mask)):
             return with_dense_mask(call, dense_of(call, mask))
+    if call.bias is not None:
+        return with_dense_mask(call, dense_of(call, mask))
     call.keep_keys(mask.shape[1])
     if mask.shape[0] != call.q.shape[0]:
         mask = mask.expand(call.q.shape[0], -1)
@@ -135,6 +140,11 @@ def padded(call: Call, mask: Tensor) -> Tensor:
 
 def packed(call: Call, segments: Segments) -> Tensor:
     """Sequences one after another in the flattened batch."""
+    if call.bias is not None:
+        raise NotImplementedError(
+            f"{call.name} has a bias of its scores, which packed sequences do not take: give each "
+            "sequence a row of the batch, with padding"
+        )
     q, k, v = (x.flatten(0, 1) for x in (call.q, call.k, call.v))
     longest_q: Any = q.shape[0] if segments.longest_q is None else segments.longest_q
     longest_k: Any = k.shape[0] if segments.longest_k is None else segments.longest_k
@@ -155,13 +165,23 @@ def packed(call: Call, segments: Segments) -> Tensor:
 
 def with_dense_mask(call: Call, mask: Tensor) -> Tensor:
     """The mask says all, causal and window included."""
-    block_mask = block_mask_of(call, mask)
-    call.keep_keys(block_mask.seqlen_k)
+    check_shape(call, mask)
     call.set_pattern(False, None)
-    out = flash_attn_func(
-        call.q, call.k, call.v, block_mask=block_mask, **call.options, **call.training
+    call.keep_keys(mask.shape[3])
+    meaning = meaning_of(call, mask)
+    if isinstance(meaning, Tensor):
+        call.add_bias(meaning)
+        return dense(call)
+    return dense(call, block_mask=meaning)
+
+
+def dense(call: Call, **more: Any) -> Tensor:
+    """All keys, as far as options say."""
+    if call.bias is not None:
+        more["bias"] = call.bias
+    return only_out(
+        flash_attn_func(call.q, call.k, call.v, **call.options, **call.training, **more)
     )
-    return only_out(out)
 
 
 def paged(
@@ -172,6 +192,11 @@ def paged(
     Pages of keys and values take turns in one tensor, so that the kernels, which do not append to
     caches that overlap, only read them.
     """
+    if call.bias is not None:
+        raise NotImplementedError(
+            f"{call.name} has a bias of its scores, which a cache in pages does not take: use "
+            "generate() without continuous batching"
+        )
     q, k, v = (x.reshape(-1, 1, *x.shape[2:]) for x in (call.q, call.k, call.v))
     lengths = cu_seq_lens_k.diff()[: q.shape[0]].to(torch.int32)
     # Sequences that fill up a batch have no tokens and no pages: page 0 belongs to nobody.

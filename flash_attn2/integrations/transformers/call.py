@@ -24,6 +24,7 @@ class Call:
         self.window: int | None = None
         self.options: dict[str, Any] = {}  # of all functions
         self.training: dict[str, Any] = {}  # of those that have gradients
+        self.bias: Tensor | None = None  # of dense tensors only
 
     def set_pattern(self, causal: bool, window: int | None) -> None:
         """window: how many keys a query sees to each side, itself among them; None: all."""
@@ -35,6 +36,14 @@ class Call:
         """The first ones; a cache may have room for more."""
         if seqlen_k < self.k.shape[1]:
             self.k, self.v = self.k[:, :seqlen_k], self.v[:, :seqlen_k]
+        if self.bias is not None and seqlen_k < self.bias.shape[-1]:
+            self.bias = self.bias[..., :seqlen_k]
+
+    def add_bias(self, bias: Tensor) -> None:
+        """(batch or 1, heads or 1, seqlen_q or 1, seqlen_k), to the scores."""
+        if bias.dtype not in (self.q.dtype, torch.float32):
+            bias = bias.to(self.q.dtype)
+        self.bias = bias if self.bias is None else self.bias + bias
 
     def crop(self, out: Tensor) -> Tensor:
         """Without the columns that values were padded with."""
@@ -47,6 +56,7 @@ class Call:
         return (
             self.q.shape[1] == 1
             and not self.training
+            and self.bias is None
             and not (self.q.is_cuda and self.q.shape[-1] % 8)
             and not (
                 torch.is_grad_enabled()

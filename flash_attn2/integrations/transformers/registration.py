@@ -28,6 +28,8 @@ def install() -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, make_mask)
     for name, kind in MAKERS.items():
+        if not hasattr(masking_utils, name):
+            continue  # of later releases
         _replace(masking_utils, name, partial(rule_maker, kind=kind))
     _replace(flash_utils, "_lazy_imports", _with_our_functions)
     _replace(PreTrainedModel, "_check_and_adjust_attn_implementation", _without_other_kernels)
