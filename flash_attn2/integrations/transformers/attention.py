@@ -48,7 +48,7 @@ def attention(
     position_bias: Tensor | None = None,
     position_ids: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
-    cu_seq_lens_k: Tensor | None = None,
+    cu_seq_lens_k: Tensor | dict[str, Tensor] | None = None,
     max_length_q: int | Tensor | None = None,
     max_length_k: int | Tensor | None = None,
     block_table: Tensor | None = None,
@@ -71,6 +71,11 @@ def attention(
     if position_bias is not None:
         check_shape(call, position_bias)
         call.add_bias(position_bias)
+    if isinstance(cu_seq_lens_k, dict):  # of older releases, which leave the cache to this function
+        raise NotImplementedError(
+            f'{call.name} with attn_implementation="flash_attn2": continuous batching needs '
+            "transformers 5.24 or later"
+        )
     if block_table is not None:
         assert k_cache is not None
         assert v_cache is not None

@@ -68,7 +68,7 @@ def pattern_of(
         leaf.arguments[0] for leaf in leaves if isinstance(leaf, Rule) and leaf.kind == "packed"
     ]
     # Positions that start anew in each sequence are those of a packed batch, and of nothing else.
-    if len(documents) > 1 or kinds.count("remapped") != len(documents):
+    if len(documents) > 1 or ("remapped" in kinds and not documents):
         return None
     return Pattern(
         causal=any(leaf is causal for leaf in plain),
