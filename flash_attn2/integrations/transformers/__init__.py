@@ -19,7 +19,8 @@ def register() -> str:
     """Makes `attn_implementation="flash_attn2"` known to transformers, and returns that name.
 
     Call it before models are made; once more changes nothing. ImportError without transformers, or
-    with one older than `OLDEST`; `TESTED` are the releases that were tested, and others get a warning. It replaces a few functions of transformers, so that masks can be told apart by what
+    with one older than `OLDEST`; `TESTED` are the releases that were tested, and others get a
+    warning. It replaces a few functions of transformers, so that masks can be told apart by what
     they show, and so that models which would be given another implementation, or ignore the choice,
     say so. Other implementations work as before. `unregister` takes all of it back.
     """
