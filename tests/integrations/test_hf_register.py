@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers import modeling_flash_attention_utils as flash_utils
 
 from flash_attn2.integrations import transformers as adapter
+from flash_attn2.integrations.transformers import masks
 
 LLAMA = DECODERS["Llama"]
 
@@ -30,8 +31,7 @@ def state() -> list[object]:
     ]
     for mapping in (AttentionInterface._global_mapping, AttentionMaskInterface._global_mapping):
         found += sorted(mapping.items())
-    found += [PreTrainedModel._check_and_adjust_attn_implementation]
-    return [*found, PreTrainedModel.set_attn_implementation]
+    return found + [value for _, value in sorted(vars(PreTrainedModel).items()) if callable(value)]
 
 
 def test_once_and_back() -> None:
@@ -125,6 +125,20 @@ def test_parts_that_ignore_the_choice() -> None:
     model = hf.VisionEncoderDecoderModel(config)
     with pytest.raises(ValueError, match="TrOCR"):
         model.set_attn_implementation(adapter.NAME)
+
+
+@pytest.mark.usefixtures("registered")
+def test_parts_that_were_written_for_dense_masks() -> None:
+    """Each part is asked, also where a dictionary chooses for some."""
+    text = {**GQA, "model_type": "gemma3_text", "head_dim": 16}
+    vision = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    config = hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = hf.Gemma3ForConditionalGeneration(config)
+    masks.dense_configs.discard(hf.Gemma3Config)
+    model.set_attn_implementation({"": adapter.NAME, "vision_config": "eager"})
+    assert hf.Gemma3Config in masks.dense_configs
+    assert model.config.vision_config._attn_implementation == "eager"
+    assert model.config._attn_implementation == adapter.NAME
 
 
 def test_docs_list_the_classes_that_ignore_the_choice() -> None:

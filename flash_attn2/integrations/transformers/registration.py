@@ -33,6 +33,7 @@ def install() -> None:
         _replace(masking_utils, name, partial(rule_maker, kind=kind))
     _replace(flash_utils, "_lazy_imports", _with_our_functions)
     _replace(PreTrainedModel, "_check_and_adjust_attn_implementation", _without_other_kernels)
+    _replace(PreTrainedModel, "get_correct_attn_implementation", _as_it_is)
     _replace(PreTrainedModel, "set_attn_implementation", _for_all_parts)
 
 
@@ -79,13 +80,27 @@ def _without_other_kernels(check: Callable[..., str]) -> Callable[..., str]:
     ) -> str:
         if attn_implementation is None or attn_implementation.removeprefix("paged|") != NAME:
             return check(self, attn_implementation, *args, **kwargs)
+        flash_utils.lazy_import_flash_attention(NAME)
+        name: str = self.get_correct_attn_implementation(NAME)
+        return name
+
+    return check_implementation
+
+
+def _as_it_is(get_correct: Callable[..., str]) -> Callable[..., str]:
+    """Of a model or a part of one, whose configuration may choose for itself."""
+
+    def get_correct_attn_implementation(
+        self: Any, requested_attention: str | None, *args: Any, **kwargs: Any
+    ) -> str:
+        if requested_attention != NAME:
+            return get_correct(self, requested_attention, *args, **kwargs)
         require_interface(type(self))
         if not self._supports_flash_attn:
             dense_configs.add(type(self.config))
-        flash_utils.lazy_import_flash_attention(NAME)
         return NAME
 
-    return check_implementation
+    return get_correct_attn_implementation
 
 
 def _for_all_parts(set_implementation: Callable[..., None]) -> Callable[..., None]:
@@ -98,8 +113,6 @@ def _for_all_parts(set_implementation: Callable[..., None]) -> Callable[..., Non
             for part in self.modules():
                 if isinstance(part, PreTrainedModel):
                     require_interface(type(part))
-                    if not part._supports_flash_attn:
-                        dense_configs.add(type(part.config))
         set_implementation(self, attn_implementation, *args, **kwargs)
 
     return set_attn_implementation
