@@ -6,8 +6,8 @@ import importlib.metadata
 import warnings
 
 NAME = "flash_attn2"
-OLDEST = "5.22"
-TESTED = ("5.24", "5.22")
+OLDEST = "5.24"
+TESTED = ("5.24",)
 
 
 def require_known() -> None:
