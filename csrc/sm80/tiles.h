@@ -58,12 +58,15 @@ constexpr FwdTile fwd_tile(int bucket, Variant variant, bool small) {
     case 32: return {32, 32, plain ? 192 : 128, 64, 4, 1, true, 2};
     case 64: return {64, 64, 128, dropout && listed ? 32 : 64, 4, 1, !dropout, 2};
     case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
-    case 128: return {128, 128, 128, dropout ? 32 : (plain || listed ? 64 : 48), 4, 1, false, 2};
+    case 128:
+      if (listed && dropout) return {128, 128, 64, 64, 4, 1, false, 2};
+      return {128, 128, 128, dropout ? 32 : (plain || listed ? 64 : 48), 4, 1, false, 2};
     case 192:
       if (small) return {192, 192, 64, 64, 4, 1, false, 1};
       return {192, 192, 128, dropout || listed ? 64 : 96, 4, 2, false, 1};
     default:
       if (small) return {256, 256, 64, 32, 4, 1, false, 1};
+      if (listed && dropout) return {256, 256, 64, 64, 4, 2, false, 1};
       return {256, 256, 128, 64, 4, 2, false, 1};
   }
 }
