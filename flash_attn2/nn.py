@@ -244,8 +244,15 @@ class Attention(nn.Module):
         }
         out: Any
         if cu_seqlens is None or max_seqlen is None:
-            options |= {"block_mask": block_mask, "bias": bias, "relative_bias": relative_bias}
-            out = flash_attn_func(q, k, v, **options)
+            out = flash_attn_func(
+                q,
+                k,
+                v,
+                **options,
+                block_mask=block_mask,
+                bias=bias,
+                relative_bias=relative_bias,
+            )
         else:
             lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
             out = flash_attn_varlen_func(q, k, v, *lengths, **options)
