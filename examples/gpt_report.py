@@ -79,16 +79,29 @@ def running_mean(values: list[float], window: int) -> list[float]:
     return [statistics.fmean(values[i : i + window]) for i in range(len(values) - window + 1)]
 
 
+def circumstances(device: str) -> str:
+    """Of a picture: hardware and release."""
+    machine = describe_machine(device)
+    threads = f"{machine['threads']} thread" + "s" * (machine["threads"] > 1)
+    hardware = machine.get("gpu", f"{machine['cpu']}, {threads}")
+    return f"{hardware}, torch {torch.__version__}"
+
+
+def tidy(axes: Any) -> None:
+    """The look of all axes."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", axis="y")
+    axes.set_axisbelow(True)
+    axes.title.set_fontsize(10)
+
+
 def plot(path: Path, record: dict[str, Any], results: Results) -> None:
     """Loss by step, loss by time, and tokens per second."""
     options, config = record["options"], record["config"]
-    machine = describe_machine(options["device"])
-    threads = f"{machine['threads']} thread" + "s" * (machine["threads"] > 1)
-    hardware = machine.get("gpu", f"{machine['cpu']}, {threads}")
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     figure.suptitle(
         f"GPT, {config['num_layers']} layers of {config['d_model']}, {options['dtype']}, documents "
-        f"of up to {options['max_document']} bytes\n{hardware}, torch {torch.__version__}",
+        f"of up to {options['max_document']} bytes\n{circumstances(options['device'])}",
         fontsize=10,
     )
     by_step, by_time, speed = figure.subplots(1, 3)
@@ -106,8 +119,5 @@ def plot(path: Path, record: dict[str, Any], results: Results) -> None:
     speed.set(title="tokens per second")
     by_step.legend(frameon=False)
     for axes in (by_step, by_time, speed):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e6e6e6", axis="y")
-        axes.set_axisbelow(True)
-        axes.title.set_fontsize(10)
+        tidy(axes)
     figure.savefig(path, dpi=160)

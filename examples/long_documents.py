@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from common import DTYPES, fastest_dtype, mebibytes, peak_memory, standard_library
+from common import DTYPES, fastest_dtype, mebibytes, standard_library
 from gpt import Block, Config
 from gpt_report import write_json
 from long_documents_plot import plot
@@ -33,6 +33,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from training import Training
 
 from flash_attn2 import masks
 from flash_attn2.masks import BlockMask
@@ -90,42 +91,20 @@ def batches(files: Sequence[bytes], tokens: int, seqlen: int, seed: int) -> Iter
         yield Batch(pieces[rows], draw.randrange(2**31))
 
 
-class Training:
-    """One model at one length, and what was measured."""
+class EncoderTraining(Training):
+    """At one length, dense without a mask."""
 
     def __init__(self, args: argparse.Namespace, mask: BlockMask | None) -> None:
         torch.manual_seed(args.seed)
-        self.model = Encoder(model_config(args)).to(args.device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=args.lr, fused=True)
-        self.device: str = args.device
-        self.dtype = DTYPES[args.dtype]
+        model = Encoder(model_config(args)).to(args.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
+        super().__init__(model, optimizer, args.device, args.dtype)
         self.mask = mask
-        self.losses: list[float] = []
-        self.seconds: list[float] = []
 
     def loss(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             logits = self.model(batch.tokens, batch.positions, self.mask)
         return F.cross_entropy(logits, batch.targets)
-
-    def step(self, batch: Batch) -> None:
-        start = time.perf_counter()
-        loss = self.loss(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.losses.append(loss.item())  # waits for the device
-        self.seconds.append(round(time.perf_counter() - start, 6))
-
-    def peak_memory(self, batch: Batch) -> int:
-        size = peak_memory(lambda: self.loss(batch).backward(), self.device)
-        self.optimizer.zero_grad()
-        return size
-
-    @torch.no_grad()
-    def validation_loss(self, validation: Sequence[Batch]) -> float:
-        return statistics.fmean(self.loss(batch).item() for batch in validation)
 
 
 def model_config(args: argparse.Namespace) -> Config:
@@ -147,7 +126,7 @@ def train(args: argparse.Namespace, seqlen: int, console: Console) -> dict[str, 
     console.print(
         f"\n{seqlen:,} tokens: {mask.density:.1%} of the pairs, listed in {seconds * 1e3:.2f} ms"
     )
-    runs = {"block-sparse": Training(args, mask), "dense": Training(args, None)}
+    runs = {"block-sparse": EncoderTraining(args, mask), "dense": EncoderTraining(args, None)}
     stream = batches(sources, args.tokens, seqlen, args.seed)
     for step in range(1, args.steps + 1):
         batch = next(stream).to(args.device)
@@ -180,7 +159,7 @@ def read_long(args: argparse.Namespace, console: Console) -> dict[str, float]:
     batch.to(args.device)
     seconds = {}
     for name, of_run in {"block-sparse": mask, "dense": None}.items():
-        run = Training(args, of_run)
+        run = EncoderTraining(args, of_run)
         start = time.perf_counter()
         run.loss(batch).item()
         seconds[name] = time.perf_counter() - start

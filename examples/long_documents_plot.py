@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+from gpt_report import circumstances, tidy
 from matplotlib.figure import Figure
-
-from flash_attn2.bench.record import describe_machine
 
 COLORS = {"block-sparse": "#d1495b", "dense": "#30638e"}
 
@@ -16,12 +14,10 @@ COLORS = {"block-sparse": "#d1495b", "dense": "#30638e"}
 def plot(path: Path, record: dict[str, Any], results: dict[str, Any]) -> None:
     """`results` by length and attention, as long_documents.py measures them."""
     options, config = record["options"], record["config"]
-    machine = describe_machine(options["device"])
-    hardware = machine.get("gpu", f"{machine['cpu']}, {machine['threads']} threads")
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     figure.suptitle(
         f"Encoder, {config['num_layers']} layers of {config['d_model']}, {options['dtype']}, "
-        f"{options['tokens']} tokens a step\n{hardware}, torch {torch.__version__}",
+        f"{options['tokens']} tokens a step\n{circumstances(options['device'])}",
         fontsize=10,
     )
     losses, speed, memory = figure.subplots(1, 3)
@@ -32,10 +28,7 @@ def plot(path: Path, record: dict[str, Any], results: dict[str, Any]) -> None:
     speed.set(xlabel="tokens of a document", title="tokens per second, more is better")
     memory.set(xlabel="tokens of a document", title="MiB at the peak of a step, less is better")
     for axes in (losses, speed, memory):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e6e6e6", axis="y")
-        axes.set_axisbelow(True)
-        axes.title.set_fontsize(10)
+        tidy(axes)
     figure.savefig(path, dpi=160)
 
 

@@ -21,7 +21,6 @@ import math
 import os
 import random
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,12 +29,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from common import DTYPES, fastest_dtype, peak_memory, standard_library
+from common import DTYPES, fastest_dtype, standard_library
 from gpt import GPT, Config
 from gpt_report import plot, print_table, write_json
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from training import Training
 
 from flash_attn2.nn import Attention
 
@@ -125,48 +125,27 @@ def batches(files: Sequence[bytes], total: int, longest: int, device: str) -> It
                 documents, room = [], total
 
 
-class Training:
-    """One model, its optimizer, and what was measured."""
+class GptTraining(Training):
+    model: GPT
 
     def __init__(self, args: argparse.Namespace, config: Config, attention: str) -> None:
         torch.manual_seed(args.seed)
-        self.model = GPT(config, ATTENTION[attention]).to(args.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        model = GPT(config, ATTENTION[attention]).to(args.device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True
         )
-        self.device: str = args.device
-        self.dtype = DTYPES[args.dtype]
-        self.losses: list[float] = []
-        self.seconds: list[float] = []
+        super().__init__(model, optimizer, args.device, args.dtype)
 
     def loss(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             logits = self.model(
                 batch.tokens, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen
             )
         return F.cross_entropy(logits, batch.targets)
 
-    def step(self, batch: Batch, learning_rate: float) -> None:
-        start = time.perf_counter()
+    def set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = self.loss(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.losses.append(loss.item())  # waits for the device
-        self.seconds.append(round(time.perf_counter() - start, 6))
-
-    def peak_memory(self, batch: Batch) -> int:
-        """Bytes of activations, gradients and workspaces."""
-        size = peak_memory(lambda: self.loss(batch).backward(), self.device)
-        self.optimizer.zero_grad()
-        return size
-
-    @torch.no_grad()
-    def validation_loss(self, validation: Sequence[Batch]) -> float:
-        return statistics.fmean(self.loss(batch).item() for batch in validation)
 
 
 def train_flops(model: GPT, batch: Batch) -> float:
@@ -189,7 +168,9 @@ def learning_rate(peak: float, step: int, steps: int) -> float:
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def train(args: argparse.Namespace, runs: dict[str, Training], console: Console) -> dict[str, Any]:
+def train(
+    args: argparse.Namespace, runs: dict[str, GptTraining], console: Console
+) -> dict[str, Any]:
     """Trains all of `runs` in turns on the same batches; returns what was measured of each."""
     sources = list(standard_library().values())
     held_out = sources[::VALIDATION_SHARE]
@@ -206,7 +187,8 @@ def train(args: argparse.Namespace, runs: dict[str, Training], console: Console)
             batch = next(stream)
             rate = learning_rate(args.lr, step, args.steps)
             for name in names:
-                runs[name].step(batch, rate)
+                runs[name].set_learning_rate(rate)
+                runs[name].step(batch)
             names.append(names.pop(0))
             flops.append(train_flops(runs[names[0]].model, batch))
             if (step + 1) % max(1, args.steps // 10) == 0:
@@ -227,7 +209,7 @@ def train(args: argparse.Namespace, runs: dict[str, Training], console: Console)
     return results
 
 
-def _progress_line(step: int, tokens: int, runs: dict[str, Training]) -> str:
+def _progress_line(step: int, tokens: int, runs: dict[str, GptTraining]) -> str:
     columns = [f"{run.losses[-1]:.4f} {tokens / run.seconds[-1]:>9,.0f}/s" for run in runs.values()]
     return f"{step:>5}   " + "   ".join(columns)
 
@@ -284,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     console = Console()
     config = Config(args.d_model, args.layers, args.heads, args.heads_kv)
     names = list(ATTENTION) if args.compare else [args.attention]
-    runs = {name: Training(args, config, name) for name in names}
+    runs = {name: GptTraining(args, config, name) for name in names}
     model = runs[names[0]].model
     console.print(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {args.dtype}, "

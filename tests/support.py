@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from flash_attn2 import (
     varlen_attention_probs,
 )
 from flash_attn2._impl import backends, launch
+from flash_attn2.io import emulate
+from flash_attn2.io.emulate import cpu_tensors_on as cpu_tensors_on
 from flash_attn2.masks import BlockMask
 from flash_attn2.reference import Packing, attention_reference, varlen_attention_reference
 
@@ -63,36 +65,23 @@ def targets(selection: list[Target] = TARGETS) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("target", selection, ids=str, indirect=True)
 
 
-@contextmanager
-def cpu_tensors_on(backend: str) -> Iterator[None]:
-    """Send CPU tensors to a backend."""
-    before = backends.for_cpu_tensors
-    if backend != "cuda":
-        backends.select(backend)
-    try:
-        yield
-    finally:
-        backends.for_cpu_tensors = before
-
-
-@contextmanager
-def emulator_options(text: str) -> Iterator[None]:
+def emulator_options(text: str) -> AbstractContextManager[None]:
     """Options of the kernel emulator, as in FLASH_ATTN2_EMULATOR."""
-    module = backends.load("sm80-emulated").module
-    before = module.set_options(text)
-    try:
-        yield
-    finally:
-        module.set_options(before)
+    return emulate.emulator_options(backends.load("sm80-emulated").module, text)
 
 
 def require_backend(backend: str) -> None:
     """Skip the test, or fail it where the emulator has to be there."""
-    module = f"flash_attn2.{backends.MODULES[backend]}"
+    require_module(backends.MODULES[backend])
+
+
+def require_module(name: str) -> None:
+    """Likewise of a native module."""
+    module = f"flash_attn2.{name}"
     if importlib.util.find_spec(module) is not None:
         return
     reason = f"{module} is not built (`make test` builds it)"
-    if backend == "sm80-emulated" and EMULATOR_REQUIRED:
+    if name.endswith("_emulated") and EMULATOR_REQUIRED:
         pytest.fail(reason)
     pytest.skip(reason)
 

@@ -10,24 +10,12 @@ import argparse
 import subprocess
 import sys
 import time
-import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = ("einops", "numpy", "setuptools", "hypothesis", "pytest", "pytest-xdist")
+from tools import environments
+from tools.environments import PINNED, REQUIREMENTS, ROOT
+
 BENCHMARKS = ("matplotlib", "rich")
-# Those of the pins that no torch has an opinion on.
-PINNED = (
-    "einops",
-    "execnet",
-    "hypothesis",
-    "iniconfig",
-    "packaging",
-    "pluggy",
-    "pytest",
-    "pytest-xdist",
-    "sortedcontainers",
-)
 SHORT_FILES = (
     "call/test_api.py",
     "call/test_arguments.py",
@@ -46,31 +34,13 @@ SHORT_FILES = (
 
 def pins(constraints: str) -> str:
     """Lines of a constraints file that hold whatever torch is installed."""
-    lines = [line for line in constraints.splitlines() if line.split("==")[0] in PINNED]
-    return "\n".join(lines) + "\n"
+    return environments.pins(constraints, PINNED)
 
 
 def install(version: str) -> Path:
     """The interpreter of an environment that has this torch."""
-    directory = ROOT / "build" / f"torch-{version}"
-    python, stamp = directory / "bin" / "python", directory / ".stamp"
-    if stamp.exists():
-        return python
-    venv.create(directory, with_pip=True, clear=True)
-    constraints = directory / "constraints.txt"
-    constraints.write_text(pins((ROOT / "constraints.txt").read_text()))
-    pip: list[str | Path] = [
-        python,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "install",
-        "--quiet",
-    ]
     wanted = (f"torch=={version}", *REQUIREMENTS, *BENCHMARKS)
-    subprocess.run([*pip, "-c", constraints, *wanted], check=True)
-    stamp.touch()
-    return python
+    return environments.install(f"torch-{version}", wanted, PINNED)
 
 
 def main(arguments: list[str]) -> None:

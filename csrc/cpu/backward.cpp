@@ -1,11 +1,9 @@
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <vector>
 
 #include "cpu/family.h"
-#include "cpu/float_environment.h"
-#include "cpu/thread_scratch.h"
+#include "cpu/in_order.h"
 #include "host/error.h"
 
 namespace fa2::cpu {
@@ -65,7 +63,7 @@ void Family::run(BwdParams const& params, BwdPlan const& plan, Target const&) {
             "the plan needs a workspace of {} bytes, got {}", plan.workspace_bytes,
             params.workspace.bytes);
   FwdParams const& problem = params.forward;
-  size_t const num_tasks = plan.tasks->size();
+  auto const num_tasks = static_cast<int64_t>(plan.tasks->size());
   Kept<int32_t> progress;
   progress->assign(num_tasks, Turn::kNothingLeft);
   Kept<double> sink_sums;
@@ -76,22 +74,9 @@ void Family::run(BwdParams const& params, BwdPlan const& plan, Target const&) {
   size_t const scratch_bytes = plan.kernel.workspace_bytes(
       problem.head_dim, (most_queries + plan.kernel.tile_queries - 1) / plan.kernel.tile_queries);
   Run const run{params, plan, *progress, params.grad_sink == nullptr ? nullptr : sink_sums->data()};
-  std::atomic<size_t> next_task = 0;
-  std::atomic<bool> out_of_memory = false;
-  FloatEnvironment const environment = FloatEnvironment::current();
-#pragma omp parallel num_threads(useful_threads(plan.multiply_adds, num_tasks, plan.num_threads))
-  {
-    FloatEnvironmentScope const scope(environment);
-    // Tasks are taken in order, which is what keeps the head of every chain running. A thread
-    // without memory takes none.
-    void* const scratch = thread_scratch(scratch_bytes);
-    if (scratch == nullptr) {
-      out_of_memory = true;
-    } else {
-      for (size_t task; (task = next_task++) < num_tasks;) run.task(task, scratch);
-    }
-  }
-  FA2_CHECK(!out_of_memory, "no memory for {} bytes of scratch per thread", scratch_bytes);
+  // The order is what keeps the head of every chain running.
+  run_in_order(useful_threads(plan.multiply_adds, num_tasks, plan.num_threads), num_tasks,
+               scratch_bytes, [&](int64_t task, void* scratch) { run.task(task, scratch); });
   // Without a chunk, the gradient is 0 all the same.
   if (params.grad_sink != nullptr) write_sink_grads(params, plan.num_chunks, sink_sums->data());
 }

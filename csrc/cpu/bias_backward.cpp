@@ -1,12 +1,10 @@
 #include <algorithm>
-#include <atomic>
 
 #include "core/seq_info.h"
 #include "cpu/checks.h"
 #include "cpu/family.h"
-#include "cpu/float_environment.h"
+#include "cpu/in_order.h"
 #include "cpu/isa.h"
-#include "cpu/thread_scratch.h"
 #include "host/error.h"
 
 namespace fa2::cpu {
@@ -117,22 +115,9 @@ void run_pass(BiasBwdParams const& params, BiasBwdPlan const& plan, Pass const& 
   int64_t const num_units = pass.units();
   if (num_units == 0) return;
   size_t const scratch_bytes = plan.kernel.workspace_bytes(params.forward.head_dim);
-  std::atomic<int64_t> next_unit = 0;
-  std::atomic<bool> out_of_memory = false;
-  FloatEnvironment const environment = FloatEnvironment::current();
-#pragma omp parallel num_threads(useful_threads(plan.multiply_adds, num_units, plan.num_threads))
-  {
-    FloatEnvironmentScope const scope(environment);
-    void* const scratch = thread_scratch(scratch_bytes);
-    if (scratch == nullptr) {
-      out_of_memory = true;
-    } else {
-      for (int64_t unit; (unit = next_unit++) < num_units;) {
-        run_unit(params, plan.kernel, pass, unit, scratch);
-      }
-    }
-  }
-  FA2_CHECK(!out_of_memory, "no memory for {} bytes of scratch per thread", scratch_bytes);
+  run_in_order(
+      useful_threads(plan.multiply_adds, num_units, plan.num_threads), num_units, scratch_bytes,
+      [&](int64_t unit, void* scratch) { run_unit(params, plan.kernel, pass, unit, scratch); });
 }
 
 }  // namespace

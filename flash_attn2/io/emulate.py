@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from flash_attn2._impl import backends
-from flash_attn2.io import compare, emulated_standard, flash1, flash2, standard
+from flash_attn2.io import compare, emulated_standard
 from flash_attn2.io.problem import Attention
+from flash_attn2.io.schedules import FLASH1, FLASH2, STANDARD
 
 PROBLEMS = tuple(
     Attention(seqlen, heads=1, causal=causal) for seqlen in (1024, 2048) for causal in (False, True)
@@ -28,34 +29,21 @@ def run() -> int:
 
 def _differences(problem: Attention) -> Iterator[tuple[str, list[str]]]:
     module: Any = backends.load("sm80-emulated").module
-    with _cpu_tensors_emulated(), emulator_options(module):
-        counted = compare.count_flash2(problem)
-    yield (
-        "FlashAttention-2 forward",
-        compare.differences(flash2.forward(problem), counted.forward),
-    )
-    yield (
-        "FlashAttention-2 backward",
-        compare.differences(flash2.backward(problem), counted.backward),
-    )
-    with emulator_options(emulated_standard.load()):
-        counted = compare.count_standard(problem)
-    yield "standard forward", compare.differences(standard.forward(problem), counted.forward)
-    yield "standard backward", compare.differences(standard.backward(problem), counted.backward)
-    with emulator_options(compare.load_flash1()):
-        counted = compare.count_flash1(problem)
-    yield (
-        "FlashAttention-1 forward",
-        compare.differences(flash1.forward(problem), counted.forward),
-    )
-    yield (
-        "FlashAttention-1 backward",
-        compare.differences(flash1.backward(problem), counted.backward),
-    )
+    with cpu_tensors_on("sm80-emulated"), emulator_options(module, _OPTIONS):
+        flash2 = compare.count_flash2(problem)
+    with emulator_options(emulated_standard.load(), _OPTIONS):
+        standard = compare.count_standard(problem)
+    with emulator_options(compare.load_flash1(), _OPTIONS):
+        flash1 = compare.count_flash1(problem)
+    for schedule, counted in ((FLASH2, flash2), (STANDARD, standard), (FLASH1, flash1)):
+        forward, backward = schedule.forward(problem), schedule.backward(problem)
+        yield f"{schedule.name} forward", compare.differences(forward, counted.forward)
+        yield f"{schedule.name} backward", compare.differences(backward, counted.backward)
 
 
 @contextmanager
-def emulator_options(module: Any, text: str = _OPTIONS) -> Iterator[None]:
+def emulator_options(module: Any, text: str) -> Iterator[None]:
+    """Options of a module whose kernels run in the emulator, as in FLASH_ATTN2_EMULATOR."""
     before = module.set_options(text)
     try:
         yield
@@ -64,9 +52,11 @@ def emulator_options(module: Any, text: str = _OPTIONS) -> Iterator[None]:
 
 
 @contextmanager
-def _cpu_tensors_emulated() -> Iterator[None]:
+def cpu_tensors_on(backend: str) -> Iterator[None]:
+    """Sends CPU tensors to a backend; "cuda" changes nothing."""
     before = backends.for_cpu_tensors
-    backends.select("sm80-emulated")
+    if backend != "cuda":
+        backends.select(backend)
     try:
         yield
     finally:

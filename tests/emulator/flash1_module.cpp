@@ -5,13 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <map>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "core/score_mod.h"
 #include "emu/api.h"
+#include "emulator_functions.h"
 #include "host/error.h"
 #include "sm80/flash1/flash1.h"
 
@@ -126,18 +125,6 @@ void backward(py::dict const& fields, uintptr_t grad_out, uintptr_t grad_q, uint
   fa2::sm80::flash1::backward(args, nullptr);
 }
 
-std::string set_options(std::string const& text) {
-  std::string const before = emu::to_string(emu::options());
-  emu::set_options(emu::parse_options(text));
-  return before;
-}
-
-std::map<std::string, std::map<std::string, double>> counters_by_kernel() {
-  std::map<std::string, std::map<std::string, double>> kernels;
-  for (auto const& [name, c] : emu::counters_by_kernel()) kernels[name] = c.to_map();
-  return kernels;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_flash1_emulated, m) {
@@ -147,7 +134,5 @@ PYBIND11_MODULE(_flash1_emulated, m) {
         "tensors, batch, heads, seqlen, causal, softmax_scale.");
   m.def("backward", &backward, arg("problem"), arg("grad_out"), arg("grad_q"), arg("grad_k"),
         arg("grad_v"), "Its gradient, likewise.");
-  m.def("set_options", &set_options, arg("options"), "As in _sm80_emulated.");
-  m.def("counters_by_kernel", &counters_by_kernel, "As in _sm80_emulated.");
-  m.def("reset_counters", &emu::reset_counters);
+  fa2::emulated::define_emulator(m);
 }

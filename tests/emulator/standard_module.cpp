@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "emu/api.h"
+#include "emulator_functions.h"
 #include "host/error.h"
 #include "sm80/standard/standard.h"
 
@@ -77,12 +78,6 @@ void run_softmax_grad(Operand const& probs, Operand const& grad, Operand const& 
   softmax_grad(args, nullptr);
 }
 
-std::string set_options(std::string const& text) {
-  std::string const before = emu::to_string(emu::options());
-  emu::set_options(emu::parse_options(text));
-  return before;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_standard_emulated, m) {
@@ -95,7 +90,5 @@ PYBIND11_MODULE(_standard_emulated, m) {
         arg("causal"), "P = softmax(S).");
   m.def("softmax_grad", &run_softmax_grad, arg("probs"), arg("grad_probs"), arg("grad_scores"),
         arg("pairs"), arg("seqlen"), "dS = P * (dP - rowsum(P * dP)).");
-  m.def("set_options", &set_options, arg("options"), "As in _sm80_emulated.");
-  m.def("counters", [] { return emu::counters().to_map(); }, "As in _sm80_emulated.");
-  m.def("reset_counters", &emu::reset_counters);
+  fa2::emulated::define_emulator(m);
 }

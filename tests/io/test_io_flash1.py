@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
-from support import EMULATOR_REQUIRED, assert_lse, assert_within_rule
+from support import assert_lse, assert_within_rule, require_module
 
 from flash_attn2.io import compare, flash1
+from flash_attn2.io.emulate import emulator_options
 from flash_attn2.io.problem import Attention
 from flash_attn2.reference import attention_reference
 
 
 @pytest.fixture(autouse=True)
 def _emulated() -> None:
-    if importlib.util.find_spec("flash_attn2._flash1_emulated") is None:
-        if EMULATOR_REQUIRED:
-            pytest.fail("flash_attn2._flash1_emulated is not built")
-        pytest.skip("flash_attn2._flash1_emulated is not built (`make test` builds it)")
+    require_module("_flash1_emulated")
     torch.manual_seed(0)
-
-
-@contextmanager
-def options(text: str) -> Iterator[None]:
-    module = compare.load_flash1()
-    before = module.set_options(text)
-    try:
-        yield
-    finally:
-        module.set_options(before)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -46,7 +30,7 @@ def test_results(seqlen: int, causal: bool) -> None:
 
     exact, low = reference(torch.float64), reference(torch.float16)
     attention = compare.Flash1(q, k, v, causal)
-    with options(f"ctas=3,async=random,seed={seqlen}"):
+    with emulator_options(compare.load_flash1(), f"ctas=3,async=random,seed={seqlen}"):
         out, lse = attention.forward()
         gradients = attention.backward(grad_out)
     assert_within_rule("out", out, exact[0], low[0])
@@ -66,7 +50,7 @@ def test_results(seqlen: int, causal: bool) -> None:
     ids=str,
 )
 def test_form(problem: Attention) -> None:
-    with options("races=off,poison=off"):
+    with emulator_options(compare.load_flash1(), "races=off,poison=off"):
         counted = compare.count_flash1(problem)
     assert compare.differences(flash1.forward(problem), counted.forward) == []
     assert compare.differences(flash1.backward(problem), counted.backward) == []
