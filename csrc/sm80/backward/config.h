@@ -4,6 +4,7 @@
 
 #include "sm80/backward/listed.h"
 #include "sm80/backward/tiles.h"
+#include "sm80/backward/warps.h"
 #include "sm80/backward/work_tile.h"
 #include "tile/copy.h"
 #include "tile/smem_tile.h"
@@ -20,15 +21,16 @@ struct BwdConfig {
   static constexpr bool kDropout = has_dropout(kVariant);
   static constexpr bool kListed = is_listed(kVariant);
 
+  using Warps = BwdWarps<kTile>;
+
   // One warp's blocks: keys (16), queries of a chunk (8), depth of S' and dP' (16), columns of dK
   // and dV (8).
-  static constexpr int kM = kTile.block_n / (16 * kTile.key_warps);
+  static constexpr int kM = Warps::kKeys / 16;
   static constexpr int kNumS = kTile.chunk / 8;
   static constexpr int kDepthS = kTile.head_dim / 16;
   static constexpr int kNumKV = kTile.head_dim / (8 * kTile.query_warps);
-  static constexpr int kWarpQueries = kTile.block_m / kTile.query_warps;
-  static constexpr int kChunks = kWarpQueries / kTile.chunk;
-  static_assert(kWarpQueries % kTile.chunk == 0 && kTile.chunk % 16 == 0);
+  static constexpr int kChunks = Warps::kQueries / kTile.chunk;
+  static_assert(Warps::kQueries % kTile.chunk == 0 && kTile.chunk % 16 == 0);
 
   // dQ of a step: a warp takes kMQ x 16 queries and kNumQ x 8 columns.
   static constexpr GradQLayout kGradQ = kTile.grad_q();

@@ -30,9 +30,9 @@ struct BwdEpilogue {
     for (int i = 0; i < size(grad); ++i) grad(i) *= factor;
     auto rounded = make_tensor<Element>(OperandLayout<Config::kM, Config::kNumKV / 2>{});
     round_to_operand(grad, rounded);
-    store_operand<SmemKV>(rounded,
-                          tile + Mainloop::query_warp() * (Config::kNumKV / 2) * SmemKV::kSubTile,
-                          operand_offset<SmemKV>(Mainloop::warp_key_begin(), lane_index()));
+    store_operand<SmemKV>(
+        rounded, tile + Config::Warps::query_warp() * (Config::kNumKV / 2) * SmemKV::kSubTile,
+        operand_offset<SmemKV>(Config::Warps::key_begin(), lane_index()));
   }
 
   CUTE_DEVICE static void store_rows(BwdArgs const& args, BwdWorkTile const& work,

@@ -69,4 +69,9 @@ CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t index, int bl
   return work;
 }
 
+// Where the workspace has query tile m of a head.
+CUTE_DEVICE int workspace_tile(BwdArgs const& args, BwdWorkTile const& work, int m, int head) {
+  return head * args.workspace.tiles_per_head + work.first_tile + m;
+}
+
 }  // namespace fa2::sm80

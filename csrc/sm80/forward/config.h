@@ -3,6 +3,7 @@
 // Shared memory of a forward CTA, and the sizes that follow from its tile.
 
 #include "sm80/forward/listed.h"
+#include "sm80/forward/warps.h"
 #include "sm80/forward/work_tile.h"
 #include "sm80/tiles.h"
 #include "tile/copy.h"
@@ -22,10 +23,12 @@ struct FwdConfig {
   static constexpr bool kDropout = has_dropout(kVariant);
   static constexpr bool kListed = is_listed(kVariant);
 
+  using Warps = FwdWarps<kTile>;
+
   // One warp's blocks: rows (16), columns of S (8), depth of S = Q K' and O = P V (16), and
   // columns of O (8).
-  static constexpr int kWarpKeys = kTile.block_n / (kTile.column_warps * kTile.key_warps);
-  static constexpr int kM = kTile.block_m / (16 * kTile.row_warps);
+  static constexpr int kWarpKeys = kTile.block_n / Warps::kColumnWarps;
+  static constexpr int kM = Warps::kRows / 16;
   static constexpr int kNumS = kWarpKeys / 8;
   static constexpr int kDepthS = kTile.head_dim / 16;
   static constexpr int kDepthO = kWarpKeys / 16;

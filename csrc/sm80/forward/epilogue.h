@@ -11,6 +11,7 @@ struct FwdEpilogue {
   using Element = typename Config::Element;
   using Mainloop = FwdMainloop<Config>;
   using Smem = typename Config::Smem;
+  using Warps = typename Config::Warps;
   using SmemO = typename Config::SmemO;
   static constexpr FwdTile kTile = Config::kTile;
   static constexpr int kM = Config::kM;
@@ -40,7 +41,7 @@ struct FwdEpilogue {
     }
 
     int const lane = lane_index();
-    int const first_row = work.row_begin + Mainloop::warp_row_begin() + lane_row(lane);
+    int const first_row = work.row_begin + Warps::row_begin() + lane_row(lane);
     float* const lse = p.lse + lse_index(p, work.batch, work.first_row_q, work.head);
     auto o = row_col_view(mainloop.output);
     CUTE_UNROLL
@@ -53,7 +54,7 @@ struct FwdEpilogue {
       CUTE_UNROLL
       for (int j = 0; j < size<1>(o); ++j) o(i, j) *= scale;
       int const row_index = first_row + RowCoord<kM>{}(i);
-      if (lane % 4 == 0 && Mainloop::column_warp() == 0 && row_index < work.seqlen_q) {
+      if (lane % 4 == 0 && Warps::column_warp() == 0 && row_index < work.seqlen_q) {
         lse[row_index] = row_lse(row);
       }
     }
@@ -64,8 +65,8 @@ struct FwdEpilogue {
     auto rounded = make_tensor<Element>(OperandLayout<kM, Config::kNumO / 2>{});
     round_to_operand(mainloop.output, rounded);
     store_operand<SmemO>(rounded,
-                         smem.out + Mainloop::column_warp() * (Config::kNumO / 2) * SmemO::kSubTile,
-                         operand_offset<SmemO>(Mainloop::warp_row_begin(), lane_index()));
+                         smem.out + Warps::column_warp() * (Config::kNumO / 2) * SmemO::kSubTile,
+                         operand_offset<SmemO>(Warps::row_begin(), lane_index()));
   }
 
   // Each warp stores its share of the rows that it and its partner staged.
@@ -76,8 +77,7 @@ struct FwdEpilogue {
     WorkTile const& work = smem.work;
     int const lane = lane_index();
     int const col = Copies::col(lane);
-    int const row =
-        Mainloop::warp_row_begin() + Mainloop::column_warp() * kRows + Copies::row(lane);
+    int const row = Warps::row_begin() + Warps::column_warp() * kRows + Copies::row(lane);
     Element* const to = head_ptr<Element>(p.out, work.batch, work.first_row_q, work.head) +
                         (work.row_begin + row) * p.out.row_stride + col;
     store_tile<Copies, SmemO, kRows / Copies::kRowsPerPass>(

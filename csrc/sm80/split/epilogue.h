@@ -15,6 +15,7 @@ class SplitEpilogue {
   using Element = typename Config::Element;
   using Mainloop = FwdMainloop<Config>;
   using Smem = typename Config::Smem;
+  using Warps = typename Config::Warps;
   static constexpr FwdTile kTile = Config::kTile;
   static constexpr int kM = Config::kM;
 
@@ -88,8 +89,8 @@ class SplitEpilogue {
 
   // A warp's sums and outputs, relative to its own bases.
   CUTE_DEVICE void stage(Mainloop& mainloop) {
-    int const lane = lane_index(), warp = Mainloop::column_warp();
-    int const first_row = Mainloop::warp_row_begin() + lane_row(lane);
+    int const lane = lane_index(), warp = Warps::column_warp();
+    int const first_row = Warps::row_begin() + lane_row(lane);
     auto& softmax = mainloop.softmax;
     auto const o = row_col_view(mainloop.output);
     CUTE_UNROLL

@@ -1,0 +1,126 @@
+#pragma once
+
+// What happens to a warp's scores in a backward step, transposed: rows are keys, columns are
+// queries. Softcap and ALiBi, masks, P' = exp(S' - lse), dropout.
+
+#include "sm80/backward/config.h"
+#include "tile/scores.h"
+
+namespace fa2::sm80 {
+
+template <class Config>
+class BwdScores {
+  using Smem = typename Config::Smem;
+  using Warps = typename Config::Warps;
+  static constexpr int kM = Config::kM;
+  static constexpr int kNumS = Config::kNumS;
+  static constexpr bool kListed = Config::kListed;
+
+ public:
+  using Scores = decltype(make_tensor<float>(AccumulatorLayout<kM, kNumS>{}));
+  // Derivative of the softcap at each score.
+  using Slopes = decltype(make_tensor<half_t>(AccumulatorLayout<kM, kNumS>{}));
+
+  CUTE_DEVICE BwdScores(BwdArgs const& args, Smem const& smem) : args_(args), smem_(smem) {}
+
+  // Softcap with its derivative, and ALiBi.
+  CUTE_DEVICE void modify(Scores& scores, Slopes& slopes, int head, int first_query) const {
+    FwdParams const& p = args_.problem.forward;
+    if (kListed && !is_modified(p.score_mod)) return;
+    if (args_.scales.has_softcap) {
+      cap_scores(scores, args_.scales, slopes);
+    } else {
+      scale_scores(scores, args_.scales);
+    }
+    float const slope = alibi_slope(p.score_mod, smem_.work.batch, head);
+    if (slope != 0.f) {
+      add_alibi<kM, kNumS>(scores, slope, lane_first_key(), first_query + lane_col(lane_index()),
+                           smem_.work.seqlen_q - smem_.work.seqlen_k);
+    }
+  }
+
+  // dS' after `modify` becomes that before it.
+  CUTE_DEVICE void unmodify(Scores& grad_scores, Slopes const& slopes) const {
+    if (!args_.scales.has_softcap) return;
+    CUTE_UNROLL
+    for (int i = 0; i < size(grad_scores); ++i) grad_scores(i) *= float(slopes(i));
+  }
+
+  CUTE_DEVICE void mask(Scores& scores, int first_query) const {
+    BwdWorkTile const& work = smem_.work;
+    Window const& window = args_.problem.forward.window;
+    mask_scores<kM, kNumS>(
+        scores, lane_first_key(), first_query + lane_col(lane_index()),
+        [&](int col) { return visible_rows(col, work.seqlen_q, work.seqlen_k, window); });
+  }
+
+  // By a tile of a block mask, and by the length of the keys.
+  CUTE_DEVICE void mask_listed(Scores& scores, int tile, int first_query) const {
+    constexpr int kBlock = BlockMask::kBlock;
+    int const first_key = lane_first_key();
+    // Of each word the half that has the warp's keys.
+    auto const* halves =
+        reinterpret_cast<uint32_t const*>(tile_words(args_.problem.forward.block_mask, tile));
+    if (halves != nullptr) {
+      halves += 2 * (first_query % kBlock + lane_col(lane_index())) + first_key % kBlock / 32;
+    }
+    mask_transposed_scores_by_bits<kM, kNumS>(
+        scores, first_key % 32, smem_.work.seqlen_k - first_key,
+        [&](int query) { return halves == nullptr ? ~0u : halves[2 * query]; });
+  }
+
+  // Fused: the product of a finite score may be infinite, and so may lse be as a power of two.
+  CUTE_DEVICE void exponentiate(Scores& scores, float const* lse) const {
+    float const scale = Config::kModified && !kListed ? kLog2e : args_.scales.plain;
+    with_values(scores, lse, [&](float& s, float l) { s = exp2_approx(fmaf(s, scale, -l)); });
+  }
+
+  // Calls combine(score, value) for each score, with the value of its query.
+  template <class Combine>
+  CUTE_DEVICE static void with_values(Scores& scores, float const* values, Combine const& combine) {
+    CUTE_UNROLL
+    for (int n = 0; n < kNumS; ++n) {
+      float2 const pair = reinterpret_cast<float2 const&>(values[8 * n + lane_col(lane_index())]);
+      CUTE_UNROLL
+      for (int m = 0; m < kM; ++m) {
+        CUTE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          auto s = scores(make_coord(_, half), m, n);
+          combine(s(0), pair.x);
+          combine(s(1), pair.y);
+        }
+      }
+    }
+  }
+
+  CUTE_DEVICE uint32_t keep_bits(int head, int first_query) const {
+    BwdWorkTile const& work = smem_.work;
+    DropoutKey const key{work.rng_seed, work.rng_offset,
+                         uint32_t(work.batch * args_.problem.forward.num_heads + head),
+                         args_.keep_below};
+    int const lane = lane_index();
+    return transposed_keep_bits<kM, kNumS>(work.col_begin + Warps::key_begin(),
+                                           first_query + lane_col(lane), lane, key);
+  }
+
+  CUTE_DEVICE static void drop(uint32_t keep, Scores& scores) {
+    auto s = row_col_view(scores);
+    CUTE_UNROLL
+    for (int j = 0; j < 2 * kNumS; ++j) {
+      CUTE_UNROLL
+      for (int i = 0; i < 2 * kM; ++i) {
+        if ((keep >> (j * 2 * kM + i) & 1) == 0) s(i, j) = 0.f;
+      }
+    }
+  }
+
+ private:
+  CUTE_DEVICE int lane_first_key() const {
+    return smem_.work.col_begin + Warps::key_begin() + lane_row(lane_index());
+  }
+
+  BwdArgs const& args_;
+  Smem const& smem_;
+};
+
+}  // namespace fa2::sm80

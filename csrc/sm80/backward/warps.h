@@ -1,0 +1,25 @@
+#pragma once
+
+// Which keys, queries and head dims of a backward CTA's tile a warp has.
+
+#include <cute/config.hpp>
+
+#include "sm80/backward/tiles.h"
+
+namespace fa2::sm80 {
+
+// Addresses that follow from these may stay in registers; thread_index() and lane_index() are read
+// anew, for what must not.
+template <BwdTile kTile>
+struct BwdWarps {
+  static constexpr int kKeys = kTile.block_n / kTile.key_warps;
+  static constexpr int kQueries = kTile.block_m / kTile.query_warps;
+
+  CUTE_DEVICE static int lane() { return int(threadIdx.x) % 32; }
+  CUTE_DEVICE static int warp() { return int(threadIdx.x) / 32; }
+  CUTE_DEVICE static int query_warp() { return warp() / kTile.key_warps; }
+  CUTE_DEVICE static int key_begin() { return warp() % kTile.key_warps * kKeys; }
+  CUTE_DEVICE static int query_begin() { return query_warp() * kQueries; }
+};
+
+}  // namespace fa2::sm80
