@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 
 import pytest
 
-from tools.cuda_check.__main__ import generate_instances
+from tools.cuda_check.__main__ import architecture, generate_instances
 from tools.cuda_check.compiler import (
     CompileError,
     Resources,
@@ -193,6 +194,13 @@ def test_every_limit_has_a_kernel(tmp_path: Path, direction: str, limits: dict[i
             assert instance.endswith(f"_{element}")
         found = [instructions_per_mma_limit(instance, "80") for instance in instances]
         assert sorted(limit for limit in found if limit is not None) == sorted(limits.values())
+
+
+@pytest.mark.parametrize("text", ["sm_80", "", "-1"])
+def test_an_architecture_is_a_number(text: str) -> None:
+    assert architecture("80") == "80"
+    with pytest.raises(argparse.ArgumentTypeError, match="compute capability such as 80"):
+        architecture(text)
 
 
 def test_short_name() -> None:

@@ -85,10 +85,23 @@ def reports_of(tools: Tools, unit: str, compilation: Compilation) -> list[Kernel
     ]
 
 
+def architecture(text: str) -> str:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability such as 80 or 90")
+    return text
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools.cuda_check", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
-    parser.add_argument("--archs", nargs="+", default=["80", "90"], metavar="ARCH")
+    parser.add_argument(
+        "--archs",
+        nargs="+",
+        type=architecture,
+        default=["80", "90"],
+        metavar="ARCH",
+        help="compute capabilities, such as 80 90",
+    )
     parser.add_argument("--filter", default="", help="only instances whose name holds this")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "cuda-check")
     arguments = parser.parse_args()
