@@ -109,6 +109,8 @@ py::dict backward_plan(py::dict const& problem, py::dict const& device) {
   d["section"] = plan.section;
   d["grid"] = plan.grid;
   d["rows_grid"] = plan.rows_grid;
+  d["mask_rows_grid"] = plan.mask_rows_grid;
+  d["mask_columns_grid"] = plan.mask_columns_grid;
   d["workspace_bytes"] = plan.workspace_bytes;
   d["blocks"] = query_tiles(params.forward, plan);
   return d;
@@ -121,11 +123,12 @@ void define_sm80_plans(py::module_& m) {
   m.def("sm80_forward_plan", &forward_plan, arg("problem"), arg("device"),
         "The plan of the sm80 family for a dense problem that its forward kernel runs alone, as "
         "data: tile, section, grid, workspace_bytes, and of each block of queries the tiles of "
-        "keys that it goes through, as (begin, end). `device` has arch, sm_count, smem_per_block "
-        "and l2_bytes.");
+        "keys that it goes through without a block mask, as (begin, end). `device` has arch, "
+        "sm_count, smem_per_block and l2_bytes.");
   m.def("sm80_backward_plan", &backward_plan, arg("problem"), arg("device"),
         "Likewise of the gradient of a dense problem; rows_grid is that of the kernels before and "
-        "after the main one, blocks are those of keys and go through tiles of queries.");
+        "after the main one, mask_rows_grid and mask_columns_grid those of the kernels that derive "
+        "lists of a block mask by keys; blocks are those of keys and go through tiles of queries.");
 }
 
 }  // namespace fa2::bindings

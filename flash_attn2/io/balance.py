@@ -16,7 +16,8 @@ def schedule(blocks: Sequence[int], pairs: int, section: int) -> Iterable[int]:
 
 
 def makespan_over_ideal(costs: Iterable[int], slots: int) -> float:
-    """Time until the last CTA ends over the least possible, where work divides at will.
+    """Time until the last CTA ends over the least possible, where work divides at will; 1 without
+    any work.
 
     A CTA starts where and when another ends, which is what hardware does; `slots` run at once.
     """
@@ -25,7 +26,7 @@ def makespan_over_ideal(costs: Iterable[int], slots: int) -> float:
     for cost in costs:
         heapq.heapreplace(ends, ends[0] + cost)
         total += cost
-    return max(ends) * slots / total
+    return max(ends) * slots / total if total else 1.0
 
 
 def lengths(blocks: Sequence[Tiles]) -> list[int]:

@@ -17,7 +17,8 @@ _SEQLENS = tuple(2**n for n in range(10, 17))
 _DESCRIPTION = """\
 Shows what one attention moves and stores: bytes of global and shared memory, tensor-core
 instructions, CTAs and their balance, peak memory, for standard attention, FlashAttention-1's
-schedule and this package's. All of it is computed, in seconds; no GPU is needed.
+schedule, and this package's without a mask and with that of BigBird. All of it is computed, in
+seconds; no GPU is needed.
 """
 
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from flash_attn2._impl import backends
-from flash_attn2.io import compare, emulated_standard
+from flash_attn2.io import bigbird, compare, emulated_standard
 from flash_attn2.io.problem import Attention
-from flash_attn2.io.schedules import FLASH1, FLASH2, STANDARD
+from flash_attn2.io.schedules import BIGBIRD, FLASH1, FLASH2, STANDARD
 
 PROBLEMS = tuple(
     Attention(seqlen, heads=1, causal=causal) for seqlen in (1024, 2048) for causal in (False, True)
@@ -31,11 +31,17 @@ def _differences(problem: Attention) -> Iterator[tuple[str, list[str]]]:
     module: Any = backends.load("sm80-emulated").module
     with cpu_tensors_on("sm80-emulated"), emulator_options(module, _OPTIONS):
         flash2 = compare.count_flash2(problem)
+        sparse = compare.count_flash2(bigbird.under_a_mask(problem), bigbird.mask_of(problem))
     with emulator_options(emulated_standard.load(), _OPTIONS):
         standard = compare.count_standard(problem)
     with emulator_options(compare.load_flash1(), _OPTIONS):
         flash1 = compare.count_flash1(problem)
-    for schedule, counted in ((FLASH2, flash2), (STANDARD, standard), (FLASH1, flash1)):
+    for schedule, counted in (
+        (FLASH2, flash2),
+        (BIGBIRD, sparse),
+        (STANDARD, standard),
+        (FLASH1, flash1),
+    ):
         forward, backward = schedule.forward(problem), schedule.backward(problem)
         yield f"{schedule.name} forward", compare.differences(forward, counted.forward)
         yield f"{schedule.name} backward", compare.differences(backward, counted.backward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flash_attn2.io.plans import backward_plan, forward_plan
 from flash_attn2.io.problem import FLOAT_BYTES, Attention
+from flash_attn2.masks import BlockMask
 
 
 def standard(problem: Attention) -> int:
@@ -11,10 +12,17 @@ def standard(problem: Attention) -> int:
     return 6 * problem.tensor_bytes + 3 * problem.square_bytes
 
 
-def flash2(problem: Attention) -> int:
+def flash2(problem: Attention, mask: BlockMask | None = None) -> int:
     """In the backward pass: q, k, v, out, their gradients, lse, and the workspace."""
-    workspace = max(forward_plan(problem).workspace_bytes, backward_plan(problem).workspace_bytes)
+    plans = forward_plan(problem, mask), backward_plan(problem, mask)
+    workspace = max(plan.workspace_bytes for plan in plans)
     return 8 * problem.tensor_bytes + problem.lse_bytes + workspace
+
+
+def listed(problem: Attention, mask: BlockMask) -> int:
+    """As `flash2`, with the mask; its lists by keys are in the workspace."""
+    tensors = (mask.row_offsets, mask.cols, mask.tiles, mask.bits)
+    return flash2(problem, mask) + sum(tensor.nbytes for tensor in tensors)
 
 
 def flash1(problem: Attention) -> int:

@@ -18,13 +18,21 @@ Forward and backward pass of one attention, from closed forms over the plans of 
 - *balance*: time until the last CTA of the kernel with most MMAs ends, over that of all
   multiprocessors evenly filled.
 - *peak memory*: in training. Standard: P, dP and dS with q, k, v, out, dO and dV; the others: q, k,
-  v, out, lse, all gradients, and the workspace (sums of dQ in float32).
+  v, out, lse, all gradients, and the workspace (sums of dQ in float32); BigBird: also the mask, and
+  in the workspace its lists by keys.
 
 *Standard* is products and softmax as kernels of their own (`csrc/sm80/standard`), in tiles of
 128 x 128; a causal mask saves it nothing. *FlashAttention-1* is `csrc/sm80/flash1`, for heads of
-64. *FlashAttention-2* is what this package runs. `io --emulate` runs all of them in the kernel
-emulator, where it is built, and compares its counters with the forms.
+64. *FlashAttention-2* is what this package runs. *BigBird* is the same under a block mask,
+`masks.bigbird()`: 64 global tokens, 128 keys to each side and three random blocks of 64 for each
+block of queries. `io --emulate` runs all of them in the kernel emulator, where it is built, and
+compares its counters with the forms.
 """
+
+_NEEDS = """\
+BigBird beside what its lists name: the bytes of Q, O, lse, the listed K and V, 16 for each listed
+block that a CTA goes through and 512 for the bits of one that is seen in part; the MMAs of the
+listed blocks of 64 x 64 pairs."""
 
 
 def text(
@@ -40,6 +48,10 @@ def text(
             report.traffic_table(found),
             "",
             report.work_table(found),
+            "",
+            _NEEDS,
+            "",
+            report.needs_table(problems, found),
             "",
             "What the papers say, and what is counted here:",
             "",

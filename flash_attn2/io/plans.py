@@ -7,6 +7,7 @@ from typing import Any
 
 from flash_attn2._impl import backends
 from flash_attn2.io.problem import Attention, Device
+from flash_attn2.masks import BlockMask
 
 # (begin, end) of the tiles that a block goes through
 Tiles = tuple[int, int]
@@ -42,7 +43,7 @@ class BwdTile:
 
 @dataclass(frozen=True)
 class FwdPlan:
-    """Blocks are of queries and go through tiles of keys."""
+    """Blocks are of queries and go through tiles of keys; those of a block mask are not said."""
 
     tile: FwdTile
     section: int
@@ -53,23 +54,25 @@ class FwdPlan:
 
 @dataclass(frozen=True)
 class BwdPlan:
-    """Blocks are of keys and go through tiles of queries."""
+    """Blocks are of keys and go through tiles of queries; those of a block mask are not said."""
 
     tile: BwdTile
     section: int
     grid: int
     rows_grid: int
+    mask_rows_grid: int
+    mask_columns_grid: int
     workspace_bytes: int
     blocks: list[Tiles]
 
 
-def forward_plan(problem: Attention) -> FwdPlan:
-    plan = _native().sm80_forward_plan(_forward(problem), _device(problem.device))
+def forward_plan(problem: Attention, mask: BlockMask | None = None) -> FwdPlan:
+    plan = _native().sm80_forward_plan(_forward(problem, mask), _device(problem.device))
     return FwdPlan(**plan | {"tile": FwdTile(**plan["tile"])})
 
 
-def backward_plan(problem: Attention) -> BwdPlan:
-    gradient = {"forward": _forward(problem), "deterministic": False}
+def backward_plan(problem: Attention, mask: BlockMask | None = None) -> BwdPlan:
+    gradient = {"forward": _forward(problem, mask), "deterministic": False}
     for name in ("grad_out", "grad_q", "grad_k", "grad_v"):
         gradient[name] = _tensor(problem)
     plan = _native().sm80_backward_plan(gradient, _device(problem.device))
@@ -91,9 +94,9 @@ def _tensor(problem: Attention) -> tuple[int, int, int, int]:
     return 0, problem.seqlen * row, row, problem.head_dim
 
 
-def _forward(problem: Attention) -> dict[str, Any]:
+def _forward(problem: Attention, mask: BlockMask | None) -> dict[str, Any]:
     """Fields as in `csrc/bindings/params.cpp`."""
-    return {
+    fields = {
         "dtype": "float16",
         "batch": problem.batch,
         "num_heads": problem.heads,
@@ -104,4 +107,16 @@ def _forward(problem: Attention) -> dict[str, Any]:
         "seqs_k": {"max_seqlen": problem.seqlen},
         "softmax_scale": problem.head_dim**-0.5,
         "window": {"left": -1, "right": 0 if problem.causal else -1},
+    }
+    return fields if mask is None else fields | {"block_mask": _block_mask(mask)}
+
+
+def _block_mask(mask: BlockMask) -> dict[str, int]:
+    """One for all sequences. A plan asks for its sizes alone."""
+    tensors = ("row_offsets", "cols", "tiles", "bits")
+    return {name: getattr(mask, name).data_ptr() for name in tensors} | {
+        "batch_stride": 0,
+        "heads": mask.heads,
+        "num_entries": mask.cols.numel(),
+        "num_tiles": mask.bits.shape[0],
     }

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flash_attn2.io import bigbird
 from flash_attn2.io.claims import Claim
 from flash_attn2.io.counts import Pass
 from flash_attn2.io.problem import Attention
-from flash_attn2.io.schedules import SCHEDULES, Schedule
+from flash_attn2.io.schedules import BIGBIRD, SCHEDULES, Schedule
+from flash_attn2.masks.words import num_blocks
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1))
 
@@ -113,6 +115,26 @@ def _work_cells(direction: Pass) -> tuple[str, ...]:
         str(main.ctas),
         f"{main.balance:.2f}",
     )
+
+
+def needs_table(problems: Sequence[Attention], found: Sequence[Row]) -> str:
+    """What is done under BigBird's mask, over what is needed."""
+    header = ("tokens", "blocks", "share", "fwd: bytes asked", "fwd: MMAs", "bwd: MMAs")
+    of_bigbird = [row for row in found if row.schedule == BIGBIRD.name]
+    body = []
+    for problem, row in zip(problems, of_bigbird, strict=True):
+        needs, blocks = bigbird.needs(problem), bigbird.mask_of(problem).cols.numel()
+        body.append(
+            (
+                problem.seqlen,
+                blocks,
+                f"{blocks / num_blocks(problem.seqlen) ** 2:.1%}",
+                f"{row.forward.memory.asked / needs.forward_bytes:.3f}",
+                f"{row.forward.mma / needs.forward_mma:.3f}",
+                f"{row.backward.mma / needs.backward_mma:.3f}",
+            )
+        )
+    return markdown(header, body)
 
 
 def claims_table(found: Sequence[Claim]) -> str:

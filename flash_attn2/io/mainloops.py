@@ -1,0 +1,100 @@
+"""What the main loops of the sm80 kernels compute and move in shared memory, dense or listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from flash_attn2.io.counts import WAVEFRONT_BYTES, Shared
+from flash_attn2.io.plans import BwdTile, FwdTile
+from flash_attn2.io.problem import ELEMENT_BYTES, FLOAT_BYTES
+
+_BLOCK = 16  # rows and columns of what ldmatrix reads and mma multiplies
+_LDMATRIX = 4  # wavefronts of ldmatrix.x4
+_MMA = 16 * 8 * 16
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of all CTAs of a launch, which go through tiles of the other side in steps."""
+
+    ctas: int
+    running: int  # those that have steps
+    steps: int
+    worked: Fraction  # steps, as far as warps work in them: under a block mask some may rest
+
+    @staticmethod
+    def dense(ctas: int, steps: int) -> Work:
+        return Work(ctas, ctas, steps, Fraction(steps))
+
+
+def forward_mma(tile: FwdTile, work: Work) -> int:
+    """S = Q K' and O += P V."""
+    return int(work.worked * 2 * tile.block_m * tile.block_n * tile.head_dim / _MMA)
+
+
+def forward_shared(tile: FwdTile, work: Work) -> Shared:
+    rows, keys, depth = (n // _BLOCK for n in (tile.block_m, tile.block_n, tile.head_dim))
+    # Every row warp reads K and V; warps that share rows each read the queries, and halves of V.
+    operands = 2 * tile.row_warps * keys * depth
+    queries = tile.column_warps * rows * depth
+    exchanged = rows * keys if tile.column_warps == 2 else 0  # P, from one warp to its partner
+    tile_of_q = _wavefronts(tile.block_m, tile.head_dim)
+    tile_of_k = _wavefronts(tile.block_n, tile.head_dim)
+    blocks_read = work.worked * (operands + exchanged)
+    blocks_read += queries * (work.running if tile.q_in_registers else work.worked)
+    return Shared(
+        cp_async=work.steps * 2 * tile_of_k + work.running * tile_of_q,
+        ldmatrix=int(blocks_read * _LDMATRIX),
+        # The output is staged.
+        stores=work.ctas * tile_of_q + int(work.worked * exchanged * _LDMATRIX),
+        loads=work.ctas * tile_of_q,
+    )
+
+
+def backward_mma(tile: BwdTile, work: Work) -> int:
+    """S, dP, dV, dK and dQ. Warps that rest still multiply what others made: dS for dQ, and, where
+    warps split the queries, P and dS of the other ones for dV and dK."""
+    others = 2 * Fraction(tile.query_warps - 1, tile.query_warps)
+    products = work.worked * (4 - others) + work.steps * (1 + others)
+    return int(products * tile.block_m * tile.block_n * tile.head_dim / _MMA)
+
+
+def backward_shared(tile: BwdTile, work: Work) -> Shared:
+    queries, keys, depth = (n // _BLOCK for n in (tile.block_m, tile.block_n, tile.head_dim))
+    warps = tile.key_warps * tile.query_warps
+    exchanges = tile.query_warps > 1
+    # S = Q K' and dP = dO V': all key warps read the tiles of queries; the query warps K and V, for
+    # each chunk of their queries, unless they hold them.
+    tiles_of_queries = 2 * tile.key_warps * queries * depth
+    held = tile.query_warps * keys * depth
+    chunks = tile.block_m // (tile.query_warps * tile.chunk)
+    read_anew = 2 - tile.k_in_registers - tile.v_in_registers
+    # dV += P' dO and dK += dS' Q: again all key warps, each query warp its columns; P' and dS' of
+    # other query warps come through shared memory.
+    own = Fraction(tiles_of_queries, tile.query_warps)
+    fetched = 2 * (tile.query_warps - 1) * keys * queries
+    # dQ += dS K: a warp takes 32 queries and its share of the columns.
+    row_warps = tile.block_m // 32
+    grad_q = warps // row_warps * queries * keys + row_warps * keys * depth
+    blocks_read = work.worked * (tiles_of_queries + read_anew * chunks * held + own)
+    blocks_read += work.steps * (tiles_of_queries - own + fetched + grad_q)
+    blocks_read += work.running * (2 - read_anew) * held
+
+    tile_of_q = _wavefronts(tile.block_m, tile.head_dim)
+    tile_of_k = _wavefronts(tile.block_n, tile.head_dim)
+    tile_of_p = _wavefronts(tile.block_m, tile.block_n)
+    stats = 2 * tile.block_m * FLOAT_BYTES // WAVEFRONT_BYTES
+    # Of each 8 queries a warp loads lse and D, of which all of its lanes have a copy.
+    copies = tile.key_warps * 2 * tile.block_m // 8
+    return Shared(
+        cp_async=work.running * 2 * tile_of_k + work.steps * (2 * tile_of_q + stats),
+        ldmatrix=int(blocks_read * _LDMATRIX),
+        stores=work.steps * (1 + exchanges) * tile_of_p + work.ctas * 2 * tile_of_k,
+        loads=int(work.worked * copies) + work.ctas * 2 * tile_of_k,
+    )
+
+
+def _wavefronts(rows: int, cols: int) -> int:
+    """Of a tile of elements."""
+    return rows * cols * ELEMENT_BYTES // WAVEFRONT_BYTES
