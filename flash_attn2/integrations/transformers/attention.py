@@ -48,7 +48,7 @@ def attention(
     position_bias: Tensor | None = None,
     position_ids: Tensor | None = None,
     cu_seq_lens_q: Tensor | None = None,
-    cu_seq_lens_k: Tensor | dict[str, Tensor] | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | Tensor | None = None,
     max_length_k: int | Tensor | None = None,
     block_table: Tensor | None = None,
@@ -60,8 +60,8 @@ def attention(
 
     `make_mask` says what attention_mask may be; a mask of 2 dimensions may also be the user's own,
     nonzero where a key counts, and one of 4 dimensions may be of floats, which are added to the
-    scores as position_bias is. Returns out (batch, seqlen_q, heads,
-    head_dim) and None, in place of the probabilities.
+    scores as position_bias is. Returns out (batch, seqlen_q, heads, head_dim) and None, in place of
+    the probabilities.
     """
     refuse(module, others)
     if is_causal is None:
@@ -69,13 +69,8 @@ def attention(
     call = make_call(module, query, key, value, dropout, scaling, softcap, s_aux, deterministic)
     call.set_pattern(is_causal, sliding_window)
     if position_bias is not None:
-        check_shape(call, position_bias)
+        check_shape(call, "position_bias", position_bias)
         call.add_bias(position_bias)
-    if isinstance(cu_seq_lens_k, dict):  # of older releases, which leave the cache to this function
-        raise NotImplementedError(
-            f'{call.name} with attn_implementation="flash_attn2": continuous batching needs '
-            "transformers 5.24 or later"
-        )
     if block_table is not None:
         assert k_cache is not None
         assert v_cache is not None
@@ -170,7 +165,7 @@ def packed(call: Call, segments: Segments) -> Tensor:
 
 def with_dense_mask(call: Call, mask: Tensor) -> Tensor:
     """The mask says all, causal and window included."""
-    check_shape(call, mask)
+    check_shape(call, "attention_mask", mask)
     call.set_pattern(False, None)
     call.keep_keys(mask.shape[3])
     meaning = meaning_of(call, mask)

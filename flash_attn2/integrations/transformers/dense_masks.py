@@ -25,16 +25,16 @@ def dense_of(call: Call, labels: Tensor) -> Tensor:
     return visible
 
 
-def check_shape(call: Call, mask: Tensor) -> None:
-    """ValueError for a mask, or bias, that does not go with the tensors of a call."""
+def check_shape(call: Call, name: str, tensor: Tensor) -> None:
+    """ValueError for a mask, or bias, of this name that does not go with the tensors of a call."""
     batch, seqlen_q, num_heads, _ = call.q.shape
-    for size, allowed in zip(mask.shape, ((1, batch), (1, num_heads), (1, seqlen_q)), strict=False):
-        if size not in allowed:
-            raise ValueError(
-                f"attention_mask of {call.name} must be (batch or 1, heads or 1, seqlen_q or 1, "
-                f"seqlen_k), with batch {batch}, heads {num_heads} and seqlen_q {seqlen_q}, got "
-                f"shape {tuple(mask.shape)}"
-            )
+    sizes = zip(tensor.shape, (batch, num_heads, seqlen_q), strict=False)
+    if tensor.ndim != 4 or any(size not in (1, full) for size, full in sizes):
+        raise ValueError(
+            f"{name} of {call.name} must be (batch or 1, heads or 1, seqlen_q or 1, seqlen_k), "
+            f"with batch {batch}, heads {num_heads} and seqlen_q {seqlen_q}, got shape "
+            f"{tuple(tensor.shape)}"
+        )
 
 
 def meaning_of(call: Call, mask: Tensor) -> BlockMask | Tensor:
