@@ -13,6 +13,25 @@ FA2_HD int32_t mask_blocks(int32_t seqlen) {
   return (seqlen + BlockMask::kBlock - 1) / BlockMask::kBlock;
 }
 
+// What a host can see to be wrong with a mask without looking at its lists; null if nothing is.
+inline char const* wrong_block_mask(FwdParams const& p) {
+  BlockMask const& mask = p.block_mask;
+  if (mask.row_offsets == nullptr) return nullptr;
+  bool const dense = p.seqs_q.cu_seqlens == nullptr && p.seqs_k.cu_seqlens == nullptr &&
+                     p.pages.block_table == nullptr;
+  if (!dense) return "a block mask is for dense queries and keys";
+  if (mask.heads < 1 || p.num_heads % mask.heads != 0) {
+    return "the heads of a block mask do not divide those of the queries";
+  }
+  if (mask.num_entries < 0 || mask.num_tiles < 0 || mask.batch_stride < 0) {
+    return "a size of a block mask is negative";
+  }
+  bool const listed = mask.cols != nullptr && mask.tiles != nullptr;
+  if (mask.num_entries > 0 && !listed) return "the block mask has entries but no memory";
+  if (mask.num_tiles > 0 && mask.bits == nullptr) return "the block mask has tiles but no memory";
+  return nullptr;
+}
+
 // Entries [begin, end) of a mask: those of one block of queries. Aligned, so that devices load it
 // at once.
 struct alignas(16) ListedEntries {

@@ -1,5 +1,6 @@
 #include "cpu/checks.h"
 
+#include "core/block_mask.h"
 #include "cpu/kernels.h"
 #include "host/error.h"
 
@@ -36,18 +37,8 @@ void check_pages(PagedKV const& pages, SeqLens const& seqs) {
 }
 
 void check_block_mask(FwdParams const& params) {
-  BlockMask const& mask = params.block_mask;
-  if (mask.row_offsets == nullptr) return;
-  bool const dense = params.seqs_q.cu_seqlens == nullptr && params.seqs_k.cu_seqlens == nullptr &&
-                     params.pages.block_table == nullptr;
-  FA2_CHECK(dense, "a block mask is for dense queries and keys");
-  FA2_CHECK(mask.heads >= 1 && params.num_heads % mask.heads == 0,
-            "{} heads of a block mask for {} query heads", mask.heads, params.num_heads);
-  FA2_CHECK(mask.num_entries >= 0 && mask.num_tiles >= 0 && mask.batch_stride >= 0,
-            "a block mask of {} entries and {} tiles", mask.num_entries, mask.num_tiles);
-  bool const listed = mask.cols != nullptr && mask.tiles != nullptr;
-  FA2_CHECK(mask.num_entries == 0 || listed, "the block mask has entries but no memory");
-  FA2_CHECK(mask.num_tiles == 0 || mask.bits != nullptr, "the block mask has tiles but no memory");
+  char const* const wrong = wrong_block_mask(params);
+  FA2_CHECK(wrong == nullptr, "{}", wrong);
 }
 
 void check_bias(char const* name, Bias const& bias, FwdParams const& params) {

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/append.h"
+#include "core/block_mask.h"
 #include "core/score_mod.h"
 #include "host/error.h"
 #include "sm80/plan_parts.h"
@@ -44,22 +45,14 @@ Variant variant_of(FwdParams const& p) {
 }
 
 void check_block_mask(FwdParams const& p) {
-  BlockMask const& mask = p.block_mask;
-  if (mask.row_offsets == nullptr) return;
-  bool const dense = p.seqs_q.cu_seqlens == nullptr && p.seqs_k.cu_seqlens == nullptr &&
-                     p.seqs_q.seqused == nullptr && p.seqs_k.seqused == nullptr &&
-                     p.seqs_k.leftpad == nullptr && p.pages.block_table == nullptr &&
-                     p.num_splits <= 1;
-  FA2_CHECK(dense, "a block mask is for dense queries and keys that are not split");
+  if (p.block_mask.row_offsets == nullptr) return;
+  char const* const wrong = wrong_block_mask(p);
+  FA2_CHECK(wrong == nullptr, "{}", wrong);
+  bool const whole = p.seqs_q.seqused == nullptr && p.seqs_k.seqused == nullptr &&
+                     p.seqs_k.leftpad == nullptr && p.num_splits <= 1;
+  FA2_CHECK(whole, "a block mask is for whole sequences that are not split");
   FA2_CHECK(p.window.left == Window::kUnlimited && p.window.right == Window::kUnlimited,
             "a block mask goes without a window, which it can say itself");
-  FA2_CHECK(mask.heads >= 1 && p.num_heads % mask.heads == 0,
-            "{} heads of a block mask for {} query heads", mask.heads, p.num_heads);
-  FA2_CHECK(mask.num_entries >= 0 && mask.num_tiles >= 0 && mask.batch_stride >= 0,
-            "a block mask of {} entries and {} tiles", mask.num_entries, mask.num_tiles);
-  bool const listed = mask.cols != nullptr && mask.tiles != nullptr;
-  FA2_CHECK(mask.num_entries == 0 || listed, "the block mask has entries but no memory");
-  FA2_CHECK(mask.num_tiles == 0 || mask.bits != nullptr, "the block mask has tiles but no memory");
 }
 
 }  // namespace
