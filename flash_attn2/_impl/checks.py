@@ -11,6 +11,7 @@ which one raises; so do traced tensors, whose sizes must not be asked for all th
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -71,13 +72,46 @@ def check_dense(p: Problem) -> None:
             if options.block_mask is not NO_BLOCK_MASK:
                 block_mask.check_block_mask(p, batch)
             if options.score_mod is not NO_SCORE_MOD:
-                biases.check_biases(p)
+                _with_advice(biases.check_biases, p)
             return
     explain_dense(p)
 
 
 def explain_dense(p: Problem) -> None:
     """The same, one by one."""
+    _with_advice(_explain_dense, p)
+
+
+def _with_advice(check: Callable[[Problem], None], p: Problem) -> None:
+    """What fails says more where the heads seem to come before the rows."""
+    try:
+        check(p)
+    except ValueError as error:
+        if not _heads_first(p):
+            raise
+        raise ValueError(
+            f"{error}: if q, k and v are (batch, num_heads, seqlen, head_dim), as "
+            "scaled_dot_product_attention has them, pass q.transpose(1, 2) and so on"
+        ) from None
+
+
+def _heads_first(p: Problem) -> bool:
+    """Whether the problem fits with dimensions 1 and 2 swapped, and not as it is."""
+    q, k, (_, slopes, bias, _), sink = p.q, p.k, p.options.score_mod, p.options.sink
+    if k is None or q.ndim != 4 or k.ndim != 4 or 0 in (*k.shape, *q.shape):
+        return False
+    (batch, rows, heads, _), (batch_k, rows_k, heads_k, _) = q.shape, k.shape
+    if batch != batch_k or rows % rows_k != 0:
+        return False
+    per_head = [x.shape[-1] for x in (slopes, sink) if x is not None and x.ndim > 0]
+    if heads % heads_k != 0 or (heads not in per_head and rows in per_head):
+        return True
+    if bias is None or bias.ndim < 2:
+        return False
+    return bias.shape[-2:] == (heads, heads_k) != (rows, rows_k)
+
+
+def _explain_dense(p: Problem) -> None:
     q, k, v = p.q, p.k, p.v
     assert k is not None
     assert v is not None

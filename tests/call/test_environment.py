@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import flash_attn2
 from flash_attn2 import build_info
 from flash_attn2.__main__ import main
 
@@ -78,3 +79,15 @@ def test_empty_variables_are_unset() -> None:
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     assert json.loads(capsys.readouterr().out) == build_info()
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    help_text = capsys.readouterr().out
+    assert all(command in help_text for command in ("info", "bench", "io", "--version"))
+
+
+def test_version() -> None:
+    command = [sys.executable, "-m", "flash_attn2", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"flash_attn2 {flash_attn2.__version__}\n"

@@ -175,6 +175,43 @@ def test_dense(bad: dict[str, Any], error: type[Exception], message: str) -> Non
         flash_attn_func(**dense_arguments() | bad)
 
 
+HEADS_FIRST = r"if q, k and v are \(batch, num_heads, seqlen, head_dim\), .* q.transpose\(1, 2\)"
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "options"),
+    [
+        ((2, 8, 5, 16), (2, 8, 7, 16), {}),
+        ((2, 8, 5, 16), (2, 2, 7, 16), {}),
+        ((2, 8, 5, 16), (2, 8, 5, 16), {"sink": torch.zeros(8)}),
+        ((2, 8, 5, 16), (2, 8, 5, 16), {"alibi_slopes": torch.ones(2, 8)}),
+        ((2, 8, 5, 16), (2, 8, 5, 16), {"bias": torch.zeros(5, 5)}),
+    ],
+)
+def test_heads_before_rows(q: tuple[int, ...], k: tuple[int, ...], options: dict[str, Any]) -> None:
+    """As scaled_dot_product_attention has them."""
+    tensors = torch.randn(q), torch.randn(k), torch.randn(k)
+    with pytest.raises(ValueError, match=HEADS_FIRST):
+        flash_attn_func(*tensors, **options)
+    flash_attn_func(*(x.transpose(1, 2) for x in tensors), **options)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "options"),
+    [
+        ((2, 6, 3, 16), (2, 9, 2, 16), {}),
+        ((2, 8, 5, 16), (2, 8, 5, 16), {"sink": torch.zeros(3)}),
+        ((2, 8, 5, 16), (2, 8, 5, 16), {"bias": torch.zeros(5, 4)}),
+    ],
+)
+def test_no_advice_that_would_not_help(
+    q: tuple[int, ...], k: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError) as info:
+        flash_attn_func(torch.randn(q), torch.randn(k), torch.randn(k), **options)
+    assert "transpose" not in str(info.value)
+
+
 @pytest.mark.parametrize(("bad", "error", "message"), [*SHARED, *VARLEN])
 def test_varlen(bad: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
