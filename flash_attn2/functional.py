@@ -77,7 +77,6 @@ from torch import Tensor
 
 from flash_attn2 import reference
 from flash_attn2._impl.arguments import (
-    as_bound,
     named_only,
     refuse_keywords,
     require_bool,
@@ -87,7 +86,9 @@ from flash_attn2._impl.arguments import (
 from flash_attn2._impl.autograd import attend, attend_directly
 from flash_attn2._impl.block_mask import require_lengths
 from flash_attn2._impl.forms import DENSE, VARLEN, Form
+from flash_attn2._impl.given_out import placed, with_out
 from flash_attn2._impl.options import (
+    bound_of,
     make_options,
     make_seqlens,
     make_used,
@@ -269,8 +270,8 @@ def flash_attn_varlen_func(
     v: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
@@ -285,6 +286,7 @@ def flash_attn_varlen_func(
     seqused_q: Tensor | None = None,
     seqused_k: Tensor | None = None,
     return_lse: bool = False,
+    out: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """Attention of sequences of different lengths, packed one after another.
@@ -297,9 +299,14 @@ def flash_attn_varlen_func(
     q, or (out, lse (num_heads, total_q)), or (out, lse, probs); with dropout probs is (batch,
     num_heads, max_seqlen_q, max_seqlen_k), 0 outside the sequences.
 
-    max_seqlen_q and max_seqlen_k may be tensors without dimensions: on a GPU reading them waits for
-    the device, except while torch.compile traces or a CUDA graph is captured, when the numbers of
-    rows serve as bounds.
+    max_seqlen_q and max_seqlen_k may be None: the longest sequence on the CPU, and on a GPU, where
+    asking would wait, the number of rows, which costs CTAs without work. They may also be tensors
+    without dimensions: on a GPU reading them waits for the device, except while torch.compile
+    traces or a CUDA graph is captured, when the numbers of rows serve as bounds.
+
+    out is memory for the result, of its shape and dtype, for calls without a gradient
+    (NotImplementedError otherwise); it is what is returned. Where it shares memory with an input,
+    the result is computed elsewhere and copied.
 
     On the CPU the contents of cu_seqlens and seqused are checked, and rows past cu_seqlens_q[-1]
     are 0. On a GPU they are clamped to the tensors, and those rows are unspecified. Gradients of
@@ -323,10 +330,10 @@ def flash_attn_varlen_func(
     )
     p = Problem(q, k, v, seqs_q, seqs_k, options, NO_PAGES)
     if block_table is not None:
-        return _over_pages(p, block_table, return_lse, return_attn_probs)
-    if return_lse is False and return_attn_probs is False:
+        return _over_pages(p, block_table, return_lse, return_attn_probs, out)
+    if out is None and return_lse is False and return_attn_probs is False:
         return attend(VARLEN, p)[0]
-    return _with_more(VARLEN, p, return_lse, return_attn_probs)
+    return _varlen_with_more(p, return_lse, return_attn_probs, out)
 
 
 @named_only
@@ -335,8 +342,8 @@ def flash_attn_varlen_kvpacked_func(
     kv: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
@@ -350,6 +357,7 @@ def flash_attn_varlen_kvpacked_func(
     seqused_q: Tensor | None = None,
     seqused_k: Tensor | None = None,
     return_lse: bool = False,
+    out: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_varlen_func` with k and v in one tensor (total_k, 2, num_heads_kv, head_dim)."""
@@ -365,16 +373,16 @@ def flash_attn_varlen_kvpacked_func(
         *(q, kv),
     )
     p = Problem(q, kv, None, *seqlens, options, NO_PAGES)
-    if return_lse is False and return_attn_probs is False:
+    if out is None and return_lse is False and return_attn_probs is False:
         return attend(VARLEN, p)[0]
-    return _with_more(VARLEN, p, return_lse, return_attn_probs)
+    return _varlen_with_more(p, return_lse, return_attn_probs, out)
 
 
 @named_only
 def flash_attn_varlen_qkvpacked_func(
     qkv: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
+    max_seqlen: int | None = None,
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
@@ -388,6 +396,7 @@ def flash_attn_varlen_qkvpacked_func(
     seqused_q: Tensor | None = None,
     seqused_k: Tensor | None = None,
     return_lse: bool = False,
+    out: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Attention:
     """`flash_attn_varlen_func` with q, k and v in one tensor (total, 3, num_heads, head_dim)."""
@@ -398,14 +407,24 @@ def flash_attn_varlen_qkvpacked_func(
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, sink, deterministic
     )
     require_tensor("cu_seqlens", cu_seqlens)
-    max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(qkv))
+    max_seqlen = bound_of("max_seqlen", max_seqlen, cu_seqlens, rows_of(qkv))
     seqlens = make_seqlens(
         *(cu_seqlens, cu_seqlens, seqused_q, seqused_k, max_seqlen, max_seqlen), *(qkv, qkv)
     )
     p = Problem(qkv, None, None, *seqlens, options, NO_PAGES)
-    if return_lse is False and return_attn_probs is False:
+    if out is None and return_lse is False and return_attn_probs is False:
         return attend(VARLEN, p)[0]
-    return _with_more(VARLEN, p, return_lse, return_attn_probs)
+    return _varlen_with_more(p, return_lse, return_attn_probs, out)
+
+
+def _varlen_with_more(
+    p: Problem, return_lse: bool, return_attn_probs: bool, out: Tensor | None
+) -> Attention:
+    """`_with_more`, in memory of the caller's."""
+    if out is None:
+        return _with_more(VARLEN, p, return_lse, return_attn_probs)
+    result = _with_more(VARLEN, with_out(VARLEN, p, out), return_lse, return_attn_probs)
+    return placed(out, result)  # type: ignore[no-any-return]
 
 
 def _with_more(form: Form, p: Problem, return_lse: bool, return_attn_probs: bool) -> Attention:
@@ -425,10 +444,18 @@ def _with_more(form: Form, p: Problem, return_lse: bool, return_attn_probs: bool
 
 
 def _over_pages(
-    p: Problem, block_table: Tensor, return_lse: bool, return_attn_probs: bool
+    p: Problem,
+    block_table: Tensor,
+    return_lse: bool,
+    return_attn_probs: bool,
+    given: Tensor | None,
 ) -> Attention:
     _require_flags(return_lse, return_attn_probs)
+    if given is not None:
+        p = with_out(VARLEN, p, given)
     out, lse = attend_over_pages(p, block_table)
+    if given is not None:
+        out = placed(given, out)
     return _without_probs(out, lse, return_lse, return_attn_probs)
 
 

@@ -20,6 +20,7 @@ from flash_attn2._impl.arguments import (
 )
 from flash_attn2._impl.autograd import attend, to_autocast_dtype
 from flash_attn2._impl.forms import KVCACHE, KVCACHE_APPEND
+from flash_attn2._impl.given_out import placed, with_out
 from flash_attn2._impl.options import make_options, rows_of
 from flash_attn2._impl.problem import (
     MAX_SPLITS,
@@ -60,13 +61,16 @@ def flash_attn_with_kvcache(
     cu_seqlens_q: Tensor | None = None,
     max_seqlen_q: int | Tensor | None = None,
     cu_seqlens_k_new: Tensor | None = None,
+    return_lse: bool = False,
+    out: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of new queries over a cache of keys and values, which first takes in new ones.
 
     q is (batch, seqlen_q, num_heads, head_dim), k_cache and v_cache are (batch_cache,
     seqlen_cache, num_heads_kv, head_dim) with batch_cache >= batch. Returns out, shaped as q, or
-    (out, lse (batch, num_heads, seqlen_q)). softmax_scale, causal, window_size, softcap,
+    (out, lse (batch, num_heads, seqlen_q)) with return_lse, or return_softmax_lse as flash-attn
+    calls it. softmax_scale, causal, window_size, softcap,
     alibi_slopes and sink mean what they mean in `flash_attn_func`; masks and ALiBi are aligned to
     the last key that counts, so that the queries are the last of their sequence.
 
@@ -103,6 +107,10 @@ def flash_attn_with_kvcache(
     dimensions. On a GPU, cache_seqlens is then used where it lies, and reading max_seqlen_q waits
     for the device; during compilation and capture total_q is taken instead.
 
+    out is memory for the result, of its shape and dtype; it is what is returned. Where it shares
+    memory with an input, the result is computed elsewhere and copied. Tensors that require grad are
+    refused with it in grad mode.
+
     num_splits is the number of parts that the keys of a sequence are cut into, to be worked on at
     once and merged: 1 to 128, or 0 to have it chosen. It does not change the result beyond
     rounding; for a given number, results do not depend on the rest of the batch.
@@ -127,10 +135,11 @@ def flash_attn_with_kvcache(
         *(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_batch_idx, cache_leftpad),
         *(block_table, cu_seqlens_q, cu_seqlens_k_new),
     )
-    flags: tuple[Any, Any] = rotary_interleaved, return_softmax_lse
-    if type(flags[0]) is not bool or type(flags[1]) is not bool:
+    flags: tuple[Any, ...] = rotary_interleaved, return_softmax_lse, return_lse
+    if not type(flags[0]) is type(flags[1]) is type(flags[2]) is bool:
         require_bool("rotary_interleaved", rotary_interleaved)
         require_bool("return_softmax_lse", return_softmax_lse)
+        require_bool("return_lse", return_lse)
     options = make_options(0.0, softmax_scale, causal, window_size, softcap, alibi_slopes, sink)
     if type(num_splits) is not int or not 0 <= num_splits <= MAX_SPLITS:
         num_splits = as_int("num_splits", num_splits)
@@ -174,8 +183,12 @@ def flash_attn_with_kvcache(
     seqs_q = SeqLens(cu_seqlens_q, None, max_seqlen_q)
     seqs_k = SeqLens(None, used, rows, cache_leftpad, cu_seqlens_k_new, appended)
     p = Problem(q, k_cache, v_cache, seqs_q, seqs_k, options, pages, num_splits, append)
-    out, lse, *_ = attend(form, p)
-    return (out, lse) if return_softmax_lse else out
+    if out is not None:
+        p = with_out(form, p, out)
+    result, lse, *_ = attend(form, p)
+    if out is not None:
+        result = placed(out, result)
+    return (result, lse) if return_softmax_lse or return_lse else result
 
 
 _TENSORS = (
@@ -199,7 +212,7 @@ def attend_over_pages(p: Problem, block_table: Tensor) -> tuple[Tensor, Tensor]:
     device_type = "cuda" if p.q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
         (q,) = to_autocast_dtype(device_type, p.q)
-        p = Problem(q, p.k, p.v, p.seqs_q, p.seqs_k, p.options, NO_PAGES)
+        p = Problem(q, p.k, p.v, p.seqs_q, p.seqs_k, p.options, NO_PAGES, out=p.out)
     cu_seqlens_k, used, longest, *_ = p.seqs_k
     assert p.k is not None
     assert cu_seqlens_k is not None
@@ -209,7 +222,7 @@ def attend_over_pages(p: Problem, block_table: Tensor) -> tuple[Tensor, Tensor]:
     if used is None:
         used = cu_seqlens_k.diff()
     pages = PagedKV(block_table[:, : -(-longest // p.k.shape[1])])
-    p = Problem(p.q, p.k, p.v, p.seqs_q, SeqLens(None, used), p.options, pages)
+    p = Problem(p.q, p.k, p.v, p.seqs_q, SeqLens(None, used), p.options, pages, out=p.out)
     out, lse, *_ = attend(KVCACHE, p)
     return out, lse
 

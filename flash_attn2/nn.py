@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from flash_attn2._impl.arguments import (
-    as_bound,
     as_int,
     as_number,
     named_only,
@@ -23,7 +22,7 @@ from flash_attn2._impl.arguments import (
     require_tensor,
 )
 from flash_attn2._impl.observe import is_ordinary, ordinary
-from flash_attn2._impl.options import make_options, rows_of
+from flash_attn2._impl.options import bound_of, make_options, rows_of
 from flash_attn2._impl.problem import MAX_HEAD_DIM
 from flash_attn2._impl.rotary import RotaryEmbedding, check_sequences
 from flash_attn2._impl.tensors import require_allocated
@@ -208,14 +207,14 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attends within each sequence of x; the result has the shape of x.
 
-        x is (batch, seqlen, embed_dim), or packed (total, embed_dim) with `cu_seqlens` and an
-        upper bound of the lengths, `max_seqlen`. `block_mask`, of dense x, is that of
+        x is (batch, seqlen, embed_dim), or packed (total, embed_dim) with `cu_seqlens` and, if it
+        is known, an upper bound of the lengths, `max_seqlen`. `block_mask`, of dense x, is that of
         `flash_attn_func`: it takes the place of `causal` and `window_size`, which the module must
         not have beside it. `bias` and `relative_bias`, of dense x too, are those of
         `flash_attn_func`.
         """
-        if (cu_seqlens is None) != (max_seqlen is None):
-            raise ValueError("cu_seqlens and max_seqlen go together: packed x needs both")
+        if cu_seqlens is None and max_seqlen is not None:
+            raise ValueError("max_seqlen must come with cu_seqlens, of packed x, got it alone")
         if cu_seqlens is not None:
             for name, value in (
                 ("block_mask", block_mask),
@@ -230,7 +229,7 @@ class Attention(nn.Module):
                     )
             self._check_input(x, packed=True)
             check_sequences(cu_seqlens, x)
-            max_seqlen = as_bound("max_seqlen", max_seqlen, rows_of(x))
+            max_seqlen = bound_of("max_seqlen", max_seqlen, cu_seqlens, rows_of(x))
         q, k, v = self.project(x, cu_seqlens=cu_seqlens)
         options: dict[str, Any] = {
             "dropout_p": self.dropout if self.training else 0.0,

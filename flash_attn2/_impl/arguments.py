@@ -39,7 +39,6 @@ _OTHER_NAMES = {
     "p_dropout": "dropout_p",
     "page_table": "block_table",
     "query": "q",
-    "return_lse": "return_softmax_lse",
     "return_softmax_lse": "return_lse",
     "s_aux": "sink",
     "scale": "softmax_scale",

@@ -52,6 +52,8 @@ def forward(p: Problem, over_cache: bool) -> Result:
         p = _apart_from_caches(p)
     p = readable_problem(p, backend, over_cache)
     q, options, out = p.q, p.options, p.out
+    if out is not None and (backend.aligned or out.stride(-1) != 1):  # of the caller's
+        out = out if out.shape == q.shape and is_readable(out, backend) else None
     if out is None:
         out = empty_like(q, memory_format=contiguous_format)
     lse = empty((*batch, num_heads, rows), dtype=torch.float32, device=q.device)

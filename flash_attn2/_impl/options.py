@@ -14,12 +14,15 @@ from flash_attn2._impl.arguments import (
     require_bool,
     require_tensor,
     require_tensors,
+    traced,
 )
 from flash_attn2._impl.block_mask import make_block_mask
+from flash_attn2._impl.observe import is_ordinary, ordinary
 from flash_attn2._impl.problem import (
     MAX_DROPOUT_P,
     MAX_FACTOR,
     MAX_FACTOR_RATIO,
+    MAX_SEQLEN,
     MIN_FACTOR,
     NO_BLOCK_MASK,
     NO_DROPOUT,
@@ -33,6 +36,7 @@ from flash_attn2._impl.problem import (
     SeqLens,
     Window,
 )
+from flash_attn2._impl.tensors import in_memory
 
 _MAX_WINDOW = 2**63 - 1
 
@@ -148,16 +152,33 @@ def make_seqlens(
         *(cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k),
     )
     if type(max_seqlen_q) is not int:
-        max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, rows_of(q))
+        max_seqlen_q = bound_of("max_seqlen_q", max_seqlen_q, cu_seqlens_q, rows_of(q))
     if type(max_seqlen_k) is not int:
         rows = rows_of(k)
         if block_table is not None:
             rows = math.prod((*block_table.shape[1:2], *k.shape[1:2]))
-        max_seqlen_k = as_bound("max_seqlen_k", max_seqlen_k, rows)
+        max_seqlen_k = bound_of("max_seqlen_k", max_seqlen_k, cu_seqlens_k, rows)
     return (
         SeqLens(cu_seqlens_q, seqused_q, max_seqlen_q),
         SeqLens(cu_seqlens_k, seqused_k, max_seqlen_k),
     )
+
+
+def bound_of(name: str, bound: Any, cu_seqlens: Tensor, rows: int) -> int:
+    """An upper bound of the lengths as `as_bound` takes it; None: the longest, where host memory
+    says so, else `rows`."""
+    if bound is not None:
+        return as_bound(name, bound, rows)
+    if (
+        not cu_seqlens.is_cpu
+        or cu_seqlens.ndim != 1
+        or cu_seqlens.shape[0] < 2
+        or not ordinary()
+        or not is_ordinary(cu_seqlens)
+        or traced()
+    ):
+        return min(rows, MAX_SEQLEN) if type(rows) is int else rows
+    return max(0, int(in_memory("cu_seqlens", cu_seqlens).diff().max()))
 
 
 def make_used(seqused_q: Any) -> SeqLens:

@@ -56,12 +56,13 @@ def test_signature(
 ) -> None:
     parameters = inspect.signature(function).parameters.values()
     positional = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
-    expected = dict.fromkeys(tensors, REQUIRED) | OPTIONS | after
+    defaults = {x: None if x.startswith("max_seqlen") else REQUIRED for x in tensors}
+    expected = defaults | OPTIONS | after
     assert list(positional.items()) == list(expected.items())
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    of_some = {"seqused_k", "block_mask", "bias", "relative_bias"}
+    of_some = {"seqused_k", "out", "block_mask", "bias", "relative_bias"}
     assert own - of_some == {"sink", "return_lse", "seqused_q"}
-    assert ("seqused_k" in own) == ("varlen" in function.__name__)
+    assert ("seqused_k" in own) == ("out" in own) == ("varlen" in function.__name__)
     assert ("block_mask" in own) == ("varlen" not in function.__name__)
 
 

@@ -15,6 +15,7 @@ from flash_attn2 import (
     attention_probs,
     flash_attn_func,
     flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
     varlen_attention_probs,
@@ -32,6 +33,34 @@ def test_longest_sequence(longest: Any) -> None:
     assert torch.equal(flash_attn_varlen_func(q, q, q, cu, cu, longest, longest), expected)
     qkv = torch.stack([q, q, q], 1)
     assert torch.equal(flash_attn_varlen_qkvpacked_func(qkv, cu, longest), expected)
+
+
+def test_longest_sequence_need_not_be_given() -> None:
+    """On the CPU it is looked up; where the call is traced, rows are a bound."""
+    q, cu = torch.randn(7, 2, 16), cumulative(3, 4)
+    qkv = torch.stack([q, q, q], 1)
+    expected = flash_attn_varlen_func(q, q, q, cu, cu, 4, 4)
+    assert torch.equal(flash_attn_varlen_func(q, q, q, cu, cu), expected)
+    assert torch.equal(flash_attn_varlen_kvpacked_func(q, qkv[:, 1:], cu, cu), expected)
+    assert torch.equal(flash_attn_varlen_qkvpacked_func(qkv, cu), expected)
+    assert varlen_attention_probs(q, q, cu, cu).shape == (2, 2, 4, 4)
+    *_, probs = flash_attn_varlen_func(q, q, q, cu, cu, dropout_p=0.1, return_attn_probs=True)
+    assert probs.shape == (2, 2, 4, 4)
+    table = torch.arange(4, dtype=torch.int32).view(2, 2)
+    pages = torch.randn(4, 3, 2, 16)
+    paged = flash_attn_varlen_func(q, pages, pages, cu, cu, 4, 4, block_table=table)
+    assert torch.equal(flash_attn_varlen_func(q, pages, pages, cu, cu, block_table=table), paged)
+    torch._dynamo.reset()
+    compiled = torch.compile(flash_attn_varlen_func, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(q, q, q, cu, cu), expected)
+    empty = torch.zeros(0, 2, 16)
+    for lengths in ((), (0, 0)):
+        none = cumulative(*lengths)
+        assert flash_attn_varlen_func(empty, empty, empty, none, none).shape == (0, 2, 16)
+    with pytest.raises(ValueError, match="cu_seqlens_q must not decrease"):
+        flash_attn_varlen_func(q, q, q, cumulative(5, -1), cu)
+    with pytest.raises(TypeError, match="cu_seqlens_q must be int32"):
+        flash_attn_varlen_func(q, q, q, cu.long(), cu)
 
 
 def test_longest_sequence_while_compiling() -> None:

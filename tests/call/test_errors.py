@@ -207,7 +207,7 @@ def test_heads_before_rows(q: tuple[int, ...], k: tuple[int, ...], options: dict
 def test_no_advice_that_would_not_help(
     q: tuple[int, ...], k: tuple[int, ...], options: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError) as info:
+    with pytest.raises(ValueError, match="must") as info:
         flash_attn_func(torch.randn(q), torch.randn(k), torch.randn(k), **options)
     assert "transpose" not in str(info.value)
 

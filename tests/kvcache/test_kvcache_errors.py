@@ -67,7 +67,7 @@ DENSE = [
     ({"casual": True}, TypeError, r"no argument 'casual': use causal"),
     ({"is_causal": True}, TypeError, r"no argument 'is_causal': use causal"),
     ({"scale": 1.0}, TypeError, r"no argument 'scale': use softmax_scale"),
-    ({"return_lse": True}, TypeError, r"no argument 'return_lse': use return_softmax_lse"),
+    ({"return_lse": "yes"}, TypeError, r"return_lse must be a bool, got str 'yes'"),
     ({"kcache": 1}, TypeError, r"no argument 'kcache': use k_cache"),
     ({"q": [1.0]}, TypeError, r"q must be a torch.Tensor, got list"),
     ({"v_cache": None}, TypeError, r"v_cache must be a torch.Tensor, got NoneType"),
