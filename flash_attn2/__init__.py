@@ -16,11 +16,13 @@ from flash_attn2.kvcache import flash_attn_with_kvcache
 from flash_attn2.merging import merge_attention
 from flash_attn2.padding import pad_input, unpad_input
 from flash_attn2.probs import attention_probs, varlen_attention_probs
+from flash_attn2.rotary import apply_rotary_emb
 
 _flops.register()
 
 __all__ = [
     "__version__",
+    "apply_rotary_emb",
     "attention_probs",
     "build_info",
     "flash_attn_func",

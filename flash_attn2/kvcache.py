@@ -18,7 +18,7 @@ from flash_attn2._impl.arguments import (
     require_tensors,
     traced,
 )
-from flash_attn2._impl.autograd import attend, to_autocast_dtype
+from flash_attn2._impl.autograd import attend, tables_in_autocast, to_autocast_dtype
 from flash_attn2._impl.forms import KVCACHE, KVCACHE_APPEND
 from flash_attn2._impl.given_out import placed, with_out
 from flash_attn2._impl.options import make_options, rows_of
@@ -85,11 +85,17 @@ def flash_attn_with_kvcache(
     shares memory with a cache is copied first. Caches that overlap each other, or themselves, are
     refused.
 
-    Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in q's dtype, the
-    first rotary_dim entries of each head of k and q turn; k and v must be given. Positions are
-    those in the cache, padding included: row i of k is at cache_seqlens + i. With `causal` or a
-    window so is row i of q, otherwise all of q is at cache_seqlens. rotary_interleaved: pairs are
-    entries (2 i, 2 i + 1), else (i, i + rotary_dim / 2). The arithmetic is in float32.
+    Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in float32 or in
+    q's dtype, the first rotary_dim entries of each head of k and q turn; k and v must be given.
+    Positions are those in the cache, padding included: row i of k is at cache_seqlens + i. With
+    `causal` or a window so is row i of q, otherwise all of q is at cache_seqlens. The arithmetic is
+    in float32.
+
+    NOTE: rotary_interleaved is True by default here, as in flash-attn: pairs are entries
+    (2 i, 2 i + 1). `RotaryEmbedding` and `apply_rotary_emb` have interleaved=False by default, as
+    there too: pairs (i, i + rotary_dim / 2), those of Llama and most others. Where they made the
+    prompt's keys, or the model is such a one, pass rotary_interleaved=False: a mixture gives wrong
+    results without an error. `nn.Attention` with a cache passes what its embedding says.
 
     Where sequences lie. cache_batch_idx, int32 (batch,), gives the row of the cache of each
     sequence; None: 0, 1, 2 ... With block_table, int32 (batch, pages), the caches are
@@ -125,8 +131,8 @@ def flash_attn_with_kvcache(
     backward pass through its results raises NotImplementedError; but an append raises it at once
     if k, v, the rotary tables or a cache require grad, since what is written could not pass the
     gradient on. A tangent of forward-mode differentiation raises it too, in every mode. torch.vmap
-    maps calls without an append. Inside torch.autocast, q, k, v and the rotary tables get its
-    dtype, which must be that of the cache.
+    maps calls without an append. Inside torch.autocast, q, k and v get its dtype, which
+    must be that of the cache, and so do rotary tables that are not float32.
     """
     if unknown:
         refuse_keywords(flash_attn_with_kvcache, unknown)
@@ -152,9 +158,8 @@ def flash_attn_with_kvcache(
         cache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
     device_type = "cuda" if q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
-        q, k, v, rotary_cos, rotary_sin = to_autocast_dtype(
-            device_type, q, k, v, rotary_cos, rotary_sin
-        )
+        q, k, v = to_autocast_dtype(device_type, q, k, v)
+        rotary_cos, rotary_sin = tables_in_autocast(device_type, rotary_cos, rotary_sin)
     form, append, appended = KVCACHE, None, 0
     if k is not None and v is not None:
         advances = options.window.left >= 0 or options.window.right >= 0

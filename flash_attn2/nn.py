@@ -24,7 +24,8 @@ from flash_attn2._impl.arguments import (
 from flash_attn2._impl.observe import is_ordinary, ordinary
 from flash_attn2._impl.options import bound_of, make_options, rows_of
 from flash_attn2._impl.problem import MAX_HEAD_DIM
-from flash_attn2._impl.rotary import RotaryEmbedding, check_sequences
+from flash_attn2._impl.rotary import RotaryEmbedding
+from flash_attn2._impl.rotation import check_sequences
 from flash_attn2._impl.tensors import require_allocated
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 from flash_attn2.masks import BlockMask

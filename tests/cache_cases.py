@@ -40,6 +40,7 @@ class CacheCase:
     layout: str = "contiguous"  # of the cache
     int_lengths: bool = False
     num_splits: int = 0
+    float32_tables: bool = False
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -138,8 +139,9 @@ class CacheCase:
         if self.new != "append":
             rotary_dim = 12 if self.new == "partial" else self.head_dim
             angles = 9 * torch.rand(CAPACITY, rotary_dim // 2)
-            arguments["rotary_cos"] = angles.cos().to(target.device, target.dtype)
-            arguments["rotary_sin"] = angles.sin().to(target.device, target.dtype)
+            dtype = torch.float32 if self.float32_tables else target.dtype
+            arguments["rotary_cos"] = angles.cos().to(target.device, dtype)
+            arguments["rotary_sin"] = angles.sin().to(target.device, dtype)
             arguments["rotary_interleaved"] = self.new == "interleaved"
         return arguments
 

@@ -92,7 +92,8 @@ Rotary rotary(Fields& fields) {
           .sin = fields.pointer_or_null<"sin", void const>(),
           .rows = fields.get<"rows", int32_t>(),
           .dim = fields.get<"dim", int32_t>(),
-          .interleaved = fields.get<"interleaved", bool>()};
+          .interleaved = fields.get<"interleaved", bool>(),
+          .float32 = fields.get_or<"float32", bool>(false)};
 }
 
 FwdParams forward_params(Fields& fields) {

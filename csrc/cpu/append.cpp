@@ -83,8 +83,8 @@ class Appender {
     int64_t const at = int64_t(rotary_row(rotary, position)) * pairs;
     Real x[kMaxHeadDim], cos[kMaxHeadDim], sin[kMaxHeadDim];
     widen(x, from, rotary.dim);
-    widen(cos, static_cast<Storage const*>(rotary.cos) + at, pairs);
-    widen(sin, static_cast<Storage const*>(rotary.sin) + at, pairs);
+    widen_table(cos, rotary.cos, at, pairs);
+    widen_table(sin, rotary.sin, at, pairs);
     for (int i = 0; i < pairs; ++i) {
       int const first = rotary.interleaved ? 2 * i : i;
       int const second = rotary_term(rotary, first).partner;
@@ -99,6 +99,12 @@ class Appender {
 
   static void widen(Real* to, Storage const* from, int count) {
     for (int i = 0; i < count; i += kSize) store(to + i, load_operands<E>(from + i, count - i));
+  }
+
+  void widen_table(Real* to, void const* table, int64_t at, int count) const {
+    if (!params_.rotary.float32) return widen(to, static_cast<Storage const*>(table) + at, count);
+    float const* const from = static_cast<float const*>(table) + at;
+    std::copy(from, from + count, to);
   }
 
   static void narrow(Storage* to, Real const* from, int count) {

@@ -116,7 +116,7 @@ def backward(form: Form, gradient: Any) -> tuple[Any, ...]:
     return getattr(ops, form.backward_op)(*signature.flatten(gradient))  # type: ignore[no-any-return]
 
 
-_CAST = ("q", "k", "v", "rotary_cos", "rotary_sin")  # in this order, as many as there are
+_CAST = ("q", "k", "v")  # in this order, as many as there are
 
 
 def to_autocast_dtype(device_type: str, *tensors: Tensor | None) -> list[Any]:
@@ -127,6 +127,14 @@ def to_autocast_dtype(device_type: str, *tensors: Tensor | None) -> list[Any]:
         x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
         for x in tensors
     ]
+
+
+def tables_in_autocast(device_type: str, *tables: Tensor | None) -> list[Any]:
+    """Rotary tables, which stay in float32 where they are."""
+    require_allocated(**dict(zip(("rotary_cos", "rotary_sin"), tables, strict=True)))
+    dtype = torch.get_autocast_dtype(device_type)
+    kept = (torch.float32, torch.float64)
+    return [x if x is None or x.dtype in kept else x.to(dtype) for x in tables]
 
 
 def without_none(

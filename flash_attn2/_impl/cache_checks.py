@@ -127,7 +127,8 @@ def _rotary_fits(q: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and cos.shape[0] != 0
         and 2 <= 2 * cos.shape[1] <= q.shape[-1]
         and sin.shape == cos.shape
-        and cos.dtype is sin.dtype is q.dtype
+        and cos.dtype is sin.dtype
+        and (cos.dtype is q.dtype or cos.dtype is torch.float32)
         and cos.device == sin.device == q.device
     )
 
@@ -342,5 +343,13 @@ def _check_rotary(q: Tensor, cos: Tensor, sin: Tensor) -> None:
             f"rotary_sin must have the shape of rotary_cos, {tuple(cos.shape)}, "
             f"got {tuple(sin.shape)}"
         )
-    _check_like_q("rotary_cos", cos, q)
-    _check_like_q("rotary_sin", sin, q)
+    for name, table in (("rotary_cos", cos), ("rotary_sin", sin)):
+        if table.dtype not in (q.dtype, torch.float32):
+            raise TypeError(
+                f"{name} must be float32 or have the dtype of q, {q.dtype}, got {table.dtype}"
+            )
+        check_device(name, table, q.device)
+    if sin.dtype != cos.dtype:
+        raise TypeError(
+            f"rotary_sin must have the dtype of rotary_cos, {cos.dtype}, got {sin.dtype}"
+        )

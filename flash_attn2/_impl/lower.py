@@ -186,6 +186,8 @@ def lower_append(append: Append, seqs_k: SeqLens, q: Tensor) -> Fields:
     if cos is not None:
         fields["q_advances"] = q_advances
         tables |= {"rows": cos.shape[0], "dim": 2 * cos.shape[1], "interleaved": interleaved}
+        if cos.dtype is not q.dtype:
+            tables["float32"] = True
         fields["rotary"] = tables
     return fields
 

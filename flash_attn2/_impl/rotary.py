@@ -14,11 +14,11 @@ from flash_attn2._impl.arguments import (
     named_only,
     refuse_keywords,
     require_bool,
-    require_tensor,
 )
-from flash_attn2._impl.checks import FLOAT_DTYPES, host_lengths
+from flash_attn2._impl.checks import FLOAT_DTYPES
 from flash_attn2._impl.observe import is_ordinary, ordinary
-from flash_attn2._impl.tensors import in_memory, require_allocated
+from flash_attn2._impl.problem import MAX_SEQLEN
+from flash_attn2._impl.rotation import check_rows, checked_offsets, positions_of, turn
 
 
 class RotaryEmbedding(nn.Module):
@@ -30,7 +30,9 @@ class RotaryEmbedding(nn.Module):
         dim             even, at most head_dim
         base            wavelengths are from 2 pi to nearly 2 pi * base positions
         interleaved     pair i is elements (2 i, 2 i + 1), as in GPT-J, or by default elements
-                        (i, i + dim / 2), as in GPT-NeoX and Llama
+                        (i, i + dim / 2), as in GPT-NeoX and Llama. NOTE: the default of
+                        `flash_attn_with_kvcache` is rotary_interleaved=True, as in flash-attn:
+                        pass it this module's `interleaved` together with its `tables`
         scaling_factor  above 1: positions interpolated for longer contexts (Chen et al. 2023)
 
     It has no parameters and no state. Layers may share one instance, and so its table of cosines
@@ -67,46 +69,62 @@ class RotaryEmbedding(nn.Module):
         self.scaling_factor = scaling_factor
         self._table: Tensor | None = None  # no buffer: those follow the dtype of the module
 
-    def forward(self, x: Tensor, *, offset: int = 0, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, offset: int | Tensor = 0, cu_seqlens: Tensor | None = None
+    ) -> Tensor:
         """Rotates x, (batch, seqlen, num_heads, head_dim) or packed (total, num_heads, head_dim).
 
-        Positions count from `offset` in every sequence. Packed tensors need `cu_seqlens`, int32
-        (batch + 1,): where each sequence begins, from 0 on, and where the last one ends; rows from
-        there on are returned, but with unspecified values. Its values are checked where host
-        memory holds them. The result has the dtype of x and is computed in float32 or better.
+        With a dimension of 3 before the heads, (batch, seqlen, 3, num_heads, head_dim) or (total,
+        3, num_heads, head_dim), x holds queries, keys and values, of which values stay.
+
+        Positions count from `offset` in every sequence: an int, or an int32 or int64 tensor
+        (batch,), one for each sequence. Packed tensors need `cu_seqlens`, int32 (batch + 1,): where
+        each sequence begins, from 0 on, and where the last one ends; rows from there on are
+        returned, but with unspecified values. Values of both tensors are checked where host memory
+        holds them. The result has the dtype of x and is computed in float32 or better.
         """
-        require_tensor("x", x)
-        if x.ndim != (4 if cu_seqlens is None else 3):
-            raise ValueError(
-                "x must be (batch, seqlen, num_heads, head_dim), or (total, num_heads, head_dim) "
-                f"with cu_seqlens, got shape {tuple(x.shape)}"
-            )
-        if x.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
-        require_allocated(x=x)
+        check_rows(x, cu_seqlens, joint=True)
         if x.shape[-1] < self.dim:
             raise ValueError(f"x must have a head_dim of at least {self.dim}, got {x.shape[-1]}")
-        offset = as_int("offset", offset)
-        if offset < 0:
-            raise ValueError(f"offset must not be negative, got {offset}")
-        rows = x.shape[-3]
-        if cu_seqlens is not None:
-            check_sequences(cu_seqlens, x)
-        rotations = self._rotations(offset + rows, x.device)
-        if cu_seqlens is None:
-            rotations = rotations[:, offset:]
+        offset = checked_offsets("offset", offset, x, cu_seqlens)
+        if isinstance(offset, Tensor):
+            rotations = self._at(positions_of(x, offset, cu_seqlens))
         else:
-            rotations = rotations[:, offset + _positions(cu_seqlens, rows)]
+            rows = x.shape[0] if cu_seqlens is not None else x.shape[1]
+            rotations = self._rotations(offset + rows, x.device)
+            if cu_seqlens is None:
+                rotations = rotations[:, offset:]
+            else:
+                rotations = rotations[:, positions_of(x, offset, cu_seqlens)]
         cos, sin = rotations.unsqueeze(-2)
-        rotated, rest = x[..., : self.dim], x[..., self.dim :]
-        if self.interleaved:
-            a, b = rotated[..., ::2], rotated[..., 1::2]
-            rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
-        else:
-            a, b = rotated.chunk(2, -1)
-            rotated = torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
-        rotated = rotated.to(x.dtype)
-        return torch.cat((rotated, rest), -1) if rest.shape[-1] else rotated
+        if x.ndim == (4 if cu_seqlens is None else 3):
+            return turn(x, cos, sin, self.interleaved)
+        turned = turn(x[..., :2, :, :], cos.unsqueeze(-2), sin.unsqueeze(-2), self.interleaved)
+        return torch.cat((turned, x[..., 2:, :, :]), -3)
+
+    def tables(
+        self,
+        seqlen: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions below `seqlen`, each (seqlen, dim / 2).
+
+        They are `rotary_cos` and `rotary_sin` of `flash_attn_with_kvcache`, with
+        `rotary_interleaved=rotary.interleaved` (its default is the other one), and `cos` and `sin`
+        of `apply_rotary_emb`. dtype None: float32, which goes with queries of every dtype; device
+        None: torch's default device. Those in float32 are the ones that the module keeps for later
+        calls: do not write to them.
+        """
+        seqlen = as_int("seqlen", seqlen)
+        if not 0 <= seqlen <= MAX_SEQLEN:
+            raise ValueError(f"seqlen must be from 0 to {MAX_SEQLEN}, got {seqlen}")
+        dtype = torch.float32 if dtype is None else dtype
+        if dtype not in FLOAT_DTYPES:
+            raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+        device = torch.empty(0, device=device).device
+        cos, sin = self._rotations(seqlen, device).to(dtype)
+        return cos, sin
 
     def _rotations(self, count: int, device: torch.device) -> Tensor:
         """Cosines and sines of the positions below `count`: float32 (2, count, dim / 2)."""
@@ -124,10 +142,14 @@ class RotaryEmbedding(nn.Module):
         return {**self.__dict__, "_table": None}
 
     def _compute(self, count: int, device: torch.device) -> Tensor:
+        return self._at(torch.arange(count, device=device))
+
+    def _at(self, positions: Tensor) -> Tensor:
+        """Cosines and sines at these positions: float32 (2, ..., dim / 2)."""
         # In float64: at position 100,000, float32 angles would be off by 0.004.
-        index = torch.arange(0, self.dim, 2, dtype=torch.float64, device=device)
-        position = torch.arange(count, device=device).double() / self.scaling_factor
-        angles = position[:, None] * self.base ** (-index / self.dim)
+        index = torch.arange(0, self.dim, 2, dtype=torch.float64, device=positions.device)
+        scaled = positions.double() / self.scaling_factor
+        angles = scaled[..., None] * self.base ** (-index / self.dim)
         return torch.stack((angles.cos(), angles.sin())).float()
 
     def extra_repr(self) -> str:
@@ -137,26 +159,3 @@ class RotaryEmbedding(nn.Module):
         if self.scaling_factor != 1.0:
             text += f", scaling_factor={self.scaling_factor:g}"
         return text
-
-
-def check_sequences(cu_seqlens: Tensor, x: Tensor) -> None:
-    """That these are offsets of sequences in the rows of packed x."""
-    require_tensor("cu_seqlens", cu_seqlens)
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be int32, got {cu_seqlens.dtype}")
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(f"cu_seqlens must be (batch + 1,), got shape {tuple(cu_seqlens.shape)}")
-    if cu_seqlens.device != x.device:
-        raise ValueError(
-            f"cu_seqlens must be on the device of x, {x.device}, got {cu_seqlens.device}"
-        )
-    if cu_seqlens.is_cpu and ordinary() and is_ordinary(cu_seqlens):
-        cu_seqlens = in_memory("cu_seqlens", cu_seqlens)
-        host_lengths("cu_seqlens", cu_seqlens, x.shape[0])
-
-
-def _positions(cu_seqlens: Tensor, total: int) -> Tensor:
-    """The position of each of `total` packed rows in its sequence."""
-    rows = torch.arange(total, dtype=torch.int32, device=cu_seqlens.device)
-    sequences = torch.searchsorted(cu_seqlens, rows, right=True) - 1
-    return rows - cu_seqlens[sequences]

@@ -234,7 +234,7 @@ def test_tensors_of_a_problem() -> None:
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = {
     *("__init__", "__main__", "functional", "inference", "kvcache", "merging", "nn", "ops"),
-    *("padding", "probs", "reference"),
+    *("padding", "probs", "reference", "rotary"),
 }
 
 

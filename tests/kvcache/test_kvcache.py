@@ -46,6 +46,23 @@ def test_head_dims(head_dim: int, target: Target) -> None:
     check_kvcache(**case.arguments(target))
 
 
+@targets([target for target in TARGETS if target.dtype is not torch.float32])
+@pytest.mark.parametrize("new", ["neox", "interleaved", "partial"])
+def test_float32_tables(new: str, target: Target) -> None:
+    """Beside any queries: what a position turns by is not rounded to their dtype."""
+    case = CacheCase(new=new, page_size=16, float32_tables=True)
+    arguments = case.arguments(target)
+    assert arguments["rotary_cos"].dtype is torch.float32
+    check_kvcache(**arguments)
+    # The rows that were written are those of the formula, bit for bit.
+    end = int(arguments["cache_seqlens"][0])
+    first, row = arguments["block_table"][0, end // 16], arguments["k_cache"]
+    tables = arguments["rotary_cos"], arguments["rotary_sin"]
+    at = torch.tensor([[end]], device=target.device)
+    expected = rotated(arguments["k"][:1, :1], *tables, at, arguments["rotary_interleaved"])
+    assert torch.equal(row[first, end % 16], expected[0, 0])
+
+
 @targets(ONE_DTYPE)
 @pytest.mark.parametrize("page_size", [None, 16])
 def test_without_lengths_the_whole_cache_counts(page_size: int | None, target: Target) -> None:

@@ -115,7 +115,11 @@ DENSE = [
         ValueError,
         r"rotary_sin must have the shape of rotary_cos",
     ),
-    ({"rotary_sin": torch.rand(20, 4).half()}, TypeError, r"rotary_sin must have the dtype of q"),
+    (
+        {"rotary_sin": torch.rand(20, 4).half()},
+        TypeError,
+        r"rotary_sin must be float32 or have the dtype of q, torch.float32, got torch.float16",
+    ),
     (
         {"rotary_cos": torch.rand(19, 4), "rotary_sin": torch.rand(19, 4)},
         ValueError,

@@ -244,7 +244,10 @@ def test_signature() -> None:
         ("return_softmax_lse", False),
     ]
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert own == {"sink", "cu_seqlens_q", "max_seqlen_q", "cu_seqlens_k_new"}
+    assert own == {
+        *("sink", "cu_seqlens_q", "max_seqlen_q", "cu_seqlens_k_new"),
+        *("return_lse", "out"),
+    }
 
 
 def test_one_rotary_table_without_the_other() -> None:

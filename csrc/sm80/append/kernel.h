@@ -60,16 +60,21 @@ struct AppendKernel {
     for (int i = threadIdx.x; i < heads * head_dim; i += kThreads) body(i / head_dim, i % head_dim);
   }
 
-  // Products of 16-bit numbers are exact in float32, so the result is the same with or without
-  // fused operations.
+  // Each product and each sum is rounded, as in every family.
   CUTE_DEVICE static Element rotated(Rotary const& rotary, int64_t position, Element const* head,
                                      int d) {
     if (rotary.cos == nullptr || d >= rotary.dim) return head[d];
     RotaryTerm const term = rotary_term(rotary, d);
     int64_t const at = int64_t(rotary_row(rotary, position)) * (rotary.dim / 2) + term.angle;
-    float const cosine(static_cast<Element const*>(rotary.cos)[at]);
-    float const sine(static_cast<Element const*>(rotary.sin)[at]);
-    return Element(float(head[d]) * cosine + float(term.sign) * (float(head[term.partner]) * sine));
+    float const cosine = entry(rotary, rotary.cos, at);
+    float const sine = float(term.sign) * entry(rotary, rotary.sin, at);
+    return Element(
+        __fadd_rn(__fmul_rn(float(head[d]), cosine), __fmul_rn(float(head[term.partner]), sine)));
+  }
+
+  CUTE_DEVICE static float entry(Rotary const& rotary, void const* table, int64_t at) {
+    if (rotary.float32) return static_cast<float const*>(table)[at];
+    return float(static_cast<Element const*>(table)[at]);
   }
 };
 
