@@ -16,9 +16,7 @@ import torch
 from gpt import GPT
 from torch import Tensor
 
-from flash_attn2 import flash_attn_with_kvcache
 from flash_attn2.inference import OutOfPagesError, PagedKVCache, Step, Usage
-from flash_attn2.nn import Attention, RotaryEmbedding
 
 
 class CachedGPT:
@@ -27,38 +25,15 @@ class CachedGPT:
     def __init__(self, model: GPT, cache: PagedKVCache) -> None:
         self.model = model
         self.cache = cache
-        rotary = model.blocks[0].attention.rotary
-        self.rotary = rotary_tables(rotary, cache.max_seqlen, cache.dtype, cache.device)
 
     def logits(self, tokens: Tensor, step: Step) -> Tensor:
         """float32 logits after the last token of each sequence; tokens are those of the step."""
         model = self.model
         x = model.embedding(tokens)
         for block, kv in zip(model.blocks, self.cache.layers, strict=True):
-            x = x + self._attend(block.attention, block.attention_norm(x), kv, step)
-            x = x + block.mlp(block.mlp_norm(x))
+            x = block(x, cache=kv, step=step)
         last = x[step.cu_seqlens_q[1:] - 1]
         return model.head(model.norm(last)).float()
-
-    def _attend(
-        self, attention: Attention, x: Tensor, kv: tuple[Tensor, Tensor], step: Step
-    ) -> Tensor:
-        heads = (attention.num_heads, attention.num_heads_kv, attention.num_heads_kv)
-        q, k, v = attention.qkv_proj(x).unflatten(-1, (-1, attention.head_dim)).split(heads, -2)
-        out = flash_attn_with_kvcache(
-            q, *kv, k, v, *self.rotary, causal=True, rotary_interleaved=False, **step._asdict()
-        )
-        return attention.out_proj(out.flatten(-2))
-
-
-def rotary_tables(
-    rotary: RotaryEmbedding, positions: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, (positions, dim / 2): what the embedding makes of pairs (1, 0)."""
-    pairs = torch.zeros(1, positions, 1, rotary.dim, device=device)
-    pairs[..., : rotary.dim // 2] = 1
-    cos, sin = rotary(pairs)[0, :, 0].to(dtype).chunk(2, -1)
-    return cos.contiguous(), sin.contiguous()
 
 
 @dataclass

@@ -10,6 +10,9 @@
         q, k, v = ...  # of the new tokens of all sequences, packed: (total, heads, head_dim)
         out = flash_attn_with_kvcache(q, k_cache, v_cache, k, v, causal=True, **step._asdict())
 
+`flash_attn2.nn.Attention` does what stands in the loop: `attention(x, cache=cache.layers[i],
+step=step)`.
+
 All bookkeeping is done on the host. Sequences may share pages; a page that is shared is never
 written.
 """
@@ -36,6 +39,7 @@ from flash_attn2._impl.checks import FLOAT_DTYPES
 from flash_attn2._impl.pages import Extended, HeldTokens, Pages
 from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_SEQLEN
 from flash_attn2._impl.step_tensors import FixedStep, step_tensors
+from flash_attn2._impl.written_layers import WrittenLayers
 
 __all__ = ["OutOfPagesError", "PagedKVCache", "Step", "Usage"]
 
@@ -43,7 +47,11 @@ _MAX_TOTAL = 2**31 - 1  # rows of a step, whose offsets are int32
 
 
 class OutOfPagesError(RuntimeError):
-    """The cache has fewer free pages than were needed; nothing has changed."""
+    """The cache has fewer free pages than were needed (`free`, `needed`); nothing has changed.
+
+    What helps: to `free` a sequence, one that is done or one that is preempted, whose tokens are
+    all appended to a new sequence later; to append fewer tokens in a step; a cache with more pages.
+    """
 
     def __init__(self, needed: int, free: int) -> None:
         super().__init__(needed, free)
@@ -51,7 +59,11 @@ class OutOfPagesError(RuntimeError):
         self.free = free
 
     def __str__(self) -> str:
-        return f"{self.needed} pages are needed, {self.free} are free"
+        return (
+            f"{self.needed} pages are needed, {self.free} are free: free() a sequence that is "
+            "done; or preempt one, free() it now and append all its tokens to a new one later; or "
+            "append fewer tokens; or make the cache with a larger num_pages"
+        )
 
 
 class Step(NamedTuple):
@@ -162,6 +174,7 @@ class PagedKVCache:
 
         self._sequences: dict[int, HeldTokens] = {}
         self._ids = _Ids()
+        self._watch = WrittenLayers()
 
     def _make_views(self) -> None:
         # Not kept in copies and pickles, where views become tensors with memory of their own.
@@ -170,7 +183,7 @@ class PagedKVCache:
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         del state["layers"]
-        return state
+        return state | {"_watch": WrittenLayers()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -194,6 +207,17 @@ class PagedKVCache:
         except (TypeError, ValueError):
             return False
 
+    def __repr__(self) -> str:
+        num_layers, _, *_, num_heads_kv, head_dim = self._storage.shape
+        used = self.num_pages - len(self._pages.free)
+        bounds = "" if self.max_batch is None else f", max_batch={self.max_batch}"
+        return (
+            f"PagedKVCache(num_layers={num_layers}, num_pages={self.num_pages}, "
+            f"page_size={self.page_size}, num_heads_kv={num_heads_kv}, head_dim={head_dim}, "
+            f"dtype={self.dtype}, device={str(self.device)!r}, max_seqlen={self.max_seqlen}{bounds}"
+            f": {len(self)} sequences in {used} pages)"
+        )
+
     def length(self, sequence: int) -> int:
         """How many tokens a sequence holds."""
         return self._find(sequence).length
@@ -215,6 +239,7 @@ class PagedKVCache:
         """Keeps the first `length` tokens of a sequence."""
         held = self._find(sequence)
         self._pages.truncate(held, _bounded("length", length, held.length))
+        self._watch.forget(held)
 
     def free(self, sequence: int) -> None:
         """Forgets a sequence; pages that no other shares become free."""
@@ -230,11 +255,16 @@ class PagedKVCache:
         layer, before the next `append`: that is when a page is copied if a sequence continues in
         it that shares it. Either all sequences get room or, with an OutOfPagesError, none. With a
         count of 0 a sequence stays as it is. Ids and counts may be 1-D integer tensors and arrays.
+
+        Once per step, not once per layer: RuntimeError where a sequence is continued of whose last
+        tokens some layers but not all have been written. (What replays of CUDA graphs write is not
+        seen. `truncate` takes such tokens back, after a step that failed midway.)
         """
         sequences = _integers("sequences", sequences)
         held = [self._find(sequence) for sequence in sequences]
         counts = _integers("counts", counts, len(held))
         self._check_step(sequences, held, counts)
+        self._watch.require_all(self._storage, sequences, held, counts)
         needed, free = self._pages.needed(held, counts), len(self._pages.free)
         if needed > free:
             raise OutOfPagesError(needed, free)
@@ -244,7 +274,9 @@ class PagedKVCache:
             for sequence, count in zip(held, counts, strict=True):
                 if count > 0:
                     self._pages.extend(sequence, count, extended, self._copy_page)
-            return self._step(held, seqlens, counts)
+            step = self._step(held, seqlens, counts)
+            self._watch.begin(self._storage, held, counts)
+            return step
         except BaseException:  # no memory for the step's tensors, or an interrupt
             for change in reversed(extended):
                 self._pages.undo(change)

@@ -28,6 +28,8 @@ from flash_attn2._impl.rotary import RotaryEmbedding
 from flash_attn2._impl.rotation import check_sequences
 from flash_attn2._impl.tensors import require_allocated
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
+from flash_attn2.inference import Step
+from flash_attn2.kvcache import flash_attn_with_kvcache
 from flash_attn2.masks import BlockMask
 
 __all__ = ["Attention", "RotaryEmbedding", "alibi_slopes"]
@@ -205,6 +207,8 @@ class Attention(nn.Module):
         block_mask: BlockMask | None = None,
         bias: Tensor | None = None,
         relative_bias: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        step: Step | None = None,
     ) -> Tensor:
         """Attends within each sequence of x; the result has the shape of x.
 
@@ -213,7 +217,24 @@ class Attention(nn.Module):
         `flash_attn_func`: it takes the place of `causal` and `window_size`, which the module must
         not have beside it. `bias` and `relative_bias`, of dense x too, are those of
         `flash_attn_func`.
+
+        For generation, x holds new tokens of many sequences, packed (total, embed_dim) as `step`,
+        what `PagedKVCache.append` returned, has them: whole prompts, pieces of them, single tokens,
+        in one call. `cache` is this layer's, `PagedKVCache.layers[i]`, which takes in their keys
+        and values; queries then see all that their sequence holds. The results are those of the
+        whole sequences at once. It needs a causal layer without dropout (`eval()`), and no
+        gradient: `torch.no_grad()` or `torch.inference_mode()`.
         """
+        if cache is not None or step is not None:
+            others = {
+                "cu_seqlens": cu_seqlens,
+                "max_seqlen": max_seqlen,
+                "block_mask": block_mask,
+                "bias": bias,
+                "relative_bias": relative_bias,
+            }
+            self._check_step(cache, step, others)
+            return self._attend_over_cache(x, cache, step)  # type: ignore[arg-type]
         if cu_seqlens is None and max_seqlen is not None:
             raise ValueError("max_seqlen must come with cu_seqlens, of packed x, got it alone")
         if cu_seqlens is not None:
@@ -232,16 +253,9 @@ class Attention(nn.Module):
             check_sequences(cu_seqlens, x)
             max_seqlen = bound_of("max_seqlen", max_seqlen, cu_seqlens, rows_of(x))
         q, k, v = self.project(x, cu_seqlens=cu_seqlens)
-        options: dict[str, Any] = {
-            "dropout_p": self.dropout if self.training else 0.0,
-            "softmax_scale": self.softmax_scale,
-            "causal": self.causal,
-            "window_size": self.window_size,
-            "softcap": self.softcap,
-            "alibi_slopes": self._slopes_on(x.device),
-            "deterministic": self.deterministic,
-            "sink": None if self.sink is None else self.sink.float(),
-        }
+        options = self._options(x.device)
+        options["dropout_p"] = self.dropout if self.training else 0.0
+        options["deterministic"] = self.deterministic
         out: Any
         if cu_seqlens is None or max_seqlen is None:
             out = flash_attn_func(
@@ -257,6 +271,61 @@ class Attention(nn.Module):
             lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
             out = flash_attn_varlen_func(q, k, v, *lengths, **options)
         return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
+
+    def _options(self, device: torch.device) -> dict[str, Any]:
+        """What all attention functions take."""
+        return {
+            "softmax_scale": self.softmax_scale,
+            "causal": self.causal,
+            "window_size": self.window_size,
+            "softcap": self.softcap,
+            "alibi_slopes": self._slopes_on(device),
+            "sink": None if self.sink is None else self.sink.float(),
+        }
+
+    def _attend_over_cache(self, x: Tensor, cache: tuple[Tensor, Tensor], step: Step) -> Tensor:
+        self._check_input(x, packed=True)
+        heads = (self.num_heads, self.num_heads_kv, self.num_heads_kv)
+        q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(heads, -2)
+        options = self._options(x.device) | step._asdict()
+        if self.rotary is not None:
+            positions = step.block_table.shape[1] * cache[0].shape[1]
+            cos, sin = self.rotary.tables(positions, torch.float32, x.device)
+            options["rotary_cos"], options["rotary_sin"] = cos, sin
+            options["rotary_interleaved"] = self.rotary.interleaved
+        out: Any = flash_attn_with_kvcache(q, *cache, k, v, **options)
+        return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
+
+    def _check_step(self, cache: Any, step: Any, others: dict[str, Any]) -> None:
+        if not isinstance(step, Step):
+            raise TypeError(
+                "step must be a Step, what PagedKVCache.append returns, beside cache, got "
+                f"{type(step).__name__}"
+            )
+        if not isinstance(cache, (tuple, list)) or len(cache) != 2:
+            raise TypeError(
+                "cache must be (k_cache, v_cache) of this layer, such as PagedKVCache.layers[i], "
+                f"beside step, got {type(cache).__name__}"
+            )
+        for name, value in (("cache[0]", cache[0]), ("cache[1]", cache[1])):
+            require_tensor(name, value)
+            if value.ndim != 4:
+                raise ValueError(
+                    f"{name} must be (num_pages, page_size, num_heads_kv, head_dim), got shape "
+                    f"{tuple(value.shape)}"
+                )
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"{name} must be None with cache, whose step says what it takes")
+        if not self.causal and self.window_size[1] != 0:
+            raise ValueError(
+                "cache must go with a layer that has causal=True: in another one, tokens see later "
+                "ones, which the cache does not hold yet"
+            )
+        if self.training and self.dropout:
+            raise ValueError(
+                f"cache must come without dropout, got {self.dropout} in training mode: call eval()"
+            )
 
     def project(
         self, x: Tensor, *, cu_seqlens: Tensor | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor
 
+from flash_attn2 import flash_attn_with_kvcache
 from flash_attn2.inference import OutOfPagesError, PagedKVCache, Step
 
 LAYERS, PAGES, PAGE_SIZE, MAX_BATCH = 2, 12, 4, 5
@@ -481,3 +484,62 @@ def test_wrong_sizes(change: dict[str, Any], error: type[Exception], message: st
     sizes = {"num_layers": 1, "num_pages": 1, "page_size": 1, "num_heads_kv": 1, "head_dim": 1}
     with pytest.raises(error, match=message):
         PagedKVCache(**sizes | change)
+
+
+def test_what_to_do_without_pages() -> None:
+    """Each of the remedies that the error names works."""
+    cache = PagedKVCache(1, 2, 4, 1, 8)
+    first, second = cache.allocate(), cache.allocate()
+    cache.append([first, second], 4)
+    with pytest.raises(OutOfPagesError, match=r"1 pages are needed, 0 .*free\(\).*num_pages"):
+        cache.append([first], 1)
+    cache.free(second)
+    cache.append([first], 1)
+    assert cache.length(first) == 5
+
+
+def test_repr() -> None:
+    cache = PagedKVCache(2, 8, 4, 1, 16, torch.bfloat16, "cpu", max_batch=3)
+    cache.append([cache.allocate()], 5)
+    assert repr(cache) == (
+        "PagedKVCache(num_layers=2, num_pages=8, page_size=4, num_heads_kv=1, head_dim=16, "
+        "dtype=torch.bfloat16, device='cpu', max_seqlen=32, max_batch=3: 1 sequences in 2 pages)"
+    )
+
+
+def attend(cache: PagedKVCache, layer: int, step: Step) -> None:
+    rows = int(step.cu_seqlens_q[-1])
+    x = torch.randn(rows, 1, 8)
+    flash_attn_with_kvcache(x, *cache.layers[layer], x, x, causal=True, **step._asdict())
+
+
+def test_appending_once_per_layer_is_caught() -> None:
+    cache = PagedKVCache(3, 8, 4, 1, 8)
+    sequence, other = cache.allocate(), cache.allocate()
+    for _ in range(3):  # as it should be
+        step = cache.append([sequence], 1)
+        for layer in range(3):
+            attend(cache, layer, step)
+    attend(cache, 0, cache.append([sequence], 1))
+    before = cache.usage(), cache.length(sequence)
+    with pytest.raises(RuntimeError, match=r"once per step.* 1 of 3 layers .* sequence 0 was to"):
+        cache.append([sequence], 1)
+    assert (cache.usage(), cache.length(sequence)) == before
+    for again in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        again.append([sequence], 1)  # which knows nothing of it
+    attend(cache, 0, cache.append([other], 1))  # another sequence may begin
+    with pytest.raises(RuntimeError, match="sequence 1 was to be continued"):
+        cache.append([sequence, other], 1)
+
+
+def test_a_step_that_failed_midway_is_taken_back() -> None:
+    cache = PagedKVCache(3, 8, 4, 1, 8)
+    sequence = cache.allocate()
+    attend(cache, 0, cache.append([sequence], 5))
+    cache.truncate(sequence, 0)
+    step = cache.append([sequence], 5)
+    for layer in range(3):
+        attend(cache, layer, step)
+    cache.append([sequence], 0)
+    cache.append([sequence], 1)
+    cache.append([sequence], 1)  # of which nothing was seen: a graph may have written it
