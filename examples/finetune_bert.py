@@ -9,7 +9,7 @@ weights, see the same batches, and take turns.
     python examples/finetune_bert.py
 
 There is nothing to download, so the encoder starts from random weights rather than pretrained
-ones. It needs `pip install "flash_attn2[bench]"`, for rich.
+ones. It needs `pip install "flash_attn2[examples]"`, for rich.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import extras  # noqa: F401
 import torch
 import torch.nn.functional as F  # noqa: N812
 from common import DTYPES, fastest_dtype, mebibytes, peak_memory, standard_library

@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import extras  # noqa: F401
 import torch
 from common import mebibytes
 from matplotlib.figure import Figure

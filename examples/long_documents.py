@@ -7,8 +7,8 @@ of the document, which attend to everything, and to random blocks (BigBird, Zahe
     python examples/long_documents.py                    # 4k, 8k and 16k tokens; then 64k, forward
     python examples/long_documents.py --seqlens 4096 --steps 100
 
-Leaves long-documents.png and long-documents.json. It needs `pip install "flash_attn2[bench]"`, for
-rich and matplotlib.
+Leaves long-documents.png and long-documents.json. It needs `pip install "flash_attn2[examples]"`,
+for rich and matplotlib.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import extras  # noqa: F401
 import torch
 import torch.nn.functional as F  # noqa: N812
 from common import DTYPES, fastest_dtype, mebibytes, standard_library

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import extras  # noqa: F401
 from gpt_report import circumstances, tidy
 from matplotlib.figure import Figure
 

@@ -10,7 +10,7 @@ takes five times as long on a CPU).
     python examples/train_gpt.py --compare          # all three, in turns: table, plot, raw JSON
     python examples/train_gpt.py --save gpt.pt      # for GPT.load of gpt.py
 
-It needs `pip install "flash_attn2[bench]"`, for rich and matplotlib.
+It needs `pip install "flash_attn2[examples]"`, for rich and matplotlib.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import extras  # noqa: F401
 import torch
 import torch.nn.functional as F  # noqa: N812
 from common import DTYPES, fastest_dtype, standard_library

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,18 @@ def test_packed_documents(capsys: pytest.CaptureFixture[str]) -> None:
 def test_long_context(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "long_context.py"))["main"](2048)
     assert "window of 1024 and a sink" in capsys.readouterr().out
+
+
+NEEDING_EXTRAS = ("finetune_bert", "long_documents", "train_gpt")
+
+
+@pytest.mark.parametrize("name", NEEDING_EXTRAS)
+def test_what_is_missing_is_named(name: str) -> None:
+    """As without `pip install ".[examples]"`."""
+    code = f"import sys; sys.modules['rich'] = None; sys.path.insert(0, '.'); import {name}"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert 'needs rich: pip install "flash_attn2[examples]"' in result.stderr
+    assert '"flash_attn2[examples]"' in (EXAMPLES / f"{name}.py").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import CPU_FLOAT32, ONE_DTYPE, Target, assert_within_rule, targets
+from support import CPU_FLOAT32, ONE_DTYPE, Target, assert_within_rule, cpu_tensors_on, targets
 from torch import Tensor, nn
 
 from flash_attn2.inference import PagedKVCache, Step
@@ -64,10 +64,12 @@ def test_like_the_whole_at_once(name: str, target: Target) -> None:
             result.append(piece)
         done = [i + n for i, n in zip(done, counts, strict=True)]
     exact = copy.deepcopy(model).to("cpu", torch.float64)
-    low = copy.deepcopy(model)
-    for document, pieces in zip(documents, results, strict=True):
-        expected = exact(document.cpu().double()[None])[0]
-        assert_within_rule("out", torch.cat(pieces).cpu(), expected, low(document[None])[0].cpu())
+    low = copy.deepcopy(model).cpu()
+    with cpu_tensors_on("cpu"):
+        for document, pieces in zip(documents, results, strict=True):
+            whole = document.cpu()[None]
+            expected = exact(whole.double())[0]
+            assert_within_rule("out", torch.cat(pieces).cpu(), expected, low(whole)[0])
 
 
 def test_compiled() -> None:
