@@ -5,52 +5,14 @@ All of them compute, for each query head `h` and its key/value head `h // group`
     softmax(softcap(softmax_scale * q @ k^T) + biases + mask) @ v
 
 exactly, tile by tile (FlashAttention-2, Dao 2023), in memory linear in the sequence length.
-They share these arguments:
+What their options mean and what their defaults are stands in the docstring of each
+(`help(flash_attn_func)`).
 
-    dropout_p      probability of dropping a softmax entry, from 0 to 1 - 2^-10; applied whenever
-                   above 0, in steps of 2^-16
-    softmax_scale  factor on the scores, 0 or from 2^-100 to 2^100; None: 1 / sqrt(head_dim)
-    causal         a query sees keys up to its own position, aligned to the bottom-right corner:
-                   query i sees key j iff j <= i + seqlen_k - seqlen_q
-    window_size    (left, right): query i sees keys from i + seqlen_k - seqlen_q - left to
-                   i + seqlen_k - seqlen_q + right inclusive; -1: no bound; `causal` sets right to 0
-    softcap        cap > 0: scores become cap * tanh(score / cap) (Gemma 2); from 2^-100 to 2^100,
-                   and within a factor 2^120 of softmax_scale; 0: none
-    alibi_slopes   float32 (num_heads,) or (batch, num_heads): the bias is
-                   -slope * |i + seqlen_k - seqlen_q - j| (Press et al. 2021)
-    deterministic  the gradients are bitwise the same in every run, as out always is: dQ is summed
-                   in a fixed order instead of as blocks of keys finish (CUDA), and the work is cut
-                   up independently of the number of threads (CPU). It costs some speed and next to
-                   no memory. torch.use_deterministic_algorithms(True) asks for it too
-    sink           float32 (num_heads,): a logit per head that joins the softmax denominator only
-    seqused_q      int32 (batch,): of each sequence only so many queries count, the first ones;
-                   masks and ALiBi align to the last of them. The rows after them may hold
-                   anything: their out is 0, their lse -inf (with a sink too), their gradients 0
-    return_lse     return (out, lse): the natural-log normaliser of each row, in float32
-    block_mask     a `flash_attn2.masks.BlockMask` of these lengths: which keys each query sees, by
-                   blocks of 64 queries and 64 keys; blocks that it does not list are not computed.
-                   Of dense tensors only: packed sequences are one sequence there, with a mask by
-                   `masks.documents`. Its batch is 1 or that of q, its heads are 1, num_heads_kv or
-                   num_heads. It goes with everything but causal and window_size, which are said in
-                   the mask (`masks.causal() & ...`), and seqused_q
-    bias           added to the scores: of q's dtype or float32, and any shape of 1 to 4 dimensions
-                   that broadcasts to (batch, num_heads, seqlen_q, seqlen_k), with any strides. It
-                   is read where it lies, never copied or expanded. -inf hides a key; +inf and NaN
-                   give NaN
-    relative_bias  added likewise, by the distance of key and query: float32 (num_heads or 1,
-                   seqlen_q + seqlen_k - 1), of which entry j - i + seqlen_q - 1 is added to the
-                   score of query i and key j (T5, KERPLE); float64 is taken with q in float64.
-                   Both biases are of dense tensors and go with everything else, each other
-                   included. On the CPU only, for now: NotImplementedError on CUDA
-    return_attn_probs  return (out, lse, probs), as flash-attn does: without dropout probs is empty
-                   (`attention_probs` computes the matrix), else see below
+Both biases are of dense tensors and go with everything else, each other included. On the CPU only,
+for now: NotImplementedError on CUDA.
 
 A query that sees no key, or only scores of -inf, gives output 0 and lse -inf (the sink, where there
 is one).
-
-With `return_attn_probs` and dropout, probs is the softmax in q's dtype, (batch, num_heads,
-seqlen_q, seqlen_k), negative where dropout dropped the entry and not scaled by 1 / (1 - dropout_p).
-It takes quadratic memory: a means of inspection, which has no gradient.
 
 out and lse have gradients with respect to the tensors of queries, keys and values, as they were
 given (packed ones get one packed gradient), to sink and to both biases, in their dtypes; those of
@@ -87,6 +49,7 @@ from flash_attn2._impl.autograd import attend, attend_directly
 from flash_attn2._impl.block_mask import require_lengths
 from flash_attn2._impl.forms import DENSE, VARLEN, Form
 from flash_attn2._impl.given_out import placed, with_out
+from flash_attn2._impl.option_docs import with_options
 from flash_attn2._impl.options import (
     bound_of,
     make_options,
@@ -102,6 +65,7 @@ from flash_attn2.masks import BlockMask
 Attention = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
+@with_options
 @named_only
 def flash_attn_func(
     q: Tensor,
@@ -171,6 +135,7 @@ def flash_attn_func(
     return _with_more(DENSE, p, return_lse, return_attn_probs)
 
 
+@with_options
 @named_only
 def flash_attn_kvpacked_func(
     q: Tensor,
@@ -218,6 +183,7 @@ def flash_attn_kvpacked_func(
     return _with_more(DENSE, p, return_lse, return_attn_probs)
 
 
+@with_options
 @named_only
 def flash_attn_qkvpacked_func(
     qkv: Tensor,
@@ -263,6 +229,7 @@ def flash_attn_qkvpacked_func(
     return _with_more(DENSE, p, return_lse, return_attn_probs)
 
 
+@with_options
 @named_only
 def flash_attn_varlen_func(
     q: Tensor,
@@ -336,6 +303,7 @@ def flash_attn_varlen_func(
     return _varlen_with_more(p, return_lse, return_attn_probs, out)
 
 
+@with_options
 @named_only
 def flash_attn_varlen_kvpacked_func(
     q: Tensor,
@@ -378,6 +346,7 @@ def flash_attn_varlen_kvpacked_func(
     return _varlen_with_more(p, return_lse, return_attn_probs, out)
 
 
+@with_options
 @named_only
 def flash_attn_varlen_qkvpacked_func(
     qkv: Tensor,

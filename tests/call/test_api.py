@@ -72,6 +72,21 @@ def test_everything_public_is_documented() -> None:
             assert getattr(flash_attn2, name).__doc__
 
 
+@pytest.mark.parametrize("name", [name for name in flash_attn2.__all__ if name.endswith("_func")])
+def test_help_explains_every_option(name: str) -> None:
+    """With its default; tensors with their shapes."""
+    function = getattr(flash_attn2, name)
+    text = " ".join(function.__doc__.split())
+    options = [
+        x for x in inspect.signature(function).parameters.values() if x.default is not x.empty
+    ]
+    assert len(options) >= 11
+    for option in options:
+        begin = text.index(f" {option.name} = {option.default}: ")
+        if "Tensor" in str(option.annotation) and option.name not in ("out", "bias"):
+            assert "(" in text[begin : begin + 120]
+
+
 @targets(ONE_DTYPE)
 def test_packed_forms_agree(target: Target) -> None:
     q, k, v = Case(num_heads=3, num_heads_kv=3, seqlen_q=60, seqlen_k=60).qkv(target)
