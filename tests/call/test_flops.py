@@ -10,7 +10,7 @@ import torch
 from functions import problem
 from support import cumulative, lengths
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 
@@ -53,6 +53,40 @@ def test_as_pytorch_counts_its_own() -> None:
     assert counted(lambda: flash_attn_func(q, q, q)) == sdpa_flop_count(*[heads_first] * 3)
     loss = flash_attn_func(q, q, q).sum()
     assert counted(loss.backward) == sdpa_backward_flop_count(*[heads_first] * 4)
+
+
+def test_every_op_is_counted() -> None:
+    names = {x.name for x in torch._C._jit_get_all_schemas() if x.name.startswith("flash_attn2::")}
+    assert len(names) >= 7
+    without = names - {"flash_attn2::kvcache_no_gradient"}  # which computes nothing
+    assert all(getattr(torch.ops.flash_attn2, x.split("::")[1]) in flop_registry for x in without)
+
+
+def test_queries_that_count() -> None:
+    q = torch.randn(2, 7, 4, 16, requires_grad=True)
+    loss = flash_attn_func(q, q, q, seqused_q=lengths(3, 5)).sum()
+    pairs = 7 * (3 + 5)
+    assert counted(lambda: flash_attn_func(q, q, q, seqused_q=lengths(3, 5))) == 4 * pairs * 64
+    assert counted(loss.backward) == 10 * pairs * 64
+    rows, cu = torch.randn(9, 4, 16, requires_grad=True), cumulative(3, 6)
+
+    def attend() -> Any:
+        return flash_attn_varlen_func(rows, rows, rows, cu, cu, 6, 6, seqused_q=lengths(2, 0))
+
+    loss = attend().sum()
+    assert counted(attend) == 4 * (2 * 3) * 64
+    assert counted(loss.backward) == 10 * (2 * 3) * 64
+
+
+def test_packed_queries_over_pages() -> None:
+    q, (k, v) = torch.randn(9, 4, 16), torch.randn(2, 5, 16, 2, 16)
+    table = torch.tensor([[0, 2], [4, 1]], dtype=torch.int32)
+    cu_q, cu_k = cumulative(3, 6), cumulative(20, 7)
+
+    def attend() -> Any:
+        return flash_attn_varlen_func(q, k, v, cu_q, cu_k, 6, 20, block_table=table)
+
+    assert counted(attend) == 4 * (3 * 20 + 6 * 7) * 64
 
 
 def test_keys_that_count() -> None:
