@@ -25,11 +25,11 @@ endfunction()
 # --- sm80: Ampere and later -----------------------------------------------------------------------
 
 set(FA2_sm80_SOURCES
-    append/run.cpp backward/run.cpp forward/run.cpp plan.cpp plan_backward.cpp plan_forward.cpp
-    registry.cpp)
+    append/run.cpp backward/run.cpp bias_backward/run.cpp forward/run.cpp plan.cpp plan_backward.cpp
+    plan_bias_backward.cpp plan_forward.cpp registry.cpp)
 
 # The C++ type of each kind, and the header in which <kind>_instance() makes one.
-set(FA2_sm80_KINDS fwd split combine append bwd bwd_rows)
+set(FA2_sm80_KINDS fwd split combine append bwd bwd_rows bias_bwd bias_rows)
 set(FA2_sm80_fwd_TYPE FwdInstance)
 set(FA2_sm80_fwd_HEADER forward/instance.h)
 set(FA2_sm80_split_TYPE FwdInstance)
@@ -42,6 +42,10 @@ set(FA2_sm80_bwd_TYPE BwdInstance)
 set(FA2_sm80_bwd_HEADER backward/instance.h)
 set(FA2_sm80_bwd_rows_TYPE BwdRowsInstance)
 set(FA2_sm80_bwd_rows_HEADER backward/rows_instance.h)
+set(FA2_sm80_bias_bwd_TYPE BiasBwdInstance)
+set(FA2_sm80_bias_bwd_HEADER bias_backward/instance.h)
+set(FA2_sm80_bias_rows_TYPE BiasRowsInstance)
+set(FA2_sm80_bias_rows_HEADER bias_backward/rows_instance.h)
 
 set(FA2_sm80_ELEMENTS float16 bfloat16)
 set(FA2_sm80_VARIANTS Plain Modified Dropout Listed ListedDropout)
@@ -68,7 +72,7 @@ macro(fa2_sm80_instances buckets)
                         ", ${bucket}, Variant::k${variant}, false")
     endforeach()
   endforeach()
-  foreach(kind IN ITEMS combine append bwd_rows)
+  foreach(kind IN ITEMS combine append bwd_rows bias_bwd bias_rows)
     fa2_add_instances(${kind} ${kind} "")
   endforeach()
 endmacro()

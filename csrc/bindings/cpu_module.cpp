@@ -85,18 +85,6 @@ bool backward_direct(py::capsule const& exchange_api, py::tuple const& tensors, 
   return true;
 }
 
-void bias_backward(py::dict const& problem, int num_threads, py::object const&) {
-  fa2::BiasBwdParams const params = fa2::bindings::read_bias_backward_call(problem);
-  py::gil_scoped_release const release;
-  Family::Target const target{num_threads};
-  Family::run(params, Family::plan(params, target), target);
-}
-
-std::string plan_bias_backward(py::dict const& problem, int num_threads) {
-  return to_string(
-      Family::plan(fa2::bindings::read_bias_backward_call(problem), Family::Target{num_threads}));
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -104,10 +92,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("forward_direct", &forward_direct,
         "Runs a direct call (csrc/bindings/direct_call.h) and returns True, or else False.");
   m.def("backward_direct", &backward_direct, "Likewise its gradient.");
-  m.def("bias_backward", &bias_backward, py::arg("problem"), py::arg("execution"),
-        py::arg("allocate"), "Adds the gradients of biases to sums, as backward runs.");
-  m.def("plan_bias_backward", &plan_bias_backward, py::arg("problem"), py::arg("execution"),
-        "How bias_backward would run, in words.");
   m.def("set_isa", &fa2::cpu::set_isa, py::arg("name"),
         "Uses this instruction-set level from now on.");
   fa2::bindings::define_masks(m);

@@ -3,12 +3,12 @@
 // A native module, written once for every family of kernels.
 //
 // The family plans and runs problems: Family::plan(params, target) and
-// Family::run(params, plan, target) for FwdParams, BwdParams and AppendParams, and to_string of its
-// plans, whose workspace_bytes says what memory the call must be given. The platform says where a
-// call runs and what surrounds it:
+// Family::run(params, plan, target) for FwdParams, BwdParams, BiasBwdParams and AppendParams, and
+// to_string of its plans, whose workspace_bytes says what memory the call must be given. The
+// platform says where a call runs and what surrounds it:
 //
 //   static Family::Target target(int64_t execution);   what Python's `execution` stands for
-//   struct Scope { explicit Scope(Params const&); };   for all three: lives while kernels run
+//   struct Scope { explicit Scope(Params const&); };   for all of them: lives while kernels run
 //   static void describe(py::dict&);                   adds to build_info
 //
 // Nothing is written before all plans are made and all memory is there: a call that fails has
@@ -55,7 +55,16 @@ struct Module {
 
   static void backward(pybind11::dict const& problem, int64_t execution,
                        pybind11::object const& allocate) {
-    BwdParams params = read_backward_call(problem);
+    run(read_backward_call(problem), execution, allocate);
+  }
+
+  static void bias_backward(pybind11::dict const& problem, int64_t execution,
+                            pybind11::object const& allocate) {
+    run(read_bias_backward_call(problem), execution, allocate);
+  }
+
+  template <class Params>
+  static void run(Params params, int64_t execution, pybind11::object const& allocate) {
     pybind11::gil_scoped_release const release;
     auto const target = Platform::target(execution);
     auto const plan = Family::plan(params, target);
@@ -70,6 +79,10 @@ struct Module {
 
   static std::string plan_backward(pybind11::dict const& problem, int64_t execution) {
     return to_string(Family::plan(read_backward_call(problem), Platform::target(execution)));
+  }
+
+  static std::string plan_bias_backward(pybind11::dict const& problem, int64_t execution) {
+    return to_string(Family::plan(read_bias_backward_call(problem), Platform::target(execution)));
   }
 
   static pybind11::dict build_info() {
@@ -92,6 +105,10 @@ struct Module {
           "How forward would run the problem, in words.");
     m.def("plan_backward", &plan_backward, arg("problem"), arg("execution"),
           "How backward would run the gradient, in words.");
+    m.def("bias_backward", &bias_backward, arg("problem"), arg("execution"), arg("allocate"),
+          "Adds the gradients of biases to sums, as backward runs.");
+    m.def("plan_bias_backward", &plan_bias_backward, arg("problem"), arg("execution"),
+          "How bias_backward would run, in words.");
     m.def("build_info", &build_info);
   }
 };

@@ -166,7 +166,8 @@ BiasBwdParams bias_backward_params(Fields& fields) {
           .grad_out = tensor_ref(fields.get<"grad_out", pybind11::tuple>()),
           .grad_lse = fields.pointer_or_null<"grad_lse", float const>(),
           .grad_bias = fields.nested_or_default<"grad_bias">(read_bias),
-          .grad_relative_bias = fields.nested_or_default<"grad_relative_bias">(read_bias)};
+          .grad_relative_bias = fields.nested_or_default<"grad_relative_bias">(read_bias),
+          .workspace = {}};
 }
 
 }  // namespace

@@ -31,7 +31,8 @@ struct BiasBwdPlan {
   BiasKernel const& kernel;
   int num_threads;
   std::array<Pass, 2> passes;
-  int64_t multiply_adds = 0;  // of a pass
+  int64_t multiply_adds = 0;    // of a pass
+  int64_t workspace_bytes = 0;  // threads have scratch of their own
 };
 
 // Throws Error for what nobody could mean.

@@ -15,12 +15,14 @@ struct Family {
   // All throw Error for what the family cannot run on the target.
   static FwdPlan plan(FwdParams const& params, Target const& target);
   static BwdPlan plan(BwdParams const& params, Target const& target);
+  static BiasBwdPlan plan(BiasBwdParams const& params, Target const& target);
   static AppendPlan plan(AppendParams const& params, Target const& target);
 
   // Exact attention (FlashAttention-2, algorithm 1) and its gradient (algorithm 2), with a
   // workspace of the plan's size.
   static void run(FwdParams const& params, FwdPlan const& plan, Target const& target);
   static void run(BwdParams const& params, BwdPlan const& plan, Target const& target);
+  static void run(BiasBwdParams const& params, BiasBwdPlan const& plan, Target const& target);
   // Writes new keys and values into a cache, and rotates them and queries.
   static void run(AppendParams const& params, AppendPlan const& plan, Target const& target);
 };

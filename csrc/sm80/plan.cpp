@@ -55,6 +55,16 @@ void check_block_mask(FwdParams const& p) {
             "a block mask goes without a window, which it can say itself");
 }
 
+void check_bias(char const* name, Bias const& bias, FwdParams const& p) {
+  if (bias.data == nullptr) return;
+  bool const dense = p.seqs_q.cu_seqlens == nullptr && p.seqs_k.cu_seqlens == nullptr &&
+                     p.seqs_k.seqused == nullptr && p.seqs_k.leftpad == nullptr &&
+                     p.pages.block_table == nullptr && p.num_splits <= 1;
+  FA2_CHECK(dense, "{} is for dense queries and keys that are not split", name);
+  FA2_CHECK(bias.dtype == DType::kFloat32 || bias.dtype == p.dtype, "{} in {} for q in {}", name,
+            to_string(bias.dtype), to_string(p.dtype));
+}
+
 }  // namespace
 
 KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(int)) {
@@ -62,11 +72,12 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
             device.arch / 10, device.arch % 10);
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
             "CUDA kernels take float16 and bfloat16");
-  FA2_CHECK(!has_bias(p.score_mod), "no kernel of this family takes a bias");
   FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {}",
             std::end(kBuckets)[-1], p.head_dim);
   check_block_mask(p);
+  check_bias("bias", p.score_mod.bias, p);
+  check_bias("relative_bias", p.score_mod.relative_bias, p);
   int32_t const bucket = *std::lower_bound(std::begin(kBuckets), std::end(kBuckets), p.head_dim);
   bool const small = has_small_tile(bucket) && device.smem_per_block < kLargeSmemBytes;
   return {p.dtype, bucket, variant_of(p), small ? TileKind::kSmall : TileKind::kRegular};

@@ -10,6 +10,7 @@
 #include "core/params.h"
 #include "host/device.h"
 #include "sm80/backward/tiles.h"
+#include "sm80/bias_backward/pass.h"
 #include "sm80/sequence_rule.h"
 #include "sm80/split/partials.h"
 #include "sm80/tiles.h"
@@ -102,6 +103,33 @@ struct BwdPlan {
 BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device);
 
 std::string to_string(BwdPlan const& plan);
+
+struct BiasBwdPlan {
+  // Byte offsets in BiasBwdParams::workspace (see BiasBwdArgs).
+  struct Workspace {
+    int64_t row_lse = 0;
+    int64_t row_minus_delta = 0;
+    int64_t partials = 0;
+  };
+
+  // Of one bias; no CTAs where its gradient is not wanted.
+  struct Launch {
+    BiasPass pass = {};
+    int32_t grid = 0;
+    int32_t sum_grid = 0;  // CTAs of the kernel that adds up partial sums; 0: there are none
+  };
+
+  DType dtype;
+  std::array<Launch, 2> launches = {};  // of bias and relative_bias
+  int32_t rows_grid = 0;                // CTAs of the kernel that goes over queries
+  Workspace workspace = {};
+  int64_t workspace_bytes = 0;
+};
+
+// Throws Error for what no kernel of the family can run.
+BiasBwdPlan plan_bias_backward(BiasBwdParams const& params, DeviceInfo const& device);
+
+std::string to_string(BiasBwdPlan const& plan);
 
 struct AppendPlan {
   int32_t rows;  // most that a sequence appends or rotates

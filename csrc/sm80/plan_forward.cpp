@@ -47,7 +47,7 @@ SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const
                            DeviceInfo const& device) {
   return {
       .unsplit = key.tile,
-      .unsplit_only = has_dropout(key.variant) || is_listed(key.variant),
+      .unsplit_only = has_dropout(key.variant) || is_listed(key.variant) || has_bias(p.score_mod),
       .split_only = p.pages.block_table != nullptr || p.num_splits > 1,
       .packed_q = p.seqs_q.cu_seqlens != nullptr,
       .packed_k = p.seqs_k.cu_seqlens != nullptr,

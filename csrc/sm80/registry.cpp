@@ -38,4 +38,8 @@ BwdInstance const& find_backward(KernelKey const& key) { return find<BwdInstance
 
 BwdRowsInstance const& find_backward_rows(DType dtype) { return find<BwdRowsInstance>(dtype); }
 
+BiasBwdInstance const& find_bias_backward(DType dtype) { return find<BiasBwdInstance>(dtype); }
+
+BiasRowsInstance const& find_bias_rows(DType dtype) { return find<BiasRowsInstance>(dtype); }
+
 }  // namespace fa2::sm80

@@ -8,6 +8,7 @@
 
 #include "sm80/append/args.h"
 #include "sm80/backward/args.h"
+#include "sm80/bias_backward/args.h"
 #include "sm80/plan.h"
 #include "sm80/split/partials.h"
 
@@ -53,6 +54,20 @@ struct BwdRowsInstance {
   Launcher<BwdArgs> fill_columns;   // the same
 };
 
+// The kernel of the gradient of a bias, which takes any head dim.
+struct BiasBwdInstance {
+  DType dtype;
+  int32_t smem_bytes;
+  Launcher<BiasBwdArgs> launch;  // a CTA for each split of each unit
+};
+
+// The small kernels around it (bias_backward/rows.h).
+struct BiasRowsInstance {
+  DType dtype;
+  Launcher<BiasBwdArgs> row_stats;  // a CTA for each block of queries
+  Launcher<BiasBwdArgs> sum;        // a CTA for each unit or, by diagonals, band and one more
+};
+
 // All that were built of one type: specialisations that csrc/instances.cmake generates.
 template <class Instance>
 std::span<Instance const* const> instances();
@@ -66,6 +81,10 @@ template <>
 std::span<BwdInstance const* const> instances();
 template <>
 std::span<BwdRowsInstance const* const> instances();
+template <>
+std::span<BiasBwdInstance const* const> instances();
+template <>
+std::span<BiasRowsInstance const* const> instances();
 
 // Throw Error that says what was asked for and what is built.
 FwdInstance const& find_forward(KernelKey const& key);
@@ -73,5 +92,7 @@ CombineInstance const& find_combine(DType dtype);
 AppendInstance const& find_append(DType dtype);
 BwdInstance const& find_backward(KernelKey const& key);
 BwdRowsInstance const& find_backward_rows(DType dtype);
+BiasBwdInstance const& find_bias_backward(DType dtype);
+BiasRowsInstance const& find_bias_rows(DType dtype);
 
 }  // namespace fa2::sm80

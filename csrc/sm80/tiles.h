@@ -8,9 +8,9 @@ namespace fa2::sm80 {
 
 enum class Variant : int32_t {
   kPlain,     // scale only
-  kModified,  // softcap and ALiBi
+  kModified,  // softcap, ALiBi and biases
   kDropout,   // kModified with dropout
-  kListed,    // with a block mask; softcap and ALiBi too
+  kListed,    // with a block mask; softcap, ALiBi and biases too
   kListedDropout,
 };
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from flash_attn2._impl import env
-from flash_attn2._impl.problem import ScoreMod
 
 MODULES = {"cpu": "_cpu", "cuda": "_cuda", "sm80-emulated": "_sm80_emulated"}
 
@@ -35,7 +34,6 @@ class Backend:
     module: ModuleType
     dtype_names: dict[torch.dtype, str]
     aligned: bool  # head_dim a multiple of 8 and rows on 16-byte boundaries
-    biases: bool  # whether there are kernels with one
     forward_direct: Callable[..., bool] | None  # see `launch`
     backward_direct: Callable[..., bool] | None
 
@@ -45,19 +43,6 @@ class Backend:
             allowed = " or ".join(self.dtype_names.values())
             raise TypeError(f"q must be {allowed} on the {self.name} backend, got {dtype}")
         return name
-
-    def require_biases(self, score_mod: ScoreMod) -> None:
-        """NotImplementedError where there are biases, but no kernels with them."""
-        if not self.biases:
-            for name in ("bias", "relative_bias"):
-                if getattr(score_mod, name) is not None:
-                    raise self._no_kernels(name)
-
-    def _no_kernels(self, name: str) -> NotImplementedError:
-        return NotImplementedError(
-            f"{name} has no kernels on the {self.name} backend yet: give it with tensors on the "
-            "CPU, which the cpu backend serves"
-        )
 
     def run(
         self, entry_point: Callable[..., None], problem: dict[str, Any], device: torch.device
@@ -121,7 +106,6 @@ def load(name: str) -> Backend:
         module,
         dtype_names,
         aligned=name != "cpu",
-        biases=name == "cpu",
         forward_direct=_direct(module, "forward_direct"),
         backward_direct=_direct(module, "backward_direct"),
     )

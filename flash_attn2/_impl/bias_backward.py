@@ -21,7 +21,6 @@ def bias_backward(gradient: BiasGradient) -> BiasGradients:
         p = with_qkv(p, *unpacked(p.q, p.k, p.v))
     backend = backends.serving(p.q)
     dtype_name = backend.dtype_name(p.q.dtype)
-    backend.require_biases(p.options.score_mod)
     head_dim = p.q.shape[-1]
     p = launch.readable_problem(p, backend, over_cache=False)
     q = p.q

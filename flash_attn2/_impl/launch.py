@@ -18,7 +18,6 @@ from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.lower import lower, lower_append, with_addresses
 from flash_attn2._impl.problem import (
     NO_PAGES,
-    NO_SCORE_MOD,
     NO_SEQLENS,
     Gradient,
     Gradients,
@@ -45,8 +44,6 @@ def forward(p: Problem, over_cache: bool) -> Result:
     """
     backend = backends.serving(p.q)
     dtype_name = backend.dtype_names.get(p.q.dtype) or backend.dtype_name(p.q.dtype)
-    if p.options.score_mod is not NO_SCORE_MOD:
-        backend.require_biases(p.options.score_mod)
     *batch, rows, num_heads, head_dim = p.q.shape
     if p.append is not None:
         p = _apart_from_caches(p)
@@ -118,8 +115,6 @@ def backward(gradient: Gradient) -> Gradients:
         p = with_qkv(p, q, k, v)
     backend = backends.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
-    if p.options.score_mod is not NO_SCORE_MOD:
-        backend.require_biases(p.options.score_mod)
     head_dim = q.shape[-1]
     p = readable_problem(p, backend, over_cache=False)
     q, out = p.q, readable(p.out, backend)  # type: ignore[arg-type]

@@ -17,8 +17,10 @@ from flash_attn2._impl import backends
 from flash_attn2.masks import BlockMask
 from flash_attn2.reference import attention_reference
 
-TARGETS = [target for target in ALL_TARGETS if target.backend == "cpu"]
-CPU = [target for target in TARGETS if target.dtype in (torch.float32, torch.bfloat16)]
+CPU_TARGETS = [target for target in ALL_TARGETS if target.backend == "cpu"]
+EMULATED = [Target("sm80-emulated", torch.bfloat16)]
+TARGETS = CPU_TARGETS + EMULATED
+CPU = [target for target in CPU_TARGETS if target.dtype in (torch.float32, torch.bfloat16)]
 FLOAT32 = Target("cpu", torch.float32)
 
 
@@ -81,7 +83,7 @@ def test_ranges_depend_on_threads() -> None:
     assert "2 units of bias, 8 of relative_bias" in plans[1]
 
 
-@targets(TARGETS)
+@targets(CPU_TARGETS)
 def test_all_isa_levels(target: Target) -> None:
     lengths = 100, 230
     qkv = drawn_qkv(target, lengths)
@@ -165,7 +167,7 @@ def test_dtype_and_shape_are_those_of_the_bias(target: Target) -> None:
         assert grad.is_contiguous()
 
 
-@targets(CPU)
+@targets(CPU + EMULATED)
 def test_any_strides(target: Target) -> None:
     qkv = drawn_qkv(target, (100, 230))
     bias, relative = torch.randn(2, 4, 100, 230), torch.randn(4, 329)
@@ -203,9 +205,10 @@ def test_rows_and_pairs_without_a_share(target: Target) -> None:
         assert (grad[~hidden] != 0).float().mean() > 0.99
 
 
-def test_infinite_queries_of_empty_rows() -> None:
+@targets([FLOAT32, *EMULATED])
+def test_infinite_queries_of_empty_rows(target: Target) -> None:
     """0 times infinity must not show."""
-    q, k, v = drawn_qkv(FLOAT32, (70, 130))
+    q, k, v = drawn_qkv(target, (70, 130))
     bias = torch.randn(4, 70, 130)
     bias[:, 5] = -torch.inf
     q[:, 5] = torch.inf
@@ -228,7 +231,7 @@ def test_empty_tensors(sizes: tuple[int, int, int]) -> None:
         assert (grad == 0).all()
 
 
-@targets(CPU)
+@targets(CPU + EMULATED)
 def test_queries_that_do_not_count(target: Target) -> None:
     lengths = 100, 230
     qkv, biases = drawn_qkv(target, lengths), drawn_biases((2, 4, 100, 230), lengths)

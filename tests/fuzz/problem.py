@@ -166,7 +166,7 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
         hostile = 1 + draw.randrange(10**6) if draw.random() < _HOSTILE else 0
         problem = replace(problem, mask=drawn_mask(draw), hostile=hostile)
     other = random.Random(f"{seed} {number} biases")
-    if kind == "dense" and backend == "cpu" and other.random() < _BIASED:
+    if kind == "dense" and other.random() < _BIASED:
         problem = replace(problem, biases=drawn_biases(other))
     return possible(_cut(problem, limits.work))
 

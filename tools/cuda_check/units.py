@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Units of small kernels that go through memory once: no tensor cores, and too little shared memory
 # to report. And what is there to be counted, not to be fast.
-_ROW_KERNELS = ("bwd_rows", "combine", "append", "flash1", "standard")
+_ROW_KERNELS = ("bwd_rows", "bias_rows", "combine", "append", "flash1", "standard")
 
 
 # Element types by their names in csrc/instances.cmake, where each has an instance in every unit.

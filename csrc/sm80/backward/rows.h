@@ -5,11 +5,10 @@
 
 #include <cute/tensor.hpp>
 
-#include <cfloat>
-
 #include "core/online_softmax.h"
 #include "core/seq_info.h"
 #include "sm80/backward/args.h"
+#include "sm80/backward/row_stats.h"
 #include "tile/fragments.h"
 #include "tile/intrinsics.h"
 
@@ -41,16 +40,14 @@ struct QueryTile {
   }
 };
 
-// Of each row the log-sum-exp in base 2, with +inf where it is -inf so that probabilities come out
-// as 0, and -D: D = sum(dO * O) - dlse is what the softmax subtracts from dP. With dropout D is in
-// units of 1 / keep_prob, like dP before that factor. Rows of the last tile past the end get
-// probabilities of 0 too. Also clears the sums of dQ and the semaphores.
+// Of each row its RowStats, in two arrays of a tile; past the end those of no row. Also clears the
+// sums of dQ and the semaphores.
 template <class Element>
 struct RowStatsKernel {
   using Args = BwdArgs;
+  using Stats = RowStats<Element>;
   static constexpr int kThreads = 128;
   static constexpr int kCtasPerSm = 1;
-  static constexpr int kLanesPerRow = 8;
   static constexpr int kSmemBytes = 0;
 
   CUTE_DEVICE void operator()(BwdArgs const& args, char*) const {
@@ -62,66 +59,20 @@ struct RowStatsKernel {
 
     int const block_m = workspace.layout.block_m;
     float* const stats = workspace.row_stats + tile.index * 2 * block_m;
-    int const lane = threadIdx.x % kLanesPerRow;
-    for (int row = threadIdx.x / kLanesPerRow; row < block_m; row += kThreads / kLanesPerRow) {
-      bool const exists = row < tile.rows;
-      float lse = INFINITY;
-      float delta = sum_over_row(exists ? lane_product(args, tile, row, lane) : 0.f);
-      if (exists) {
-        int64_t const at =
-            lse_index(args.problem.forward, tile.batch, tile.first_row_q, tile.head) +
-            tile.row_begin + row;
-        float const natural = args.problem.forward.lse[at];
-        if (natural != -INFINITY) lse = bound_of(natural);
-        if (args.problem.grad_lse != nullptr) delta -= args.problem.grad_lse[at];
-      }
+    int const lane = threadIdx.x % Stats::kLanes;
+    for (int row = threadIdx.x / Stats::kLanes; row < block_m; row += kThreads / Stats::kLanes) {
+      Stats const of_row =
+          Stats::of({args.problem.forward, args.problem.grad_out, args.problem.grad_lse,
+                     args.keep_prob, tile.batch, tile.head, tile.first_row_q},
+                    tile.row_begin + row, row < tile.rows, lane);
       if (lane == 0) {
-        stats[row] = lse;
-        stats[block_m + row] = -delta * args.keep_prob;
+        stats[row] = of_row.lse;
+        stats[block_m + row] = of_row.minus_delta;
       }
     }
     auto* const sums =
         reinterpret_cast<uint128_t*>(workspace.grad_q + tile.index * workspace.layout.size());
     for (int i = threadIdx.x; i < workspace.layout.size() / 4; i += kThreads) sums[i] = uint128_t{};
-  }
-
- private:
-  // Not below the logarithm of the row's sum, whatever was rounded on the way from the scores to
-  // it: no probability that is recomputed from it exceeds 1, however large the scores.
-  CUTE_DEVICE static float bound_of(float lse) {
-    constexpr float kRelative = 0x1p-22f, kAbsolute = 0x1p-16f;
-    float const product = lse * kLog2e;
-    float const log2_sum = product < -FLT_MAX ? -FLT_MAX : product;  // of -inf no bound is left
-    return log2_sum + (fabsf(log2_sum) * kRelative + kAbsolute);
-  }
-
-  // This lane's share of sum(dO * O) of a row.
-  CUTE_DEVICE static float lane_product(BwdArgs const& args, QueryTile const& tile, int row,
-                                        int lane) {
-    FwdParams const& p = args.problem.forward;
-    Element const* const out = row_of(p.out, tile, row);
-    Element const* const grad = row_of(args.problem.grad_out, tile, row);
-    float sum = 0.f;
-    for (int col = lane * 8; col < p.head_dim; col += kLanesPerRow * 8) {
-      auto const o = *reinterpret_cast<cutlass::AlignedArray<Element, 8> const*>(out + col);
-      auto const g = *reinterpret_cast<cutlass::AlignedArray<Element, 8> const*>(grad + col);
-      CUTE_UNROLL
-      for (int i = 0; i < 8; ++i) sum += float(o[i]) * float(g[i]);
-    }
-    return sum;
-  }
-
-  CUTE_DEVICE static float sum_over_row(float sum) {
-    CUTE_UNROLL
-    for (int distance = 1; distance < kLanesPerRow; distance *= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    }
-    return sum;
-  }
-
-  CUTE_DEVICE static Element const* row_of(TensorRef const& t, QueryTile const& tile, int row) {
-    return head_ptr<Element const>(t, tile.batch, tile.first_row_q, tile.head) +
-           (tile.row_begin + row) * t.row_stride;
   }
 };
 

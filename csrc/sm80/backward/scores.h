@@ -1,9 +1,10 @@
 #pragma once
 
 // What happens to a warp's scores in a backward step, transposed: rows are keys, columns are
-// queries. Softcap and ALiBi, masks, P' = exp(S' - lse), dropout.
+// queries. Softcap, ALiBi and biases, masks, P' = exp(S' - lse), dropout.
 
 #include "sm80/backward/config.h"
+#include "tile/biases.h"
 #include "tile/scores.h"
 
 namespace fa2::sm80 {
@@ -23,20 +24,15 @@ class BwdScores {
 
   CUTE_DEVICE BwdScores(BwdArgs const& args, Smem const& smem) : args_(args), smem_(smem) {}
 
-  // Softcap with its derivative, and ALiBi.
+  // Softcap with its derivative, ALiBi and biases.
   CUTE_DEVICE void modify(Scores& scores, Slopes& slopes, int head, int first_query) const {
-    FwdParams const& p = args_.problem.forward;
-    if (kListed && !is_modified(p.score_mod)) return;
+    if (kListed && !args_.is_modified) return;
     if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales, slopes);
     } else {
       scale_scores(scores, args_.scales);
     }
-    float const slope = alibi_slope(p.score_mod, smem_.work.batch, head);
-    if (slope != 0.f) {
-      add_alibi<kM, kNumS>(scores, slope, lane_first_key(), first_query + lane_col(lane_index()),
-                           smem_.work.seqlen_q - smem_.work.seqlen_k);
-    }
+    if (__builtin_expect(args_.adds_to_scores, 0)) add(scores, head, first_query);
   }
 
   // dS' after `modify` becomes that before it.
@@ -115,6 +111,19 @@ class BwdScores {
   }
 
  private:
+  CUTE_DEVICE void add(Scores& scores, int head, int first_query) const {
+    ScoreMod const& mod = args_.problem.forward.score_mod;
+    BwdWorkTile const& work = smem_.work;
+    int const first_col = first_query + lane_col(lane_index());
+    float const slope = alibi_slope(mod, work.batch, head);
+    if (slope != 0.f) {
+      add_alibi<kM, kNumS>(scores, slope, lane_first_key(), first_col,
+                           work.seqlen_q - work.seqlen_k);
+    }
+    add_biases<typename Config::Element, kM, kNumS, true>(
+        scores, mod, {work.batch, head, work.seqlen_q, work.seqlen_k}, first_col, lane_first_key());
+  }
+
   CUTE_DEVICE int lane_first_key() const {
     return smem_.work.col_begin + Warps::key_begin() + lane_row(lane_index());
   }

@@ -1,9 +1,10 @@
 #pragma once
 
-// What happens to the scores of a forward step before and after the softmax: softcap and ALiBi,
-// masks, dropout.
+// What happens to the scores of a forward step before and after the softmax: softcap, ALiBi and
+// biases, masks, dropout.
 
 #include "sm80/forward/products.h"
+#include "tile/biases.h"
 #include "tile/scores.h"
 
 namespace fa2::sm80 {
@@ -30,7 +31,9 @@ class FwdScores {
 
   CUTE_DEVICE void modify(Scores& scores, int n) const {
     auto const& work = smem_.work;
-    if (kListed && !is_modified(args_.problem.score_mod)) return;
+    if constexpr (kListed) {
+      if (!args_.is_modified) return;
+    }
     if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales);
     } else {
@@ -43,8 +46,13 @@ class FwdScores {
         add_alibi<kM, kNumS>(scores, lane_first_row(), first_col, diagonal,
                              [&](int row) { return Config::alibi_row(args_, work, row); });
       }
-    } else if (work.alibi_slope != 0.f) {
-      add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(), first_col, diagonal);
+    } else if (__builtin_expect(args_.adds_to_scores, 0)) {
+      if (work.alibi_slope != 0.f) {
+        add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(), first_col, diagonal);
+      }
+      add_biases<typename Config::Element, kM, kNumS, false>(
+          scores, args_.problem.score_mod, {work.batch, work.head, work.seqlen_q, work.seqlen_k},
+          lane_first_row(), first_col);
     }
   }
 
