@@ -14,36 +14,54 @@ namespace {
 struct Run {
   BwdParams const& params;
   BwdPlan const& plan;
-  std::vector<int32_t>& progress;  // of every task
-  double* sink_sums;               // (chunks, num_heads), or null
+  std::vector<int32_t>& progress;       // of every task
+  std::vector<SplitTurn::State>& cuts;  // of every chunk with its keys cut
+  double* sink_sums;                    // (chunks, num_heads), or null
 
   void task(size_t index, void* scratch) const {
-    FwdParams const& problem = params.forward;
-    BackwardKernel const& kernel = plan.kernel;
     BwdPlan::Task const& task = (*plan.tasks)[index];
-    char* const key_sums = static_cast<char*>(params.workspace.data) + task.key_sums;
-    Turn turn(progress[index], task.before < 0 ? nullptr : &progress[task.before]);
+    Turn turn(progress_of(task.link), task.split, progress_of(task.before));
+    if (task.cut < 0) return work(task, turn, nullptr, scratch);
+    SplitTurn split = split_of(task);
+    work(task, turn, &split, scratch);
+  }
+
+ private:
+  void work(BwdPlan::Task const& task, Turn& turn, SplitTurn* split, void* scratch) const {
+    BackwardKernel const& kernel = plan.kernel;
+    LinkProgress const own = progress_of(task.link);
     BackwardChunk const chunk{
         {task.batch, task.head_kv, task.first, task.count, task.q_seq, task.k_seq},
-        key_sums,
-        sink_sums == nullptr
-            ? nullptr
-            : sink_sums + int64_t(task.chunk) * problem.num_heads + task.head_kv * problem.group(),
-        turn};
+        {own.begin_of(task.split), own.end_of(task.split)},
+        memory(task.key_sums),
+        task.split == 0 ? sink_sums_of(task) : nullptr,
+        turn,
+        split};
     if (task.opens) {
-      turn.wait_for(Turn::kSumsReleased);
-      // Without keys there is no memory either.
-      size_t const bytes = kernel.key_sums_bytes(problem.head_dim, chunk.queries.k_seq.length);
-      if (bytes > 0) std::memset(key_sums, 0, bytes);
+      turn.wait_for_release();
+      kernel.clear_key_sums(params, chunk);
     }
     kernel.run(params, chunk, scratch);
-    // A chunk that sees no keys has not waited for anyone yet.
-    turn.wait_for(Turn::kAllKeysLeft);
-    turn.leave(Turn::kAllKeysLeft);
+    turn.leave_all();
     if (task.closes) {
-      kernel.write_key_grads(params, chunk.queries, key_sums);
-      turn.leave(Turn::kSumsReleased);
+      kernel.write_key_grads(params, chunk);
+      turn.release();
     }
+  }
+
+  void* memory(int64_t offset) const { return static_cast<char*>(params.workspace.data) + offset; }
+  LinkProgress progress_of(BwdPlan::Link const& link) const {
+    if (link.first_task < 0) return {};
+    return {&progress[link.first_task], link.splits, link.split_keys};
+  }
+  SplitTurn split_of(BwdPlan::Task const& task) const {
+    return {cuts[task.cut], task.cut_before < 0 ? nullptr : &cuts[task.cut_before], task.split,
+            task.link.splits, memory(task.splits_memory)};
+  }
+  double* sink_sums_of(BwdPlan::Task const& task) const {
+    FwdParams const& problem = params.forward;
+    if (sink_sums == nullptr) return nullptr;
+    return sink_sums + int64_t(task.chunk) * problem.num_heads + task.head_kv * problem.group();
   }
 };
 
@@ -65,15 +83,20 @@ void Family::run(BwdParams const& params, BwdPlan const& plan, Target const&) {
   FwdParams const& problem = params.forward;
   auto const num_tasks = static_cast<int64_t>(plan.tasks->size());
   Kept<int32_t> progress;
-  progress->assign(num_tasks, Turn::kNothingLeft);
-  Kept<double> sink_sums;
-  if (params.grad_sink != nullptr) sink_sums->resize(int64_t(plan.num_chunks) * problem.num_heads);
+  progress->assign(num_tasks, LinkProgress::kNothingLeft);
+  Kept<SplitTurn::State> cuts;
+  cuts->assign(plan.num_cuts, {});
+  Kept<double> sink_sums;  // zeros where a head has fewer chunks
+  if (params.grad_sink != nullptr) {
+    sink_sums->assign(int64_t(plan.num_chunks) * problem.num_heads, 0);
+  }
 
   int32_t most_queries = 1;
   for (BwdPlan::Task const& task : *plan.tasks) most_queries = std::max(most_queries, task.count);
-  size_t const scratch_bytes = plan.kernel.workspace_bytes(
-      problem.head_dim, (most_queries + plan.kernel.tile_queries - 1) / plan.kernel.tile_queries);
-  Run const run{params, plan, *progress, params.grad_sink == nullptr ? nullptr : sink_sums->data()};
+  size_t const scratch_bytes =
+      plan.kernel.workspace_bytes(problem.head_dim, tiles_of(plan.kernel, most_queries));
+  Run const run{params, plan, *progress, *cuts,
+                params.grad_sink == nullptr ? nullptr : sink_sums->data()};
   // The order is what keeps the head of every chain running.
   run_in_order(useful_threads(plan.multiply_adds, num_tasks, plan.num_threads), num_tasks,
                scratch_bytes, [&](int64_t task, void* scratch) { run.task(task, scratch); });

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "core/mask.h"
 #include "core/params.h"
 #include "core/seq_info.h"
 #include "cpu/turns.h"
@@ -47,22 +48,29 @@ struct ForwardKernel {
   void (*combine)(FwdParams const& params, ForwardChunk const& chunk, int32_t num_splits);
 };
 
-// A chunk of the backward pass, and where it adds what others add to as well.
+// A chunk of the backward pass, and where it adds what others add to as well. Where a block mask
+// lists many keys, these are cut into splits.
 struct BackwardChunk {
   QueryChunk queries;
+  ColRange keys;      // of the split: from a multiple of key_block on
   void* key_sums;     // of this KV head of this sequence; the first chunk finds zeros
   double* sink_sums;  // (group,), written; or null
   Turn& turn;
+  SplitTurn* split;  // null: there is only one
 };
 
 struct BackwardKernel {
   int32_t tile_queries;
   int32_t chunk_tiles;
+  int32_t key_block;
   size_t (*workspace_bytes)(int32_t head_dim, int32_t tiles);
   size_t (*key_sums_bytes)(int32_t head_dim, int32_t seqlen_k);
+  // What so many splits of a chunk share.
+  size_t (*splits_bytes)(int32_t head_dim, int32_t tiles, int32_t splits);
   void (*run)(BwdParams const& params, BackwardChunk const& chunk, void* workspace);
-  // Turns the sums of a finished sequence into its rows of grad_k and grad_v.
-  void (*write_key_grads)(BwdParams const& params, QueryChunk const& chunk, void* key_sums);
+  // Zeroes the sums of some keys, and turns them into rows of grad_k and grad_v in the end.
+  void (*clear_key_sums)(BwdParams const& params, BackwardChunk const& chunk);
+  void (*write_key_grads)(BwdParams const& params, BackwardChunk const& chunk);
 };
 
 // A chunk of the gradient of a bias: queries of one head, which is the KV head of its problem too,

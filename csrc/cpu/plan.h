@@ -54,9 +54,17 @@ std::string to_string(FwdPlan const& plan);
 //
 // The chunks of one KV head of one sequence form a chain (turns.h). Several chains are worked
 // through at a time, which keeps threads out of each other's way; each of these owns a slot of the
-// workspace, in which chain follows chain. Of all this, results depend on the size of the chunks
-// alone.
+// workspace, in which chain follows chain. Chunks that list many keys of a block mask are several
+// tasks, which keep their dQ apart. Of all this, results depend on the size of the chunks and on
+// where keys are cut alone.
 struct BwdPlan {
+  // The tasks of a chunk, the one of its last keys first.
+  struct Link {
+    int32_t first_task = -1;  // -1: there is no such chunk
+    int32_t splits = 1;
+    int32_t split_keys = 0;  // of a split, if there are several
+  };
+
   struct Task {
     int32_t batch;
     int32_t head_kv;
@@ -64,21 +72,32 @@ struct BwdPlan {
     int32_t count;
     SeqInfo q_seq;
     SeqInfo k_seq;
-    int32_t chunk;     // its number among the chunks of all sequences; KV heads share it
-    int32_t before;    // the task whose progress this one follows, or -1
+    int32_t chunk;     // its number among the chunks of its KV head, in all sequences
+    int32_t split;     // its number in its link
+    Link link;         // which it is of
+    Link before;       // the one whose progress this one follows
     bool opens;        // first of its chain: `before` is the last one of the slot's previous chain
     bool closes;       // last of its chain
     int64_t key_sums;  // offset of the slot in the workspace
+
+    // Of links that are cut:
+    int32_t cut = -1;           // number of the link among them
+    int32_t cut_before = -1;    // whose memory it takes over, or -1
+    int64_t splits_memory = 0;  // offset in the workspace of what the splits share
   };
 
   BackwardKernel const& kernel;
   int num_threads;
-  Kept<Task> tasks;  // in the order in which they must be started
-  int32_t num_chunks = 0;
+  Kept<Task> tasks;        // in the order in which they must be started
+  int32_t num_chunks = 0;  // most of a KV head
   int32_t num_slots = 0;
+  int32_t num_cuts = 0;
   int64_t multiply_adds = 0;  // of all products
   int64_t workspace_bytes = 0;
 };
+
+// Of so many queries.
+int32_t tiles_of(BackwardKernel const& kernel, int32_t queries);
 
 // Chunks depend on num_threads unless params.deterministic. Throws Error for what nobody could
 // mean.

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <utility>
 #include <vector>
 
@@ -18,47 +19,56 @@ constexpr int kProducts = 5;
 // would soon hold up the others.
 constexpr size_t kSlotsPerThread = 2;
 
+// Chunks of a chain with their keys cut that may be worked on at a time.
+constexpr int32_t kCutsAtATime = 4;
+
 // One KV head of one sequence and its chunks, [begin, end) of all chunks.
 struct Chain {
   int32_t batch;
   int32_t head_kv;
   size_t begin;
   size_t end;
+  int32_t first_number;  // of its chunks among those of its KV head
   int64_t cost;
 
   size_t length() const { return end - begin; }
 };
 
-// Of the chunks from `begin` on, in one KV head. Those of a block mask may differ from the mean.
-int64_t chain_cost(FwdParams const& params, std::vector<ScheduledChunk> const& chunks, size_t begin,
-                   int32_t head) {
-  bool const differs = params.block_mask.row_offsets != nullptr && params.block_mask.heads > 1;
-  int64_t cost = 0;
-  for (size_t i = begin; i < chunks.size(); ++i) {
-    ScheduledChunk chunk = chunks[i];
-    chunk.first_head = head;
-    chunk.num_heads = 1;
-    cost += differs ? chunk_cost(params, chunk) : chunk.cost;
-  }
-  return cost;
-}
+// Where a chain keeps its sums, as offsets in the workspace, and whose turn it is there.
+struct Slot {
+  int64_t key_sums = 0;
+  int64_t key_sums_bytes = 0;
+  int64_t splits_memory = 0;
+  int64_t splits_bytes = 0;  // of a chunk
+  int32_t most_cuts = 0;     // that there is memory for
+  BwdPlan::Link newest = {};
+  int32_t num_cuts = 0;                           // so far
+  std::array<int32_t, kCutsAtATime> newest_cuts;  // of those with the same memory
+};
 
 // Cuts all sequences and lists their chains, the most expensive first. A sequence without queries
 // has gradients of keys, too: it gets an empty chunk.
-std::vector<Chain> make_chains(FwdParams const& params, int64_t chunk_queries,
+std::vector<Chain> make_chains(FwdParams const& params, int32_t tile_queries, int64_t tiles,
                                std::vector<ScheduledChunk>& chunks) {
   std::vector<Chain> chains;
+  std::vector<int32_t> numbers(params.num_heads_kv, 0);
   for (int32_t batch = 0; batch < params.batch; ++batch) {
-    size_t const begin = chunks.size();
-    cut_sequence(params, batch, chunk_queries, chunks);
-    if (chunks.size() == begin) {
-      SeqInfo const k_seq = seq_info(params.seqs_k, batch);
-      if (k_seq.length == 0) continue;
-      chunks.push_back({.batch = batch, .k_seq = k_seq});
-    }
-    for (int32_t head = 0; head < params.num_heads_kv; ++head) {
-      int64_t const cost = chain_cost(params, chunks, begin, head);
-      chains.push_back({batch, head, begin, chunks.size(), cost});
+    for (int32_t first_head = 0; first_head < params.num_heads_kv;) {
+      ScheduledHeads const heads = heads_from(params, first_head);
+      first_head += heads.num_heads;
+      size_t const begin = chunks.size();
+      cut_backward(params, tile_queries, tiles, batch, heads, chunks);
+      if (chunks.size() == begin) {
+        SeqInfo const k_seq = seq_info(params.seqs_k, batch);
+        if (k_seq.length == 0) continue;
+        chunks.push_back({.batch = batch, .k_seq = k_seq});
+      }
+      int64_t cost = 0;
+      for (size_t i = begin; i < chunks.size(); ++i) cost += chunks[i].cost;
+      for (int32_t head = heads.first_head; head < first_head; ++head) {
+        chains.push_back({batch, head, begin, chunks.size(), numbers[head], cost});
+        numbers[head] += static_cast<int32_t>(chains.back().length());
+      }
     }
   }
   std::stable_sort(chains.begin(), chains.end(),
@@ -66,61 +76,111 @@ std::vector<Chain> make_chains(FwdParams const& params, int64_t chunk_queries,
   return chains;
 }
 
-// Offsets of the slots and their end; chain i owns slot i % num_slots. A slot is as large as the
-// largest of its chains, so that all of them are never larger than the gradients of all chains.
-std::vector<int64_t> place_slots(FwdParams const& params, BackwardKernel const& kernel,
-                                 std::vector<Chain> const& chains,
-                                 std::vector<ScheduledChunk> const& chunks, size_t num_slots) {
-  std::vector<int64_t> slots(num_slots + 1, 0);
-  for (size_t i = 0; i < chains.size(); ++i) {
-    int32_t const seqlen_k = chunks[chains[i].begin].k_seq.length;
-    int64_t const bytes = kernel.key_sums_bytes(params.head_dim, seqlen_k);
-    slots[i % num_slots] = std::max(slots[i % num_slots], bytes);
-  }
-  int64_t total = 0;
-  for (int64_t& slot : slots) total += std::exchange(slot, total);
-  return slots;
-}
+// Makes the tasks of all chains.
+class TaskMaker {
+ public:
+  TaskMaker(FwdParams const& params, std::vector<Chain> const& chains,
+            std::vector<ScheduledChunk> const& chunks, BwdPlan& plan)
+      : params_(params), chains_(chains), chunks_(chunks), plan_(plan), slots_(plan.num_slots) {}
 
-// Adds the tasks of all chains in the order in which they must be started, and returns their cost.
-int64_t add_tasks(std::vector<Chain> const& chains, std::vector<ScheduledChunk> const& chunks,
-                  std::vector<int64_t> const& slots, BwdPlan& plan) {
-  size_t const num_slots = plan.num_slots;
-  int64_t cost = 0;
-  std::vector<int32_t> newest(num_slots, -1);  // task of each slot
-  auto add = [&](Chain const& chain, size_t step, size_t slot) {
-    size_t const index = chain.end - 1 - step;
-    plan.tasks->push_back({.batch = chain.batch,
-                           .head_kv = chain.head_kv,
-                           .first = chunks[index].first,
-                           .count = chunks[index].count,
-                           .q_seq = chunks[index].q_seq,
-                           .k_seq = chunks[index].k_seq,
-                           .chunk = static_cast<int32_t>(index),
-                           .before = newest[slot],
-                           .opens = step == 0,
-                           .closes = step + 1 == chain.length(),
-                           .key_sums = slots[slot]});
-    newest[slot] = static_cast<int32_t>(plan.tasks->size()) - 1;
-    cost += chunks[index].cost;
-  };
-  for (size_t first = 0; first < chains.size(); first += num_slots) {
-    size_t const count = std::min(num_slots, chains.size() - first);
-    size_t steps = 0;
-    for (size_t slot = 0; slot < count; ++slot) {
-      steps = std::max(steps, chains[first + slot].length());
+  // Chain i owns slot i % num_slots. A slot is as large as the largest of its chains, so that the
+  // sums of all slots are never larger than the gradients of all chains.
+  void place_slots() {
+    for (size_t i = 0; i < chains_.size(); ++i) fit(slots_[i % slots_.size()], chains_[i]);
+    int64_t total = 0;
+    for (Slot& slot : slots_) {
+      slot.newest_cuts.fill(-1);
+      slot.key_sums = total;
+      slot.splits_memory = total + slot.key_sums_bytes;
+      total = slot.splits_memory + slot.splits_bytes * slot.most_cuts;
     }
-    for (size_t step = 0; step < steps; ++step) {
+    plan_.workspace_bytes = total;
+  }
+
+  // In the order in which tasks must be started. Returns their cost.
+  int64_t add_tasks() {
+    int64_t cost = 0;
+    for (size_t first = 0; first < chains_.size(); first += slots_.size()) {
+      size_t const count = std::min(slots_.size(), chains_.size() - first);
+      size_t steps = 0;
       for (size_t slot = 0; slot < count; ++slot) {
-        Chain const& chain = chains[first + slot];
-        if (step < chain.length()) add(chain, step, slot);
+        steps = std::max(steps, chains_[first + slot].length());
+      }
+      for (size_t step = 0; step < steps; ++step) {
+        for (size_t slot = 0; slot < count; ++slot) {
+          Chain const& chain = chains_[first + slot];
+          if (step < chain.length()) cost += add_link(chain, step, slots_[slot]);
+        }
       }
     }
+    return cost;
   }
-  return cost;
-}
+
+ private:
+  KeySplits splits_of(ScheduledChunk const& chunk) const {
+    return cut_keys_backward(chunk, plan_.kernel.key_block);
+  }
+
+  void fit(Slot& slot, Chain const& chain) const {
+    BackwardKernel const& kernel = plan_.kernel;
+    int32_t const seqlen_k = chunks_[chain.begin].k_seq.length;
+    int64_t const bytes = kernel.key_sums_bytes(params_.head_dim, seqlen_k);
+    slot.key_sums_bytes = std::max(slot.key_sums_bytes, bytes);
+    int32_t cuts = 0;
+    for (size_t i = chain.begin; i < chain.end; ++i) {
+      int32_t const splits = splits_of(chunks_[i]).count;
+      if (splits == 1) continue;
+      int64_t const shared =
+          kernel.splits_bytes(params_.head_dim, tiles_of(kernel, chunks_[i].count), splits);
+      slot.splits_bytes = std::max(slot.splits_bytes, shared);
+      if (++cuts == kCutsAtATime) break;
+    }
+    slot.most_cuts = std::max(slot.most_cuts, cuts);
+  }
+
+  // The tasks of a chunk.
+  int64_t add_link(Chain const& chain, size_t step, Slot& slot) {
+    size_t const index = chain.end - 1 - step;
+    ScheduledChunk const& chunk = chunks_[index];
+    KeySplits const splits = splits_of(chunk);
+    BwdPlan::Task task = {
+        .batch = chain.batch,
+        .head_kv = chain.head_kv,
+        .first = chunk.first,
+        .count = chunk.count,
+        .q_seq = chunk.q_seq,
+        .k_seq = chunk.k_seq,
+        .chunk = chain.first_number + static_cast<int32_t>(index - chain.begin),
+        .split = 0,
+        .link = {static_cast<int32_t>(plan_.tasks->size()), splits.count, splits.length},
+        .before = slot.newest,
+        .opens = step == 0,
+        .closes = step + 1 == chain.length(),
+        .key_sums = slot.key_sums};
+    if (splits.count > 1) {
+      int32_t const place = slot.num_cuts++ % slot.most_cuts;
+      task.cut = plan_.num_cuts++;
+      task.cut_before = std::exchange(slot.newest_cuts[place], task.cut);
+      task.splits_memory = slot.splits_memory + slot.splits_bytes * place;
+    }
+    slot.newest = task.link;
+    plan_.num_chunks = std::max(plan_.num_chunks, task.chunk + 1);
+    for (; task.split < splits.count; ++task.split) plan_.tasks->push_back(task);
+    return chunk.cost;
+  }
+
+  FwdParams const& params_;
+  std::vector<Chain> const& chains_;
+  std::vector<ScheduledChunk> const& chunks_;
+  BwdPlan& plan_;
+  std::vector<Slot> slots_;
+};
 
 }  // namespace
+
+int32_t tiles_of(BackwardKernel const& kernel, int32_t queries) {
+  return (queries + kernel.tile_queries - 1) / kernel.tile_queries;
+}
 
 BwdPlan plan_backward(BwdParams const& params, int num_threads) {
   check_problem(params, num_threads);
@@ -131,25 +191,22 @@ BwdPlan plan_backward(BwdParams const& params, int num_threads) {
                                              : tiles_per_chunk(problem, kernel.tile_queries,
                                                                kernel.chunk_tiles, num_threads);
   Kept<ScheduledChunk> chunks;
-  std::vector<Chain> const chains = make_chains(problem, tiles * kernel.tile_queries, *chunks);
+  std::vector<Chain> const chains = make_chains(problem, kernel.tile_queries, tiles, *chunks);
   size_t const num_slots =
       std::min(chains.size(), num_threads == 1 ? 1 : num_threads * kSlotsPerThread);
-  std::vector<int64_t> const slots = num_slots == 0
-                                         ? std::vector<int64_t>{0}
-                                         : place_slots(problem, kernel, chains, *chunks, num_slots);
-  plan.num_chunks = static_cast<int32_t>(chunks->size());
   plan.num_slots = static_cast<int32_t>(num_slots);
-  plan.workspace_bytes = slots.back();
-  plan.multiply_adds = add_tasks(chains, *chunks, slots, plan) * problem.head_dim * kProducts;
+  TaskMaker tasks(problem, chains, *chunks, plan);
+  tasks.place_slots();
+  plan.multiply_adds = tasks.add_tasks() * problem.head_dim * kProducts;
   return plan;
 }
 
 std::string to_string(BwdPlan const& plan) {
   return message(
-      "backward {}: {} chunks of queries, {} tasks, {} chains at a time, {} threads, "
-      "workspace {} bytes",
-      isa_name(), plan.num_chunks, plan.tasks->size(), plan.num_slots, plan.num_threads,
-      plan.workspace_bytes);
+      "backward {}: {} chunks of queries, {} of a KV head with keys in splits, {} tasks, {} chains "
+      "at a time, {} threads, workspace {} bytes",
+      isa_name(), plan.num_chunks, plan.num_cuts, plan.tasks->size(), plan.num_slots,
+      plan.num_threads, plan.workspace_bytes);
 }
 
 }  // namespace fa2::cpu

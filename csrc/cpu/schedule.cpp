@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/block_mask.h"
 #include "core/mask.h"
 #include "cpu/listed.h"
 
@@ -25,6 +26,9 @@ constexpr int32_t kBlocksPerSplit = 6;
 constexpr int64_t kMostListed = 256;
 constexpr int32_t kBlocksPerListedSplit = 48;
 
+// Most splits of a chunk in the backward pass, each of which keeps a dQ of its own.
+constexpr int64_t kMostSplitsBackward = 16;
+
 int64_t packed_queries(FwdParams const& params, SeqInfo const& q_seq) {
   return int64_t(q_seq.length) * params.group();
 }
@@ -38,25 +42,40 @@ ListedQueries listed_queries(ScheduledChunk const& chunk) {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+int64_t chunk_cost(FwdParams const& params, ScheduledChunk const& chunk) {
+  if (has_lists(params)) {
+    return std::max<int64_t>(chunk.count, listed_scores(params, listed_queries(chunk)));
+  }
+  int32_t const middle = static_cast<int32_t>((chunk.first + chunk.count / 2) / params.group());
+  ColRange const cols = visible_cols(middle, chunk.q_seq.length, chunk.k_seq.length, params.window);
+  return int64_t(chunk.count) * std::max(1, cols.end - cols.begin);
+}
+
 // Blocks of the kernel in a split of the keys of a tile that lists many.
-int64_t blocks_of_listed_split(int32_t seqlen_k, int32_t key_block) {
+int64_t blocks_of_listed_split(int32_t seqlen_k, int32_t key_block, int64_t most_splits) {
   return std::max<int64_t>(kBlocksPerListedSplit,
-                           divide_up(divide_up(seqlen_k, key_block), kMaxSplits));
+                           divide_up(divide_up(seqlen_k, key_block), most_splits));
 }
 
 // Cuts a sequence by what its tiles list, for some of its KV heads.
 class CutByLists {
  public:
-  CutByLists(FwdParams const& params, ForwardKernel const& kernel, ScheduledChunk const& heads)
-      : params_(params), kernel_(kernel), heads_(heads) {}
+  // `tells_many`: chunks of tiles that list many are told apart.
+  CutByLists(FwdParams const& params, int32_t tile_queries, bool tells_many,
+             ScheduledChunk const& heads)
+      : params_(params),
+        tile_queries_(tile_queries),
+        tells_many_(tells_many && mask_blocks(heads.k_seq.length) > kMostListed),
+        heads_(heads) {}
 
-  // Appends chunks of up to `most` tiles. One ends, too, where tiles that list many begin or end.
-  void operator()(int64_t most, std::vector<ScheduledChunk>& chunks) const {
+  // Appends chunks of up to `most` tiles, or `most_of_many` where they list many. One ends, too,
+  // where tiles that list many begin or end.
+  void operator()(int64_t most, int64_t most_of_many, std::vector<ScheduledChunk>& chunks) const {
     int64_t const queries = packed_queries(params_, heads_.q_seq);
     for (int64_t first = 0; first < queries;) {
       ScheduledChunk chunk = tile_at(first);
-      int64_t const tiles = chunk.lists_many ? std::min(most, most_with_splits()) : most;
-      for (first += chunk.count; first < queries && chunk.count < tiles * kernel_.tile_queries;) {
+      int64_t const tiles = chunk.lists_many ? most_of_many : most;
+      for (first += chunk.count; first < queries && chunk.count < tiles * tile_queries_;) {
         ScheduledChunk const next = tile_at(first);
         if (next.lists_many != chunk.lists_many) break;
         chunk.count += next.count;
@@ -72,71 +91,84 @@ class CutByLists {
     int64_t const queries = packed_queries(params_, heads_.q_seq);
     ScheduledChunk tile = heads_;
     tile.first = first;
-    tile.count = static_cast<int32_t>(std::min<int64_t>(kernel_.tile_queries, queries - first));
-    tile.lists_many = params_.num_splits == 0 && queries > kMostSplitQueries &&
-                      most_listed(params_, listed_queries(tile)) > kMostListed;
+    tile.count = static_cast<int32_t>(std::min<int64_t>(tile_queries_, queries - first));
+    tile.lists_many = tells_many_ && most_listed(params_, listed_queries(tile)) > kMostListed;
     return tile;
   }
 
-  // Tiles whose partial results are not too many.
-  int64_t most_with_splits() const {
-    int64_t const length = blocks_of_listed_split(heads_.k_seq.length, kernel_.key_block);
-    int64_t const splits = divide_up(heads_.k_seq.length, length * kernel_.key_block);
-    int64_t const results = splits * heads_.num_heads * kernel_.tile_queries;
-    int64_t const bytes = results * static_cast<int64_t>(kernel_.partial_bytes(params_.head_dim));
-    return std::max<int64_t>(1, kPartialBytes / bytes);
-  }
-
   FwdParams const& params_;
-  ForwardKernel const& kernel_;
+  int32_t const tile_queries_;
+  bool const tells_many_;
   ScheduledChunk const heads_;
 };
+
+// Tiles of the forward pass whose partial results are not too many.
+int64_t most_with_splits(FwdParams const& params, ForwardKernel const& kernel,
+                         ScheduledChunk const& heads) {
+  int64_t const length =
+      blocks_of_listed_split(heads.k_seq.length, kernel.key_block, kMaxSplits) * kernel.key_block;
+  int64_t const splits = std::max<int64_t>(1, divide_up(heads.k_seq.length, length));
+  int64_t const results = splits * heads.num_heads * kernel.tile_queries;
+  int64_t const bytes = results * static_cast<int64_t>(kernel.partial_bytes(params.head_dim));
+  return std::max<int64_t>(1, kPartialBytes / bytes);
+}
+
+// Without any queries yet.
+ScheduledChunk heads_of(FwdParams const& params, int32_t batch, ScheduledHeads heads) {
+  return {.batch = batch,
+          .count = 0,
+          .first = 0,
+          .cost = 0,
+          .q_seq = seq_info(params.seqs_q, batch),
+          .k_seq = seq_info(params.seqs_k, batch),
+          .first_head = heads.first_head,
+          .num_heads = heads.num_heads};
+}
+
+// Appends the chunks of `chunk_queries` queries of one sequence, first to last.
+void cut_sequence(FwdParams const& params, ScheduledChunk const& heads, int64_t chunk_queries,
+                  std::vector<ScheduledChunk>& chunks) {
+  int64_t const queries = packed_queries(params, heads.q_seq);
+  for (int64_t first = 0; first < queries; first += chunk_queries) {
+    ScheduledChunk chunk = heads;
+    chunk.first = first;
+    chunk.count = static_cast<int32_t>(std::min(chunk_queries, queries - first));
+    chunk.cost = chunk_cost(params, chunk);
+    chunks.push_back(chunk);
+  }
+}
 
 // The chunks of one sequence of the forward pass.
 void cut_forward(FwdParams const& params, ForwardKernel const& kernel, int32_t batch, int64_t tiles,
                  std::vector<ScheduledChunk>& chunks) {
-  if (!has_lists(params)) {
-    return cut_sequence(params, batch, tiles * kernel.tile_queries, chunks);
-  }
-  ScheduledChunk heads = {.batch = batch,
-                          .count = 0,
-                          .first = 0,
-                          .cost = 0,
-                          .q_seq = seq_info(params.seqs_q, batch),
-                          .k_seq = seq_info(params.seqs_k, batch),
-                          .num_heads = params.block_mask.heads == 1 ? params.num_heads_kv : 1};
-  for (; heads.first_head < params.num_heads_kv; heads.first_head += heads.num_heads) {
-    CutByLists(params, kernel, heads)(tiles, chunks);
+  for (int32_t head = 0; head < params.num_heads_kv;) {
+    ScheduledChunk const heads = heads_of(params, batch, heads_from(params, head));
+    if (has_lists(params)) {
+      bool const cuts =
+          params.num_splits == 0 && packed_queries(params, heads.q_seq) > kMostSplitQueries;
+      int64_t const of_many = std::min(tiles, most_with_splits(params, kernel, heads));
+      CutByLists(params, kernel.tile_queries, cuts, heads)(tiles, of_many, chunks);
+    } else {
+      cut_sequence(params, heads, tiles * kernel.tile_queries, chunks);
+    }
+    head += heads.num_heads;
   }
 }
 
 }  // namespace
 
-int64_t chunk_cost(FwdParams const& params, ScheduledChunk const& chunk) {
-  if (has_lists(params)) {
-    return std::max<int64_t>(chunk.count, listed_scores(params, listed_queries(chunk)));
-  }
-  int32_t const middle = static_cast<int32_t>((chunk.first + chunk.count / 2) / params.group());
-  ColRange const cols = visible_cols(middle, chunk.q_seq.length, chunk.k_seq.length, params.window);
-  return int64_t(chunk.count) * std::max(1, cols.end - cols.begin);
+ScheduledHeads heads_from(FwdParams const& params, int32_t first_head) {
+  bool const apart = has_lists(params) && params.block_mask.heads > 1;
+  return {first_head, apart ? 1 : params.num_heads_kv - first_head};
 }
 
-void cut_sequence(FwdParams const& params, int32_t batch, int64_t chunk_queries,
-                  std::vector<ScheduledChunk>& chunks) {
-  SeqInfo const q_seq = seq_info(params.seqs_q, batch);
-  SeqInfo const k_seq = seq_info(params.seqs_k, batch);
-  int64_t const queries = packed_queries(params, q_seq);
-  for (int64_t first = 0; first < queries; first += chunk_queries) {
-    int64_t const count = std::min(chunk_queries, queries - first);
-    ScheduledChunk chunk = {.batch = batch,
-                            .count = static_cast<int32_t>(count),
-                            .first = first,
-                            .cost = 0,
-                            .q_seq = q_seq,
-                            .k_seq = k_seq,
-                            .num_heads = params.num_heads_kv};
-    chunk.cost = chunk_cost(params, chunk);
-    chunks.push_back(chunk);
+void cut_backward(FwdParams const& params, int32_t tile_queries, int64_t tiles, int32_t batch,
+                  ScheduledHeads scheduled, std::vector<ScheduledChunk>& chunks) {
+  ScheduledChunk const heads = heads_of(params, batch, scheduled);
+  if (has_lists(params)) {
+    CutByLists(params, tile_queries, true, heads)(tiles, tiles, chunks);
+  } else {
+    cut_sequence(params, heads, tiles * tile_queries, chunks);
   }
 }
 
@@ -172,7 +204,7 @@ KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t
   int32_t const seqlen_k = chunk.k_seq.length;
   KeySplits const whole = {0, seqlen_k, std::max(1, seqlen_k), 1};
   if (chunk.lists_many) {
-    int64_t const length = blocks_of_listed_split(seqlen_k, key_block) * key_block;
+    int64_t const length = blocks_of_listed_split(seqlen_k, key_block, kMaxSplits) * key_block;
     return {0, seqlen_k, static_cast<int32_t>(length),
             static_cast<int32_t>(divide_up(seqlen_k, length))};
   }
@@ -194,6 +226,15 @@ KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t
                              : std::max<int64_t>(kBlocksPerSplit, splits_of(kMaxSplits));
   return {begin, last.end, static_cast<int32_t>(length * key_block),
           static_cast<int32_t>(splits_of(length))};
+}
+
+KeySplits cut_keys_backward(ScheduledChunk const& chunk, int32_t key_block) {
+  int32_t const seqlen_k = chunk.k_seq.length;
+  if (!chunk.lists_many) return {0, seqlen_k, std::max(1, seqlen_k), 1};
+  int64_t const length =
+      blocks_of_listed_split(seqlen_k, key_block, kMostSplitsBackward) * key_block;
+  return {0, seqlen_k, static_cast<int32_t>(length),
+          static_cast<int32_t>(divide_up(seqlen_k, length))};
 }
 
 int useful_threads(int64_t multiply_adds, int64_t tasks, int num_threads) {

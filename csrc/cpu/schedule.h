@@ -43,12 +43,21 @@ struct KeySplits {
 // Of the sequence of a chunk. Splits that would be empty are left out.
 KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t key_block);
 
-// Appends the chunks of `chunk_queries` queries of one sequence, first to last.
-void cut_sequence(FwdParams const& params, int32_t batch, int64_t chunk_queries,
-                  std::vector<ScheduledChunk>& chunks);
+// KV heads of a sequence that are cut into chunks alike.
+struct ScheduledHeads {
+  int32_t first_head;
+  int32_t num_heads;
+};
+ScheduledHeads heads_from(FwdParams const& params, int32_t first_head);
 
-// The cost of a chunk, from its queries and heads.
-int64_t chunk_cost(FwdParams const& params, ScheduledChunk const& chunk);
+// Appends the chunks of up to `tiles` tiles of the backward pass of one sequence, first to last.
+// With a block mask they depend, beside that, on what each tile lists.
+void cut_backward(FwdParams const& params, int32_t tile_queries, int64_t tiles, int32_t batch,
+                  ScheduledHeads heads, std::vector<ScheduledChunk>& chunks);
+
+// How the keys of a chunk of the backward pass are cut. Depends on nothing but the length of the
+// sequence and whether the chunk lists many.
+KeySplits cut_keys_backward(ScheduledChunk const& chunk, int32_t key_block);
 
 // Tiles per chunk: `most`, unless threads would run out of chunks.
 int64_t tiles_per_chunk(FwdParams const& params, int32_t tile_queries, int32_t most,

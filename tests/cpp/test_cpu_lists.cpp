@@ -1,43 +1,16 @@
-// Unit tests of how the lists of a block mask are planned for, and of turns between chunks.
+// Unit tests of how the lists of a block mask are planned for.
 
 #include <algorithm>
 #include <vector>
 
 #include "check.h"
-#include "cpu/turns.h"
+#include "cpu_lists.h"
 #include "cpu_problem.h"
 
 namespace {
 
 using namespace fa2;
 using namespace fa2::testing;
-
-// A mask whose rows of blocks list the first so many key blocks.
-struct Lists {
-  std::vector<int64_t> offsets;
-  std::vector<int32_t> cols;
-  std::vector<int32_t> tiles;
-
-  // Rows of each head in turn.
-  Lists(std::vector<std::vector<int>> const& heads, FwdParams& params) {
-    for (std::vector<int> const& rows : heads) {
-      offsets.push_back(int64_t(cols.size()));
-      for (int const count : rows) {
-        for (int i = 0; i < count; ++i) cols.push_back(i);
-        offsets.push_back(int64_t(cols.size()));
-      }
-    }
-    tiles.assign(cols.size(), 0);
-    params.block_mask = {.row_offsets = offsets.data(),
-                         .batch_stride = 0,
-                         .heads = int32_t(heads.size()),
-                         .cols = cols.data(),
-                         .tiles = tiles.data(),
-                         .bits = nullptr,
-                         .num_entries = int64_t(cols.size()),
-                         .num_tiles = 0};
-  }
-};
 
 int64_t cost_of_all(cpu::FwdPlan const& plan) {
   int64_t cost = 0;
@@ -47,7 +20,7 @@ int64_t cost_of_all(cpu::FwdPlan const& plan) {
 
 TEST(costs_come_from_the_lists) {
   Problem x(DType::kFloat32, 1, 2, 2, 8 * 64, 10 * 64, 16);
-  Lists const lists({{1, 1, 1, 10, 1, 1, 1, 1}}, x.p);
+  Lists const lists({rows_of_first({1, 1, 1, 10, 1, 1, 1, 1})}, x.p);
   cpu::FwdPlan const plan = cpu::plan_forward(x.p, 4);
   EXPECT_EQ(cost_of_all(plan), int64_t(2 * 17 * 64 * 64));
   // The most expensive comes first.
@@ -60,7 +33,7 @@ TEST(costs_come_from_the_lists) {
 
 TEST(heads_with_lists_of_their_own_have_costs_of_their_own) {
   Problem x(DType::kFloat32, 1, 2, 2, 2 * 64, 10 * 64, 16);
-  Lists const lists({{1, 1}, {9, 9}}, x.p);
+  Lists const lists({rows_of_first({1, 1}), rows_of_first({9, 9})}, x.p);
   cpu::FwdPlan const plan = cpu::plan_forward(x.p, 1);
   EXPECT_EQ(cost_of_all(plan), int64_t(20 * 64 * 64));
   EXPECT_EQ((*plan.units)[0].chunk.first_head, 1);
@@ -80,7 +53,7 @@ TEST(tiles_that_list_many_are_cut) {
   int const blocks = 300;
   for (int threads : {1, 2, 7}) {
     Problem x(DType::kFloat32, 1, 4, 2, 5 * 64, blocks * 64, 8);
-    Lists const lists({{2, blocks, 257, 256, 3}}, x.p);
+    Lists const lists({rows_of_first({2, blocks, 257, 256, 3})}, x.p);
     cpu::FwdPlan const plan = cpu::plan_forward(x.p, threads);
     int const group = x.p.group();
     std::vector<int> splits(5);
@@ -98,7 +71,7 @@ TEST(tiles_that_list_many_are_cut) {
 TEST(heads_are_cut_by_their_own_lists) {
   int const blocks = 300;
   Problem x(DType::kFloat32, 1, 2, 2, 3 * 64, blocks * 64, 8);
-  Lists const lists({{2, 2, 2}, {2, blocks, 2}}, x.p);
+  Lists const lists({rows_of_first({2, 2, 2}), rows_of_first({2, blocks, 2})}, x.p);
   cpu::FwdPlan const plan = cpu::plan_forward(x.p, 2);
   for (cpu::FwdPlan::Unit const& unit : *plan.units) {
     bool const holds = unit.chunk.first <= 64 && 64 < unit.chunk.first + unit.chunk.count;
@@ -134,7 +107,7 @@ TEST(threads_end_at_the_same_time) {
           Problem x(DType::kBFloat16, 1, heads, heads, blocks * 64, blocks * 64, 1);
           std::vector<int> rows(size_t(blocks), 11);
           rows[size_t(global)] = blocks;
-          Lists const lists({rows}, x.p);
+          Lists const lists({rows_of_first(rows)}, x.p);
           double const most = heads == 1 && threads == 8 ? 1.3 : 1.05;
           EXPECT(makespan(cpu::plan_forward(x.p, threads)) <= most)
               << blocks << " blocks, " << heads << " heads, " << threads
@@ -148,28 +121,11 @@ TEST(threads_end_at_the_same_time) {
 // What the rows of hostile offsets say is bounded by what they can mean.
 TEST(costs_of_hostile_lists_are_bounded) {
   Problem x(DType::kFloat32, 1, 1, 1, 4 * 64, 4 * 64, 8);
-  Lists lists({{1, 1, 1, 1}}, x.p);
+  Lists lists({rows_of_first({1, 1, 1, 1})}, x.p);
   lists.offsets = {-5, int64_t(1) << 62, 3, -1, int64_t(1) << 60};
   x.p.block_mask.row_offsets = lists.offsets.data();
   cpu::FwdPlan const plan = cpu::plan_forward(x.p, 2);
   EXPECT(cost_of_all(plan) <= 4 * 4 * 64 * 64);
-}
-
-// A link that passes over keys has not left them before the link in front of it has.
-TEST(a_link_that_passes_keys_waits_for_those_before_it) {
-  int32_t first = cpu::Turn::kNothingLeft, second = cpu::Turn::kNothingLeft;
-  cpu::Turn before(first, nullptr);
-  cpu::Turn turn(second, &first);
-  turn.pass(100);
-  EXPECT_EQ(second, cpu::Turn::kNothingLeft);
-  before.leave(500);
-  turn.pass(100);
-  EXPECT_EQ(second, 500);
-  before.leave(40);
-  turn.pass(100);
-  EXPECT_EQ(second, 100);
-  before.pass(10);
-  EXPECT_EQ(first, 10);
 }
 
 }  // namespace

@@ -2,10 +2,12 @@
 
 // Gradients of one chunk of queries: for each block of keys, for each tile of queries,
 //   scores = K Q^T, dP = V dO^T, P and dS, dQ += K^T dS,
-// then for the chunk as a whole dV += P^T dO and dK += dS^T Q.
+// then for the chunk as a whole dV += P^T dO and dK += dS^T Q. A split of a chunk does so for some
+// of its keys; the last one adds up their dQ.
 
 #include "cpu/level/grad_rows.h"
 #include "cpu/level/key_grads.h"
+#include "cpu/level/split_grads.h"
 #include "cpu/turns.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
@@ -66,7 +68,9 @@ class ChunkBackward : GradRows<E> {
   ChunkBackward(BwdParams const& params, BackwardChunk const& chunk, void* memory)
       : Base(params.forward, params.grad_out, params.grad_lse, chunk.queries, memory),
         grads_(params),
+        keys_(chunk.keys),
         turn_(chunk.turn),
+        split_(chunk.split),
         sums_(chunk.key_sums, chunk.queries.k_seq.length, params.forward.head_dim),
         sink_sums_(chunk.sink_sums),
         workspace_(static_cast<char*>(memory) + work_.bytes, params.forward.head_dim, num_tiles_) {
@@ -76,7 +80,11 @@ class ChunkBackward : GradRows<E> {
 
   void run() {
     for (int t = 0; t < num_tiles_; ++t) start_tile(work_.tiles[t], t);
-    Base::recompute_far_rows();
+    if (split_ == nullptr) {
+      Base::recompute_far_rows();
+    } else {
+      start_split();
+    }
     if (sink_sums_ != nullptr) {
       for (int t = 0; t < num_tiles_; ++t) add_sink_grads(work_.tiles[t], t);
     }
@@ -85,7 +93,8 @@ class ChunkBackward : GradRows<E> {
     } else {
       visit_range();
     }
-    for (int t = 0; t < num_tiles_; ++t) finish_tile(work_.tiles[t], t);
+    if (split_ != nullptr) return finish_split();
+    finish_tiles();
   }
 
  private:
@@ -107,6 +116,39 @@ class ChunkBackward : GradRows<E> {
       rows[i] = Base::is_empty(queries[i]) ? kZeros : Base::row_ptr(tensor, queries[i]);
     }
     panels.pack(index * kCapacity, tile.num_queries, rows, params_.head_dim);
+  }
+
+  SplitGrads<E> splits() const {
+    return {split_->memory(), params_.head_dim, num_tiles_, split_->num_splits()};
+  }
+
+  // Far rows take all of their keys: the first split computes them once more for all.
+  void start_split() {
+    split_->wait_for_memory();
+    bool const first = split_->split() == 0;
+    if (first) Base::recompute_far_rows();
+    for (int t = 0; t < num_tiles_; ++t) {
+      GradTile<E>& tile = work_.tiles[t];
+      Base::start_lists(tile, t, keys_);
+      if (!tile.far) continue;
+      if (first) {
+        splits().keep_rows(tile, t);
+      } else {
+        split_->wait_until_prepared();
+        splits().read_rows(tile, t);
+      }
+    }
+    if (first) split_->prepared();
+  }
+
+  void finish_split() {
+    for (int t = 0; t < num_tiles_; ++t) {
+      splits().keep_grad_q(work_.tiles[t], t, split_->split());
+    }
+    if (!split_->finish()) return;
+    for (int t = 0; t < num_tiles_; ++t) splits().read_grad_q(work_.tiles[t], t);
+    finish_tiles();
+    split_->release();
   }
 
   // The share of the sink in the softmax of the row in lane i.
@@ -281,6 +323,10 @@ class ChunkBackward : GradRows<E> {
     turn_.leave(begin);
   }
 
+  void finish_tiles() const {
+    for (int t = 0; t < num_tiles_; ++t) finish_tile(work_.tiles[t], t);
+  }
+
   void finish_tile(GradTile<E> const& tile, int index) const {
     Query query = Base::first_query(index);
     for (int n = 0; n < tile.vectors; ++n) {
@@ -300,7 +346,9 @@ class ChunkBackward : GradRows<E> {
   }
 
   BwdParams const& grads_;
+  ColRange const keys_;
   Turn& turn_;
+  SplitTurn* const split_;
   KeyGradSums<E> const sums_;
   double* const sink_sums_;
   GradWorkspace<E> workspace_;

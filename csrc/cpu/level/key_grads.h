@@ -112,6 +112,12 @@ struct KeyGradSums {
       : grad_k(static_cast<Real*>(memory)), stride(round_up(head_dim, kLanes<Real>)) {
     grad_v = grad_k + seqlen_k * stride;
   }
+  void clear(ColRange keys) const {
+    size_t const bytes = (keys.end - keys.begin) * stride * sizeof(Real);
+    if (bytes == 0) return;  // without keys there is no memory either
+    __builtin_memset(grad_k + keys.begin * stride, 0, bytes);
+    __builtin_memset(grad_v + keys.begin * stride, 0, bytes);
+  }
   static size_t bytes(int32_t seqlen_k, int32_t head_dim) {
     return 2 * size_t(seqlen_k) * round_up(head_dim, kLanes<Real>) * sizeof(Real);
   }

@@ -57,15 +57,25 @@ struct Backward {
   static size_t key_sums_bytes(int32_t head_dim, int32_t seqlen_k) {
     return KeyGradSums<E>::bytes(seqlen_k, head_dim);
   }
+  static size_t splits_bytes(int32_t head_dim, int32_t tiles, int32_t splits) {
+    return SplitGrads<E>(nullptr, head_dim, tiles, splits).bytes;
+  }
   static void run(BwdParams const& params, BackwardChunk const& chunk, void* workspace) {
     ChunkBackward<E>(params, chunk, workspace).run();
   }
-  static void write_key_grads(BwdParams const& params, QueryChunk const& chunk, void* key_sums) {
+  static void clear_key_sums(BwdParams const& params, BackwardChunk const& chunk) {
+    sums_of(params, chunk).clear(keys_of(chunk));
+  }
+  static void write_key_grads(BwdParams const& params, BackwardChunk const& chunk) {
     FwdParams const& problem = params.forward;
-    KeyGradSums<E> const sums(key_sums, chunk.k_seq.length, problem.head_dim);
+    QueryChunk const& queries = chunk.queries;
+    KeyGradSums<E> const sums = sums_of(params, chunk);
+    ColRange const keys = keys_of(chunk);
     auto write = [&](TensorRef const& to, Real const* from, Real factor) {
-      write_rows<E>(head_ptr<Storage>(to, chunk.batch, chunk.k_seq.first_row, chunk.head_kv),
-                    to.row_stride, from, sums.stride, factor, chunk.k_seq.length, problem.head_dim);
+      int64_t const first = queries.k_seq.first_row + int64_t(keys.begin);
+      write_rows<E>(head_ptr<Storage>(to, queries.batch, first, queries.head_kv), to.row_stride,
+                    from + keys.begin * sums.stride, sums.stride, factor, keys.end - keys.begin,
+                    problem.head_dim);
     };
     write(params.grad_k, sums.grad_k, Real(problem.softmax_scale));
     write(params.grad_v, sums.grad_v, Real(1 / (1 - problem.dropout.drop_prob)));
@@ -73,10 +83,21 @@ struct Backward {
   static constexpr BackwardKernel kernel() {
     return {GradTile<E>::kCapacity,
             kGradChunkQueries / GradTile<E>::kCapacity,
+            kKeyBlock,
             workspace_bytes,
             key_sums_bytes,
+            splits_bytes,
             run,
+            clear_key_sums,
             write_key_grads};
+  }
+
+ private:
+  static KeyGradSums<E> sums_of(BwdParams const& params, BackwardChunk const& chunk) {
+    return {chunk.key_sums, chunk.queries.k_seq.length, params.forward.head_dim};
+  }
+  static ColRange keys_of(BackwardChunk const& chunk) {
+    return {chunk.keys.begin, smaller(chunk.keys.end, chunk.queries.k_seq.length)};
   }
 };
 
