@@ -140,6 +140,35 @@ def test_lengths(lengths: tuple[int, int], target: Target) -> None:
     check_dense_gradients(*drawn_qkv(target, lengths), **biases)
 
 
+@pytest.mark.parametrize("name", ["plain", "causal", "window", "scale", "softcap", "alibi", "sink"])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@targets(TARGETS)
+def test_a_handful_of_queries(rows: int, name: str, target: Target) -> None:
+    """Which have a kernel of their own on the CPU, with one group of heads and with several."""
+    lengths, options = (rows, 1300), drawn_options(name)
+    for dtype in dtypes(target):
+        for heads_kv in (1, HEADS):
+            bias = torch.randn(BATCH, 1, *lengths).to(dtype)
+            bias[..., 200:330] = -torch.inf
+            qkv = drawn_qkv(target, lengths, heads_kv)
+            check_dense(*qkv, bias=bias, **options)
+            check_dense(*qkv, relative_bias=drawn_relative(1, lengths), **options)
+    bias = torch.randn(HEADS, lengths[1], rows).to(target.dtype).mT
+    both = {"bias": bias, "relative_bias": drawn_relative(HEADS, lengths)}
+    check_dense(*drawn_qkv(target, lengths), **both, **options)
+
+
+@targets(CPU)
+def test_a_handful_of_queries_that_see_nothing(target: Target) -> None:
+    q, k, v = drawn_qkv(target, (3, 500))
+    bias = torch.zeros(3, 500)
+    bias[1] = -torch.inf
+    out, lse = flash_attn_func(q, k, v, bias=bias, return_lse=True)
+    assert (out[:, 1] == 0).all()
+    assert (lse[..., 1] == -torch.inf).all()
+    assert torch.equal(out[:, ::2], flash_attn_func(q, k, v, bias=torch.zeros(1))[:, ::2])
+
+
 @pytest.mark.parametrize("head_dim", [8, 40, 64, 128, 256])
 @targets(CPU)
 def test_head_dims(head_dim: int, target: Target) -> None:

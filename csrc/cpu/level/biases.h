@@ -1,6 +1,7 @@
 #pragma once
 
-// Biases as tiles of scores take them: rows of queries in memory, vectors of queries here.
+// Biases as scores take them: those of tiles by vectors of queries, which are rows in memory, those
+// of a handful of queries row by row.
 
 #include "core/params.h"
 #include "cpu/level/elements.h"
@@ -57,14 +58,9 @@ FA2_CPU_INLINE void read_bias_rows(Bias const& bias, int64_t const* offsets, int
   }
 }
 
-// The entries of keys first, first + 1, ... of as many queries as a vector holds, whose rows begin
-// at `offsets`; added to those that are there, or in their place.
-template <class Real>
-__attribute__((noinline)) void read_bias(Bias const& bias, int64_t const* offsets, int32_t first,
-                                         int num_keys, bool adds, BiasBlock<Real>& block) {
-  auto read = [&]<class Element>() FA2_CPU_INLINE_LAMBDA {
-    read_bias_rows<Real, Element>(bias, offsets, first, num_keys, adds, block);
-  };
+// Calls read.operator()<element type>() for the entries of a bias.
+template <class Real, class Read>
+FA2_CPU_INLINE void with_bias_element(Bias const& bias, Read const& read) {
   if constexpr (sizeof(Real) == sizeof(double)) {
     bias.dtype == DType::kFloat64 ? read.template operator()<PlainBias<Real, double>>()
                                   : read.template operator()<PlainBias<Real, float>>();
@@ -75,6 +71,31 @@ __attribute__((noinline)) void read_bias(Bias const& bias, int64_t const* offset
       default: return read.template operator()<PlainBias<Real, float>>();
     }
   }
+}
+
+// The entries of keys first, first + 1, ... of as many queries as a vector holds, whose rows begin
+// at `offsets`; added to those that are there, or in their place.
+template <class Real>
+__attribute__((noinline)) void read_bias(Bias const& bias, int64_t const* offsets, int32_t first,
+                                         int num_keys, bool adds, BiasBlock<Real>& block) {
+  with_bias_element<Real>(bias, [&]<class Element>() FA2_CPU_INLINE_LAMBDA {
+    read_bias_rows<Real, Element>(bias, offsets, first, num_keys, adds, block);
+  });
+}
+
+// The same for `num_keys` keys of a single query, rounded up to whole vectors.
+template <class Real>
+__attribute__((noinline)) void read_bias_row(Bias const& bias, int64_t offset, int32_t first,
+                                             int num_keys, bool adds, Real* entries) {
+  with_bias_element<Real>(bias, [&]<class Element>() FA2_CPU_INLINE_LAMBDA {
+    using Storage = typename Element::Storage;
+    int64_t const at = offset + first * bias.col_stride;
+    for (int j = 0; j < num_keys; j += kLanes<Real>) {
+      Storage const* const from = static_cast<Storage const*>(bias.data) + at + j * bias.col_stride;
+      Vec<Real> const row = bias_row<Real, Element>(from, bias.col_stride, num_keys - j);
+      store(entries + j, adds ? load<Real>(entries + j) + row : row);
+    }
+  });
 }
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

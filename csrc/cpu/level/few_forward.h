@@ -62,7 +62,7 @@ class FewForward : RowResults<E> {
   // on which no result may depend.
   static bool takes(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
     bool const listed = params.block_mask.row_offsets != nullptr;
-    if (params.dropout.drop_prob > 0 || listed || has_bias(params.score_mod)) return false;
+    if (params.dropout.drop_prob > 0 || listed) return false;
     // A tile spends less on each query and, with lanes enough in use, is as fast on keys that lie
     // one after the other.
     int const most = seqlen_k < kKeyBlock      ? kSize / 4
@@ -103,8 +103,7 @@ class FewForward : RowResults<E> {
         begin = smaller(begin, visible_[i].begin);
         end = larger(end, visible_[i].end);
       }
-      diagonal_[i] = Base::diagonal_of(query);
-      slope_[i] = Base::slope_of(query);
+      modifiers_[i] = modifiers_of(query);
       state_[i].base = {};
       state_[i].sum = Vec<Real>{};
       rows[i] = Base::row_ptr(params_.q, query);
@@ -128,6 +127,15 @@ class FewForward : RowResults<E> {
         step(index++, Query{query.row, head * group_ + query.in_group});
       }
     }
+  }
+
+  FewModifiers<Real> modifiers_of(Query query) const {
+    FewModifiers<Real> of = {Base::diagonal_of(query), Base::slope_of(query), {}};
+    for (int i = 0; i < rule_.num_biases; ++i) {
+      of.bias_offset[i] =
+          bias_offset(rule_.biases[i], chunk_.batch, Base::head_of(query), query.row);
+    }
+    return of;
   }
 
   void clear(QueryRows<Real> const& rows) const {
@@ -164,7 +172,7 @@ class FewForward : RowResults<E> {
       scores[j] = -Real(__builtin_inf());
     }
     if (rule_.modifies || begin < visible_[i].begin || end > visible_[i].end) {
-      adjust_row<Real>(rule_, visible_[i], diagonal_[i], slope_[i], begin, num_keys, scores);
+      adjust_row<Real>(rule_, visible_[i], modifiers_[i], begin, num_keys, scores);
     }
     return exponentiate_row<E>(rule_.scale, num_keys, state_[i], scores);
   }
@@ -211,8 +219,7 @@ class FewForward : RowResults<E> {
   FewWorkspace<E> const workspace_;
   int rows_ahead_;
   ColRange visible_[kMostTogether];
-  Real diagonal_[kMostTogether];
-  Real slope_[kMostTogether];
+  FewModifiers<Real> modifiers_[kMostTogether];
   FewState<E> state_[kMostTogether];
 };
 

@@ -280,14 +280,26 @@ __attribute__((noinline)) void multiply_values_few(KeyBlock<typename E::Storage>
 template <class Real>
 inline constexpr int kExpStep = 2 * kLanes<Real>;
 
-// Softcap, ALiBi and then the mask, which goes by columns alone, on the scores of one query from
-// key `first` on, up to what exponentiate_row reads. Whatever is not `visible` becomes -inf, and
-// what lies behind the last key is not: it may hold anything.
+// What the scores of one query are modified by.
+template <class Real>
+struct FewModifiers {
+  Real diagonal;  // the key that ALiBi distances count from
+  Real slope;
+  int64_t bias_offset[2];  // of its row in each of the biases, if there are any
+};
+
+// Softcap, ALiBi, biases and then the mask, which goes by columns alone, on the scores of one query
+// from key `first` on, at most a block, up to what exponentiate_row reads. Whatever is not
+// `visible` becomes -inf, and what lies behind the last key is not: it may hold anything.
 template <class Real>
 __attribute__((noinline)) void adjust_row(ScoreRule<Real> const& rule, ColRange visible,
-                                          Real diagonal, Real slope, int32_t first, int num_keys,
-                                          Real* scores) {
+                                          FewModifiers<Real> const& modifiers, int32_t first,
+                                          int num_keys, Real* scores) {
   constexpr int kSize = kLanes<Real>;
+  alignas(kVectorBytes) Real biases[round_up(kKeyBlock, kExpStep<Real>)];
+  for (int i = 0; i < rule.num_biases; ++i) {
+    read_bias_row<Real>(rule.biases[i], modifiers.bias_offset[i], first, num_keys, i > 0, biases);
+  }
   visible.end = smaller(visible.end, first + num_keys);
   Vec<Int<Real>> lane;
   for (int i = 0; i < kSize; ++i) lane[i] = i;
@@ -300,9 +312,10 @@ __attribute__((noinline)) void adjust_row(ScoreRule<Real> const& rule, ColRange 
       s *= rule.scales.inner;
     }
     if (rule.has_alibi) {
-      Vec<Real> const distance = diagonal - __builtin_convertvector(col, Vec<Real>);
-      s = with_alibi(s, slope, distance, Abs<Real>{});
+      Vec<Real> const distance = modifiers.diagonal - __builtin_convertvector(col, Vec<Real>);
+      s = with_alibi(s, modifiers.slope, distance, Abs<Real>{});
     }
+    if (rule.num_biases > 0) s += load<Real>(biases + j);
     bool const whole = first + j >= visible.begin && first + j + kSize <= visible.end;
     if (!whole) {
       s = (col >= Int<Real>(visible.begin)) & (col < Int<Real>(visible.end))
