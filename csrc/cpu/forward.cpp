@@ -41,11 +41,12 @@ class Run {
       }
     };
     num_threads = useful_threads(round_.multiply_adds, round_.num_tasks, num_threads);
+    FloatEnvironment const environment = FloatEnvironment::for_kernels();
     if (num_threads == 1) {  // to a tiny problem, a parallel region is half a kernel
+      FloatEnvironmentScope const scope(environment);
       void* const scratch = thread_scratch(scratch_bytes);
       for (int64_t task = 0; task < round_.num_tasks; ++task) work(scratch, task);
     } else {
-      FloatEnvironment const environment = FloatEnvironment::current();
 #pragma omp parallel num_threads(num_threads)
       {
         FloatEnvironmentScope const scope(environment);

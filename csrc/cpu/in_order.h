@@ -18,7 +18,7 @@ template <class Run>
 void run_in_order(int num_threads, int64_t num_tasks, size_t scratch_bytes, Run const& run) {
   std::atomic<int64_t> next_task = 0;
   std::atomic<bool> out_of_memory = false;
-  FloatEnvironment const environment = FloatEnvironment::current();
+  FloatEnvironment const environment = FloatEnvironment::for_kernels();
 #pragma omp parallel num_threads(num_threads)
   {
     FloatEnvironmentScope const scope(environment);

@@ -143,6 +143,44 @@ TEST(environment_of_the_caller_holds_in_a_scope) {
 #endif
 }
 
+// They would take some 150 cycles each. In tiles, a handful of queries and gradients, on one thread
+// and on several; the caller's own settings are what they were.
+TEST(subnormal_results_are_zero) {
+#if defined(__x86_64__)
+  uint32_t const before = _mm_getcsr();
+  for_levels([](DType dtype, std::string const& what) {
+    if (dtype == DType::kFloat16) return;  // its subnormal numbers are none in a float
+    double const tiny = dtype == DType::kFloat64 ? 0x1p-1030 : 0x1p-130;
+    for (int const seqlen_q : {1, 70}) {
+      for (int const threads : {1, 2}) {
+        Problem x(dtype, 1, 2, 2, seqlen_q, 300, 32);
+        for (size_t i = 0; i + 1 < x.v.words.size(); ++i) x.v.set(i, tiny);
+        execute(x.p, threads);
+        Tensor grad_out = x.out, grad_q = x.q, grad_k = x.k, grad_v = x.v;
+        for (size_t i = 0; i + 1 < grad_out.words.size(); ++i) grad_out.set(i, tiny);
+        BwdParams backward{
+            .forward = x.p, .grad_out = x.p.out, .grad_q = x.p.q, .grad_k = x.p.k, .grad_v = x.p.v};
+        backward.grad_out.data = grad_out.words.data();
+        backward.grad_q.data = grad_q.words.data();
+        backward.grad_k.data = grad_k.words.data();
+        backward.grad_v.data = grad_v.words.data();
+        for (size_t i = 0; i + 1 < x.out.words.size(); ++i) {
+          EXPECT_EQ(x.out.get(i), 0) << what << " queries " << seqlen_q;
+        }
+        std::vector<uint64_t> workspace(
+            size_t(cpu::plan_backward(backward, threads).workspace_bytes) / 8 + 1);
+        backward.workspace = {workspace.data(), int64_t(workspace.size()) * 8};
+        execute(backward, threads);
+        for (size_t i = 0; i + 1 < grad_v.words.size(); ++i) {
+          EXPECT_EQ(grad_v.get(i), 0) << what << " gradients, queries " << seqlen_q;
+        }
+      }
+    }
+  });
+  EXPECT_EQ(_mm_getcsr() & ~0x3fu, before & ~0x3fu);
+#endif
+}
+
 bool refused(std::function<void()> const& call, std::string const& word) {
   try {
     call();
