@@ -136,7 +136,7 @@ def _seqlens(report: AttentionReport, outcomes: Sequence[Outcome]) -> Figure:
             f"Extra memory: the peak beyond the inputs (output, masks, workspaces{kept}). "
             "Bars at the points: the middle half of the samples. Both axes are logarithmic."
         ),
-        legend=plots.lines(report),
+        legend=plots.lines(report, outcomes),
         sharex=True,
         sharey="row",
     )

@@ -22,7 +22,7 @@ from flash_attn2.bench.contenders import SDPA, STANDARD
 from flash_attn2.bench.decode.contenders import SDPA_PACKED
 from flash_attn2.bench.race import FLASH_ATTN2
 from flash_attn2.bench.record import hardware
-from flash_attn2.bench.report import Report
+from flash_attn2.bench.report import Report, measured
 from flash_attn2.bench.suite import Outcome
 
 _STYLE: Any = {
@@ -115,9 +115,10 @@ def patches(report: Report, names: Iterable[str]) -> list[Patch | Line2D]:
     return [Patch(color=look(report, name)[0], label=name) for name in names]
 
 
-def lines(report: Report) -> list[Patch | Line2D]:
-    """A legend of curves."""
-    looks = {name: look(report, name) for name in report.contenders}
+def lines(report: Report, outcomes: Sequence[Outcome]) -> list[Patch | Line2D]:
+    """A legend of the curves that these outcomes make."""
+    drawn = {name for outcome in outcomes for name in measured(outcome)}
+    looks = {name: look(report, name) for name in report.contenders if name in drawn}
     return [Line2D([], [], color=c, marker=m, label=name) for name, (c, m) in looks.items()]
 
 

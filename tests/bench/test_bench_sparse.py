@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from flash_attn2.__main__ import main
+from flash_attn2.bench import plots
 from flash_attn2.bench.contenders import SDPA
 from flash_attn2.bench.race import FLASH_ATTN2
 from flash_attn2.bench.sparse import accuracy, contenders
@@ -118,6 +121,30 @@ def test_share_of_the_dense_rate() -> None:
     assert dense["flops_per_second"] == 3.5 * 4 * 512**2 * 2 * 16 / dense["seconds"]
     assert DENSE not in outcome["errors"]
     assert dense["error"] is None
+
+
+def test_list_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "bench --demo --device cpu --mode sparse --cases bigbird.*fwd$ --list"
+    assert main(command.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split(maxsplit=1) == [
+        "bigbird/s1024/bf16/fwd",
+        "1 x 1024 x 2 x 64, forward pass",
+    ]
+    assert len(lines) == 2
+
+
+def test_the_legend_has_what_was_measured() -> None:
+    def outcome(*names: str) -> dict[str, Any]:
+        measured = {"seconds": 1.0, "samples": {"1": 1.0}}
+        blank = {"unavailable": "needs 1.2 GiB"}
+        every = (FLASH_ATTN2, DENSE, SDPA, FLEX)
+        return {"contenders": {name: measured if name in names else blank for name in every}}
+
+    report = SimpleNamespace(contenders=[FLASH_ATTN2, DENSE, SDPA, FLEX])
+    outcomes = [outcome(FLASH_ATTN2, FLEX), outcome(FLASH_ATTN2, DENSE)]
+    handles = plots.lines(cast("Any", report), outcomes)
+    assert [handle.get_label() for handle in handles] == [FLASH_ATTN2, DENSE, FLEX]
 
 
 def test_the_whole_command(

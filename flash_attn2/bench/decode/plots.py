@@ -39,7 +39,7 @@ def figures(report: DecodeReport) -> Iterator[tuple[str, Figure]]:
             "Reading memory: a plain sum, in turn with the others. SDPA reads a contiguous cache "
             "everywhere."
         ),
-        legend=[*plots.lines(report), Line2D([], [], **_READING)],
+        legend=[*plots.lines(report, report.outcomes), Line2D([], [], **_READING)],
         sharex="col",
         sharey="row",
     )

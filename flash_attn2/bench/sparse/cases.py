@@ -52,6 +52,11 @@ class SparseCase:
         """For people: `1 x 16384 x 2 x 64`."""
         return f"1 x {self.seqlen} x {self.num_heads} x {self.head_dim}"
 
+    @property
+    def description(self) -> tuple[str, str]:
+        """For people: the shape, and `forward pass`."""
+        return self.shape, GROUPS[self.group]
+
 
 @dataclass(frozen=True)
 class SparseProfile:

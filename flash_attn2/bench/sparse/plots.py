@@ -32,7 +32,7 @@ def figures(report: SparseReport) -> Iterator[tuple[str, Figure]]:
                 "One sequence. Bars at the points: the middle half of the samples. Masks are made "
                 "and kernels compiled before the clock starts."
             ),
-            legend=plots.lines(report),
+            legend=plots.lines(report, outcomes),
             sharex=True,
             sharey="row",
         )
