@@ -1,6 +1,6 @@
 """Between padded (batch, seqlen, ...) and packed (total, ...) tensors.
 
-Compatible with `flash_attn.bert_padding` of flash-attn 2.8. All three functions are
+Compatible with `flash_attn.bert_padding` of flash-attn 2.8. All functions are
 differentiable; `unpad_input` waits for the device, since the shape of its result depends on data.
 """
 
@@ -28,6 +28,27 @@ def index_first_axis(x: Tensor, indices: Tensor) -> Tensor:
     _require_device("indices", indices, "x", x)
     _require_within(indices, x.shape[0], "the rows of x")
     return x.index_select(0, indices)
+
+
+def index_put_first_axis(values: Tensor, indices: Tensor, first_axis_dim: int) -> Tensor:
+    """The inverse of `index_first_axis`: (n, ...) -> (first_axis_dim, ...), zeros elsewhere.
+
+    Indices, int32 or int64 (n,), differ: which of several values of one row stays is not said.
+    """
+    require_tensor("values", values)
+    indices = _indices(indices)
+    count = as_int("first_axis_dim", first_axis_dim)
+    if not 0 <= count <= _MAX_SIZE:
+        raise ValueError(f"first_axis_dim must be from 0 to {_MAX_SIZE}, got {count}")
+    if values.ndim == 0 or values.shape[0] != indices.shape[0]:
+        raise ValueError(
+            f"values must have a row for each of {indices.shape[0]} indices, "
+            f"got shape {tuple(values.shape)}"
+        )
+    require_allocated(values=values)
+    _require_device("indices", indices, "values", values)
+    _require_within(indices, count, "first_axis_dim")
+    return values.new_zeros(count, *values.shape[1:]).index_copy(0, indices, values)
 
 
 def unpad_input(
