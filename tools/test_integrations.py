@@ -16,7 +16,10 @@ from tools import environments
 from tools.environments import PINNED, REQUIREMENTS, ROOT
 
 # What users run, in releases that are known to work together.
-LIBRARIES = ("transformers==5.24.0", "accelerate==1.15.0", "peft==0.21.2")
+LIBRARIES = (
+    *("transformers==5.24.0", "accelerate==1.15.0", "peft==0.21.2"),
+    *("diffusers==0.42.1", "ring-flash-attn==0.1.8"),
+)
 PINNED_HERE = (*PINNED, "numpy", "torch")
 
 

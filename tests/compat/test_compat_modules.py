@@ -284,8 +284,10 @@ def test_xpos() -> None:
     module = rotary.RotaryEmbedding(16, scale_base=8)
     x = torch.randn(1, 1, 1, 1, 16).expand(1, 12, 3, 1, 16).clone()
     q, k, v = module(x.clone())[0].unbind(1)
-    scores = q @ k.mT.permute(0, 1, 2)[:, 0, :, None] if False else q[:, 0] @ k[:, 0].mT
-    torch.testing.assert_close(scores.diag(2), scores.diag(2)[:1].expand(10))
+    scores = q[:, 0] @ k[:, 0].mT
+    for distance in (-2, 0, 3):
+        diagonal = scores.diag(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
     assert torch.equal(v, x[0, :, 2])
 
 

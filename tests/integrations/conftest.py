@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 if importlib.util.find_spec("transformers") is None:
-    collect_ignore_glob = ["test_hf_*.py"]
+    collect_ignore_glob = ["test_hf_*.py", "test_compat_clients.py"]
 
 
 @pytest.fixture

@@ -1,0 +1,19 @@
+"""Programs from the package index that import flash-attn, on `flash_attn2.compat`."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "compat_clients.py"
+
+
+@pytest.mark.parametrize("client", ["ring_flash_attn", "diffusers", "transformers"])
+def test_client(client: str) -> None:
+    assert importlib.util.find_spec(client) is not None
+    result = subprocess.run([sys.executable, SCRIPT, client], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
