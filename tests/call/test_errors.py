@@ -101,6 +101,9 @@ SHARED = [
         r"no argument 'attn_mask': use causal, window_size, the varlen functions, or block_mask",
     ),
     ({"softmax_cap": 1.0}, TypeError, r"has no argument 'softmax_cap': use softcap"),
+    ({"p": 0.1}, TypeError, r"has no argument 'p': use dropout_p"),
+    ({"scaling": 1.0}, TypeError, r"has no argument 'scaling': use softmax_scale"),
+    ({"dropout": 0.1}, TypeError, r"has no argument 'dropout': use dropout_p"),
     (
         {"enable_gqa": True},
         TypeError,
