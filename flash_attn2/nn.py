@@ -287,7 +287,9 @@ class Attention(nn.Module):
         self._check_input(x, packed=True)
         heads = (self.num_heads, self.num_heads_kv, self.num_heads_kv)
         q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(heads, -2)
-        options = {**self._options(x.device), **step._asdict()}
+        options = self._options(x.device)
+        for name, value in zip(Step._fields, step, strict=True):  # torch 2.4 traces no _asdict
+            options[name] = value
         if self.rotary is not None:
             positions = step.block_table.shape[1] * cache[0].shape[1]
             cos, sin = self.rotary.tables(positions, torch.float32, x.device)

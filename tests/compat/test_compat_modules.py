@@ -50,7 +50,7 @@ def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "softcap", "window", "dropout"])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_passes(options: dict[str, Any], wrapped: bool) -> None:
     module, prefix = interface(), "_wrapped" if wrapped else ""
@@ -79,7 +79,7 @@ def test_passes(options: dict[str, Any], wrapped: bool) -> None:
     torch.testing.assert_close(only_k[1], expected[1])
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "softcap", "window", "dropout"])
 def test_varlen_passes(options: dict[str, Any]) -> None:
     module = interface()
     q, k, v = leaves((12, 4, 16), (12, 2, 16), (12, 2, 16))
