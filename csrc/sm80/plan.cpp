@@ -38,7 +38,7 @@ char const* name(Variant variant) {
 Variant variant_of(FwdParams const& p) {
   bool const dropout = p.dropout.drop_prob > 0;
   if (p.block_mask.row_offsets != nullptr) {
-    return dropout ? Variant::kListedDropout : Variant::kListed;
+    return dropout || has_bias(p.score_mod) ? Variant::kListedDropout : Variant::kListed;
   }
   if (dropout) return Variant::kDropout;
   return is_modified(p.score_mod) || p.softmax_scale == 0 ? Variant::kModified : Variant::kPlain;

@@ -7,16 +7,20 @@
 namespace fa2::sm80 {
 
 enum class Variant : int32_t {
-  kPlain,     // scale only
-  kModified,  // softcap, ALiBi and biases
-  kDropout,   // kModified with dropout
-  kListed,    // with a block mask; softcap, ALiBi and biases too
-  kListedDropout,
+  kPlain,          // scale only
+  kModified,       // softcap, ALiBi and biases
+  kDropout,        // kModified with dropout
+  kListed,         // with a block mask; softcap and ALiBi too
+  kListedDropout,  // kListed with dropout or biases
 };
 
 constexpr bool is_listed(Variant variant) { return variant >= Variant::kListed; }
 constexpr bool has_dropout(Variant variant) {
   return variant == Variant::kDropout || variant == Variant::kListedDropout;
+}
+// At 128, kListed has no register left for them; its twin with dropout has smaller tiles.
+constexpr bool has_biases(Variant variant) {
+  return variant != Variant::kPlain && variant != Variant::kListed;
 }
 
 enum class TileKind : int32_t {

@@ -42,7 +42,7 @@ struct BwdArgs {
   int32_t num_n_blocks;  // and key blocks
   int32_t section;       // (batch, KV head) pairs that are scheduled together
   float grad_scale;      // factor of dQ and dK
-  uint32_t keep_below;   // dropout_keep_threshold << 16
+  uint32_t keep_below;   // dropout_keep_below
   float keep_prob;
   float inv_keep_prob;
 };

@@ -52,7 +52,7 @@ BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
       .num_n_blocks = plan.num_n_blocks,
       .section = plan.section,
       .grad_scale = float(forward.softmax_scale / keep_prob),
-      .keep_below = dropout_keep_threshold(forward.dropout.drop_prob) << 16,
+      .keep_below = dropout_keep_below(forward.dropout.drop_prob),
       .keep_prob = float(keep_prob),
       .inv_keep_prob = float(1 / keep_prob),
   };

@@ -90,6 +90,7 @@ class BwdScores {
   }
 
   CUTE_DEVICE uint32_t keep_bits(int head, int first_query) const {
+    if (kListed && args_.keep_below == kKeepAll) return ~0u;  // biases brought it here
     BwdWorkTile const& work = smem_.work;
     DropoutKey const key{work.rng_seed, work.rng_offset,
                          uint32_t(work.batch * args_.problem.forward.num_heads + head),
@@ -120,8 +121,11 @@ class BwdScores {
       add_alibi<kM, kNumS>(scores, slope, lane_first_key(), first_col,
                            work.seqlen_q - work.seqlen_k);
     }
-    add_biases<typename Config::Element, kM, kNumS, true>(
-        scores, mod, {work.batch, head, work.seqlen_q, work.seqlen_k}, first_col, lane_first_key());
+    if constexpr (has_biases(Config::kVariant)) {
+      add_biases<typename Config::Element, kM, kNumS, true>(
+          scores, mod, {work.batch, head, work.seqlen_q, work.seqlen_k}, first_col,
+          lane_first_key());
+    }
   }
 
   CUTE_DEVICE int lane_first_key() const {

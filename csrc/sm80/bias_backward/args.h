@@ -14,7 +14,7 @@ struct BiasBwdArgs {
   float* row_lse;          // (batch, num_heads, seqlen_q): see RowStats in backward/row_stats.h
   float* row_minus_delta;  // as row_lse
   float* partials;         // (unit, split, entry): sums that are still to be added up
-  uint32_t keep_below;     // dropout_keep_threshold << 16
+  uint32_t keep_below;     // dropout_keep_below
   float keep_prob;
   float inv_keep_prob;
 };

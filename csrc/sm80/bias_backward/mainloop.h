@@ -59,7 +59,7 @@ class BiasBwdMainloop {
     BiasScores<Config> const apply(args_);
     apply.modify(scores, tile);
     apply.mask(scores, tile);
-    if (args_.problem.forward.dropout.drop_prob > 0) apply.drop(grad_probs, tile);
+    if (args_.keep_below != kKeepAll) apply.drop(grad_probs, tile);
     add(scores, grad_probs, tile);
   }
 

@@ -19,7 +19,7 @@ BiasBwdArgs args_of(BiasBwdParams const& p, BiasBwdPlan const& plan, BiasPass co
       .row_lse = at(plan.workspace.row_lse),
       .row_minus_delta = at(plan.workspace.row_minus_delta),
       .partials = at(plan.workspace.partials),
-      .keep_below = dropout_keep_threshold(forward.dropout.drop_prob) << 16,
+      .keep_below = dropout_keep_below(forward.dropout.drop_prob),
       .keep_prob = float(keep_prob),
       .inv_keep_prob = float(1 / keep_prob),
   };

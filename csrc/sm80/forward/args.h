@@ -16,7 +16,7 @@ struct FwdArgs {
   int64_t v_pass_bytes;
   int32_t num_m_blocks;  // of the longest sequence
   int32_t section;       // (batch, head) pairs that are scheduled together
-  uint32_t keep_below;   // dropout_keep_threshold << 16
+  uint32_t keep_below;   // dropout_keep_below
   float inv_keep_prob;
   SequenceRule rule;
   bool selects;  // other launches of the call take other sequences

@@ -23,7 +23,7 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan, FwdPlan::Launch const&
       .v_pass_bytes = p.v.row_stride * StreamV::Copies::kRowsPerPass * kElementBytes,
       .num_m_blocks = launch.num_m_blocks,
       .section = launch.section,
-      .keep_below = dropout_keep_threshold(p.dropout.drop_prob) << 16,
+      .keep_below = dropout_keep_below(p.dropout.drop_prob),
       .inv_keep_prob = float(1 / (1 - p.dropout.drop_prob)),
       .rule = plan.rule,
       .selects = plan.selects(),

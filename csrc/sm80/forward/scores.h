@@ -50,9 +50,11 @@ class FwdScores {
       if (work.alibi_slope != 0.f) {
         add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(), first_col, diagonal);
       }
-      add_biases<typename Config::Element, kM, kNumS, false>(
-          scores, args_.problem.score_mod, {work.batch, work.head, work.seqlen_q, work.seqlen_k},
-          lane_first_row(), first_col);
+      if constexpr (has_biases(Config::kVariant)) {
+        add_biases<typename Config::Element, kM, kNumS, false>(
+            scores, args_.problem.score_mod, {work.batch, work.head, work.seqlen_q, work.seqlen_k},
+            lane_first_row(), first_col);
+      }
     }
   }
 
@@ -76,6 +78,7 @@ class FwdScores {
   }
 
   CUTE_DEVICE void drop(Probs& probs, int n) const {
+    if (kListed && args_.keep_below == kKeepAll) return;  // biases brought it here
     auto const& work = smem_.work;
     DropoutKey const key{work.rng_seed, work.rng_offset,
                          uint32_t(work.batch * args_.problem.num_heads + work.head),
