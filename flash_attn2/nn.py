@@ -8,6 +8,7 @@ after another at the rows that `cu_seqlens`, int32 (batch + 1,), names. `unpad_i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +22,8 @@ from flash_attn2._impl.arguments import (
     require_bool,
     require_tensor,
 )
+from flash_attn2._impl.dtensors import is_dtensor, split_heads
+from flash_attn2._impl.multihead import check_multihead, fill
 from flash_attn2._impl.observe import is_ordinary, ordinary
 from flash_attn2._impl.options import bound_of, make_options, rows_of
 from flash_attn2._impl.problem import MAX_HEAD_DIM
@@ -150,6 +153,38 @@ class Attention(nn.Module):
         self._slopes = slopes
         self._placed_slopes: Tensor | None = None
         self._place_slopes()
+
+    @classmethod
+    def from_multihead(
+        cls,
+        module: nn.MultiheadAttention,
+        *,
+        causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+        deterministic: bool = False,
+    ) -> Attention:
+        """A layer that gives for x what `module(x, x, x)` gives, with copies of its parameters,
+        and its dropout, dtype, device and mode.
+
+        TypeError for another module. ValueError where it has batch_first=False, as this layer takes
+        (batch, seqlen, embed_dim), or kdim, vdim, add_bias_kv or add_zero_attn.
+        """
+        check_multihead(module)
+        weight = module.in_proj_weight
+        layer = cls(
+            module.embed_dim,
+            module.num_heads,
+            bias=module.in_proj_bias is not None,
+            out_bias=module.out_proj.bias is not None,
+            dropout=module.dropout,
+            causal=causal,
+            window_size=window_size,
+            deterministic=deterministic,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        fill(layer, module)
+        return layer
 
     @property
     def alibi_slopes(self) -> Tensor | None:
@@ -335,12 +370,23 @@ class Attention(nn.Module):
         """Queries, keys and values of x, (..., heads, head_dim), rotated if there is a `rotary`."""
         self._check_input(x, packed=cu_seqlens is not None)
         qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        counts = (self.num_heads, self.num_heads_kv, self.num_heads_kv)
+        if qkv.shape[-2] != sum(counts):
+            raise ValueError(
+                f"qkv_proj must give {sum(counts)} heads of {self.head_dim}, got {qkv.shape[-2]}: "
+                "under ColwiseParallel it needs use_local_output=False"
+            )
+        if is_dtensor(qkv):
+            rotary = self.rotary
+            rotate = None if rotary is None else partial(rotary, cu_seqlens=cu_seqlens)
+            q, k, v = split_heads(qkv, counts, rotate)
+            return q, k, v
         if self.rotary is not None:
             qk, v = qkv.split((self.num_heads + self.num_heads_kv, self.num_heads_kv), -2)
             qk = self.rotary(qk, cu_seqlens=cu_seqlens)
             q, k = qk.split((self.num_heads, self.num_heads_kv), -2)
         else:
-            q, k, v = qkv.split((self.num_heads, self.num_heads_kv, self.num_heads_kv), -2)
+            q, k, v = qkv.split(counts, -2)
         return q, k, v
 
     def _check_input(self, x: Tensor, packed: bool) -> None:

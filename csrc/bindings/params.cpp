@@ -121,6 +121,9 @@ FwdParams forward_params(Fields& fields) {
   p.dropout = fields.nested_or_default<"dropout">(dropout);
   p.pages = fields.nested_or_default<"pages">(paged_kv);
   p.num_splits = fields.get_or<"num_splits", int32_t>(0);
+  p.batch_start = fields.get_or<"batch_start", int32_t>(0);
+  p.head_start = fields.get_or<"head_start", int32_t>(0);
+  p.num_heads_total = fields.get_or<"num_heads_total", int32_t>(0);
   return p;
 }
 

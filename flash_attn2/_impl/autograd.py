@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, contiguous_format, get_num_threads, is_autocast_enabled
 from torch.compiler import is_compiling
 
-from flash_attn2._impl import backends, launch, no_gradient
+from flash_attn2._impl import backends, dtensors, launch, no_gradient
 from flash_attn2._impl.block_mask import require_unmapped
+from flash_attn2._impl.dtensors import is_dtensor
 from flash_attn2._impl.forms import BIASES, DENSE, Form, differentiate, run
 from flash_attn2._impl.launch import DirectOptions
 from flash_attn2._impl.observe import (
@@ -42,6 +43,8 @@ def attend(form: Form, p: Problem) -> Result:
 
     The one path of all calls but the direct ones.
     """
+    if type(p.q) is not Tensor and is_dtensor(p.q):
+        return dtensors.attend(form, p, attend)
     if not is_compiling():
         device_type = "cuda" if p.q.is_cuda else "cpu"
         if is_autocast_enabled(device_type) and not form.over_cache:  # there, callers do it
@@ -166,7 +169,8 @@ def save(ctx: Any, inputs: Sequence[Any], result: Sequence[Tensor | None]) -> No
     out, lse, rng_state = result
     if values[names.index("dropout_p")] == 0:
         rng_state = None  # ops return an empty one
-    everything = (None, None, *values[:_QKV], out, lse, rng_state, *values[_QKV:])
+    # Without the last one, a state that was given: it is among the results.
+    everything = (None, None, *values[:_QKV], out, lse, rng_state, *values[_QKV:-1])
     _, _, *tensors = form.backward_signature.pick_tensors(everything)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)

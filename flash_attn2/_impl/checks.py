@@ -22,12 +22,14 @@ from flash_attn2._impl.problem import (
     MAX_SEQLEN,
     NO_BLOCK_MASK,
     NO_SCORE_MOD,
+    NO_SHARD,
     BiasGradient,
     Gradient,
     Problem,
     lse_shape,
     unpacked,
 )
+from flash_attn2._impl.shard_checks import check_shard
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -73,6 +75,8 @@ def check_dense(p: Problem) -> None:
                 block_mask.check_block_mask(p, batch)
             if options.score_mod is not NO_SCORE_MOD:
                 _with_advice(biases.check_biases, p)
+            if p[-3:] != NO_SHARD or options.dropout.rng_state is not None:
+                check_shard(p, batch)
             return
     explain_dense(p)
 
@@ -129,6 +133,7 @@ def _explain_dense(p: Problem) -> None:
     check_per_head(p, batch)
     block_mask.check_block_mask(p, batch)
     biases.check_biases(p)
+    check_shard(p, batch)
 
 
 def check_varlen(p: Problem) -> None:
@@ -169,6 +174,8 @@ def check_varlen(p: Problem) -> None:
                 or per_head_fits(p, batch)
             )
         ):
+            if p[-3:] != NO_SHARD or p.options.dropout.rng_state is not None:
+                check_shard(p, batch)
             return
     explain_varlen(p)
 
@@ -196,6 +203,7 @@ def explain_varlen(p: Problem) -> None:
     _check_used("seqused_q", used_q, batch, q.device)
     _check_used("seqused_k", used_k, batch, q.device)
     check_per_head(p, batch)
+    check_shard(p, batch)
 
 
 def _check_used(name: str, seqused: Tensor | None, batch: int, device: torch.device) -> None:

@@ -58,7 +58,9 @@ def forward(p: Problem, over_cache: bool) -> Result:
     if seqused_q is not None:  # kernels leave the rows past it alone
         out.zero_()
         lse.fill_(-torch.inf)
-    rng_state = draw_rng_state(q.device) if options.dropout.drop_prob > 0 else None
+    (drop_prob, given), rng_state = options.dropout, None
+    if drop_prob > 0:
+        rng_state = draw_rng_state(q.device) if given is None else given.clone()
     if p.append is not None:
         _append_and_attend(p, backend, dtype_name, out, lse)
     elif lse.numel() != 0 and not (
@@ -238,6 +240,7 @@ def draw_rng_state(device: torch.device) -> Tensor:
 
 def readable_problem(p: Problem, backend: Backend, over_cache: bool) -> Problem:
     """With tensors as kernels read them, copied where they are not so; caches stay."""
+    results: list[Any]
     q, k, v, seqs_q, seqs_k, options, pages, num_splits, append, *results = p
     rows: list[Any] = [q] if over_cache else [q, k, v]
     if append is not None:

@@ -44,6 +44,7 @@ def lower(
 ) -> Fields:
     """FwdParams of readable tensors; head_dim is that before any padding."""
     q, k, v, seqs_q, seqs_k, options, pages, num_splits, *_ = p
+    batch_start, head_start, num_heads_total = p[-3:]
     scale, (left, right), score_mod, sink, (drop_prob, _), _, mask = options
     assert k is not None
     assert v is not None
@@ -113,6 +114,9 @@ def lower(
     if rng_state is not None:
         fields["dropout"] = of_dropout = {"drop_prob": drop_prob, "rng_state": rng_state}
         groups.append(of_dropout)
+        if batch_start or head_start or num_heads_total is not None:
+            fields |= {"batch_start": batch_start, "head_start": head_start}
+            fields["num_heads_total"] = num_heads_total or shape[-2]
     if groups:
         with_addresses(*groups)
     if sink is not None:

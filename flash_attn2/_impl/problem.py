@@ -103,6 +103,7 @@ CAUSAL = Window(UNLIMITED, 0)
 NO_BLOCK_MASK = BlockMask()
 NO_SCORE_MOD = ScoreMod()
 NO_DROPOUT = Dropout()
+NO_SHARD = (0, 0, None)  # of the last fields of a Problem
 
 
 class Options(NamedTuple):
@@ -142,6 +143,10 @@ class Problem(NamedTuple):
     append: Append | None = None
     out: Tensor | None = None  # of a forward pass: memory for it, if there is some already
     lse: Tensor | None = None  # for a backward pass, which reads both
+    # Of a shard: where it lies in the whole problem, which dropout is numbered by.
+    batch_start: int = 0
+    head_start: int = 0
+    num_heads_total: int | None = None  # None: these heads are all
 
 
 class Gradient(NamedTuple):

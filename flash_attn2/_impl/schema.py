@@ -177,9 +177,16 @@ _BIASES = {
     "bias": "options.score_mod.bias",
     "relative_bias": "options.score_mod.relative_bias",
 }
-_DENSE_ADDED = _ADDED | _BLOCK_MASK | _BIASES
+_SHARD = {
+    "batch_start": "batch_start",
+    "head_start": "head_start",
+    "num_heads_total": "num_heads_total",
+}
+_DENSE_ADDED = _ADDED | _BLOCK_MASK | _BIASES | _SHARD
+_VARLEN_ADDED = _ADDED | _SHARD
+_GIVEN = {"given_rng_state": "options.dropout.rng_state"}  # of a forward pass: not to be drawn
 _WANTED = {"of_bias": "of_bias", "of_relative_bias": "of_relative_bias"}
-_DEFAULTED = _OPTIONS | _DENSE_ADDED | _WANTED  # at the end of every schema
+_DEFAULTED = _OPTIONS | _DENSE_ADDED | _WANTED | _GIVEN  # at the end of every schema
 _CACHES = {"q": "q", "k_cache": "k", "v_cache": "v"}
 _NEW = {
     "k": "append.new_k",
@@ -217,11 +224,11 @@ def _gradient(
     return Signature(Gradient, _gradient_paths(lengths, added), {"out", "lse", *required})
 
 
-FORWARD = Signature(Problem, _QKV | _OPTIONS | _DENSE_ADDED)
+FORWARD = Signature(Problem, _QKV | _OPTIONS | _DENSE_ADDED | _GIVEN)
 BACKWARD = _gradient({}, _DENSE_ADDED)
 BIAS_BACKWARD = Signature(BiasGradient, _gradient_paths({}, _DENSE_ADDED) | _WANTED, {"out", "lse"})
-VARLEN_FORWARD = Signature(Problem, _QKV | _VARLEN | _OPTIONS | _ADDED, _BOUNDS)
-VARLEN_BACKWARD = _gradient(_VARLEN, _ADDED, _BOUNDS)
+VARLEN_FORWARD = Signature(Problem, _QKV | _VARLEN | _OPTIONS | _VARLEN_ADDED | _GIVEN, _BOUNDS)
+VARLEN_BACKWARD = _gradient(_VARLEN, _VARLEN_ADDED, _BOUNDS)
 KVCACHE_FORWARD = Signature(Problem, _CACHES | _CACHE | _SCORES, _CACHES)
 KVCACHE_APPEND_FORWARD = Signature(
     Problem, _CACHES | _NEW | _CACHE | _SCORES, _CACHES, ("k_cache", "v_cache")

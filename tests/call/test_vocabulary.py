@@ -43,22 +43,24 @@ CACHE = (
     "SymInt seqlen_new, SymInt num_splits"
 )
 ADDED = "Tensor? seqused_q=None"
+SHARD = "SymInt batch_start=0, SymInt head_start=0, SymInt? num_heads_total=None"
+GIVEN = "Tensor? given_rng_state=None"
 DENSE_ADDED = (
     f"{ADDED}, Tensor? block_mask_offsets=None, Tensor? block_mask_cols=None, "
     "Tensor? block_mask_tiles=None, Tensor? block_mask_bits=None, Tensor? bias=None, "
-    "Tensor? relative_bias=None"
+    f"Tensor? relative_bias=None, {SHARD}"
 )
 RESULTS = "(Tensor out, Tensor lse, Tensor rng_state)"
 GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
 # Exported programs hold calls by these: only new arguments may follow at the end, with defaults.
 SCHEMAS = {
-    "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}, {DENSE_ADDED}) -> {RESULTS}",
+    "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}, {DENSE_ADDED}, {GIVEN}) -> {RESULTS}",
     "backward": f"({GRADIENT}, {TRAINING}, {DENSE_ADDED}) -> {GRADIENTS}",
     "bias_backward": f"({GRADIENT}, {TRAINING}, {DENSE_ADDED}, bool of_bias=False, "
     "bool of_relative_bias=False) -> (Tensor grad_bias, Tensor grad_relative_bias)",
-    "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}) "
-    f"-> {RESULTS}",
-    "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}, {ADDED}) -> {GRADIENTS}",
+    "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}, {SHARD}, "
+    f"{GIVEN}) -> {RESULTS}",
+    "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}, {ADDED}, {SHARD}) -> {GRADIENTS}",
     "kvcache_forward": f"(Tensor q, Tensor k_cache, Tensor v_cache, {CACHE}, {SCORES}) "
     "-> (Tensor out, Tensor lse)",
     "kvcache_append_forward": "(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, "
@@ -223,7 +225,7 @@ def test_tensors_of_a_problem() -> None:
     q, cu, slopes, sink = (torch.zeros(1) for _ in range(4))
     options = Options(score_mod=ScoreMod(0.0, slopes), sink=sink)
     p = Problem(q, q, q, SeqLens(cu), SeqLens(cu, None, 3), options)
-    expected: tuple[Tensor | None, ...] = (q, q, q, cu, cu, None, slopes, sink, None)
+    expected: tuple[Tensor | None, ...] = (q, q, q, cu, cu, None, slopes, sink, None, None)
     tensors = forms.VARLEN.signature.tensors(p)
     assert len(tensors) == len(expected)
     assert all(x is y for x, y in zip(tensors, expected, strict=True))

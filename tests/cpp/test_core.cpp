@@ -421,6 +421,17 @@ TEST(dropout_bits_depend_on_every_coordinate) {
   EXPECT_EQ(words.size(), 8u);
 }
 
+TEST(dropout_numbers_heads_of_the_whole_problem) {
+  FwdParams p;
+  p.num_heads = 3;
+  EXPECT_EQ(dropout_batch_head(p, 2, 1), 7u);
+  p.batch_start = 5;
+  EXPECT_EQ(dropout_batch_head(p, 2, 1), 22u);
+  p.head_start = 6;
+  p.num_heads_total = 12;
+  EXPECT_EQ(dropout_batch_head(p, 2, 1), 7u * 12u + 7u);
+}
+
 TEST(dropout_keeps_the_asked_share) {
   EXPECT_EQ(dropout_keep_threshold(0.5f), 32768u);
   EXPECT_EQ(dropout_keep_threshold(0.1f), 65536u - 6554u);

@@ -86,7 +86,8 @@ MASKS = [(9, 13), (1, 13), (9, 1), (3, 9, 13), (2, 1, 9, 13), (2, 3, 9, 13), (2,
 
 @pytest.mark.parametrize("shape", MASKS, ids=str)
 def test_masks(shape: tuple[int, ...]) -> None:
-    check(shapes(2, 3), attn_mask=torch.rand(shape) > 0.4)
+    if shape[-1] > 1 or TORCH >= (2, 5):  # before, queries that see nothing gave NaN
+        check(shapes(2, 3), attn_mask=torch.rand(shape) > 0.4)
     check(shapes(2, 3), attn_mask=torch.randn(shape))
 
 

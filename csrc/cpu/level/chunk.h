@@ -289,7 +289,7 @@ class ChunkQueries {
     tile.col_begin[lane] = larger(cols.begin, keys.begin);
     tile.col_end[lane] = smaller(cols.end, keys.end);
     tile.row[lane] = Uint<Real>(query.row);
-    tile.batch_head[lane] = Uint<Real>(chunk_.batch * params_.num_heads + head_of(query));
+    tile.batch_head[lane] = dropout_batch_head(params_, chunk_.batch, head_of(query));
     tile.diagonal[lane] = diagonal_of(query);
     tile.slope[lane] = slope_of(query);
     for (int i = 0; i < rule_.num_biases; ++i) {

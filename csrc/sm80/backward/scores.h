@@ -92,8 +92,7 @@ class BwdScores {
   CUTE_DEVICE uint32_t keep_bits(int head, int first_query) const {
     if (kListed && args_.keep_below == kKeepAll) return ~0u;  // biases brought it here
     BwdWorkTile const& work = smem_.work;
-    DropoutKey const key{work.rng_seed, work.rng_offset,
-                         uint32_t(work.batch * args_.problem.forward.num_heads + head),
+    DropoutKey const key{work.rng_seed, work.rng_offset, work.rng_batch_head + uint32_t(head),
                          args_.keep_below};
     int const lane = lane_index();
     return transposed_keep_bits<kM, kNumS>(work.col_begin + Warps::key_begin(),

@@ -6,6 +6,7 @@
 #include <cute/config.hpp>
 
 #include "core/block_range.h"
+#include "core/dropout.h"
 #include "core/seq_info.h"
 #include "sm80/backward/args.h"
 
@@ -26,6 +27,7 @@ struct BwdWorkTile {
   int64_t first_row_k;
   int64_t rng_seed;  // with dropout
   int64_t rng_offset;
+  uint32_t rng_batch_head;  // of head 0
 };
 
 // CTAs come in the order of their index, so this is the schedule. Pairs of (batch, KV head) are
@@ -65,6 +67,7 @@ CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t index, int bl
   if (p.dropout.drop_prob > 0) {
     work.rng_seed = p.dropout.rng_state[0];
     work.rng_offset = p.dropout.rng_state[1];
+    work.rng_batch_head = dropout_batch_head(p, work.batch, 0);
   }
   return work;
 }

@@ -80,9 +80,7 @@ class FwdScores {
   CUTE_DEVICE void drop(Probs& probs, int n) const {
     if (kListed && args_.keep_below == kKeepAll) return;  // biases brought it here
     auto const& work = smem_.work;
-    DropoutKey const key{work.rng_seed, work.rng_offset,
-                         uint32_t(work.batch * args_.problem.num_heads + work.head),
-                         args_.keep_below};
+    DropoutKey const key{work.rng_seed, work.rng_offset, work.rng_batch_head, args_.keep_below};
     drop_probs<kM, Config::kDepthO>(probs, lane_first_row(), warp_first_col(n), lane_index(), key);
   }
 

@@ -5,6 +5,7 @@
 #include <cute/config.hpp>
 
 #include "core/block_range.h"
+#include "core/dropout.h"
 #include "core/score_mod.h"
 #include "core/seq_info.h"
 #include "sm80/forward/args.h"
@@ -26,6 +27,7 @@ struct WorkTile {
   float alibi_slope;  // 0 without ALiBi
   int64_t rng_seed;   // with dropout
   int64_t rng_offset;
+  uint32_t rng_batch_head;
 };
 
 // CTAs come in the order of their index, so this is the schedule. Pairs of (batch, head) are taken
@@ -57,6 +59,7 @@ CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t block, int block_m, 
   if (p.dropout.drop_prob > 0) {
     work.rng_seed = p.dropout.rng_state[0];
     work.rng_offset = p.dropout.rng_state[1];
+    work.rng_batch_head = dropout_batch_head(p, work.batch, work.head);
   }
   return work;
 }

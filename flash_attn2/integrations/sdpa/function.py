@@ -70,7 +70,7 @@ def scaled_dot_product_attention(
         # lies further to the right where queries are more.
         options["window_size"] = (-1, q.shape[1] - k.shape[1])
     if attn_mask is not None and q.shape[1] and k.shape[1]:
-        options |= _mask_options(_as_4d(attn_mask, lead, q, k), q, k)
+        options.update(_mask_options(_as_4d(attn_mask, lead, q, k), q, k))
     try:
         out: Any = flash_attn_func(q, k, v, **options)
     except NotImplementedError as error:
@@ -147,9 +147,9 @@ def _as_4d(mask: Tensor, lead: tuple[int, ...], q: Tensor, k: Tensor) -> Tensor:
     """The mask as (batch or 1, num_heads or 1, seqlen_q or 1, seqlen_k or 1)."""
     full = (*lead, q.shape[2], q.shape[1], k.shape[1])
     sizes = (1,) * max(0, 4 - mask.ndim) + tuple(mask.shape)
-    fits = mask.ndim <= max(4, len(full)) and all(
-        size in (1, whole)
-        for size, whole in zip(reversed(sizes), reversed((1, *full)), strict=False)
+    whole = (1, *full)[-len(sizes) :]
+    fits = len(sizes) == len(whole) and all(
+        size in (1, most) for size, most in zip(sizes, whole, strict=True)
     )
     if not fits:
         raise ValueError(
