@@ -49,6 +49,8 @@ from flash_attn2._impl.autograd import attend, attend_directly
 from flash_attn2._impl.block_mask import require_lengths
 from flash_attn2._impl.forms import DENSE, VARLEN, Form
 from flash_attn2._impl.given_out import placed, with_out
+from flash_attn2._impl.jagged import attend as attend_jagged
+from flash_attn2._impl.jagged import is_jagged
 from flash_attn2._impl.option_docs import with_options
 from flash_attn2._impl.options import (
     bound_of,
@@ -93,6 +95,9 @@ def flash_attn_func(
     q is (batch, seqlen_q, num_heads, head_dim), k and v are (batch, seqlen_k, num_heads_kv,
     head_dim) with num_heads a multiple of num_heads_kv. Returns out, shaped as q, or
     (out, lse (batch, num_heads, seqlen_q)), or (out, lse, probs).
+
+    They may be nested tensors of layout torch.jagged with sequences of their own lengths, and out
+    and lse are then nested as q is; without seqused_q, block_mask and biases.
     """
     if unknown:
         refuse_keywords(flash_attn_func, unknown)
@@ -112,6 +117,26 @@ def flash_attn_func(
         done, out = attend_directly(q, k, v, direct_options, deterministic)
         if done:
             return out  # type: ignore[return-value]
+    if type(q) is not Tensor and is_jagged(q):
+        return attend_jagged(  # type: ignore[no-any-return]
+            *(flash_attn_varlen_func, q, k, v),
+            {
+                "seqused_q": seqused_q,
+                "block_mask": block_mask,
+                "bias": bias,
+                "relative_bias": relative_bias,
+            },
+            dropout_p=dropout_p,
+            softmax_scale=softmax_scale,
+            causal=causal,
+            window_size=window_size,
+            softcap=softcap,
+            alibi_slopes=alibi_slopes,
+            deterministic=deterministic,
+            return_attn_probs=return_attn_probs,
+            sink=sink,
+            return_lse=return_lse,
+        )
     require_tensors(("q", "k", "v"), q, k, v)
     options = make_options(
         dropout_p,
