@@ -341,6 +341,8 @@ def _cache_arguments(problem: Problem) -> dict[str, Any]:
             default=1,
         )
         size = (max(1, positions), rotary_dim // 2)
+        if draw.random() < 0.3:
+            dtype = torch.float32
         for i, name in enumerate(("rotary_cos", "rotary_sin")):
             arguments[name] = Spec(name, size, dtype, "angles", seed=problem.seed + 7 + i)
         if use.rotary.startswith("neox"):
