@@ -139,35 +139,31 @@ def _searches(rows: Sequence[Row], groups: int) -> Traffic:
     begin = torch.tensor([row.begin for row in rows], device="cpu")
     end = begin + torch.tensor([len(row.cols) for row in rows], device="cpu")
     cols = torch.tensor([col for row in rows for col in row.cols], device="cpu")
+    touched = torch.zeros(sectors(0, len(cols), INDEX_BYTES), dtype=torch.bool, device="cpu")
     asked = 0
-    touched = [torch.empty(0, dtype=torch.int64, device="cpu")]
     for first in range(0, groups * _GROUP, _GROUP):
         low, high = begin.clone(), end.clone()
-        while bool((low < high).any()):
-            middle = (low + high) // 2
-            asked += _look(middle, low < high, touched)
-            before = (low < high) & (cols[middle.clamp(max=len(cols) - 1)] < first)
-            low, high = torch.where(before, middle + 1, low), torch.where(before, high, middle)
-        going = low < end
-        while bool(going.any()):
-            asked += _look(low, going, touched)
-            going = going & (cols[low.clamp(max=len(cols) - 1)] < first + _GROUP)
-            low = low + 1
-            going = going & (low < end)
-    return Traffic(asked * SECTOR_BYTES, _different(torch.cat(touched)) * SECTOR_BYTES)
+        while len(active := (low < high).nonzero().flatten()):
+            middle = (low[active] + high[active]) // 2
+            asked += _look(active, middle, touched)
+            before = cols[middle] < first
+            low[active[before]] = middle[before] + 1
+            high[active[~before]] = middle[~before]
+        active = (low < end).nonzero().flatten()
+        while len(active):
+            entry = low[active]
+            asked += _look(active, entry, touched)
+            low[active] += 1
+            active = active[(cols[entry] < first + _GROUP) & (entry + 1 < end[active])]
+    return Traffic(asked * SECTOR_BYTES, int(touched.sum()) * SECTOR_BYTES)
 
 
-def _look(entry: Tensor, active: Tensor, touched: list[Tensor]) -> int:
-    """Sectors that warps ask for, whose active lanes look each at an entry."""
+def _look(row: Tensor, entry: Tensor, touched: Tensor) -> int:
+    """Sectors that warps ask for, each of whose lanes has a row and looks at an entry."""
     sector = entry * INDEX_BYTES // SECTOR_BYTES
-    warp = torch.arange(len(entry), device="cpu") // _WARP
-    touched.append(sector[active])
-    return _different(torch.stack((warp, sector), 1)[active])
-
-
-def _different(rows: Tensor) -> int:
-    found: Tensor = torch.unique(rows, dim=0)
-    return found.shape[0]
+    touched[sector] = True
+    by_warp: Tensor = torch.unique(row // _WARP * len(touched) + sector)
+    return by_warp.numel()
 
 
 def read_by_main(
