@@ -1,5 +1,6 @@
 #include "cpu/isa.h"
 
+#include <algorithm>
 #include <atomic>
 
 #include "host/error.h"
@@ -24,17 +25,61 @@ extern LevelKernels const kKernels;
 
 namespace {
 
+#if defined(__x86_64__)
+
+constexpr int kBf16 = static_cast<int>(DType::kBFloat16);
+
+// Up to so many (of a group), reading keys is most of the work, and pairs save converting them.
+constexpr int64_t kFewQueries = 3;
+
+// bf16 by products of pairs for few queries, by products of floats for all others. Which one is a
+// property of the sequence; partial results of the two are alike.
+void run_bf16(FwdParams const& params, ForwardChunk const& chunk, void* workspace) {
+  bool const few = int64_t(chunk.queries.q_seq.length) * params.group() <= kFewQueries;
+  LevelKernels const& level = few ? v4_bf16::kKernels : v4::kKernels;
+  level.forward[kBf16].run(params, chunk, workspace);
+}
+
+size_t workspace_of_bf16(int32_t head_dim, int32_t tiles) {
+  return std::max(v4_bf16::kKernels.forward[kBf16].workspace_bytes(head_dim, tiles),
+                  v4::kKernels.forward[kBf16].workspace_bytes(head_dim, tiles));
+}
+
+LevelKernels const& bf16_for_few() {
+  static LevelKernels const kernels = [] {
+    LevelKernels level{};
+    level.forward[kBf16] = v4::kKernels.forward[kBf16];
+    level.forward[kBf16].run = run_bf16;
+    level.forward[kBf16].workspace_bytes = workspace_of_bf16;
+    level.backward[kBf16] = v4::kKernels.backward[kBf16];
+    level.bias[kBf16] = v4::kKernels.bias[kBf16];
+    return level;
+  }();
+  return kernels;
+}
+
+// vdpbf16ps of 32 products takes two cycles on Intel's processors since Sapphire Rapids, which have
+// tiles for the purpose; in that time they do 64 products of floats. (Seen on Emerald Rapids.)
+// Cooper Lake has no tiles.
+bool is_slow_at_bf16() { return __builtin_cpu_is("intel") && !__builtin_cpu_is("cooperlake"); }
+
+#endif
+
 struct Level {
   char const* name;
-  LevelKernels const* kernels;
+  LevelKernels const& (*kernels)();
 };
 
+template <LevelKernels const& kKernels>
+LevelKernels const& kernels() {
+  return kKernels;
+}
+
 constexpr Level kLevels[] = {
-    {"baseline", &baseline::kKernels},
+    {"baseline", kernels<baseline::kKernels>},
 #if defined(__x86_64__)
-    {"x86-64-v3", &v3::kKernels},
-    {"x86-64-v4", &v4::kKernels},
-    {"x86-64-v4-bf16", &v4_bf16::kKernels},
+    {"x86-64-v3", kernels<v3::kKernels>},           {"x86-64-v4", kernels<v4::kKernels>},
+    {"x86-64-v4-bf16", kernels<v4_bf16::kKernels>}, {"x86-64-v4-bf16-few", bf16_for_few},
 #endif
 };
 
@@ -48,7 +93,7 @@ template <class Kernel>
 Kernel const& highest(Kernel const (LevelKernels::*kernels)[kNumDTypes], DType dtype) {
   int level = static_cast<int>(active_isa());
   auto of_level = [&]() -> Kernel const& {
-    return (kLevels[level].kernels->*kernels)[static_cast<int>(dtype)];
+    return (kLevels[level].kernels().*kernels)[static_cast<int>(dtype)];
   };
   while (of_level().run == nullptr) --level;
   return of_level();
@@ -65,7 +110,9 @@ Isa detect_isa() {
   bool const v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  if (v4 && __builtin_cpu_supports("avx512bf16")) return Isa::kX86V4Bf16;
+  if (v4 && __builtin_cpu_supports("avx512bf16")) {
+    return is_slow_at_bf16() ? Isa::kX86V4Bf16Few : Isa::kX86V4Bf16;
+  }
   if (v4) return Isa::kX86V4;
   if (v3) return Isa::kX86V3;
 #endif

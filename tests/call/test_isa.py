@@ -13,7 +13,7 @@ from cache_cases import CacheCase, check_kvcache
 from cases import EVERYTHING, Case
 from support import Target, check_dense, check_dense_gradients
 
-from flash_attn2 import build_info
+from flash_attn2 import build_info, flash_attn_func
 from flash_attn2._impl import backends
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -65,3 +65,26 @@ def test_level_from_the_environment() -> None:
         check=True,
     )
     assert result.stdout.strip() == "baseline"
+
+
+@pytest.mark.parametrize(("rows", "same"), [(1, "x86-64-v4-bf16"), (4, "x86-64-v4")])
+def test_products_of_pairs_are_for_few_queries(rows: int, same: str) -> None:
+    """On processors that are slow at them."""
+    module = backends.load("cpu").module
+    few = "x86-64-v4-bf16-few"
+    if module.build_info()["isa"] != few:
+        pytest.skip("this processor is fast at products of pairs, or has none")
+    q, k, v = (torch.randn(2, n, 2, 40).bfloat16().requires_grad_() for n in (rows, 500, 500))
+    results = {}
+    try:
+        for level in ("x86-64-v4", "x86-64-v4-bf16", few):
+            module.set_isa(level)
+            out = flash_attn_func(q, k, v)
+            results[level] = [out, *torch.autograd.grad(out.sum(), (q, k, v))]
+    finally:
+        module.set_isa(few)
+    assert torch.equal(results[few][0], results[same][0])
+    assert not torch.equal(results["x86-64-v4"][0], results["x86-64-v4-bf16"][0])
+    if rows > 1:
+        for x, y in zip(results[few], results["x86-64-v4"], strict=True):
+            assert torch.equal(x, y)
