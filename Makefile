@@ -19,7 +19,7 @@ PYTHON_FILES := flash_attn2 tests benchmarks examples tools setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo bench test io-page fuzz sanitize sanitize-short test-torch \
-        test-torch-short test-integrations cuda-check lint format wheel install-check \
+        test-torch-short test-integrations docs cuda-check lint format wheel install-check \
         gpu gpu-setup gpu-test gpu-bench clean
 
 help: ## List the targets
@@ -79,6 +79,9 @@ test-torch-short: build ## Likewise, a selection of a few minutes
 
 test-integrations: build ## Run the tests with other libraries, in an environment of their own
 	$(BIN)/python -m tools.test_integrations
+
+docs: build ## Build the documentation's site into build/docs
+	$(BIN)/python -m tools.docs
 
 cuda-check: setup ## Compile every CUDA kernel and check its machine code (no GPU needed)
 	$(BIN)/python -m tools.cuda_check --jobs $(JOBS)

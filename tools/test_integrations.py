@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> None:
     begin = time.monotonic()
     python = install()
     print(f"[test-integrations] installed: {time.monotonic() - begin:.0f} s", flush=True)
-    wanted = options.pytest or ["-n", "2", ROOT / "tests" / "integrations"]
+    tests = ROOT / "tests"
+    page = f"{tests}/docs/test_pages.py::test_blocks_run[docs/transformers.md]"
+    wanted = options.pytest or ["-n", "2", tests / "integrations", page]
     subprocess.run([python, "-m", "pytest", "-q", *wanted], check=True, cwd=ROOT)
     print(f"[test-integrations] {time.monotonic() - begin:.0f} s", flush=True)
 

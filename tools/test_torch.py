@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
         "not emulated and not cuda",
     ]
     command += [tests / name for name in SHORT_FILES] if options.short else [tests]
-    command += ["--ignore", tests / "tools"]
+    command += ["--ignore", tests / "tools", "--ignore", tests / "docs"]
     subprocess.run(command, check=True, cwd=ROOT)
     print(f"[test-torch] {options.version}: {time.monotonic() - begin:.0f} s", flush=True)
 

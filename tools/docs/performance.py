@@ -1,0 +1,136 @@
+"""Pages of what was measured, from the records in benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from flash_attn2.bench import suites
+from flash_attn2.bench.record import hardware, read_record
+from flash_attn2.bench.report import Report, markdown
+from tools.environments import ROOT
+
+RECORDS = ROOT / "benchmarks" / "results"
+BENCH = (
+    "cpu-amd-epyc-demo",
+    "cpu-amd-epyc-full",
+    "cpu-amd-epyc-fwd-bwd-demo",
+    "cpu-amd-epyc-decode",
+    "cpu-intel-xeon-emerald-rapids-sparse-16k",
+)
+CPU_TABLE = "cpu-amd-epyc-table"
+TRAINING = ("train-gpt-cpu", "train-gpt-cpu-float32")
+# Two commits side by side, for who changes kernels: described with the benchmarks.
+CHANGES = re.compile(r"before-after|redesign")
+
+_MODES = {"sparse": "Block masks", "decode": "Decoding"}
+_INTRODUCTION = """\
+# What was measured
+
+All numbers of these pages are records in `benchmarks/results`, with every sample, and the pages are
+made of them when the site is built. [How it is measured](../benchmarks.md) says who is compared and
+how. Ratios within one run mean more than times. Each page names its machine and releases; a record
+may be of an earlier release than this one.
+
+There is no record of a GPU: the CUDA kernels have not been timed on one yet. What can be known
+without is [what they move](../io.md) and what their machine code shows (the notes under
+*Development*).
+"""
+
+
+def write(directory: Path) -> None:
+    """index.md, and a page for each record."""
+    directory.mkdir(parents=True, exist_ok=True)
+    summaries = []
+    for name in BENCH:
+        record = read_record(RECORDS / f"{name}.json")
+        report = suites.report(record)
+        title = _title(report, record)
+        (directory / f"{name}.md").write_text(bench_page(title, name, report, record))
+        notes = {_plain(note) for note in report.notes()}
+        lines = [line for line in _summary(report, record) if line not in notes]
+        summaries.append("\n\n".join([f"## [{title}]({name}.md)", *lines]))
+    (directory / f"{CPU_TABLE}.md").write_text(cpu_table_page())
+    (directory / "training.md").write_text(training_page())
+    (directory / "index.md").write_text("\n\n".join([_INTRODUCTION, *summaries]) + "\n")
+
+
+def _title(report: Report, record: Mapping[str, Any]) -> str:
+    short = ", short form" if record["options"].get("demo") else ""
+    return _MODES.get(record["options"]["mode"], report.title) + short
+
+
+def bench_page(title: str, name: str, report: Report, record: Mapping[str, Any]) -> str:
+    """Everything that a record of `python -m flash_attn2 bench` holds."""
+    tables = [f"## {table.title}\n\n{markdown(table)}" for table in report.tables()]
+    command = f"    python -m flash_attn2 bench --show benchmarks/results/{name}.json"
+    parts = [f"# {title}", *_summary(report, record), *tables, f"Shown by\n\n{command}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(report: Report, record: Mapping[str, Any]) -> list[str]:
+    complete = "" if record["complete"] else ", a selection of the cases"
+    return [f"{hardware(record)}{complete}.", *map(_plain, report.summary())]
+
+
+def _plain(line: str) -> str:
+    """Of rich's markup, as text for Markdown."""
+    return Text.from_markup(line).plain.replace("*", r"\*").replace("_", r"\_")
+
+
+def cpu_table_page() -> str:
+    """The record of benchmarks/cpu_table.py, by its own command."""
+    script, record = ROOT / "benchmarks" / "cpu_table.py", RECORDS / f"{CPU_TABLE}.json"
+    command: list[str | Path] = [sys.executable, script, "--show", record]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    about = (
+        "Ratios of medians, other over flash_attn2: above 1, flash_attn2 is faster. *must* is what "
+        "the project requires of itself, *aim* what it aims at. `benchmarks/cpu_table.py` measures."
+    )
+    return f"# Beside all of PyTorch\n\n{about}\n\n{shown.stdout}"
+
+
+def training_page() -> str:
+    """The records of examples/train_gpt.py."""
+    parts = [
+        "# Training a GPT",
+        "`python examples/train_gpt.py --compare`: the same weights and batches with three kinds "
+        "of attention, in turns. Speed-up is flash_attn2's tokens per second over the others'.",
+    ]
+    for name in TRAINING:
+        record = json.loads((RECORDS / f"{name}.json").read_text())
+        options = record["options"]
+        about = (
+            f"{hardware(record)}. {options['steps']} steps of {options['tokens']:,} tokens, "
+            f"documents of at most {options['max_document']:,}; {options['layers']} layers of "
+            f"{options['heads']} query and {options['heads_kv']} key heads, width "
+            f"{options['d_model']}."
+        )
+        parts += [f"## {options['dtype']}", about, _training_table(record["results"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _training_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    ours = next(iter(results.values()))
+    lines: list[Sequence[str]] = [
+        ("attention", "last loss", "tokens/s", "speed-up", "peak memory of a step"),
+        ("---", "---:", "---:", "---:", "---:"),
+    ]
+    for name, result in results.items():
+        lines.append(
+            (
+                name,
+                f"{result['loss'][-1]:.4f}",
+                f"{result['tokens_per_second']:,.0f}",
+                f"{ours['tokens_per_second'] / result['tokens_per_second']:.2f}",
+                f"{result['peak_bytes'] / 2**20:.0f} MiB",
+            )
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
