@@ -53,6 +53,10 @@ void check_block_mask(FwdParams const& p) {
   FA2_CHECK(whole, "a block mask is for whole sequences that are not split");
   FA2_CHECK(p.window.left == Window::kUnlimited && p.window.right == Window::kUnlimited,
             "a block mask goes without a window, which it can say itself");
+  int32_t const heads = p.block_mask.heads;
+  FA2_CHECK(heads == 1 || heads == p.num_heads_kv || heads == p.num_heads,
+            "a block mask of {} heads for {} query heads and {} KV heads", heads, p.num_heads,
+            p.num_heads_kv);
 }
 
 void check_bias(char const* name, Bias const& bias, FwdParams const& p) {
@@ -108,6 +112,22 @@ void check_smem(KernelKey const& key, int32_t bytes, DeviceInfo const& device) {
 std::string to_string(KernelKey const& key) {
   return message("{} head_dim<={} {}{}", to_string(key.dtype), key.bucket, name(key.variant),
                  name(key.tile));
+}
+
+ListedSchedule ListedPlan::schedule(void* memory) const {
+  auto* const begin = static_cast<char*>(memory);
+  return {.items = cuts() ? reinterpret_cast<WorkItem*>(begin + items) : nullptr,
+          .units = units,
+          .lists = lists,
+          .capacity = capacity,
+          .copies = copies,
+          .section = section,
+          .order = order};
+}
+
+std::string to_string(ListedPlan const& plan) {
+  if (!plan.cuts()) return "";
+  return message(", up to {} pieces of the lists of {} masks", plan.capacity, plan.units);
 }
 
 AppendPlan plan_append(AppendParams const& params) {

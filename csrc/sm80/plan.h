@@ -11,6 +11,7 @@
 #include "host/device.h"
 #include "sm80/backward/tiles.h"
 #include "sm80/bias_backward/pass.h"
+#include "sm80/forward/pieces.h"
 #include "sm80/sequence_rule.h"
 #include "sm80/split/partials.h"
 #include "sm80/tiles.h"
@@ -28,6 +29,26 @@ struct KernelKey {
 };
 
 std::string to_string(KernelKey const& key);
+
+// How the CTAs of a launch under a block mask come, and what its pieces leave: see
+// sm80/lists/schedule.h. Byte offsets in the workspace.
+struct ListedPlan {
+  int32_t units = 0;
+  int32_t lists = 0;
+  int32_t capacity = 0;
+  int32_t copies = 0;
+  int32_t section = 1;
+  PieceOrder order = PieceOrder::kFirst;
+  int32_t sum_grid = 0;  // CTAs of the kernel that adds up pieces; 0: no list can be cut
+  int64_t items = 0;
+  int64_t slots = 0;
+
+  bool cuts() const { return sum_grid > 0; }
+  ListedSchedule schedule(void* memory) const;
+};
+
+// Empty where no list can be cut.
+std::string to_string(ListedPlan const& plan);
 
 struct FwdPlan {
   // What the splits of a launch leave for the combine kernel: byte offsets in
@@ -52,11 +73,13 @@ struct FwdPlan {
     int32_t combine_queries = 0;  // most of a sequence, and
     int32_t combine_grid = 0;     // CTAs of the kernel that adds up splits; 0: nothing to add up
     Workspace workspace = {};
+    ListedPlan listed = {};  // of a block mask
 
     bool is_split() const {  // through the split kernel
       return key.tile == TileKind::kFewRows || key.tile == TileKind::kManyRows;
     }
     Partials partials(void* memory) const;
+    RowPieces pieces(void* memory) const;
   };
 
   SequenceRule rule;
@@ -95,6 +118,7 @@ struct BwdPlan {
   bool ordered;            // dQ is summed in a fixed order
   int32_t mask_rows_grid;  // CTAs of the kernels that derive lists of a block mask by keys
   int32_t mask_columns_grid;
+  ListedPlan listed;  // of a block mask
   Workspace workspace;
   int64_t workspace_bytes;
 };

@@ -1,7 +1,8 @@
 #include <algorithm>
 
 #include "host/error.h"
-#include "sm80/lists/args.h"
+#include "sm80/lists/column_lists.h"
+#include "sm80/plan_listed.h"
 #include "sm80/plan_parts.h"
 
 namespace fa2::sm80 {
@@ -17,7 +18,20 @@ void take_mask_columns(MaskColumns const& columns, BwdPlan::Workspace& w,
   w.mask_entries = workspace.take(columns.capacity * int64_t(sizeof(ListedQueries)));
 }
 
-void take_workspace(FwdParams const& p, BwdPlan& plan) {
+// Of a block mask: pieces of long lists come first, unless key blocks wait for each other.
+void plan_columns(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device,
+                  WorkspaceLayout& workspace) {
+  MaskColumns const columns = MaskColumns::of(p, plan.tile.block_n);
+  ColumnLists const lists(p, columns, plan.tile.block_n);
+  PieceOrder const order = plan.ordered ? PieceOrder::kBesideTheList : PieceOrder::kFirst;
+  plan.listed = plan_listed(lists, order, int64_t(p.batch) * p.num_heads_kv, plan.section);
+  plan.grid = listed_grid(plan.listed, "key blocks and pieces");
+  // Of a mask for each query head some lists of a key block may be cut, and others not.
+  int64_t const bytes = int64_t(2) * plan.tile.block_n * p.head_dim * int64_t(sizeof(float));
+  take_pieces(plan.listed, lists.masks > 1 ? 2 * bytes : bytes, device, workspace);
+}
+
+void take_workspace(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device) {
   BwdTile const& tile = plan.tile;
   int64_t const tiles_per_head =
       p.seqs_q.cu_seqlens != nullptr
@@ -32,6 +46,7 @@ void take_workspace(FwdParams const& p, BwdPlan& plan) {
   w.semaphores = workspace.take(plan.ordered ? tiles * int64_t(sizeof(int32_t)) : 0);
   w.ticket = workspace.take(plan.ordered ? sizeof(int32_t) : 0);
   take_mask_columns(MaskColumns::of(p, tile.block_n), w, workspace);
+  if (is_listed(plan.key.variant)) plan_columns(p, plan, device, workspace);
   plan.workspace_bytes = workspace.bytes;
 }
 
@@ -58,7 +73,7 @@ BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
       checked_grid("rows of block masks", (mask_rows + kMaskRowsPerCta - 1) / kMaskRowsPerCta);
   plan.mask_columns_grid =
       checked_grid("key blocks of block masks", int64_t(columns.masks) * columns.groups);
-  take_workspace(p, plan);
+  take_workspace(p, plan, device);
   return plan;
 }
 
@@ -66,10 +81,10 @@ std::string to_string(BwdPlan const& plan) {
   BwdTile const& t = plan.tile;
   return message(
       "backward {}: tile {} keys x {} queries, warps {}x{}, {} key blocks, {} query tiles, section "
-      "{}, grid {}, {}, workspace {} bytes",
+      "{}, grid {}, {}{}, workspace {} bytes",
       to_string(plan.key), t.block_n, t.block_m, t.key_warps, t.query_warps, plan.num_n_blocks,
       plan.num_m_blocks, plan.section, plan.grid, plan.ordered ? "ordered" : "unordered",
-      plan.workspace_bytes);
+      to_string(plan.listed), plan.workspace_bytes);
 }
 
 }  // namespace fa2::sm80

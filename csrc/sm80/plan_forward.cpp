@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "host/error.h"
+#include "sm80/plan_listed.h"
 #include "sm80/plan_parts.h"
 
 namespace fa2::sm80 {
@@ -75,8 +76,18 @@ bool may_run(SequenceRule const& rule, TileKind kind, Lengths q, Lengths k) {
   return kind == rule.unsplit || !rule.packed_k;
 }
 
+// Of a block mask: pieces of long lists come first, then tiles.
+void plan_rows(FwdParams const& p, FwdPlan::Launch& launch, DeviceInfo const& device,
+               WorkspaceLayout& memory) {
+  int32_t const block_m = launch.tile.block_m;
+  launch.listed = plan_listed(RowLists(p, block_m), PieceOrder::kFirstDown,
+                              int64_t(p.batch) * p.num_heads, launch.section);
+  launch.grid = listed_grid(launch.listed, "query tiles and pieces");
+  take_pieces(launch.listed, row_piece_bytes(block_m, p.head_dim), device, memory);
+}
+
 FwdPlan::Launch unsplit_launch(FwdParams const& p, KernelKey const& key, FwdTile const& tile,
-                               DeviceInfo const& device) {
+                               DeviceInfo const& device, WorkspaceLayout& memory) {
   FwdPlan::Launch launch{.key = key, .tile = tile};
   launch.num_m_blocks = ceil_div(p.seqs_q.max_seqlen, tile.block_m);
   // The heads of a group share keys and values.
@@ -84,6 +95,7 @@ FwdPlan::Launch unsplit_launch(FwdParams const& p, KernelKey const& key, FwdTile
   int64_t const pairs = int64_t(p.batch) * p.num_heads_kv;
   launch.section = section_size(pairs, kv_bytes, device) * p.group();
   launch.grid = checked_grid("query tiles", int64_t(launch.num_m_blocks) * p.batch * p.num_heads);
+  if (is_listed(key.variant)) plan_rows(p, launch, device, memory);
   return launch;
 }
 
@@ -205,12 +217,19 @@ std::string to_string(FwdPlan::Launch const& launch) {
         to_string(launch.key), t.block_m, t.block_n, t.row_warps, t.key_warps, launch.num_m_blocks,
         launch.num_splits, launch.ctas, launch.grid);
   }
-  return message("{}: tile {}x{}, warps {}x{}, {} query blocks, section {}, grid {}",
+  return message("{}: tile {}x{}, warps {}x{}, {} query blocks, section {}, grid {}{}",
                  to_string(launch.key), t.block_m, t.block_n, t.row_warps, t.column_warps,
-                 launch.num_m_blocks, launch.section, launch.grid);
+                 launch.num_m_blocks, launch.section, launch.grid, to_string(launch.listed));
 }
 
 }  // namespace
+
+RowPieces FwdPlan::Launch::pieces(void* memory) const {
+  char* const begin = static_cast<char*>(memory) + listed.slots;
+  int64_t const rows = int64_t(listed.capacity) * listed.copies * tile.block_m;
+  auto* const states = reinterpret_cast<RowState*>(begin);
+  return {.out = reinterpret_cast<float*>(states + rows), .states = states};
+}
 
 Partials FwdPlan::Launch::partials(void* memory) const {
   char* const begin = static_cast<char*>(memory);
@@ -241,7 +260,9 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   Lengths const q = queries_of(p), k = keys_of(p);
   WorkspaceLayout memory;
   auto const add = [&](FwdPlan::Launch const& launch) { plan.all[plan.num_launches++] = launch; };
-  if (may_run(plan.rule, key.tile, q, k)) add(unsplit_launch(p, key, tiles.unsplit, device));
+  if (may_run(plan.rule, key.tile, q, k)) {
+    add(unsplit_launch(p, key, tiles.unsplit, device, memory));
+  }
   if (may_run(plan.rule, TileKind::kManyRows, q, k)) {
     add(many_rows_launch(p, key, tiles.many, plan.rule, memory));
   }

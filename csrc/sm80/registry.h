@@ -9,6 +9,7 @@
 #include "sm80/append/args.h"
 #include "sm80/backward/args.h"
 #include "sm80/bias_backward/args.h"
+#include "sm80/forward/pieces.h"
 #include "sm80/plan.h"
 #include "sm80/split/partials.h"
 
@@ -28,6 +29,9 @@ struct FwdInstance {
 struct CombineInstance {
   DType dtype;
   Launcher<CombineArgs> launch;  // a CTA for each query of each head
+  // Under a block mask whose lists may be cut, before and after the forward kernel:
+  Launcher<RowPiecesArgs> order_rows;  // a CTA for each unit (lists/pieces.h)
+  Launcher<RowPiecesArgs> sum_rows;    // any number of CTAs
 };
 
 struct AppendInstance {
@@ -52,6 +56,9 @@ struct BwdRowsInstance {
   Launcher<BwdArgs> mask_rows;      // a CTA for kMaskRowsPerCta rows of the masks
   Launcher<BwdArgs> count_columns;  // a CTA for each group of key blocks
   Launcher<BwdArgs> fill_columns;   // the same
+  // And where lists may be cut, before and after the main kernel:
+  Launcher<BwdArgs> order_columns;  // a CTA for each unit (lists/pieces.h)
+  Launcher<BwdArgs> sum_columns;    // any number of CTAs
 };
 
 // The kernel of the gradient of a bias, which takes any head dim.

@@ -451,6 +451,40 @@ TEST(backward_workspace_of_a_block_mask_is_bounded_by_its_entries) {
   EXPECT_EQ(plan_backward({.forward = problem(128)}, kA100).mask_rows_grid, 0);
 }
 
+// Room for pieces of long lists: what entries, and the number of lists, allow. Of float32 results.
+TEST(long_lists_of_a_block_mask_have_room_for_pieces) {
+  FwdParams p = listed_problem(64, 1000, 4096 - 64);
+  EXPECT_EQ(only_launch(p).listed.capacity, 0);  // no list has 128 entries
+  EXPECT_EQ(plan_forward(p, kA100).workspace_bytes, 0);
+  p = listed_problem(64, 1000, 4096);
+  FwdPlan::Launch const launch = only_launch(p);
+  EXPECT_EQ(launch.listed.units, 6);
+  EXPECT_EQ(launch.listed.lists, 8);
+  EXPECT_EQ(launch.listed.copies, 4);
+  EXPECT_EQ(launch.listed.capacity, 1000 / 64);
+  EXPECT_EQ(launch.grid, (6 * 8 + 15) * 4);
+  EXPECT_EQ(plan_forward(p, kA100).workspace_bytes,
+            (48 + 15) * 32 + 32 + 15 * 4 * 128 * (64 + 2) * 4);
+  EXPECT_EQ(to_string(launch.listed), ", up to 15 pieces of the lists of 6 masks");
+  p.block_mask.num_entries = 1 << 20;
+  EXPECT_EQ(only_launch(p).listed.capacity, 6 * 32);
+  p.seqs_q.max_seqlen = 128 * 100;
+  EXPECT_EQ(only_launch(p).listed.capacity, 6 * 50);
+
+  p = listed_problem(64, 8192 - 64, 1000);
+  EXPECT_EQ(plan_backward({.forward = p}, kA100).listed.capacity, 0);
+  p = listed_problem(64, 8192, 1000);
+  for (bool deterministic : {false, true}) {
+    BwdPlan const backward = plan_backward({.forward = p, .deterministic = deterministic}, kA100);
+    EXPECT_EQ(backward.listed.units, 6);
+    EXPECT_EQ(backward.listed.copies, 1);
+    EXPECT_EQ(backward.listed.capacity, 1000 / 64 * 4);  // for each query head of a group
+    EXPECT_EQ(backward.grid, 6 * 8 + 60);
+    EXPECT(backward.listed.order ==
+           (deterministic ? PieceOrder::kBesideTheList : PieceOrder::kFirst));
+  }
+}
+
 // Whatever cu_seqlens hold, the tiles of each sequence lie inside the workspace.
 TEST(backward_tiles_of_packed_sequences_are_in_bounds) {
   for (auto const& cu_seqlens : {std::array<int32_t, 5>{0, 1, 2, 3, 257},

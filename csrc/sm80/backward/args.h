@@ -3,7 +3,7 @@
 #include "core/params.h"
 #include "core/score_mod.h"
 #include "sm80/backward/grad_q.h"
-#include "sm80/lists/args.h"
+#include "sm80/lists/column_lists.h"
 
 namespace fa2::sm80 {
 
@@ -27,6 +27,15 @@ struct BwdWorkspace {
   }
 };
 
+// What the pieces of a block of keys leave under a block mask: dK and dV, not scaled. Behind the
+// slots of pieces are as many for what CTAs leave of all heads whose lists are not cut.
+struct ColumnPieces {
+  float* grads = nullptr;  // (slots, 2, block_n, head_dim)
+  int32_t block_n = 0;
+
+  FA2_HD int64_t size(int32_t head_dim) const { return int64_t(2) * block_n * head_dim; }
+};
+
 // The argument of the backward kernels: the problem, and what the host derives from it once.
 struct BwdArgs {
   BwdParams problem;
@@ -45,6 +54,14 @@ struct BwdArgs {
   uint32_t keep_below;   // dropout_keep_below
   float keep_prob;
   float inv_keep_prob;
+  ListedSchedule listed;  // under a block mask
+  ColumnPieces pieces;
+
+  FA2_HD ColumnLists lists() const { return {problem.forward, workspace.columns, pieces.block_n}; }
+  FA2_HD WorkOrder<ColumnLists> work_order() const {
+    return {lists(), listed.capacity, listed.order};
+  }
+  FA2_HD WorkItem* items() const { return listed.items; }
 };
 
 }  // namespace fa2::sm80

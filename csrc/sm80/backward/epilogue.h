@@ -23,7 +23,33 @@ struct BwdEpilogue {
     store_rows(args, smem.work, args.problem.grad_v, smem.v);
   }
 
+  // Of a piece of a block's lists, for others to add up.
+  CUTE_DEVICE static void store_piece(BwdArgs const& args, int64_t slot, Mainloop& mainloop) {
+    int const head_dim = args.problem.forward.head_dim;
+    float* const grads = args.pieces.grads + slot * args.pieces.size(head_dim);
+    store_sums(mainloop.grad_k, grads, head_dim);
+    store_sums(mainloop.grad_v, grads + kTile.block_n * head_dim, head_dim);
+  }
+
  private:
+  CUTE_DEVICE static void store_sums(typename Mainloop::GradKV const& grad, float* tile,
+                                     int head_dim) {
+    int const lane = lane_index();
+    int const first_row = Config::Warps::key_begin() + lane_row(lane);
+    int const first_col = Config::Warps::query_warp() * Config::kNumKV * 8 + lane_col(lane);
+    auto const sums = row_col_view(grad);
+    CUTE_UNROLL
+    for (int i = 0; i < size<0>(sums); ++i) {
+      float* const to = tile + (first_row + RowCoord<Config::kM>{}(i)) * head_dim + first_col;
+      CUTE_UNROLL
+      for (int j = 0; j < size<1>(sums); j += 2) {
+        int const col = ColCoord<Config::kNumKV>{}(j);
+        if (first_col + col >= head_dim) continue;
+        *reinterpret_cast<float2*>(to + col) = make_float2(sums(i, j), sums(i, j + 1));
+      }
+    }
+  }
+
   // Rounds a gradient and puts it where its keys or values were, so that whole rows can be stored.
   CUTE_DEVICE static void stage(typename Mainloop::GradKV& grad, float factor, Element* tile) {
     CUTE_UNROLL

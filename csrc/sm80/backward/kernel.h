@@ -18,17 +18,27 @@ struct BwdKernel {
 
   CUTE_DEVICE void operator()(BwdArgs const& args, char* smem_bytes) const {
     Smem& smem = *reinterpret_cast<Smem*>(smem_bytes);
-    BwdWorkTile const work =
-        bwd_work_tile(args, schedule_index(args, smem), kTile.block_n, kTile.block_m);
+    int const index = schedule_index(args, smem);
+    BwdWorkTile work;
+    ListedColumn column;
+    if constexpr (Config::kListed) {
+      if (!schedule_listed<kTile.block_n, kTile.block_m>(args, index, work, column)) return;
+    } else {
+      work = bwd_work_tile(args, index, kTile.block_n, kTile.block_m);
+    }
     if (work.col_begin >= work.seqlen_k) return;  // a shorter sequence of a packed batch
     if (threadIdx.x == 0) {
       smem.work = work;
-      if constexpr (Config::kListed) smem.steps[0].start(args, work);
+      if constexpr (Config::kListed) smem.steps[0].start(args, work, column);
     }
     __syncthreads();
 
     BwdMainloop<Config> mainloop(args, smem);
     if (sees_queries(work, smem)) mainloop.run();
+    if constexpr (Config::kListed) {
+      ListedColumn const& own = smem.steps[0].column;
+      if (!own.is_stored()) return BwdEpilogue<Config>::store_piece(args, own.slot, mainloop);
+    }
     BwdEpilogue<Config>::store(args, smem, mainloop);
   }
 

@@ -32,6 +32,11 @@ BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
   };
 }
 
+ColumnPieces column_pieces(BwdParams const& p, BwdPlan const& plan) {
+  char* const grads = static_cast<char*>(p.workspace.data) + plan.listed.slots;
+  return {.grads = reinterpret_cast<float*>(grads), .block_n = plan.tile.block_n};
+}
+
 BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
   constexpr int64_t kElementBytes = 2;  // float16 and bfloat16
   FwdParams const& forward = p.forward;
@@ -55,6 +60,8 @@ BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
       .keep_below = dropout_keep_below(forward.dropout.drop_prob),
       .keep_prob = float(keep_prob),
       .inv_keep_prob = float(1 / keep_prob),
+      .listed = plan.listed.schedule(p.workspace.data),
+      .pieces = column_pieces(p, plan),
   };
 }
 
@@ -80,8 +87,10 @@ void Family::run(BwdParams const& problem, BwdPlan const& plan, Target const& ta
     rows.count_columns(args, plan.mask_columns_grid, stream);
     rows.fill_columns(args, plan.mask_columns_grid, stream);
   }
+  if (plan.listed.cuts()) rows.order_columns(args, plan.listed.units, stream);
   if (plan.rows_grid > 0) rows.row_stats(args, plan.rows_grid, stream);
   if (plan.grid > 0) instance.launch(args, plan.grid, stream);
+  if (plan.listed.cuts()) rows.sum_columns(args, plan.listed.sum_grid, stream);
   if (plan.rows_grid > 0) rows.grad_q(args, plan.rows_grid, stream);
   if (params.grad_sink != nullptr) rows.grad_sink(args, params.forward.num_heads, stream);
 }

@@ -30,25 +30,13 @@ struct BwdWorkTile {
   uint32_t rng_batch_head;  // of head 0
 };
 
-// CTAs come in the order of their index, so this is the schedule. Pairs of (batch, KV head) are
-// taken in sections whose queries fit the L2 cache. Inside a section all first key blocks come
-// first, which are the heaviest ones under a causal mask. In a fixed order of summation they come
-// last: every key block waits for the later ones of its pair, and under a causal mask those have
-// then just passed.
-CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t index, int block_n,
-                                      int block_m) {
+CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t batch, int32_t head_kv,
+                                      int32_t block, int block_n, int block_m) {
   FwdParams const& p = args.problem.forward;
-  int32_t const section = index / (args.section * args.num_n_blocks);
-  int32_t const first_pair = section * args.section;
-  int32_t const pairs = min(args.section, p.batch * p.num_heads_kv - first_pair);
-  int32_t const in_section = index - first_pair * args.num_n_blocks;
-  int32_t const pair = first_pair + in_section % pairs;
-  int32_t const step = in_section / pairs;
-
   BwdWorkTile work;
-  work.batch = pair / p.num_heads_kv;
-  work.head_kv = pair % p.num_heads_kv;
-  work.block = args.workspace.semaphores == nullptr ? step : args.num_n_blocks - 1 - step;
+  work.batch = batch;
+  work.head_kv = head_kv;
+  work.block = block;
   work.list = block_n < BlockMask::kBlock ? work.block * block_n / BlockMask::kBlock : work.block;
   work.col_begin = work.block * block_n;
   SeqInfo const q = seq_info(p.seqs_q, work.batch);
@@ -75,6 +63,20 @@ CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t index, int bl
 // Where the workspace has query tile m of a head.
 CUTE_DEVICE int workspace_tile(BwdArgs const& args, BwdWorkTile const& work, int m, int head) {
   return head * args.workspace.tiles_per_head + work.first_tile + m;
+}
+
+// All first key blocks come first, which are the heaviest ones under a causal mask. In a fixed
+// order of summation they come last: every key block waits for the later ones of its pair, and
+// under a causal mask those have then just passed.
+CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t index, int block_n,
+                                      int block_m) {
+  FwdParams const& p = args.problem.forward;
+  ScheduledStep const at =
+      scheduled_step(index, p.batch * p.num_heads_kv, args.section, args.num_n_blocks);
+  int32_t const block =
+      args.workspace.semaphores == nullptr ? at.step : args.num_n_blocks - 1 - at.step;
+  return bwd_work_tile(args, at.pair / p.num_heads_kv, at.pair % p.num_heads_kv, block, block_n,
+                       block_m);
 }
 
 }  // namespace fa2::sm80

@@ -2,6 +2,7 @@
 
 #include "core/params.h"
 #include "core/score_mod.h"
+#include "sm80/forward/pieces.h"
 #include "sm80/sequence_rule.h"
 
 namespace fa2::sm80 {
@@ -19,7 +20,9 @@ struct FwdArgs {
   uint32_t keep_below;   // dropout_keep_below
   float inv_keep_prob;
   SequenceRule rule;
-  bool selects;  // other launches of the call take other sequences
+  bool selects;           // other launches of the call take other sequences
+  ListedSchedule listed;  // under a block mask
+  RowPieces pieces;
 };
 
 }  // namespace fa2::sm80

@@ -57,6 +57,7 @@ struct FwdConfig {
     float row_exchange[kPairs ? 2 : 0][kTile.block_m];  // row maxima and sums of a pair's halves
     WorkTile work;
     ForwardSteps<kListed ? kTile.block_m : BlockMask::kBlock> steps[kListed ? 1 : 0];
+    ListedTile listed[kListed ? 1 : 0];
   };
 
   CUTE_DEVICE static int query_of(FwdArgs const&, int row) { return row; }

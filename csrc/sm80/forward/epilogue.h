@@ -27,11 +27,35 @@ struct FwdEpilogue {
     store_output(args, smem);
   }
 
+  // Of a piece of a tile, for others to add up.
+  CUTE_DEVICE static void store_piece(FwdArgs const& args, Smem& smem, Mainloop& mainloop) {
+    sum_rows(mainloop);
+    int const lane = lane_index();
+    int const first_row = Warps::row_begin() + lane_row(lane);
+    int const first_col = Warps::column_warp() * Config::kNumO * 8 + lane_col(lane);
+    int const head_dim = args.problem.head_dim;
+    int64_t const slot_row = smem.listed[0].slot * kTile.block_m + first_row;
+    auto const& softmax = mainloop.softmax;
+    auto const o = row_col_view(mainloop.output);
+    CUTE_UNROLL
+    for (int i = 0; i < size(softmax.sum); ++i) {
+      int64_t const row = slot_row + RowCoord<kM>{}(i);
+      if (lane % 4 == 0 && Warps::column_warp() == 0) {
+        args.pieces.states[row] = {softmax.base(i), softmax.sum(i)};
+      }
+      float* const to = args.pieces.out + row * head_dim + first_col;
+      CUTE_UNROLL
+      for (int j = 0; j < size<1>(o); j += 2) {
+        int const col = ColCoord<Config::kNumO>{}(j);
+        if (first_col + col >= head_dim) continue;
+        *reinterpret_cast<float2*>(to + col) = make_float2(o(i, j), o(i, j + 1));
+      }
+    }
+  }
+
  private:
-  // Sums over the lanes and warps of a row; normalises the output; stores lse.
-  CUTE_DEVICE static void finish_rows(FwdArgs const& args, Smem& smem, Mainloop& mainloop) {
-    FwdParams const& p = args.problem;
-    WorkTile const& work = smem.work;
+  // Sums over the lanes and warps of a row.
+  CUTE_DEVICE static void sum_rows(Mainloop& mainloop) {
     auto& softmax = mainloop.softmax;
     CUTE_UNROLL
     for (int i = 0; i < size(softmax.sum); ++i) softmax.sum(i) = quad_sum(softmax.sum(i));
@@ -39,6 +63,14 @@ struct FwdEpilogue {
       __syncthreads();  // the last rescale may still read what the exchange overwrites
       mainloop.exchange_rows(softmax.sum, [](float own, float other) { return own + other; });
     }
+  }
+
+  // Normalises the output; stores lse.
+  CUTE_DEVICE static void finish_rows(FwdArgs const& args, Smem& smem, Mainloop& mainloop) {
+    FwdParams const& p = args.problem;
+    WorkTile const& work = smem.work;
+    auto& softmax = mainloop.softmax;
+    sum_rows(mainloop);
 
     int const lane = lane_index();
     int const first_row = work.row_begin + Warps::row_begin() + lane_row(lane);

@@ -27,6 +27,8 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan, FwdPlan::Launch const&
       .inv_keep_prob = float(1 / (1 - p.dropout.drop_prob)),
       .rule = plan.rule,
       .selects = plan.selects(),
+      .listed = launch.listed.schedule(p.workspace.data),
+      .pieces = launch.pieces(p.workspace.data),
   };
 }
 

@@ -18,12 +18,20 @@ struct FwdKernel {
 
   CUTE_DEVICE void operator()(FwdArgs const& args, char* smem_bytes) const {
     Smem& smem = *reinterpret_cast<Smem*>(smem_bytes);
-    WorkTile const work = work_tile(args, blockIdx.x, kTile.block_m, kTile.block_n);
+    WorkTile work;
+    ListedTile listed;
+    if constexpr (Config::kListed) {
+      if (!schedule_listed<kTile.block_m, kTile.block_n>(args, blockIdx.x, work, listed)) return;
+    } else {
+      work = work_tile(args, blockIdx.x, kTile.block_m, kTile.block_n);
+    }
     if (work.row_begin >= work.seqlen_q) return;  // shorter than the longest, or another launch's
     if (threadIdx.x == 0) smem.work = work;
     if constexpr (Config::kListed) {
+      if (threadIdx.x == 0) smem.listed[0] = listed;
       if (threadIdx.x < 32) {
-        start_steps<kTile.block_m, kTile.block_n>(args, work, smem.steps[0], smem.work.tiles);
+        start_steps<kTile.block_m, kTile.block_n>(args, work, listed, smem.steps[0],
+                                                  smem.work.tiles);
       }
     }
     __syncthreads();
@@ -38,6 +46,9 @@ struct FwdKernel {
       } else {
         mainloop.run(false_type{});
       }
+    }
+    if constexpr (Config::kListed) {
+      if (smem.listed[0].is_piece()) return FwdEpilogue<Config>::store_piece(args, smem, mainloop);
     }
     FwdEpilogue<Config>::store(args, smem, mainloop);
   }

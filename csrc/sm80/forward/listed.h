@@ -4,6 +4,7 @@
 // as without one.
 
 #include "sm80/forward/work_tile.h"
+#include "sm80/lists/cut.h"
 #include "sm80/lists/step_queue.h"
 
 namespace fa2::sm80 {
@@ -20,11 +21,34 @@ struct RowEntries {
   }
 };
 
+// What of a tile's lists a CTA goes through.
+struct ListedTile {
+  int32_t piece;
+  int32_t pieces;
+  int64_t slot;  // where the results of a piece go; negative: all of the tile is here
+
+  CUTE_DEVICE bool is_piece() const { return slot >= 0; }
+};
+
+// Sets what the CTA of an index computes; false: nothing.
+template <int kBlockM, int kBlockN>
+CUTE_DEVICE bool schedule_listed(FwdArgs const& args, int32_t index, WorkTile& work,
+                                 ListedTile& listed) {
+  ScheduledItem const at = scheduled_item(args.listed, index);
+  WorkItem const& item = at.item;
+  if (!item.exists()) return false;
+  ListedPair const pair = listed_pair(args.problem, item.unit, at.copy);
+  work = work_tile(args, pair.batch, pair.head, item.list, kBlockM, kBlockN);
+  listed = {item.piece, item.pieces,
+            item.is_piece() ? args.listed.slot(at.copy, item.slot) : int64_t(-1)};
+  return true;
+}
+
 // By one warp: finds the first steps of a CTA, and says in `tiles` where they begin. A tile from
 // tiles.full_end on needs a mask whatever its list says of it: keys end there, or scores are
 // modified, which only masked steps do.
 template <int kBlockM, int kBlockN>
-CUTE_DEVICE void start_steps(FwdArgs const& args, WorkTile const& work,
+CUTE_DEVICE void start_steps(FwdArgs const& args, WorkTile const& work, ListedTile const& listed,
                              ForwardSteps<kBlockM>& steps, BlockRange& tiles) {
   FwdParams const& p = args.problem;
   constexpr int kLists = ForwardSteps<kBlockM>::kLists;
@@ -37,6 +61,7 @@ CUTE_DEVICE void start_steps(FwdArgs const& args, WorkTile const& work,
     if (first_row + i >= mask_blocks(work.seqlen_q)) continue;
     rest[i] = listed_entries(p, work.batch, head, first_row + i);
   }
+  if (listed.is_piece()) cut(rest, p.block_mask.cols, listed.piece, listed.pieces);
   steps.start(rest, mask_blocks(work.seqlen_k));
   steps.fill(RowEntries{p.block_mask});
   if (threadIdx.x % 32 == 0) {

@@ -3,6 +3,24 @@
 #include "sm80/registry.h"
 
 namespace fa2::sm80 {
+namespace {
+
+// Under a block mask some of whose lists may be cut.
+void run_cut(FwdParams const& params, FwdPlan const& plan, FwdPlan::Launch const& launch,
+             cudaStream_t stream) {
+  void* const memory = params.workspace.data;
+  CombineInstance const& kernels = find_combine(launch.key.dtype);
+  RowPiecesArgs const args{.problem = params,
+                           .listed = launch.listed.schedule(memory),
+                           .pieces = launch.pieces(memory),
+                           .block_m = launch.tile.block_m,
+                           .inv_keep_prob = float(1 / (1 - params.dropout.drop_prob))};
+  kernels.order_rows(args, launch.listed.units, stream);
+  find_forward(launch.key).launch(params, plan, launch, stream);
+  kernels.sum_rows(args, launch.listed.sum_grid, stream);
+}
+
+}  // namespace
 
 FwdPlan Family::plan(FwdParams const& params, Target const& target) {
   FwdPlan const plan = plan_forward(params, target.device);
@@ -16,6 +34,10 @@ void Family::run(FwdParams const& problem, FwdPlan const& plan, Target const& ta
   FwdParams const params = runnable(problem);
   check_workspace(params.workspace, plan.workspace_bytes);
   for (FwdPlan::Launch const& launch : plan.launches()) {
+    if (launch.listed.cuts()) {
+      run_cut(params, plan, launch, target.stream);
+      continue;
+    }
     find_forward(launch.key).launch(params, plan, launch, target.stream);
     if (launch.combine_grid == 0) continue;
     CombineArgs const args{params, plan.schedule(launch), launch.partials(params.workspace.data),

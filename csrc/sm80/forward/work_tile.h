@@ -9,6 +9,7 @@
 #include "core/score_mod.h"
 #include "core/seq_info.h"
 #include "sm80/forward/args.h"
+#include "sm80/schedule.h"
 
 namespace fa2::sm80 {
 
@@ -30,21 +31,13 @@ struct WorkTile {
   uint32_t rng_batch_head;
 };
 
-// CTAs come in the order of their index, so this is the schedule. Pairs of (batch, head) are taken
-// in sections whose keys and values fit the L2 cache; inside a section all last query blocks come
-// first, which are the heaviest ones under a causal mask, so that no long one is left for the end.
-CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t block, int block_m, int block_n) {
+CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t batch, int32_t head, int32_t tile,
+                               int block_m, int block_n) {
   FwdParams const& p = args.problem;
-  int32_t const section = block / (args.section * args.num_m_blocks);
-  int32_t const first_pair = section * args.section;
-  int32_t const pairs = min(args.section, p.batch * p.num_heads - first_pair);
-  int32_t const in_section = block - first_pair * args.num_m_blocks;
-  int32_t const pair = first_pair + in_section % pairs;
-
   WorkTile work;
-  work.batch = pair / p.num_heads;
-  work.head = pair % p.num_heads;
-  work.row_begin = (args.num_m_blocks - 1 - in_section / pairs) * block_m;
+  work.batch = batch;
+  work.head = head;
+  work.row_begin = tile * block_m;
   SeqInfo const q = seq_info(p.seqs_q, work.batch);
   SeqInfo const k = seq_info(p.seqs_k, work.batch);
   bool const others = args.selects && kernel_of(args.rule, q.length, k.length) != args.rule.unsplit;
@@ -62,6 +55,16 @@ CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t block, int block_m, 
     work.rng_batch_head = dropout_batch_head(p, work.batch, work.head);
   }
   return work;
+}
+
+// All last query blocks come first, which are the heaviest ones under a causal mask, so that no
+// long one is left for the end.
+CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t index, int block_m, int block_n) {
+  FwdParams const& p = args.problem;
+  ScheduledStep const at =
+      scheduled_step(index, p.batch * p.num_heads, args.section, args.num_m_blocks);
+  return work_tile(args, at.pair / p.num_heads, at.pair % p.num_heads,
+                   args.num_m_blocks - 1 - at.step, block_m, block_n);
 }
 
 }  // namespace fa2::sm80

@@ -10,6 +10,7 @@
 #include <cute/config.hpp>
 
 #include "sm80/backward/args.h"
+#include "sm80/lists/sums.h"
 #include "tile/intrinsics.h"
 
 namespace fa2::sm80 {
@@ -60,8 +61,8 @@ struct MaskColumnsKernel {
 
   struct Smem {
     int64_t place[kGroup];  // of the next entry of each column, at the bit of its first block
-    int32_t found[kWarps][kGroup];        // by each warp in its rows of a batch
-    int64_t before[kWarps], all[kWarps];  // entries of groups before this one, and of all groups
+    int32_t found[kWarps][kGroup];  // by each warp in its rows of a batch
+    PairOfSums warp_sums[kWarps];
   };
   static constexpr int kSmemBytes = sizeof(Smem);
 
@@ -206,29 +207,17 @@ struct MaskColumnsKernel {
   // that there are more than there is room for.
   CUTE_DEVICE static bool place_lists(MaskColumns const& columns, int32_t mask, int32_t group,
                                       Smem& smem) {
-    int const thread = threadIdx.x, warp = thread / 32;
+    int const thread = threadIdx.x;
     int64_t const own = int64_t(mask) * columns.groups + group;
-    int64_t before = 0, all = 0;
+    PairOfSums entries{0, 0};  // of groups before this one, and of all
     for (int64_t i = thread; i < int64_t(columns.masks) * columns.groups; i += kThreads) {
       int64_t const sum = columns.sums[i];
-      all += sum;
-      if (i < own) before += sum;
+      entries.second += sum;
+      if (i < own) entries.first += sum;
     }
-    for (int distance = 16; distance > 0; distance /= 2) {
-      before += __shfl_xor_sync(0xffffffffu, before, distance);
-      all += __shfl_xor_sync(0xffffffffu, all, distance);
-    }
-    if (thread % 32 == 0) {
-      smem.before[warp] = before;
-      smem.all[warp] = all;
-    }
-    __syncthreads();
-    int64_t place = 0, total = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      place += smem.before[w];
-      total += smem.all[w];
-    }
-    bool const fits = total <= columns.capacity;
+    entries = cta_sums<kThreads>(entries, smem.warp_sums);
+    int64_t place = entries.first;
+    bool const fits = entries.second <= columns.capacity;
     if (is_column(columns, group, thread)) {
       int64_t const own_column = column(columns, mask, group, thread);
       for (int64_t i = column(columns, mask, group, 0); i < own_column; ++i) {
