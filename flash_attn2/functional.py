@@ -8,8 +8,7 @@ exactly, tile by tile (FlashAttention-2, Dao 2023), in memory linear in the sequ
 What their options mean and what their defaults are stands in the docstring of each
 (`help(flash_attn_func)`).
 
-Both biases are of dense tensors and go with everything else, each other included. On the CPU only,
-for now: NotImplementedError on CUDA.
+Both biases are of dense tensors and go with everything else, each other included.
 
 A query that sees no key, or only scores of -inf, gives output 0 and lse -inf (the sink, where there
 is one).

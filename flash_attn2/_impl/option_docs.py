@@ -88,13 +88,12 @@ _TEXTS = {
         "added to the scores: of q's dtype or float32, and any shape of 1 to 4 dimensions "
         "that broadcasts to (batch, num_heads, seqlen_q, seqlen_k), with any strides. It is "
         "read where it lies, never copied or expanded. -inf hides a key; +inf and NaN give "
-        "NaN. On the CPU only, for now; None: none"
+        "NaN; None: none"
     ),
     "relative_bias": (
         "added likewise, by the distance of key and query: float32 (num_heads or 1, seqlen_q "
         "+ seqlen_k - 1), of which entry j - i + seqlen_q - 1 is added to the score of query "
-        "i and key j (T5, KERPLE); float64 is taken with q in float64. On the CPU only, for "
-        "now; None: none"
+        "i and key j (T5, KERPLE); float64 is taken with q in float64; None: none"
     ),
 }
 
