@@ -1,7 +1,7 @@
 """Builds the native modules with CMake and ninja; everything else stands in pyproject.toml.
 
 Environment variables that reach CMake as options of the same name: see ``CMAKE_OPTIONS`` and the
-README's table.
+table in docs/reference/environment.md.
 """
 
 import os

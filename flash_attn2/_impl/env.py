@@ -5,7 +5,7 @@
 | `FLASH_ATTN2_BACKEND` | `auto`, `cpu`, `sm80-emulated` | What computes CPU tensors: the native CPU family (`auto`, `cpu`), or the sm80 CUDA kernels under the emulator, which only a development build has. CUDA tensors always take the CUDA kernels. |
 | `FLASH_ATTN2_CPU_ISA` | `auto` or a level that `build_info()["cpu"]` lists | Instruction set of the CPU family; `auto` is the best that the processor has. |
 
-Variables of the build are described in the README.
+Those of the build stand in docs/reference/environment.md.
 """  # noqa: E501
 
 from __future__ import annotations
