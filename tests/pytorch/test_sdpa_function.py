@@ -124,12 +124,12 @@ def test_without_values() -> None:
 def test_masks_on_each_backend(target: Target) -> None:
     q, k, v = (target.tensor(1, 2, 70, 16) for _ in range(3))
     mask = torch.rand(70, 70, device=target.device) > 0.4
-    actual = scaled_dot_product_attention(q, k, v, mask)
-    expected = functional.scaled_dot_product_attention(*(x.float() for x in (q, k, v)), mask)
-    torch.testing.assert_close(actual.float(), expected, rtol=2e-2, atol=2e-2)
-    if target.backend != "cpu":
-        with pytest.raises(NotImplementedError, match="attn_mask is a bias here"):
-            scaled_dot_product_attention(q, k, v, mask.to(q.dtype))
+    for given in (mask, target.tensor(70, 70)):
+        actual = scaled_dot_product_attention(q, k, v, given)
+        tensors = (x.float() for x in (q, k, v))
+        added = given if given.dtype == torch.bool else given.float()
+        expected = functional.scaled_dot_product_attention(*tensors, added)
+        torch.testing.assert_close(actual.float(), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_dropout() -> None:

@@ -53,6 +53,36 @@ def test_parts_are_those_of_the_whole(target: Target, dim: int) -> None:
         assert torch.equal(grad, of(expected, cut))
 
 
+@targets(ONE_DTYPE)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_gradients_of_biases(target: Target, dim: int) -> None:
+    """An entry for each score: by batch, and by heads."""
+    q, k, v, grad_out = (target.tensor(BATCH, ROWS, HEADS, 16) for _ in range(4))
+    bias = target.tensor(BATCH, HEADS, ROWS, ROWS)
+    part = slice(1, 3)
+    place = {"batch_start": 1} if dim == 0 else {"head_start": 1, "num_heads_total": HEADS}
+    state = drawn_rng_state(target.device)
+
+    def gradient(tensors: list[Tensor], grad_out: Tensor, bias: Tensor, **place: Any) -> Tensor:
+        results = forward(tensors, given_rng_state=state, bias=bias, **place)
+        return torch.ops.flash_attn2.bias_backward(  # type: ignore[no-any-return]
+            *(grad_out, None, *tensors, *results),
+            dropout_p=DROPOUT_P,
+            bias=bias,
+            of_bias=True,
+            **place,
+        )[0]
+
+    def of(x: Tensor) -> Tensor:
+        return (x[part] if dim == 0 else x[:, :, part]).contiguous()
+
+    whole = gradient([q, k, v], grad_out, bias)
+    cut = (bias[part] if dim == 0 else bias[:, part]).contiguous()
+    found = gradient([of(q), of(k), of(v)], of(grad_out), cut, **place)
+    assert torch.equal(found, whole[part] if dim == 0 else whole[:, part])
+    assert not torch.equal(gradient([of(q), of(k), of(v)], of(grad_out), cut), found)
+
+
 def test_packed_heads() -> None:
     q, k = torch.randn(ROWS, HEADS, 16), torch.randn(ROWS, HEADS_KV, 16)
     cu = cumulative(10, 0, 30)

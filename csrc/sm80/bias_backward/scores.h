@@ -3,6 +3,7 @@
 // What happens to a tile of scores before the softmax, and to its gradients: softcap, ALiBi and
 // biases, masks, dropout.
 
+#include "core/dropout.h"
 #include "sm80/bias_backward/config.h"
 #include "tile/biases.h"
 #include "tile/scores.h"
@@ -53,7 +54,7 @@ class BiasScores {
   CUTE_DEVICE void drop(Scores& grad_probs, BiasWorkTile const& tile) const {
     FwdParams const& p = args_.problem.forward;
     DropoutKey const key{p.dropout.rng_state[0], p.dropout.rng_state[1],
-                         uint32_t(tile.batch * p.num_heads + tile.head), args_.keep_below};
+                         dropout_batch_head(p, tile.batch, tile.head), args_.keep_below};
     drop_scores<kM, kN>(grad_probs, first_row(tile), tile.col_begin, lane_index(), key);
   }
 

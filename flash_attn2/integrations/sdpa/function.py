@@ -38,7 +38,7 @@ def scaled_dot_product_attention(
                    a key. It is read in every call, to list blocks (`BlockMask.from_dense` and
                    `flash_attn_func` do so once for many calls); where values are not known, as
                    while torch.compile traces, it is added to the scores. float32 or of query's
-                   dtype: added to the scores, with a gradient, on the CPU only
+                   dtype: added to the scores, with a gradient
         dropout_p  applied whenever above 0, as in PyTorch's function
         is_causal  query i sees keys 0 to i (aligned to the top left); not beside attn_mask
         scale      on the scores, 0 or from 2^-100 to 2^100; None: 1 / sqrt(head_dim)
@@ -46,7 +46,7 @@ def scaled_dot_product_attention(
 
     Returns (..., num_heads, seqlen_q, head_dim_v), a transposed view of what lies in memory with
     heads after rows. A query that sees no key gives 0. Differentiable in query, key, value and a
-    mask of floats. Raises TypeError, ValueError or NotImplementedError, which name the argument.
+    mask of floats. Raises TypeError and ValueError, which name the argument.
     """
     require_tensors(("query", "key", "value", "?attn_mask"), query, key, value, attn_mask)
     require_bool("is_causal", is_causal)
@@ -71,12 +71,7 @@ def scaled_dot_product_attention(
         options["window_size"] = (-1, q.shape[1] - k.shape[1])
     if attn_mask is not None and q.shape[1] and k.shape[1]:
         options.update(_mask_options(_as_4d(attn_mask, lead, q, k), q, k))
-    try:
-        out: Any = flash_attn_func(q, k, v, **options)
-    except NotImplementedError as error:
-        if "bias" in options:
-            raise NotImplementedError(f"attn_mask is a bias here: {error}") from error
-        raise
+    out: Any = flash_attn_func(q, k, v, **options)
     out = out[..., :head_dim_v].transpose(1, 2)
     return out.reshape((*lead, *out.shape[1:])[-query.ndim :])  # type: ignore[no-any-return]
 
