@@ -46,6 +46,7 @@ from flash_attn2._impl.arguments import (
 )
 from flash_attn2._impl.autograd import attend, attend_directly
 from flash_attn2._impl.block_mask import require_lengths
+from flash_attn2._impl.dtensors import is_dtensor
 from flash_attn2._impl.forms import DENSE, VARLEN, Form
 from flash_attn2._impl.given_out import placed, with_out
 from flash_attn2._impl.jagged import attend as attend_jagged
@@ -423,6 +424,11 @@ def _varlen_with_more(
 def _with_more(form: Form, p: Problem, return_lse: bool, return_attn_probs: bool) -> Attention:
     """out and what else is asked for."""
     _require_flags(return_lse, return_attn_probs)
+    if return_attn_probs and p.options.dropout.drop_prob > 0 and is_dtensor(p.q):
+        raise NotImplementedError(
+            "return_attn_probs must be False with dropout and DTensors, whose devices have no "
+            "matrix of the whole: call it on local tensors, x.to_local()"
+        )
     out, lse, rng_state = attend(form, p)
     if not return_attn_probs or p.options.dropout.drop_prob == 0:
         return _without_probs(out, lse, return_lse, return_attn_probs)

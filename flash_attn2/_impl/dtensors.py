@@ -43,11 +43,14 @@ class _Cuts(NamedTuple):
         from torch.distributed.tensor import Replicate, Shard
 
         batch_dim, heads_dim = dims
-        where = {_BATCH: batch_dim, _HEADS: heads_dim}
-        return [
-            Replicate() if cut is None else others if (dim := where[cut]) is None else Shard(dim)
-            for cut in self.cuts
-        ]
+        found: list[Any] = []
+        for cut in self.cuts:
+            dim = batch_dim if cut == _BATCH else heads_dim
+            if cut is None:
+                found.append(Replicate())
+            else:
+                found.append(others if dim is None else Shard(dim))
+        return found
 
     def start(self, cut: str, size: int) -> int:
         """Of this device's share of so many sequences or heads."""

@@ -196,6 +196,19 @@ def two_dimensions() -> None:
     )
 
 
+def compiled() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return flash_attn_func(q * 2, k, v, causal=True)
+
+    leaves = [distribute_tensor(x, mesh, [Shard(2)]).requires_grad_() for x in qkv(4, 4).values()]
+    outs = torch.compile(attend, backend="aot_eager", fullgraph=True)(*leaves), attend(*leaves)
+    assert torch.equal(*(x.full_tensor() for x in outs))
+    for grads in zip(*(torch.autograd.grad(x.sum(), leaves) for x in outs), strict=True):
+        assert torch.equal(*(x.full_tensor() for x in grads))
+
+
 def errors() -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     q, k, v = (distribute_tensor(x, mesh, [Shard(0)]) for x in qkv(4, 4).values())
@@ -207,6 +220,8 @@ def errors() -> None:
     other = init_device_mesh("cpu", (dist.get_world_size(), 1))
     with pytest.raises(ValueError, match="k must be a DTensor on the mesh of q"):
         flash_attn_func(q, distribute_tensor(qkv(4, 4)["k"], other, [Shard(0), Replicate()]), v)
+    with pytest.raises(NotImplementedError, match="return_attn_probs must be False"):
+        flash_attn_func(q, k, v, 0.5, return_attn_probs=True)
     with pytest.raises(NotImplementedError, match="over a KV cache takes no DTensors"):
         flash_attn_with_kvcache(q, k, v)
 
@@ -280,7 +295,7 @@ def one_generator() -> Iterator[None]:
 
 
 def on_two() -> None:
-    for part in (dense, options, packed, errors, layers):
+    for part in (dense, options, packed, errors, layers, compiled):
         part()
 
 
