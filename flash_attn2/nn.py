@@ -323,14 +323,19 @@ class Attention(nn.Module):
         heads = (self.num_heads, self.num_heads_kv, self.num_heads_kv)
         q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(heads, -2)
         options = self._options(x.device)
-        for name, value in zip(Step._fields, step, strict=True):  # torch 2.4 traces no _asdict
-            options[name] = value
         if self.rotary is not None:
             positions = step.block_table.shape[1] * cache[0].shape[1]
             cos, sin = self.rotary.tables(positions, torch.float32, x.device)
             options["rotary_cos"], options["rotary_sin"] = cos, sin
             options["rotary_interleaved"] = self.rotary.interleaved
-        out: Any = flash_attn_with_kvcache(q, *cache, k, v, **options)
+        out: Any = flash_attn_with_kvcache(
+            *(q, *cache, k, v),
+            cache_seqlens=step.cache_seqlens,  # not step._asdict(), which torch 2.4 does not trace
+            block_table=step.block_table,
+            cu_seqlens_q=step.cu_seqlens_q,
+            max_seqlen_q=step.max_seqlen_q,
+            **options,
+        )
         return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
 
     def _check_step(self, cache: Any, step: Any, others: dict[str, Any]) -> None:
