@@ -74,16 +74,19 @@ def test_products_of_pairs_are_for_few_queries(rows: int, same: str) -> None:
     few = "x86-64-v4-bf16-few"
     if module.build_info()["isa"] != few:
         pytest.skip("this processor is fast at products of pairs, or has none")
-    q, k, v = (torch.randn(2, n, 2, 40).bfloat16().requires_grad_() for n in (rows, 500, 500))
+    q, k, v = (torch.randn(2, n, 8, 40).bfloat16() for n in (rows, 500, 500))
+    q[..., 0], k[..., 0] = 2.0**127, 2.0**-128  # subnormal, which counts as zero in pairs
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
     results = {}
     try:
         for level in ("x86-64-v4", "x86-64-v4-bf16", few):
             module.set_isa(level)
-            out = flash_attn_func(q, k, v)
-            results[level] = [out, *torch.autograd.grad(out.sum(), (q, k, v))]
+            out, lse = flash_attn_func(q, k, v, return_lse=True)
+            results[level] = [lse, out, *torch.autograd.grad(out.sum(), (q, k, v))]
     finally:
         module.set_isa(few)
     assert torch.equal(results[few][0], results[same][0])
+    assert torch.equal(results[few][1], results[same][1])
     assert not torch.equal(results["x86-64-v4"][0], results["x86-64-v4-bf16"][0])
     if rows > 1:
         for x, y in zip(results[few], results["x86-64-v4"], strict=True):
