@@ -70,6 +70,23 @@ TEST(variant_follows_from_what_the_problem_asks) {
   EXPECT(only_launch(p).key.variant == Variant::kDropout);
 }
 
+TEST(biases_are_never_split) {
+  float entries[1] = {};
+  FwdParams p = problem(64, 1, 10000);
+  p.score_mod.softcap = 30.f;
+  EXPECT(only_launch(p).is_split());
+  for (bool relative : {false, true}) {
+    p.score_mod = {};
+    (relative ? p.score_mod.relative_bias : p.score_mod.bias).data = entries;
+    EXPECT(only_launch(p).key.variant == Variant::kModified);
+    EXPECT(!only_launch(p).is_split());
+    p.num_splits = 2;
+    EXPECT(error_of(p).find("bias is for dense queries and keys that are not split") !=
+           std::string::npos);
+    p.num_splits = 0;
+  }
+}
+
 // With a block mask of three sequences and two heads.
 FwdParams listed_problem(int head_dim, int seqlen_q = 1000, int seqlen_k = 1000) {
   static int64_t const offsets[1] = {};
@@ -108,6 +125,14 @@ TEST(block_masks_have_kernels_whose_tiles_are_made_of_blocks) {
       }
     }
   }
+}
+
+TEST(biases_under_a_block_mask_are_for_the_kernels_with_dropout) {
+  float entries[1] = {};
+  FwdParams p = listed_problem(64);
+  p.score_mod.bias.data = entries;
+  EXPECT(only_launch(p).key.variant == Variant::kListedDropout);
+  EXPECT(plan_backward({.forward = p}, kA100).key.variant == Variant::kListedDropout);
 }
 
 TEST(block_masks_are_checked) {

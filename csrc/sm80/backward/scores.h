@@ -26,13 +26,17 @@ class BwdScores {
 
   // Softcap with its derivative, ALiBi and biases.
   CUTE_DEVICE void modify(Scores& scores, Slopes& slopes, int head, int first_query) const {
-    if (kListed && !args_.is_modified) return;
+    if constexpr (kListed) {
+      if (!modifies()) return;
+    }
     if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales, slopes);
     } else {
       scale_scores(scores, args_.scales);
     }
-    if (__builtin_expect(args_.adds_to_scores, 0)) add(scores, head, first_query);
+    if (!has_biases(Config::kVariant) || __builtin_expect(args_.adds_to_scores, 0)) {
+      add(scores, head, first_query);
+    }
   }
 
   // dS' after `modify` becomes that before it.
@@ -111,6 +115,11 @@ class BwdScores {
   }
 
  private:
+  CUTE_DEVICE bool modifies() const {
+    return has_softcap_or_alibi(args_.problem.forward.score_mod) ||
+           (has_biases(Config::kVariant) && args_.adds_to_scores);
+  }
+
   CUTE_DEVICE void add(Scores& scores, int head, int first_query) const {
     ScoreMod const& mod = args_.problem.forward.score_mod;
     BwdWorkTile const& work = smem_.work;

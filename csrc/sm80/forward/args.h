@@ -11,8 +11,7 @@ namespace fa2::sm80 {
 struct FwdArgs {
   FwdParams problem;
   ScoreScales scales;
-  bool is_modified;      // whether scores become anything but scaled ones,
-  bool adds_to_scores;   // and by additions
+  bool adds_to_scores;   // one flag in the place of several pointers
   int64_t k_pass_bytes;  // distance in memory of one pass of the K copy
   int64_t v_pass_bytes;
   int32_t num_m_blocks;  // of the longest sequence

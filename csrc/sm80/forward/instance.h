@@ -17,7 +17,6 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan, FwdPlan::Launch const&
   return {
       .problem = p,
       .scales = kernel_scales(p),
-      .is_modified = is_modified(p.score_mod),
       .adds_to_scores = adds_to_scores(p.score_mod),
       .k_pass_bytes = p.k.row_stride * StreamK::Copies::kRowsPerPass * kElementBytes,
       .v_pass_bytes = p.v.row_stride * StreamV::Copies::kRowsPerPass * kElementBytes,

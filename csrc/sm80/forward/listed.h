@@ -66,7 +66,7 @@ CUTE_DEVICE void start_steps(FwdArgs const& args, WorkTile const& work, ListedTi
   steps.fill(RowEntries{p.block_mask});
   if (threadIdx.x % 32 == 0) {
     int32_t const end = steps.size > 0 ? (steps[0].block + 1) * kStepsPerBlock : 0;
-    tiles = {0, 0, args.is_modified ? 0 : work.seqlen_k / kBlockN, end};
+    tiles = {0, 0, is_modified(p.score_mod) ? 0 : work.seqlen_k / kBlockN, end};
   }
 }
 

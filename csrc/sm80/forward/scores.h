@@ -32,7 +32,7 @@ class FwdScores {
   CUTE_DEVICE void modify(Scores& scores, int n) const {
     auto const& work = smem_.work;
     if constexpr (kListed) {
-      if (!args_.is_modified) return;
+      if (!modifies()) return;
     }
     if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales);
@@ -46,7 +46,7 @@ class FwdScores {
         add_alibi<kM, kNumS>(scores, lane_first_row(), first_col, diagonal,
                              [&](int row) { return Config::alibi_row(args_, work, row); });
       }
-    } else if (__builtin_expect(args_.adds_to_scores, 0)) {
+    } else if (!has_biases(Config::kVariant) || __builtin_expect(args_.adds_to_scores, 0)) {
       if (work.alibi_slope != 0.f) {
         add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(), first_col, diagonal);
       }
@@ -85,6 +85,11 @@ class FwdScores {
   }
 
  private:
+  CUTE_DEVICE bool modifies() const {
+    return has_softcap_or_alibi(args_.problem.score_mod) ||
+           (has_biases(Config::kVariant) && args_.adds_to_scores);
+  }
+
   CUTE_DEVICE int lane_first_row() const {
     return smem_.work.row_begin + Warps::row_begin() + lane_row(lane_index());
   }
