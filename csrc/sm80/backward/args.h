@@ -41,7 +41,8 @@ struct BwdArgs {
   BwdParams problem;
   BwdWorkspace workspace;
   ScoreScales scales;
-  bool adds_to_scores;          // one flag in the place of several pointers
+  bool is_modified;             // whether scores become anything but scaled ones,
+  bool adds_to_scores;          // and by additions
   int64_t q_tile_bytes;         // distance in memory of one tile of Q
   int64_t q_pass_bytes;         // and of one pass of its copy
   int64_t grad_out_tile_bytes;  // the same of dO

@@ -31,8 +31,8 @@ class GradQSum {
     multiply(acc);
 
     int const tile = workspace_tile(args_, smem_.work, m, head);
-    float* const sums = args_.workspace.grad_q + int64_t(tile) * Config::kGradQ.size() +
-                        Warps::warp() * Config::kGradQ.warp_size() + Warps::lane();
+    float* const sums =
+        args_.workspace.grad_q + int64_t(tile) * Config::kGradQ.size() + lane_offset();
     bool const ordered = args_.workspace.semaphores != nullptr;
     if (ordered) await_turn(order, m, tile);
     CUTE_UNROLL
@@ -52,6 +52,16 @@ class GradQSum {
   }
 
  private:
+  // Of this lane's first sum in a tile. Formed anew where scores need all registers.
+  CUTE_DEVICE static int lane_offset() {
+    constexpr int kWarpSize = Config::kGradQ.warp_size();
+    if constexpr (Config::kVariant == Variant::kListedDropout) {
+      return warp_index() * kWarpSize + lane_index();
+    } else {
+      return Warps::warp() * kWarpSize + Warps::lane();
+    }
+  }
+
   CUTE_DEVICE void multiply(GradQ& acc) const {
     constexpr int kRowWarps = Config::kGradQ.row_warps();
     int const row_warp = Warps::warp() % kRowWarps, col_warp = warp_index() / kRowWarps;

@@ -47,6 +47,7 @@ BwdArgs args_of(BwdParams const& p, BwdPlan const& plan) {
       .problem = p,
       .workspace = workspace_of(p, plan),
       .scales = kernel_scales(forward),
+      .is_modified = is_modified(forward.score_mod),
       .adds_to_scores = adds_to_scores(forward.score_mod),
       .q_tile_bytes = forward.q.row_stride * tile_bytes,
       .q_pass_bytes = forward.q.row_stride * pass_bytes,

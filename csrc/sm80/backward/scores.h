@@ -116,8 +116,8 @@ class BwdScores {
 
  private:
   CUTE_DEVICE bool modifies() const {
-    return has_softcap_or_alibi(args_.problem.forward.score_mod) ||
-           (has_biases(Config::kVariant) && args_.adds_to_scores);
+    return has_biases(Config::kVariant) ? args_.is_modified
+                                        : has_softcap_or_alibi(args_.problem.forward.score_mod);
   }
 
   CUTE_DEVICE void add(Scores& scores, int head, int first_query) const {
