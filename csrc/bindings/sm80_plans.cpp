@@ -59,6 +59,16 @@ py::dict to_dict(BwdTile const& tile) {
   return d;
 }
 
+// What a block mask adds to a plan, but for where its memory lies.
+py::dict to_dict(sm80::ListedPlan const& listed) {
+  py::dict d;
+  d["units"] = listed.units;
+  d["lists"] = listed.lists;
+  d["capacity"] = listed.capacity;
+  d["sum_grid"] = listed.sum_grid;
+  return d;
+}
+
 // Tiles [first, second) that a block goes through.
 using Tiles = std::pair<int32_t, int32_t>;
 
@@ -97,6 +107,7 @@ py::dict forward_plan(py::dict const& problem, py::dict const& device) {
   d["section"] = launch.section;
   d["grid"] = launch.grid;
   d["workspace_bytes"] = plan.workspace_bytes;
+  d["listed"] = to_dict(launch.listed);
   d["blocks"] = key_tiles(p, launch.num_m_blocks, launch.tile);
   return d;
 }
@@ -112,6 +123,7 @@ py::dict backward_plan(py::dict const& problem, py::dict const& device) {
   d["mask_rows_grid"] = plan.mask_rows_grid;
   d["mask_columns_grid"] = plan.mask_columns_grid;
   d["workspace_bytes"] = plan.workspace_bytes;
+  d["listed"] = to_dict(plan.listed);
   d["blocks"] = query_tiles(params.forward, plan);
   return d;
 }
@@ -123,8 +135,9 @@ void define_sm80_plans(py::module_& m) {
   m.def("sm80_forward_plan", &forward_plan, arg("problem"), arg("device"),
         "The plan of the sm80 family for a dense problem that its forward kernel runs alone, as "
         "data: tile, section, grid, workspace_bytes, and of each block of queries the tiles of "
-        "keys that it goes through without a block mask, as (begin, end). `device` has arch, "
-        "sm_count, smem_per_block and l2_bytes.");
+        "keys that it goes through without a block mask, as (begin, end). Under one, listed has "
+        "how many lists may be cut into how many pieces. `device` has arch, sm_count, "
+        "smem_per_block and l2_bytes.");
   m.def("sm80_backward_plan", &backward_plan, arg("problem"), arg("device"),
         "Likewise of the gradient of a dense problem; rows_grid is that of the kernels before and "
         "after the main one, mask_rows_grid and mask_columns_grid those of the kernels that derive "

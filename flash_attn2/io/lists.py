@@ -1,10 +1,9 @@
-"""The lists of a block mask, by rows and by columns, and the steps that CTAs make of them."""
+"""The lists of a block mask, by rows and by columns."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from flash_attn2._impl.problem import BLOCK
@@ -41,14 +40,6 @@ class Step(NamedTuple):
         return sum(tile is not None and tile > 0 for tile in self.tiles)
 
 
-@dataclass(frozen=True)
-class ListedCta:
-    """One CTA of a forward launch, for each (batch, head)."""
-
-    rows: Sequence[Row]  # one or two
-    steps: Sequence[Step]
-
-
 def rows_of(mask: BlockMask) -> list[Row]:
     """ValueError for a mask of several sequences or heads."""
     if mask.batch != 1 or mask.heads != 1:
@@ -62,14 +53,7 @@ def rows_of(mask: BlockMask) -> list[Row]:
     ]
 
 
-def forward_ctas(rows: Sequence[Row], rows_each: int) -> list[ListedCta]:
-    """In the order of their queries. A CTA merges the lists of its rows; whatever cuts long lists
-    into pieces does it here."""
-    parts = [rows[first : first + rows_each] for first in range(0, len(rows), rows_each)]
-    return [ListedCta(part, _merged(part, rows_each)) for part in parts]
-
-
-def _merged(rows: Sequence[Row], width: int) -> list[Step]:
+def merged(rows: Sequence[Row], width: int) -> list[Step]:
     """Steps in ascending order of keys."""
     tiles: dict[int, list[int | None]] = {}
     for i, row in enumerate(rows):
@@ -79,8 +63,7 @@ def _merged(rows: Sequence[Row], width: int) -> list[Step]:
 
 
 def columns_of(rows: Sequence[Row], cols: int, pack: int) -> list[list[Step]]:
-    """What `pack` neighbouring blocks of keys list of the queries, ascending: a backward CTA goes
-    through one of these lists. Whatever cuts long ones into pieces does it here."""
+    """What `pack` neighbouring blocks of keys list of the queries, ascending."""
     columns: list[list[Step]] = [[] for _ in range(-(-cols // pack))]
     for index, row in enumerate(rows):
         tiles: dict[int, list[int | None]] = {}

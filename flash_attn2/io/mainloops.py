@@ -16,9 +16,9 @@ _MMA = 16 * 8 * 16
 
 @dataclass(frozen=True)
 class Work:
-    """Of all CTAs of a launch, which go through tiles of the other side in steps."""
+    """Of the CTAs of a launch, which go through tiles of the other side in steps."""
 
-    ctas: int
+    stored: int  # that store what they have computed, through shared memory
     running: int  # those that have steps
     steps: int
     worked: Fraction  # steps, as far as warps work in them: under a block mask some may rest
@@ -47,8 +47,8 @@ def forward_shared(tile: FwdTile, work: Work) -> Shared:
         cp_async=work.steps * 2 * tile_of_k + work.running * tile_of_q,
         ldmatrix=int(blocks_read * _LDMATRIX),
         # The output is staged.
-        stores=work.ctas * tile_of_q + int(work.worked * exchanged * _LDMATRIX),
-        loads=work.ctas * tile_of_q,
+        stores=work.stored * tile_of_q + int(work.worked * exchanged * _LDMATRIX),
+        loads=work.stored * tile_of_q,
     )
 
 
@@ -90,8 +90,8 @@ def backward_shared(tile: BwdTile, work: Work) -> Shared:
     return Shared(
         cp_async=work.running * 2 * tile_of_k + work.steps * (2 * tile_of_q + stats),
         ldmatrix=int(blocks_read * _LDMATRIX),
-        stores=work.steps * (1 + exchanges) * tile_of_p + work.ctas * 2 * tile_of_k,
-        loads=int(work.worked * copies) + work.ctas * 2 * tile_of_k,
+        stores=work.steps * (1 + exchanges) * tile_of_p + work.stored * 2 * tile_of_k,
+        loads=int(work.worked * copies) + work.stored * 2 * tile_of_k,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flash_attn2.io.counts import SECTOR_BYTES, Kernel, Shared, Traffic
 from flash_attn2.io.lists import INDEX_BYTES, OFFSET_BYTES, Row, Step, array_bytes, sectors
+from flash_attn2.io.pieces import ListedCta
 from flash_attn2.io.plans import BwdPlan
 
 NAMES = ("MaskRowsKernel", "MaskColumnsKernel")
@@ -166,18 +167,23 @@ def _look(row: Tensor, entry: Tensor, touched: Tensor) -> int:
     return by_warp.numel()
 
 
+def list_bytes(columns: Sequence[Sequence[Step]]) -> int:
+    """Of where the lists lie."""
+    return array_bytes(len(columns), _ENTRY_BYTES)
+
+
 def read_by_main(
-    lists: Sequence[Sequence[Step]], columns: Sequence[Sequence[Step]], pairs: int
+    ctas: Sequence[ListedCta], columns: Sequence[Sequence[Step]], pairs: int
 ) -> Traffic:
-    """By one thread of each CTA: where its list lies, and the entries one by one."""
+    """By one thread of each CTA: where its list lies, and its entries one by one."""
     entries = sum(map(len, columns))
     return Traffic(
-        pairs * sum(1 + len(entries) for entries in lists) * SECTOR_BYTES,
-        array_bytes(len(columns), _ENTRY_BYTES) + array_bytes(entries, _ENTRY_BYTES),
+        pairs * sum(1 + len(cta.steps) for cta in ctas) * SECTOR_BYTES,
+        list_bytes(columns) + array_bytes(entries, _ENTRY_BYTES),
     )
 
 
-def with_entries(shared: Shared, lists: Sequence[Sequence[Step]], pairs: int) -> Shared:
+def with_entries(shared: Shared, ctas: Sequence[ListedCta], pairs: int) -> Shared:
     """Entries but for the first are copied behind what is worked on."""
-    copied = pairs * sum(max(len(entries) - _AHEAD, 0) for entries in lists)
+    copied = pairs * sum(max(len(cta.steps) - _AHEAD, 0) for cta in ctas)
     return replace(shared, cp_async=shared.cp_async + copied)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from flash_attn2._impl.problem import BLOCK
 from flash_attn2.io.counts import MMA_FLOP
-from flash_attn2.io.lists import TILE_BYTES, forward_ctas, rows_of
+from flash_attn2.io.lists import TILE_BYTES, rows_of
+from flash_attn2.io.pieces import forward_ctas
 from flash_attn2.io.plans import forward_plan
 from flash_attn2.io.problem import ELEMENT_BYTES, Attention
 from flash_attn2.masks import BlockMask

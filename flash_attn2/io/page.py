@@ -19,14 +19,15 @@ Forward and backward pass of one attention, from closed forms over the plans of 
   multiprocessors evenly filled.
 - *peak memory*: in training. Standard: P, dP and dS with q, k, v, out, dO and dV; the others: q, k,
   v, out, lse, all gradients, and the workspace (sums of dQ in float32); BigBird: also the mask, and
-  in the workspace its lists by keys.
+  in the workspace its lists by keys, and what pieces of long lists leave.
 
 *Standard* is products and softmax as kernels of their own (`csrc/sm80/standard`), in tiles of
 128 x 128; a causal mask saves it nothing. *FlashAttention-1* is `csrc/sm80/flash1`, for heads of
 64. *FlashAttention-2* is what this package runs. *BigBird* is the same under a block mask,
 `masks.bigbird()`: 64 global tokens, 128 keys to each side and three random blocks of 64 for each
-block of queries. `io --emulate` runs all of them in the kernel emulator, where it is built, and
-compares its counters with the forms.
+block of queries; the long lists of global tokens are cut into pieces, a CTA for each.
+`io --emulate` runs all of them in the kernel emulator, where it is built, and compares its counters
+with the forms.
 """
 
 _NEEDS = """\

@@ -42,6 +42,16 @@ class BwdTile:
 
 
 @dataclass(frozen=True)
+class ListedPlan:
+    """As in `csrc/sm80/plan.h`; what a block mask adds to a launch."""
+
+    units: int  # masks
+    lists: int  # of each
+    capacity: int  # places for pieces of lists; 0: no list can be cut
+    sum_grid: int  # CTAs of the kernel that adds up what pieces leave
+
+
+@dataclass(frozen=True)
 class FwdPlan:
     """Blocks are of queries and go through tiles of keys; those of a block mask are not said."""
 
@@ -49,6 +59,7 @@ class FwdPlan:
     section: int
     grid: int
     workspace_bytes: int
+    listed: ListedPlan
     blocks: list[Tiles]
 
 
@@ -63,12 +74,15 @@ class BwdPlan:
     mask_rows_grid: int
     mask_columns_grid: int
     workspace_bytes: int
+    listed: ListedPlan
     blocks: list[Tiles]
 
 
 def forward_plan(problem: Attention, mask: BlockMask | None = None) -> FwdPlan:
     plan = _native().sm80_forward_plan(_forward(problem, mask), _device(problem.device))
-    return FwdPlan(**plan | {"tile": FwdTile(**plan["tile"])})
+    return FwdPlan(
+        **plan | {"tile": FwdTile(**plan["tile"]), "listed": ListedPlan(**plan["listed"])}
+    )
 
 
 def backward_plan(problem: Attention, mask: BlockMask | None = None) -> BwdPlan:
@@ -76,7 +90,9 @@ def backward_plan(problem: Attention, mask: BlockMask | None = None) -> BwdPlan:
     for name in ("grad_out", "grad_q", "grad_k", "grad_v"):
         gradient[name] = _tensor(problem)
     plan = _native().sm80_backward_plan(gradient, _device(problem.device))
-    return BwdPlan(**plan | {"tile": BwdTile(**plan["tile"])})
+    return BwdPlan(
+        **plan | {"tile": BwdTile(**plan["tile"]), "listed": ListedPlan(**plan["listed"])}
+    )
 
 
 def _native() -> Any:

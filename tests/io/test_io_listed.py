@@ -14,6 +14,8 @@ from flash_attn2 import masks
 from flash_attn2.io import bigbird, flash2, listed
 from flash_attn2.io.compare import count_flash2, differences
 from flash_attn2.io.counts import Pass
+from flash_attn2.io.lists import Step, merged, rows_of
+from flash_attn2.io.pieces import forward_ctas
 from flash_attn2.io.problem import DEVICES, Attention, Device
 from flash_attn2.masks import BlockMask
 
@@ -36,7 +38,7 @@ def drawn(seqlen: int, share: float, seed: int = 0) -> BlockMask:
 
 
 BIGBIRD = masks.bigbird()
-GLOBAL = masks.global_tokens(80)  # in lists of more than a warp looks at together
+GLOBAL = masks.global_tokens(80)  # in lists that are cut
 CASES = {
     "bigbird-1k": (Attention(1024, heads=1), BIGBIRD.build(1024)),
     "bigbird-2k": (Attention(2048, heads=1), BIGBIRD.build(2048)),
@@ -47,7 +49,8 @@ CASES = {
         for n in [384 if d > 32 else 768]
     },
     "ragged": (Attention(432, batch=2, heads=1), drawn(432, 0.4)),
-    "several-groups": (Attention(4352, heads=1, head_dim=32), GLOBAL.build(4352)),
+    "cut-rows": (Attention(4352, heads=1, head_dim=32), GLOBAL.build(4352)),
+    "cut-columns": (Attention(8448, heads=2, head_dim=32), GLOBAL.build(8448)),
 }
 
 
@@ -81,14 +84,15 @@ def test_form_of_part_of_a_bucket() -> None:
 @pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
 @pytest.mark.parametrize("head_dim", BUCKETS)
 def test_little_more_than_needed(head_dim: int, device: Device) -> None:
-    """Of BigBird at 16k. Warps rest whose rows do not see a block, however many heads share keys;
-    but in the backward pass they multiply zeros for dQ."""
-    problem = Attention(2**14, heads=4, head_dim=head_dim, device=device)
-    forward, backward = bigbird.forward(problem), bigbird.backward(problem)
-    needs = bigbird.needs(problem)
-    assert forward.memory.asked <= 1.005 * needs.forward_bytes
-    assert forward.mma == needs.forward_mma
-    assert needs.backward_mma <= backward.mma <= 1.2 * needs.backward_mma
+    """Of BigBird. Warps rest whose rows do not see a block, however many heads share keys; but in
+    the backward pass they multiply zeros for dQ. At 16k lists are cut, and pieces are added up."""
+    for seqlen, most in ((2**11, 1.005), (2**14, 1.02)):
+        problem = Attention(seqlen, heads=4, head_dim=head_dim, device=device)
+        forward, backward = bigbird.forward(problem), bigbird.backward(problem)
+        needs = bigbird.needs(problem)
+        assert forward.memory.asked <= most * needs.forward_bytes
+        assert forward.mma == needs.forward_mma
+        assert needs.backward_mma <= backward.mma <= 1.2 * needs.backward_mma
 
 
 def test_all_blocks_listed_are_dense() -> None:
@@ -124,3 +128,25 @@ def test_nothing_listed_reads_nothing() -> None:
 def test_refused(direction: Direction, problem: Attention, mask: BlockMask, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         direction(problem, mask)
+
+
+@pytest.mark.parametrize("rows_each", [1, 2])
+def test_pieces_are_all_of_a_list(rows_each: int) -> None:
+    rows = rows_of((GLOBAL | masks.random_blocks(30, seed=1)).build(64 * 301))
+    whole = [merged(rows[i : i + rows_each], rows_each) for i in range(0, len(rows), rows_each)]
+    found: list[list[Step]] = [[] for _ in whole]
+    ctas = forward_ctas(rows, rows_each)
+    for cta in ctas:
+        found[cta.block] = [*cta.steps, *found[cta.block]]  # pieces come from the last keys on
+    assert found == whole
+    cut = [cta for cta in ctas if cta.pieces > 1]
+    assert len(cut) >= 4
+    sizes = [sum(step.listed for step in cta.steps) for cta in cut]
+    assert max(sizes) <= 2 * min(sizes)
+
+
+def test_long_lists_are_balanced() -> None:
+    """64 global tokens at 64k, which one CTA for each head went through."""
+    problem = Attention(2**16, heads=12)
+    assert bigbird.forward(problem).main.balance <= 1.15
+    assert bigbird.backward(problem).main.balance <= 1.15
