@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,36 +18,42 @@ HERE = Path(__file__).parent
 
 
 def run(count: int, module: str, function: str) -> None:
-    """`module.function()` in so many processes; AssertionError with what failed ones printed."""
+    """`module.function()` in so many processes; AssertionError with what they printed if any fails.
+
+    They are forks of one that has imported everything, and done nothing else.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), *sys.path))}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [module, function, str(count), str(Path(folder) / "store")]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), *sys.path))}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, __file__, *arguments, str(rank)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment,
-            )
-            for rank in range(count)
-        ]
-        outputs = [process.communicate(timeout=900)[0] for process in processes]
-    failed = [
-        f"rank {rank}:\n{output}"
-        for rank, (process, output) in enumerate(zip(processes, outputs, strict=True))
-        if process.returncode != 0
-    ]
-    assert not failed, "\n".join(failed)
+        done = subprocess.run(
+            [sys.executable, __file__, module, function, str(count), str(Path(folder) / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            timeout=900,
+        )
+    assert done.returncode == 0, done.stdout
 
 
 def _main() -> None:
-    module, function, count, store, rank = sys.argv[1:]
+    module, function, count, store = sys.argv[1:]
+    checks = getattr(importlib.import_module(module), function)
+    context = multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=_rank, args=(checks, rank, int(count), store))
+        for rank in range(int(count))
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(any(rank.exitcode for rank in ranks))
+
+
+def _rank(checks: Callable[[], None], rank: int, count: int, store: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(count)
-    )
-    getattr(importlib.import_module(module), function)()
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    checks()
     dist.barrier()
     dist.destroy_process_group()
 
