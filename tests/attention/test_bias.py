@@ -146,7 +146,7 @@ def test_lengths(lengths: tuple[int, int], target: Target) -> None:
 def test_a_handful_of_queries(rows: int, name: str, target: Target) -> None:
     """Which have a kernel of their own, for one group of heads and for several."""
     lengths, options = (rows, 1300), drawn_options(name)
-    for dtype, heads_kv in zip(dtypes(target), (1, HEADS), strict=False):
+    for dtype, heads_kv in zip((target.dtype, torch.float32), (1, HEADS), strict=True):
         bias = torch.randn(BATCH, 1, *lengths).to(dtype)
         bias[..., 200:330] = -torch.inf
         check_dense(*drawn_qkv(target, lengths, heads_kv), bias=bias, **options)
