@@ -41,11 +41,12 @@ from flash_attn2.masks import BlockMask
 def forward(problem: Attention, mask: BlockMask) -> Pass:
     """Raises ValueError for a mask of other lengths, or of several sequences or heads."""
     _check(problem, mask)
+    rows = rows_of(mask)
     plan = forward_plan(problem, mask)
     tile = plan.tile
     rows_each = tile.block_m // BLOCK
     per_block = BLOCK // tile.block_n  # steps
-    ctas = forward_ctas(rows_of(mask), rows_each)
+    ctas = forward_ctas(rows, rows_each)
     whole, cut = _whole_and_cut(ctas)
     running = [cta for cta in ctas if cta.steps]
     steps = per_block * sum(len(cta.steps) for cta in ctas)
@@ -161,9 +162,9 @@ def _tiles_bytes(ctas: Sequence[ListedCta]) -> int:
 def backward(problem: Attention, mask: BlockMask) -> Pass:
     """Raises ValueError for a mask of other lengths, or of several sequences or heads."""
     _check(problem, mask)
+    rows = rows_of(mask)
     plan = backward_plan(problem, mask)
     block_n = plan.tile.block_n
-    rows = rows_of(mask)
     pack = max(block_n // BLOCK, 1)
     columns = columns_of(rows, -(-problem.seqlen // BLOCK), pack)
     # CTAs of less than a block of keys share its list.
