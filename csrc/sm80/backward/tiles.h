@@ -37,7 +37,7 @@ constexpr bool has_small_bwd_tile(int bucket) { return bucket > 96; }
 constexpr BwdTile bwd_tile(int bucket, Variant variant, bool small) {
   bool const plain = variant == Variant::kPlain || variant == Variant::kListed;
   switch (bucket) {
-    case 32: return {32, 128, 64, 4, 1, 32, true, true, 2, 2};
+    case 32: return {32, 128, 64, 4, 1, 32, true, variant != Variant::kListedDropout, 2, 2};
     case 64:
       if (variant != Variant::kPlain) return {64, 128, 64, 4, 1, 16, false, false, 1, 2};
       return {64, 128, 64, 4, 1, 16, false, true, 2, 2};
