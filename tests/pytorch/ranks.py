@@ -22,7 +22,8 @@ def run(count: int, module: str, function: str) -> None:
 
     They are forks of one that has imported everything, and done nothing else.
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), *sys.path))}
+    path = os.pathsep.join((str(HERE), *sys.path))
+    environment = os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, __file__, module, function, str(count), str(Path(folder) / "store")],
