@@ -24,6 +24,7 @@ BENCH = (
     "cpu-amd-epyc-fwd-bwd-demo",
     "cpu-amd-epyc-decode",
     "cpu-intel-xeon-emerald-rapids-sparse-16k",
+    "cpu-intel-xeon-emerald-rapids-sparse-16k-bf16",
 )
 CPU_TABLE = "cpu-amd-epyc-table"
 TRAINING = ("train-gpt-cpu", "train-gpt-cpu-float32")
