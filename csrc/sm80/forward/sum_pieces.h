@@ -7,30 +7,22 @@
 
 #include "core/seq_info.h"
 #include "sm80/forward/pieces.h"
+#include "sm80/lists/piece_shares.h"
 #include "sm80/split/sum.h"
-#include "tile/fragments.h"
 
 namespace fa2::sm80 {
 
-// For each piece a CTA takes a share of the rows of its tile. There are more places than pieces, so
-// CTAs go from place to place.
 template <class Element>
 struct SumPiecesKernel {
   using Args = RowPiecesArgs;
   static constexpr int kThreads = 256;
   static constexpr int kCtasPerSm = 1;
   static constexpr int kSmemBytes = 0;
-  static constexpr int kChunk = 4;  // columns of a thread
   static constexpr int kLoadsInFlight = 4;
-  using Chunk = cutlass::AlignedArray<float, kChunk>;
 
   CUTE_DEVICE void operator()(Args const& args, char*) const {
-    int32_t const places = args.listed.places();
-    int64_t const all = int64_t(places) * args.listed.copies;
-    for (int64_t i = blockIdx.x; i < all; i += gridDim.x) {
-      WorkItem const item = args.listed.items[i % places];
-      if (item.exists() && item.is_piece()) finish_share(args, int32_t(i / places), item);
-    }
+    for_each_piece(args.listed,
+                   [&](int32_t copy, WorkItem const& item) { finish_share(args, copy, item); });
   }
 
  private:
@@ -42,42 +34,36 @@ struct SumPiecesKernel {
     int32_t const rows = min(args.block_m, q.length - first_row);
     int64_t const slot = args.listed.slot(copy, item.slot - item.part);
 
-    int32_t const chunks = p.head_dim / kChunk;
-    int32_t const begin = rows * item.part / item.parts, end = rows * (item.part + 1) / item.parts;
-    for (int32_t i = begin * chunks + threadIdx.x; i < end * chunks; i += kThreads) {
-      int32_t const row = i / chunks, col = i % chunks * kChunk;
-      Chunk out;
+    for_share<kThreads>(item, rows, p.head_dim, [&](int32_t row, int32_t col) {
+      ShareChunk out;
       RowState const state = sum(args, slot, item.parts, row, col, out);
       FinishedRow const finished =
           finish_row(state, p.sink != nullptr ? p.sink + pair.head : nullptr);
-      float const scale = finished.scale * args.inv_keep_prob;
-      Element* const to = head_ptr<Element>(p.out, pair.batch, q.first_row, pair.head) +
-                          (first_row + row) * p.out.row_stride + col;
-      auto* const packed = reinterpret_cast<uint32_t*>(to);
-      packed[0] = pack<Element>(out[0] * scale, out[1] * scale);
-      packed[1] = pack<Element>(out[2] * scale, out[3] * scale);
+      store_scaled(head_ptr<Element>(p.out, pair.batch, q.first_row, pair.head) +
+                       (first_row + row) * p.out.row_stride + col,
+                   out, finished.scale * args.inv_keep_prob);
       if (col == 0) {
         p.lse[lse_index(p, pair.batch, q.first_row, pair.head) + first_row + row] = finished.lse;
       }
-    }
+    });
   }
 
   CUTE_DEVICE static RowState sum(Args const& args, int64_t slot, int32_t parts, int32_t row,
-                                  int32_t col, Chunk& out) {
+                                  int32_t col, ShareChunk& out) {
     int64_t const head_dim = args.problem.head_dim;
     RowState total = empty_row();
     CUTE_UNROLL
-    for (int i = 0; i < kChunk; ++i) out[i] = 0.f;
+    for (int i = 0; i < kShareColumns; ++i) out[i] = 0.f;
     CUTE_NO_UNROLL
     for (int32_t first = 0; first < parts; first += kLoadsInFlight) {
       RowState states[kLoadsInFlight];
-      Chunk outs[kLoadsInFlight];
+      ShareChunk outs[kLoadsInFlight];
       CUTE_UNROLL
       for (int j = 0; j < kLoadsInFlight; ++j) {
         if (first + j >= parts) continue;
         int64_t const at = (slot + first + j) * args.block_m + row;
         states[j] = args.pieces.states[at];
-        outs[j] = *reinterpret_cast<Chunk const*>(args.pieces.out + at * head_dim + col);
+        outs[j] = *reinterpret_cast<ShareChunk const*>(args.pieces.out + at * head_dim + col);
       }
       CUTE_UNROLL
       for (int j = 0; j < kLoadsInFlight; ++j) {
@@ -86,7 +72,7 @@ struct SumPiecesKernel {
         SumFactors const factors = sum_factors(total.base, states[j].base, base);
         total = {base, added(total.sum, states[j].sum, factors)};
         CUTE_UNROLL
-        for (int i = 0; i < kChunk; ++i) out[i] = added(out[i], outs[j][i], factors);
+        for (int i = 0; i < kShareColumns; ++i) out[i] = added(out[i], outs[j][i], factors);
       }
     }
     return total;
