@@ -31,11 +31,22 @@ Lengths = tuple[Tensor, Tensor, int, int]  # cu_seqlens of queries and keys, and
 Grads = tuple[Tensor, Tensor, Tensor]
 
 
-def takes(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> bool:
-    """Whether tensors (..., head_dim) and the scale are such as these kernels have."""
+def takes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float,
+    causal: bool,
+    square: bool,
+    scale: float | None,
+) -> bool:
+    """Whether these kernels serve tensors (..., head_dim) with PyTorch's options; `square`: causal
+    masks are the same from both corners."""
     head_dim = q.shape[-1]
     return (
-        (scale is None or scale == 0 or MIN_FACTOR <= scale <= MAX_FACTOR)
+        dropout_p == 0
+        and (square or not causal)
+        and (scale is None or scale == 0 or MIN_FACTOR <= scale <= MAX_FACTOR)
         and q.dtype in _DTYPES
         and q.dtype == k.dtype == v.dtype
         and head_dim == k.shape[-1] == v.shape[-1]
@@ -85,6 +96,33 @@ def backward(
     assert grad_q is not None
     assert grad_k is not None
     assert grad_v is not None
+    return grad_q, grad_k, grad_v
+
+
+def heads_first_forward(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """out, with the strides of query, and lse, of (batch, num_heads, seqlen, head_dim) tensors."""
+    out = torch.empty_like(query)
+    q, k, v, out_rows = (x.transpose(1, 2) for x in (query, key, value, out))
+    _, lse = forward(q, k, v, options_of(causal, scale), out=out_rows)
+    return out, lse
+
+
+def heads_first_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float | None,
+) -> Grads:
+    """Gradients of query, key and value, with the strides of (batch, seqlen, num_heads, ...)."""
+    d_out, q, k, v, o = (x.transpose(1, 2) for x in (grad_out, query, key, value, out))
+    grads = backward(d_out, q, k, v, o, lse, options_of(causal, scale))
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
     return grad_q, grad_k, grad_v
 
 

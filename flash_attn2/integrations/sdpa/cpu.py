@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from flash_attn2.integrations.sdpa import calls
@@ -33,9 +32,7 @@ def forward(
         return old(  # type: ignore[no-any-return]
             keys, query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
         )
-    out = torch.empty_like(query)
-    q, k, v, out_rows = (x.transpose(1, 2) for x in (query, key, value, out))
-    _, lse = calls.forward(q, k, v, calls.options_of(is_causal, scale), out=out_rows)
+    out, lse = calls.heads_first_forward(query, key, value, is_causal, scale)
     return out, lse.transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -61,10 +58,8 @@ def backward(
             attn_mask=attn_mask,
             scale=scale,
         )
-    d_out, q, k, v, o = (x.transpose(1, 2) for x in (grad_out, query, key, value, out))
-    grads = calls.backward(d_out, q, k, v, o, logsumexp, calls.options_of(is_causal, scale))
-    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
-    return grad_q, grad_k, grad_v
+    results = out, logsumexp
+    return calls.heads_first_backward(grad_out, query, key, value, *results, is_causal, scale)
 
 
 def _ours(
@@ -77,12 +72,7 @@ def _ours(
     scale: float | None,
 ) -> bool:
     square = query.shape[-2] == key.shape[-2]
-    return (
-        attn_mask is None
-        and dropout_p == 0
-        and (square or not is_causal)
-        and calls.takes(query, key, value, scale)
-    )
+    return attn_mask is None and calls.takes(query, key, value, dropout_p, is_causal, square, scale)
 
 
 OVERRIDES: dict[str, Callable[..., Any]] = {

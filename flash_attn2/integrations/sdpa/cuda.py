@@ -33,12 +33,10 @@ def forward(
     """aten::_scaled_dot_product_flash_attention of (batch, num_heads, seqlen, head_dim) tensors:
     out with the strides of query, lse (batch, num_heads, seqlen_q) contiguous, and the rest."""
     square = query.shape[2] == key.shape[2]
-    if return_debug_mask or not _ours(query, key, value, dropout_p, is_causal, square, scale):
+    if return_debug_mask or not calls.takes(query, key, value, dropout_p, is_causal, square, scale):
         more = dropout_p, is_causal, return_debug_mask
         return old(keys, query, key, value, *more, scale=scale)  # type: ignore[no-any-return]
-    out = torch.empty_like(query)
-    q, k, v, out_rows = (x.transpose(1, 2) for x in (query, key, value, out))
-    _, lse = calls.forward(q, k, v, calls.options_of(is_causal, scale), out=out_rows)
+    out, lse = calls.heads_first_forward(query, key, value, is_causal, scale)
     rest = _without_dropout(query)
     return out, lse, None, None, query.shape[2], key.shape[2], *rest
 
@@ -66,16 +64,14 @@ def backward(
     """aten::_scaled_dot_product_flash_attention_backward: gradients with the strides of
     (batch, seqlen, num_heads, head_dim)."""
     square = query.shape[2] == key.shape[2]
-    if not _ours(query, key, value, dropout_p, is_causal, square, scale):
+    if not calls.takes(query, key, value, dropout_p, is_causal, square, scale):
         return old(  # type: ignore[no-any-return]
             *(keys, grad_out, query, key, value, out, logsumexp, cum_seq_q, cum_seq_k),
             *(max_q, max_k, dropout_p, is_causal, philox_seed, philox_offset),
             scale=scale,
         )
-    d_out, q, k, v, o = (x.transpose(1, 2) for x in (grad_out, query, key, value, out))
-    grads = calls.backward(d_out, q, k, v, o, logsumexp, calls.options_of(is_causal, scale))
-    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
-    return grad_q, grad_k, grad_v
+    results = out, logsumexp
+    return calls.heads_first_backward(grad_out, query, key, value, *results, is_causal, scale)
 
 
 def rows_forward(
@@ -109,7 +105,7 @@ def rows_forward(
         return_debug_mask
         or any(x is not None for x in others)
         or (lengths is None) != (query.ndim == 4)
-        or not _ours(query, key, value, dropout_p, is_causal, square, scale)
+        or not calls.takes(query, key, value, dropout_p, is_causal, square, scale)
     ):
         return old(  # type: ignore[no-any-return]
             *(keys, query, key, value, cum_seq_q, cum_seq_k, max_q, max_k),
@@ -153,7 +149,7 @@ def rows_backward(
     """aten::_flash_attention_backward."""
     lengths = _lengths(cum_seq_q, cum_seq_k, max_q, max_k)
     square = lengths is not None or query.shape[1] == key.shape[1]
-    if (lengths is None) != (query.ndim == 4) or not _ours(
+    if (lengths is None) != (query.ndim == 4) or not calls.takes(
         query, key, value, dropout_p, is_causal, square, scale
     ):
         return old(  # type: ignore[no-any-return]
@@ -166,18 +162,6 @@ def rows_backward(
     window = _window(window_size_left, window_size_right)
     options = calls.options_of(is_causal, scale, window)
     return calls.backward(grad_out, query, key, value, out, logsumexp, options, lengths)
-
-
-def _ours(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float,
-    is_causal: bool,
-    square: bool,
-    scale: float | None,
-) -> bool:
-    return dropout_p == 0 and (square or not is_causal) and calls.takes(query, key, value, scale)
 
 
 def _lengths(
