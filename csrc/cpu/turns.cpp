@@ -47,11 +47,11 @@ void LinkProgress::wait_for(int32_t split, int32_t key) const {
   wait_until(left[split], [key](int32_t at) { return at <= key; });
 }
 
-void Turn::leave(int32_t key) { write(own_.left[split_], key); }
+void Turn::report(int32_t key) { write(own_.left[split_], key); }
 
-void Turn::pass(int32_t key) {
-  // The next link waits for this one alone.
-  leave(std::max(key, before_.left_below(own_.end_of(split_))));
+void Turn::leave(int32_t key) {
+  // To wait for the keys of one of its splits says nothing of the others of the link before.
+  report(std::max(key, before_.left_below(own_.end_of(split_))));
 }
 
 void Turn::leave_all() {
@@ -60,7 +60,7 @@ void Turn::leave_all() {
   } else {
     wait_for(own_.begin_of(split_));
   }
-  leave(LinkProgress::kAllKeysLeft);
+  report(LinkProgress::kAllKeysLeft);
 }
 
 void Turn::wait_for_all(int32_t key) const {

@@ -45,18 +45,18 @@ class Turn {
   // Returns when the previous link has left all of its keys from `key` on, of the split that `key`
   // is in.
   void wait_for(int32_t key) const { before_.wait_for(before_.split_of(key), key); }
+  // It adds no more to keys from `key` on. The next link waits for this one alone: of these keys
+  // it has left those that the link before it has left, too. Does not wait.
   void leave(int32_t key);
-  // Of keys from `key` on, this link adds to none: it has left those that the link before it has.
-  // Does not wait.
-  void pass(int32_t key);
   // Leaves what is left of its keys, when the previous link has.
   void leave_all();
 
   // What the sums of a chain lie in serves one chain after the other.
   void wait_for_release() const { wait_for_all(LinkProgress::kSumsReleased); }
-  void release() { leave(LinkProgress::kSumsReleased); }
+  void release() { report(LinkProgress::kSumsReleased); }
 
  private:
+  void report(int32_t key);
   void wait_for_all(int32_t key) const;
 
   LinkProgress const own_;

@@ -2,6 +2,7 @@
 // that comes of them.
 
 #include <algorithm>
+#include <map>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -27,15 +28,15 @@ TEST(a_link_that_passes_keys_waits_for_those_before_it) {
   int32_t first = kNothing, second = kNothing;
   Turn before({&first}, 0, {});
   Turn turn({&second}, 0, {&first});
-  turn.pass(100);
+  turn.leave(100);
   EXPECT_EQ(second, kNothing);
   before.leave(500);
-  turn.pass(100);
+  turn.leave(100);
   EXPECT_EQ(second, 500);
   before.leave(40);
-  turn.pass(100);
+  turn.leave(100);
   EXPECT_EQ(second, 100);
-  before.pass(10);
+  before.leave(10);
   EXPECT_EQ(first, 10);
 }
 
@@ -62,13 +63,28 @@ TEST(keys_of_a_split_have_been_left_where_all_behind_them_have) {
   EXPECT_EQ(link.left_below(kNothing), 0);
 }
 
-TEST(splits_pass_and_leave_keys_of_their_own) {
+// A link that adds to keys of one split of the link before it skips those of the others, which may
+// not have been left.
+TEST(a_link_that_adds_to_keys_of_one_split_has_left_no_others) {
+  int32_t before_left[2] = {kNothing, kNothing}, left = kNothing;
+  LinkProgress const before = {before_left, 2, 192};
+  Turn turn({&left}, 0, before);
+  before_left[1] = 64;
+  turn.wait_for(64);
+  turn.leave(64);
+  EXPECT_EQ(left, kNothing);
+  before_left[0] = 0;
+  turn.leave(64);
+  EXPECT_EQ(left, 64);
+}
+
+TEST(splits_leave_keys_of_their_own) {
   int32_t before_left = 300, own_left[2] = {kNothing, kNothing};
   LinkProgress const own = {own_left, 2, 192};
   Turn first(own, 0, {&before_left}), second(own, 1, {&before_left});
-  first.pass(200);
+  first.leave(200);
   EXPECT_EQ(own_left[0], 300);
-  second.pass(100);
+  second.leave(100);
   EXPECT_EQ(own_left[1], 300);
   EXPECT_EQ(own.left_below(192), 192);  // 300 says nothing about keys below 192
   before_left = 192;
@@ -205,9 +221,7 @@ class Schedule {
   double run_blocks(size_t index, int begin, int end, std::vector<uint32_t> const& tiles,
                     double time) {
     BwdPlan::Task const& task = tasks_[index];
-    LinkProgress const own = progress(task.link);
-    int32_t const passed = left_below(task.before, own.end_of(task.split), time);
-    left_[index].emplace_back(time, std::max(end * 64, passed));
+    leave(index, end * 64, time);
     uint32_t any = 0;
     for (int block = begin; block < end; ++block) {
       uint32_t const listed = tiles[size_t(block)];
@@ -217,9 +231,20 @@ class Schedule {
     int32_t const key = begin * 64;
     time = wait_for(task.before, progress(task.before).split_of(key), key, time);
     int const span = 32 - __builtin_clz(any) - __builtin_ctz(any);
+    double const start = time;
     time = worked(time, (end - begin) * span * kProductsOfChunk);
-    left_[index].emplace_back(time, key);
+    for (int block = begin; block < end; ++block) {
+      double const before = std::exchange(added_[{task.key_sums, block}], time);
+      EXPECT(start >= before) << "a link adds to keys that one before it has not left";
+    }
+    leave(index, key, time);
     return time;
+  }
+
+  void leave(size_t index, int32_t key, double time) {
+    BwdPlan::Task const& task = tasks_[index];
+    int32_t const end = progress(task.link).end_of(task.split);
+    left_[index].emplace_back(time, std::max(key, left_below(task.before, end, time)));
   }
 
   double worked(double time, int units) {
@@ -229,7 +254,8 @@ class Schedule {
 
   std::vector<BwdPlan::Task> const& tasks_;
   ListedRows const& rows_;
-  std::vector<Events> left_;  // of every task
+  std::vector<Events> left_;                         // of every task
+  std::map<std::pair<int64_t, int>, double> added_;  // when the sums of a block last changed
   std::vector<double> released_;
   std::vector<double> threads_;
   double work_ = 0;

@@ -210,7 +210,7 @@ class ChunkBackward : GradRows<E> {
     ChunkLists<E, Order::kDown> const& lists = work_.lists;
     lists.for_runs(params_.block_mask, [&](int32_t group, BlockRun run) {
       ColRange const cols = Base::keys_of(group, run);
-      turn_.pass(cols.end);
+      turn_.leave(cols.end);
       Block const keys = block(cols.begin, cols.end);
       TileRange const tiles = lists.tiles_with(group, run);
       for (int t = tiles.begin; t < tiles.end; ++t) {
