@@ -15,6 +15,7 @@
 #include "bindings/sm80_plans.h"
 #include "cpu/family.h"
 #include "cpu/isa.h"
+#include "cpu/processor.h"
 
 namespace py = pybind11;
 
@@ -41,6 +42,9 @@ struct Threads {
   static void describe(py::dict& info) {
     info["isa"] = fa2::cpu::isa_name();
     info["isa_levels"] = isa_levels();
+    fa2::cpu::Processor const processor = fa2::cpu::active_processor();
+    info["l2_bytes"] = processor.l2_bytes;
+    info["wide_l2"] = processor.wide_l2;
   }
 };
 
@@ -94,6 +98,11 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("backward_direct", &backward_direct, "Likewise its gradient.");
   m.def("set_isa", &fa2::cpu::set_isa, py::arg("name"),
         "Uses this instruction-set level from now on.");
+  m.def(
+      "set_processor",
+      [](int32_t l2_bytes, bool wide_l2) { fa2::cpu::set_processor({l2_bytes, wide_l2}); },
+      py::arg("l2_bytes"), py::arg("wide_l2"),
+      "Sizes of chunks follow such a second-level cache from now on.");
   fa2::bindings::define_masks(m);
   fa2::bindings::define_sm80_plans(m);
 }

@@ -33,9 +33,9 @@ struct ForwardChunk {
 };
 
 struct ForwardKernel {
-  int32_t tile_queries;                      // of a full tile
-  int32_t key_block;                         // keys that are worked through at a time
-  int32_t (*chunk_tiles)(int32_t head_dim);  // most tiles of a chunk
+  int32_t tile_queries;                     // of a full tile
+  int32_t key_block;                        // keys that are worked through at a time
+  int64_t (*tile_bytes)(int32_t head_dim);  // of Q and O of a full tile
   // KV heads of a sequence that are best worked through together.
   int32_t (*heads_together)(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k);
   size_t (*workspace_bytes)(int32_t head_dim, int32_t tiles);
@@ -61,7 +61,6 @@ struct BackwardChunk {
 
 struct BackwardKernel {
   int32_t tile_queries;
-  int32_t chunk_tiles;
   int32_t key_block;
   size_t (*workspace_bytes)(int32_t head_dim, int32_t tiles);
   size_t (*key_sums_bytes)(int32_t head_dim, int32_t seqlen_k);

@@ -5,6 +5,7 @@
 #include "core/block_mask.h"
 #include "core/mask.h"
 #include "cpu/listed.h"
+#include "cpu/processor.h"
 
 namespace fa2::cpu {
 
@@ -102,6 +103,12 @@ class CutByLists {
   ScheduledChunk const heads_;
 };
 
+int64_t forward_chunk_tiles(FwdParams const& params, ForwardKernel const& kernel) {
+  constexpr int64_t kMost = 16;
+  int64_t const bytes = kernel.tile_bytes(params.head_dim);
+  return std::clamp<int64_t>(forward_chunk_bytes(active_processor()) / bytes, 1, kMost);
+}
+
 // Tiles of the forward pass whose partial results are not too many.
 int64_t most_with_splits(FwdParams const& params, ForwardKernel const& kernel,
                          ScheduledChunk const& heads) {
@@ -172,22 +179,28 @@ void cut_backward(FwdParams const& params, int32_t tile_queries, int64_t tiles, 
   }
 }
 
-int64_t tiles_per_chunk(FwdParams const& params, int32_t tile_queries, int32_t most,
-                        int num_threads) {
+int64_t backward_chunk_tiles(FwdParams const& params, BackwardKernel const& kernel,
+                             int32_t seqlen_k) {
+  // Neighbours under a block mask list different keys: the more of them, the less they share.
+  int64_t const key_sums = has_lists(params) ? 0 : kernel.key_sums_bytes(params.head_dim, seqlen_k);
+  int32_t const queries = backward_chunk_queries(active_processor(), key_sums);
+  return std::max(1, queries / kernel.tile_queries);
+}
+
+int64_t balanced_tiles(FwdParams const& params, int32_t tile_queries, int num_threads) {
   int64_t tiles = 0;
   for (int32_t batch = 0; batch < params.batch; ++batch) {
     int64_t const queries = packed_queries(params, seq_info(params.seqs_q, batch));
     tiles += (queries + tile_queries - 1) / tile_queries * params.num_heads_kv;
   }
-  int64_t const balanced = num_threads == 1 ? tiles : tiles / (num_threads * kChunksPerThread);
-  return std::clamp<int64_t>(balanced, 1, most);
+  return std::max<int64_t>(1, num_threads == 1 ? tiles : tiles / (num_threads * kChunksPerThread));
 }
 
 void schedule_forward(FwdParams const& params, ForwardKernel const& kernel, int num_threads,
                       std::vector<ScheduledChunk>& chunks) {
   chunks.clear();
-  int64_t const tiles = tiles_per_chunk(params, kernel.tile_queries,
-                                        kernel.chunk_tiles(params.head_dim), num_threads);
+  int64_t const tiles = std::min(forward_chunk_tiles(params, kernel),
+                                 balanced_tiles(params, kernel.tile_queries, num_threads));
   for (int32_t batch = 0; batch < params.batch; ++batch) {
     cut_forward(params, kernel, batch, tiles, chunks);
   }

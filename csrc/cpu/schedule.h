@@ -59,9 +59,12 @@ void cut_backward(FwdParams const& params, int32_t tile_queries, int64_t tiles, 
 // sequence and whether the chunk lists many.
 KeySplits cut_keys_backward(ScheduledChunk const& chunk, int32_t key_block);
 
-// Tiles per chunk: `most`, unless threads would run out of chunks.
-int64_t tiles_per_chunk(FwdParams const& params, int32_t tile_queries, int32_t most,
-                        int num_threads);
+// Most tiles of a chunk of the backward pass of a sequence.
+int64_t backward_chunk_tiles(FwdParams const& params, BackwardKernel const& kernel,
+                             int32_t seqlen_k);
+
+// Most tiles of a chunk for which threads do not run out of chunks.
+int64_t balanced_tiles(FwdParams const& params, int32_t tile_queries, int num_threads);
 
 // Threads worth waking for so many multiply-adds and tasks.
 int useful_threads(int64_t multiply_adds, int64_t tasks, int num_threads);

@@ -101,6 +101,8 @@ def load(name: str) -> Backend:
         dtype_names |= {torch.float32: "float32", torch.float64: "float64"}
         if (isa := env.cpu_isa(module.build_info()["isa_levels"])) is not None:
             module.set_isa(isa)
+        if (l2_kib := env.cpu_l2_kib()) is not None:
+            module.set_processor(l2_kib << 10, wide_l2=False)
     return Backend(
         name,
         module,

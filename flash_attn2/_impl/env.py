@@ -4,6 +4,7 @@
 |---|---|---|
 | `FLASH_ATTN2_BACKEND` | `auto`, `cpu`, `sm80-emulated` | What computes CPU tensors: the native CPU family (`auto`, `cpu`), or the sm80 CUDA kernels under the emulator, which only a development build has. CUDA tensors always take the CUDA kernels. |
 | `FLASH_ATTN2_CPU_ISA` | `auto` or a level that `build_info()["cpu"]` lists | Instruction set of the CPU family; `auto` is the best that the processor has. |
+| `FLASH_ATTN2_CPU_L2_KIB` | `auto` or a number from 64 to 65536 | Second-level cache that sizes of chunks on the CPU follow; `auto` is the processor's own. The last bits of dK and dV depend on it: a number makes them the same on all processors with one instruction set. |
 
 Those of the build stand in docs/reference/environment.md.
 """  # noqa: E501
@@ -38,3 +39,18 @@ def cpu_isa(levels: Sequence[str]) -> str | None:
             f"{', '.join(levels)}, got {name!r}"
         )
     return name
+
+
+def cpu_l2_kib() -> int | None:
+    """Second-level cache for which sizes of chunks are chosen, or None for that of the processor.
+
+    Raises ValueError for what is no number from 64 to 65536.
+    """
+    text = os.environ.get("FLASH_ATTN2_CPU_L2_KIB") or "auto"
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or not 64 <= int(text) <= 65536:
+        raise ValueError(
+            f"FLASH_ATTN2_CPU_L2_KIB must be auto or a number from 64 to 65536, got {text!r}"
+        )
+    return int(text)

@@ -34,7 +34,8 @@ for name, call in [*calls.items(), *calls.items()]:
     except Exception as error:
         print(name, type(error).__name__, error)
 print("status", main(["info"]))
-os.environ.pop("FLASH_ATTN2_BACKEND", None), os.environ.pop("FLASH_ATTN2_CPU_ISA", None)
+for name in ("BACKEND", "CPU_ISA", "CPU_L2_KIB"):
+    os.environ.pop(f"FLASH_ATTN2_{name}", None)
 for name, call in calls.items():
     call()
 print("isa", flash_attn2.build_info()["cpu"]["isa"])
@@ -43,9 +44,7 @@ print("isa", flash_attn2.build_info()["cpu"]["isa"])
 
 def run(**variables: str) -> list[str]:
     environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("FLASH_ATTN2_BACKEND", "FLASH_ATTN2_CPU_ISA")
+        name: value for name, value in os.environ.items() if not name.startswith("FLASH_ATTN2_")
     }
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -58,7 +57,13 @@ def run(**variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("FLASH_ATTN2_BACKEND", "CPU"), ("FLASH_ATTN2_CPU_ISA", "avx1024")]
+    ("name", "value"),
+    [
+        ("FLASH_ATTN2_BACKEND", "CPU"),
+        ("FLASH_ATTN2_CPU_ISA", "avx1024"),
+        ("FLASH_ATTN2_CPU_L2_KIB", "1M"),
+        ("FLASH_ATTN2_CPU_L2_KIB", "0"),
+    ],
 )
 def test_wrong_variables(name: str, value: str) -> None:
     """The same error from every call and from info; once mended, everything works."""
@@ -71,7 +76,7 @@ def test_wrong_variables(name: str, value: str) -> None:
 
 
 def test_empty_variables_are_unset() -> None:
-    lines = run(FLASH_ATTN2_BACKEND="", FLASH_ATTN2_CPU_ISA="")
+    lines = run(FLASH_ATTN2_BACKEND="", FLASH_ATTN2_CPU_ISA="", FLASH_ATTN2_CPU_L2_KIB="")
     assert all(line.endswith(" works") for line in lines[:8])
     assert "status 0" in lines
 

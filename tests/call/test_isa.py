@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -91,3 +92,20 @@ def test_products_of_pairs_are_for_few_queries(rows: int, same: str) -> None:
     if rows > 1:
         for x, y in zip(results[few], results["x86-64-v4"], strict=True):
             assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window_size": (100, 0)}], ids=str)
+def test_chunks_of_any_processor(options: dict[str, Any]) -> None:
+    """Results of the forward pass are the same bits, and gradients are right."""
+    module = backends.load("cpu").module
+    info = module.build_info()
+    target = Target("cpu", torch.float32)
+    q, k, v = (target.tensor(1, n, h, 40) for n, h in ((1100, 2), (700, 1), (700, 1)))
+    expected = flash_attn_func(q, k, v, **options)
+    try:
+        for l2_kib, wide in ((64, False), (1024, True), (0, False)):  # 512, 128, 256 queries
+            module.set_processor(l2_kib << 10, wide)
+            assert torch.equal(flash_attn_func(q, k, v, **options), expected)
+            check_dense_gradients(q, k, v, deterministic=True, **options)
+    finally:
+        module.set_processor(info["l2_bytes"], info["wide_l2"])

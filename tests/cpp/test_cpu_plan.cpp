@@ -1,8 +1,11 @@
 // Unit tests of csrc/cpu/plan: problem and threads -> tasks, rounds and memory.
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "check.h"
+#include "cpu/processor.h"
 #include "cpu_problem.h"
 
 namespace {
@@ -51,6 +54,64 @@ TEST(plans_do_not_share_memory) {
   cpu::FwdPlan const second = cpu::plan_forward(y.p, 1);
   EXPECT_EQ(to_string(first), before);
   EXPECT(first.units->data() != second.units->data());
+}
+
+using cpu::Processor;
+
+constexpr Processor kZen5 = {1 << 20, true};
+constexpr Processor kZen4 = {1 << 20, false};
+constexpr Processor kRaptorCove = {2 << 20, false};
+constexpr Processor kSmall = {256 << 10, false};
+constexpr Processor kUnknown = {};
+constexpr Processor kMadeUp = {1 << 30, false};
+
+TEST(chunks_follow_the_second_level_cache) {
+  auto const forward_kib = [](Processor const& p) { return cpu::forward_chunk_bytes(p) >> 10; };
+  EXPECT_EQ(forward_kib(kZen5), 256);
+  EXPECT_EQ(forward_kib(kZen4), 768);
+  EXPECT_EQ(forward_kib(kRaptorCove), 1536);
+  EXPECT_EQ(forward_kib(kSmall), 192);
+  EXPECT_EQ(forward_kib(kUnknown), 384);
+  EXPECT_EQ(forward_kib(kMadeUp), 1536);
+}
+
+TEST(chunks_of_the_backward_pass_grow_with_the_gradients_of_keys) {
+  auto const queries = [](Processor const& p, int64_t mib) {
+    return cpu::backward_chunk_queries(p, mib << 20);
+  };
+  for (int64_t const mib : {0, 1, 2, 64}) EXPECT_EQ(queries(kZen5, mib), 128);
+  for (Processor const& p : {kZen4, kRaptorCove, kSmall, kUnknown, kMadeUp}) {
+    EXPECT_EQ(queries(p, 0), 128);
+    EXPECT_EQ(queries(p, 64), 512);
+  }
+  EXPECT_EQ(queries(kZen4, 1), 256);
+  EXPECT_EQ(queries(kZen4, 2), 512);
+  EXPECT_EQ(queries(kRaptorCove, 2), 256);
+  EXPECT_EQ(queries(kSmall, 1), 512);
+}
+
+// Most queries of a chunk of each sequence, whose keys are so many.
+std::vector<int32_t> deterministic_chunks(std::vector<int32_t> const& lengths, int heads,
+                                          int threads) {
+  int const longest = *std::max_element(lengths.begin(), lengths.end());
+  Problem x(DType::kFloat32, int(lengths.size()), heads, heads, longest, longest, 128);
+  x.p.seqs_k.seqused = lengths.data();
+  BwdParams grads{.forward = x.p, .deterministic = true};
+  for (TensorRef* t : {&grads.grad_out, &grads.grad_q, &grads.grad_k, &grads.grad_v}) *t = x.p.q;
+  std::vector<int32_t> most(lengths.size());
+  cpu::BwdPlan const plan = cpu::plan_backward(grads, threads);
+  for (cpu::BwdPlan::Task const& task : *plan.tasks) {
+    most[size_t(task.batch)] = std::max(most[size_t(task.batch)], task.count);
+  }
+  return most;
+}
+
+TEST(deterministic_chunks_depend_on_their_own_sequence) {
+  Processor const before = cpu::active_processor();
+  cpu::set_processor(kRaptorCove);
+  EXPECT(deterministic_chunks({300}, 1, 1) == (std::vector{128}));
+  EXPECT(deterministic_chunks({4000, 300, 1000}, 2, 8) == (std::vector{512, 128, 256}));
+  cpu::set_processor(before);
 }
 
 }  // namespace

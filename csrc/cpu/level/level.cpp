@@ -12,10 +12,9 @@ namespace {
 
 template <class E>
 struct Forward {
-  static int32_t chunk_tiles(int32_t head_dim) {
-    int const tile_bytes = head_dim * Tile<E>::kCapacity *
-                           int(sizeof(typename E::Operand) / E::kDepth + sizeof(typename E::Real));
-    return larger(1, smaller(kMaxChunkTiles, kChunkBytes / tile_bytes));
+  static int64_t tile_bytes(int32_t head_dim) {
+    return int64_t(head_dim) * Tile<E>::kCapacity *
+           int64_t(sizeof(typename E::Operand) / E::kDepth + sizeof(typename E::Real));
   }
   static int32_t heads_together(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
     bool const few = FewForward<E>::takes(params, seqlen_q, seqlen_k);
@@ -40,7 +39,7 @@ struct Forward {
     CombineSplits<E>(params, chunk, num_splits).run();
   }
   static constexpr ForwardKernel kernel() {
-    return {Tile<E>::kCapacity, kKeyBlock, chunk_tiles,   heads_together,
+    return {Tile<E>::kCapacity, kKeyBlock, tile_bytes,    heads_together,
             workspace_bytes,    run,       partial_bytes, combine};
   }
 };
@@ -82,7 +81,6 @@ struct Backward {
   }
   static constexpr BackwardKernel kernel() {
     return {GradTile<E>::kCapacity,
-            kGradChunkQueries / GradTile<E>::kCapacity,
             kKeyBlock,
             workspace_bytes,
             key_sums_bytes,
@@ -103,7 +101,7 @@ struct Backward {
 
 template <class E>
 struct BiasBackward {
-  static constexpr int kTiles = kGradChunkQueries / GradTile<E>::kCapacity;
+  static constexpr int kTiles = kBiasChunkQueries / GradTile<E>::kCapacity;
 
   static size_t workspace_bytes(int32_t head_dim) {
     return GradRowsWorkspace<E>(nullptr, head_dim, kTiles).bytes;
@@ -112,7 +110,7 @@ struct BiasBackward {
     ChunkBiasBackward<E>(params, chunk, workspace).run();
   }
   static constexpr BiasKernel kernel() {
-    return {kGradChunkQueries, kKeyBlock, workspace_bytes, run};
+    return {kBiasChunkQueries, kKeyBlock, workspace_bytes, run};
   }
 };
 

@@ -31,12 +31,7 @@ inline constexpr int kKeyBlock = 192;
 // independent of the tile that a query falls into.
 inline constexpr int kKeyStep = 8;
 
-// Queries and outputs of a chunk should leave most of the second-level cache to K and V.
-inline constexpr int kChunkBytes = 256 * 1024;
-inline constexpr int kMaxChunkTiles = 16;
-
-// Queries per chunk of the backward pass, a multiple of a tile: the gradients of a key are read and
-// written once per chunk.
-inline constexpr int kGradChunkQueries = 128;
+// Queries per chunk of the gradient of a bias, a multiple of a tile.
+inline constexpr int kBiasChunkQueries = 128;
 
 }  // namespace fa2::cpu::FA2_CPU_LEVEL
