@@ -3,9 +3,10 @@
     python benchmarks/compare_checkouts.py BEFORE AFTER [--output FILE] [--rows REGEX] [--seconds S]
 
 BEFORE and AFTER are directories with a built flash_attn2 in them (`make build` there). Each is
-imported by a process of its own; the two take turns on every row, with one thread and with two.
-Prints how many times as fast AFTER is, by ratios of medians, and their geometric mean; rows below
-0.97 are measured twice more, and the median of the three counts. Writes every sample as JSON.
+imported by a process of its own; the two take turns on every row, with one thread and with as many
+as torch takes. Prints how many times as fast AFTER is, by ratios of medians, and their geometric
+mean; rows below 0.97 are measured twice more, and the median of the three counts. Writes every
+sample as JSON.
 """
 
 from __future__ import annotations

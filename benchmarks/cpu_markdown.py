@@ -9,7 +9,7 @@ from cpu_rows import ONE_THREAD
 from rich.markup import escape
 
 from flash_attn2.bench.race import FLASH_ATTN2
-from flash_attn2.bench.record import hardware
+from flash_attn2.bench.record import hardware, processor_of
 from flash_attn2.bench.report import Table, format_time, markdown
 from flash_attn2.bench.suite import Outcome
 
@@ -18,13 +18,14 @@ def tables(record: Mapping[str, Any]) -> str:
     """Summary, then every row."""
     outcomes = record["results"]
     timed = [outcome for outcome in outcomes if "goals" in outcome]
-    figures = ("must", "aim", "1 thread", "2 threads")
+    threads = _thread_counts(outcomes)
+    figures = ("must", "aim", *(f"{one} thread{'s' * (one != '1')}" for one in threads))
     shown = (
-        Table("", ("what", "against", *figures), [_summary(timed)], texts=2),
+        Table("", ("what", "against", *figures), [_summary(timed, threads)], texts=2),
         Table(
             "",
-            ("what", "case", "against", *figures, "time, 2 threads"),
-            [_details(timed)],
+            ("what", "case", "against", *figures, f"time, {figures[-1]}"),
+            [_details(timed, threads)],
             texts=3,
         ),
         Table(
@@ -45,7 +46,10 @@ def tables(record: Mapping[str, Any]) -> str:
     ]
     isa = record["build"]["cpu"]["isa"]
     about = f"{hardware(record)}, {isa}{'' if record['complete'] else ' (incomplete)'}"
-    return "\n\n".join([about, *(markdown(table) for table in shown if table.blocks[0]), *failed])
+    in_full = f"Processor: {processor_of(record)}."
+    return "\n\n".join(
+        [about, in_full, *(markdown(table) for table in shown if table.blocks[0]), *failed]
+    )
 
 
 def one_line(outcome: Outcome) -> str:
@@ -63,7 +67,19 @@ def one_line(outcome: Outcome) -> str:
     return "; ".join(figures)
 
 
-def _summary(outcomes: Sequence[Outcome]) -> list[list[str]]:
+def _thread_counts(outcomes: Sequence[Outcome]) -> list[str]:
+    """In ascending order; one thread and two where nothing was timed."""
+    found = {threads for outcome in outcomes for threads in _own_times(outcome)}
+    return sorted(found, key=int) or ["1", "2"]
+
+
+def _own_times(outcome: Outcome) -> Mapping[str, Any]:
+    """By number of threads."""
+    times: Mapping[str, Any] = outcome.get("contenders", {}).get(FLASH_ATTN2, {})
+    return times
+
+
+def _summary(outcomes: Sequence[Outcome], threads: Sequence[str]) -> list[list[str]]:
     """A line per kind of row and peer: the range over its cases."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome, goal in _goals(outcomes):
@@ -73,7 +89,7 @@ def _summary(outcomes: Sequence[Outcome]) -> list[list[str]]:
     # Last, as it is about several of the others.
     ordered = sorted(groups.items(), key=lambda group: group[0][1] == ONE_THREAD)
     return [
-        [title, against, *_wanted(goals[0]), *(_range(goals, threads) for threads in ("1", "2"))]
+        [title, against, *_wanted(goals[0]), *(_range(goals, one) for one in threads)]
         for (title, against), goals in ordered
     ]
 
@@ -88,17 +104,17 @@ def _range(goals: Sequence[Outcome], threads: str) -> str:
     return (low if low == high else f"{low} to {high}") + below
 
 
-def _details(outcomes: Sequence[Outcome]) -> list[list[str]]:
+def _details(outcomes: Sequence[Outcome], threads: Sequence[str]) -> list[list[str]]:
     lines = []
     for outcome, goal in _goals(outcomes):
         against = goal["against"]
         missing = outcome["contenders"].get(against, {}).get("unavailable")
         cells = [outcome["title"], outcome["case"]["name"], against, *_wanted(goal)]
-        for threads in ("1", "2"):
-            figure = goal["figures"].get(threads)
+        for one in threads:
+            figure = goal["figures"].get(one)
             cells.append(escape(missing or "") if figure is None else _with_spread(figure))
-        seconds = outcome["contenders"][FLASH_ATTN2]["2"]["seconds"]
-        lines.append([*cells, format_time(seconds)])
+        own = _own_times(outcome).get(threads[-1])
+        lines.append([*cells, format_time(own["seconds"]) if own else ""])
     return lines
 
 

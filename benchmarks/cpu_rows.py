@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+
+import torch
 
 from flash_attn2.bench.cases import DTYPES, PROFILES, Case, build_cases
 from flash_attn2.bench.corpus import read_corpus
@@ -19,7 +22,14 @@ NESTED = "SDPA of nested tensors"
 PEAK = "peak of the machine"
 ONE_THREAD = "itself on one thread"
 
-THREADS = (1, 2)
+
+def thread_counts(torch_threads: int, allowed: int) -> tuple[int, ...]:
+    """One thread, and as many as torch takes and the affinity mask has processors for."""
+    most = max(min(torch_threads, allowed), 1)
+    return (1, most) if most > 1 else (1,)
+
+
+THREADS = thread_counts(torch.get_num_threads(), len(os.sched_getaffinity(0)))
 _QUICK = 16  # how many times shorter sequences are with --quick
 
 
@@ -33,7 +43,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Row:
-    """One problem, timed with 1 and 2 threads."""
+    """One problem, timed with one thread and with all."""
 
     section: str  # rows of one section share a process
     title: str

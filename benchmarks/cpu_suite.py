@@ -1,4 +1,4 @@
-"""The suite of the CPU table: rows, each timed with one and with two threads."""
+"""The suite of the CPU table: rows, each timed with one thread and with all."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
     python benchmarks/cpu_table.py [--output FILE] [--rows REGEX] [--seconds S] [--quick]
     python benchmarks/cpu_table.py --show FILE
 
-All contenders of a row take turns, each with one thread and with two. Shows Markdown tables of
-ratios of medians beside what is required and aimed at, and writes every sample as JSON after each
-row, so that nothing is lost when the run stops. About ten minutes on a quiet machine with two
-cores. It needs `pip install "flash_attn2[bench]"` and a C++ compiler ($CXX or c++), for the peak of
-the machine and for flex_attention.
+All contenders of a row take turns, each with one thread and with as many as torch takes. Shows
+Markdown tables of ratios of medians beside what is required and aimed at, and writes every sample
+as JSON after each row, so that nothing is lost when the run stops. About ten minutes on a quiet
+machine with two cores. It needs `pip install "flash_attn2[bench]"` and a C++ compiler ($CXX or
+c++), for the peak of the machine and for flex_attention.
 """
 
 from __future__ import annotations

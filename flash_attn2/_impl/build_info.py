@@ -8,14 +8,18 @@ from typing import Any
 import torch
 
 from flash_attn2._impl import backends, env
+from flash_attn2._impl.processor import processor
 from flash_attn2._impl.version import __version__
 
 
 def build_info() -> dict[str, Any]:
     """Versions, and what each native module was built with and for.
 
-    Keys: `version`, `torch`, `python`, `machine`, `backend` (FLASH_ATTN2_BACKEND), and one per
-    native module, `cpu`, `cuda` and `sm80-emulated`: a dict, or None where it was not built.
+    Keys: `version`, `torch`, `python`, `machine`, `processor` (a dict: its `name`, `vendor`,
+    `model_name`, `family`, `model`, `stepping`, `generation`, `l1d_bytes`, `l2_bytes`, `l3_bytes`,
+    `cores`, `threads` and `avx512`, whose data paths are "whole" or "halves"; None for what is not
+    known), `backend` (FLASH_ATTN2_BACKEND), and one per native module, `cpu`, `cuda` and
+    `sm80-emulated`: a dict, or None where it was not built.
     ValueError where an environment variable is wrong.
     """
     info: dict[str, Any] = {
@@ -23,6 +27,7 @@ def build_info() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "processor": dict(processor()),
         "backend": env.backend(),
     }
     for name in backends.MODULES:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import flash_attn2
+from flash_attn2._impl.processor import in_full, processor
 
 _SCHEMA = 2
 
@@ -68,12 +69,19 @@ def hardware(record: Mapping[str, Any]) -> str:
     return f"{device}, torch {versions['torch']}, flash_attn2 {versions['flash_attn2']}"
 
 
+def processor_of(record: Mapping[str, Any]) -> str:
+    """The processor in full; of a record of an earlier release, what it calls itself."""
+    known = record["build"].get("processor")
+    return in_full(known) if known else record["machine"]["cpu"]
+
+
 def describe_machine(device: str) -> dict[str, Any]:
     """Hardware and system, without anything that names this particular machine."""
     machine: dict[str, Any] = {
-        "cpu": _cpu_model(),
+        "cpu": processor()["name"],
         "architecture": platform.machine(),
         "cpus": os.cpu_count(),
+        "allowed_cpus": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -86,17 +94,6 @@ def describe_machine(device: str) -> dict[str, Any]:
         machine["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
         machine["cuda"] = torch.version.cuda
     return machine
-
-
-def _cpu_model() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

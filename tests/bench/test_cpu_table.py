@@ -69,6 +69,16 @@ def test_rows(quick: bool) -> None:
     assert len({*sections}) == 1 + sum(a != b for a, b in itertools.pairwise(sections))
 
 
+@pytest.mark.parametrize(
+    ("torch_threads", "allowed", "counts"),
+    [(2, 2, (1, 2)), (8, 2, (1, 2)), (4, 16, (1, 4)), (2, 1, (1,))],
+)
+def test_threads_are_those_of_torch_and_of_the_mask(
+    torch_threads: int, allowed: int, counts: tuple[int, ...]
+) -> None:
+    assert cpu_rows.thread_counts(torch_threads, allowed) == counts
+
+
 def measure(row: cpu_rows.AnyRow) -> Outcome:
     return CpuTable([], BUDGET).measure(row)
 
@@ -110,6 +120,7 @@ def test_peers_compute_the_same(row: Row, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("mode", [FORWARD, TRAINING], ids=lambda mode: mode.name)
 def test_times_of_one_and_two_threads(mode: Any) -> None:
     row = Row("", "title", CAUSAL, {SDPA: Goal(2, 3), ONE_THREAD: Goal(1.85)}, mode)
+    row = replace(row, threads=(1, 2))
     outcome = measure(row)
     assert outcome["contenders"].keys() == {FLASH_ATTN2, SDPA}
     times = {
