@@ -109,13 +109,21 @@ def _details(outcomes: Sequence[Outcome], threads: Sequence[str]) -> list[list[s
     for outcome, goal in _goals(outcomes):
         against = goal["against"]
         missing = outcome["contenders"].get(against, {}).get("unavailable")
-        cells = [outcome["title"], outcome["case"]["name"], against, *_wanted(goal)]
+        shown = " by ".join([against, *_variants(outcome, against)])
+        cells = [outcome["title"], outcome["case"]["name"], shown, *_wanted(goal)]
         for one in threads:
             figure = goal["figures"].get(one)
             cells.append(escape(missing or "") if figure is None else _with_spread(figure))
         own = _own_times(outcome).get(threads[-1])
         lines.append([*cells, format_time(own["seconds"]) if own else ""])
     return lines
+
+
+def _variants(outcome: Outcome, against: str) -> list[str]:
+    """Which of its ways a peer took."""
+    times = outcome["contenders"].get(against, {}).values()
+    found = [one["variant"] for one in times if isinstance(one, dict) and "variant" in one]
+    return list(dict.fromkeys(found))
 
 
 def _goals(outcomes: Sequence[Outcome]) -> Iterator[tuple[Outcome, Outcome]]:

@@ -9,23 +9,43 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from flash_attn2.bench import timing
+
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-_FUNCTIONS = {torch.float32: "fp32_flops", torch.bfloat16: "bf16_flops"}
+FP32 = "multiply-adds of float32"
+PAIRS = "vdpbf16ps"
+_FUNCTIONS = {FP32: "fp32_flops", PAIRS: "bf16_flops"}
+# Processors differ in what is faster for bf16: see is_slow_at_bf16 in csrc/cpu/isa.cpp.
+_WAYS = {torch.float32: (FP32,), torch.bfloat16: (FP32, PAIRS)}
 
 
-def peak(dtype: torch.dtype) -> Callable[[], int]:
-    """A call that keeps all of torch's threads busy and returns how many operations it did.
+class Peak(NamedTuple):
+    instructions: str
+    run: Callable[[], int]  # keeps all of torch's threads busy; how many operations it did
+
+
+def peak(dtype: torch.dtype) -> Peak:
+    """The fastest instructions of this machine that multiply values of `dtype`."""
+    rates = {}
+    for way in _WAYS[dtype]:
+        if operations := loop(way)():
+            rates[way] = operations / timing.estimate(loop(way), timing.CpuClock())
+    best = max(rates, key=lambda way: rates[way])
+    return Peak(best, loop(best))
+
+
+def loop(instructions: str) -> Callable[[], int]:
+    """A call that does nothing else; its result is 0 where the processor has no such instructions.
 
     Loaded after torch, the library shares its OpenMP runtime.
     """
-    function = getattr(_library(), _FUNCTIONS[dtype])
+    function = getattr(_library(), _FUNCTIONS[instructions])
     function.restype = ctypes.c_int64
-    if function(1) == 0:
-        raise RuntimeError(f"no instructions for products of {dtype} here")
     return lambda: function(torch.get_num_threads())
 
 

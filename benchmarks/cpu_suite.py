@@ -90,7 +90,8 @@ def _times(row: Row, budget: timing.Budget) -> Outcome:
     for key in entries:
         name, threads = key.rsplit("/", 1)
         times = race.times(samples[key], "flops_per_second", flops[key])
-        contenders[name][threads] = times
+        variant = entries[key].run.timed.variant
+        contenders[name][threads] = times | ({"variant": variant} if variant else {})
     goals = [_compare(row, name, goal, flops, samples) for name, goal in row.goals.items()]
     return {"mode": row.mode.name, "contenders": contenders, "goals": goals}
 

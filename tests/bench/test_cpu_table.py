@@ -37,7 +37,7 @@ from cpu_suite import CpuTable
 from torch import Tensor
 
 from flash_attn2 import build_info
-from flash_attn2.bench import runner
+from flash_attn2.bench import runner, timing
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.contenders import SDPA, Problem
 from flash_attn2.bench.modes import FORWARD, TRAINING
@@ -148,12 +148,32 @@ def test_a_peer_that_cannot_run_is_reported() -> None:
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="no C++ compiler")
 def test_share_of_peak() -> None:
-    flops = cpu_peak.peak(torch.float32)()
-    assert flops > 10**7
+    assert cpu_peak.loop(cpu_peak.FP32)() > 10**7
     row = Row("", "title", CASE, {PEAK: Goal(0.85)})
     outcome = measure(row)
     rates = [outcome["contenders"][name]["1"]["flops_per_second"] for name in (FLASH_ATTN2, PEAK)]
     assert outcome["goals"][0]["figures"]["1"]["value"] == pytest.approx(rates[0] / rates[1])
+    assert outcome["contenders"][PEAK]["1"]["variant"] == cpu_peak.FP32
+    assert f"| {PEAK} by multiply-adds of float32 | 0.85 |" in table_of([outcome])
+
+
+@pytest.mark.parametrize(
+    ("of_pairs", "dtype", "expected"),
+    [
+        (0, torch.bfloat16, cpu_peak.FP32),  # the processor has no such instruction
+        (50, torch.bfloat16, cpu_peak.FP32),  # or a slow one
+        (200, torch.bfloat16, cpu_peak.PAIRS),
+        (200, torch.float32, cpu_peak.FP32),
+    ],
+)
+def test_the_peak_is_that_of_the_fastest_instructions(
+    of_pairs: int, dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = {cpu_peak.FP32: 100, cpu_peak.PAIRS: of_pairs}
+    monkeypatch.setattr(cpu_peak, "loop", lambda instructions: lambda: operations[instructions])
+    monkeypatch.setattr(timing, "estimate", lambda run, clock: 1.0)
+    assert cpu_peak.peak(dtype).instructions == expected
+    assert cpu_peak.peak(dtype).run() == operations[expected]
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
