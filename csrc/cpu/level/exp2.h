@@ -34,6 +34,16 @@ struct Exp2Poly<double, 11> {  // 8.4e-18
 template <class T>
 inline constexpr int kFullDegree = sizeof(T) == 4 ? 6 : 11;
 
+// f q(f) = 2^f - 1 for f in [-1/2, 1/2].
+template <class T, int kDegree>
+FA2_CPU_INLINE Vec<T> exp2_fraction(Vec<T> f) {
+  constexpr auto const& c = Exp2Poly<T, kDegree>::kCoeffs;
+  Vec<T> q = broadcast<T>(c[kDegree - 1]);
+#pragma GCC unroll 16
+  for (int i = kDegree - 2; i >= 0; --i) q = q * f + c[i];
+  return q * f;
+}
+
 template <class T>
 struct Exp2Parts {
   Vec<T> scale;     // 2^n
@@ -49,12 +59,28 @@ FA2_CPU_INLINE Exp2Parts<T> exp2_parts(Vec<T> x) {
   constexpr T kRound = T(3) * T(Int<T>(1) << (kMantissaBits - 1)) + T(kBias);
   Vec<T> const shifted = x + kRound;
   Vec<T> const f = x - (shifted - kRound);
-  constexpr auto const& c = Exp2Poly<T, kDegree>::kCoeffs;
-  Vec<T> q = broadcast<T>(c[kDegree - 1]);
-#pragma GCC unroll 16
-  for (int i = kDegree - 2; i >= 0; --i) q = q * f + c[i];
-  return {(Vec<T>)((Vec<Int<T>>)shifted << kMantissaBits), q * f};
+  return {(Vec<T>)((Vec<Int<T>>)shifted << kMantissaBits), exp2_fraction<T, kDegree>(f)};
 }
+
+#if defined(__AVX512DQ__)
+
+// The same split by instructions: what is left of x beside the nearest integer, and a product with
+// 2^n that is 0 below all floats. Three of fourteen instructions fewer.
+FA2_CPU_INLINE Vec<float> fraction_of(Vec<float> x) { return _mm512_reduce_ps(x, 0); }
+FA2_CPU_INLINE Vec<double> fraction_of(Vec<double> x) { return _mm512_reduce_pd(x, 0); }
+FA2_CPU_INLINE Vec<float> times_exp2(Vec<float> x, Vec<float> n) { return _mm512_scalef_ps(x, n); }
+FA2_CPU_INLINE Vec<double> times_exp2(Vec<double> x, Vec<double> n) {
+  return _mm512_scalef_pd(x, n);
+}
+
+// 2^x for x up to about 1; NaN stays NaN.
+template <class T, int kDegree>
+FA2_CPU_INLINE Vec<T> exp2(Vec<T> x) {
+  Vec<T> const f = fraction_of(x);
+  return times_exp2(exp2_fraction<T, kDegree>(f) + 1, x - f);
+}
+
+#else
 
 // 2^x for x up to about 1. Results below the smallest normal number are 0; NaN stays NaN.
 template <class T, int kDegree>
@@ -63,6 +89,8 @@ FA2_CPU_INLINE Vec<T> exp2(Vec<T> x) {
   auto const [scale, fraction] = exp2_parts<T, kDegree>(max(broadcast<T>(kLowest), x));
   return scale * fraction + scale;
 }
+
+#endif
 
 // tanh(x) = (e - 1) / (e + 1), e = exp(2x). e - 1 is formed without cancellation, so that small
 // arguments keep their relative accuracy.
