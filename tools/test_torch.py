@@ -27,6 +27,7 @@ SHORT_FILES = (
     "kvcache/test_kvcache_ops.py",
     "nn/test_nn.py",
     "autograd/test_ops.py",
+    "call/test_openmp.py",
     "call/test_threads.py",
     "call/test_vocabulary.py",
 )
