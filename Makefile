@@ -9,18 +9,18 @@ BUILD := build/dev
 
 # FLASH_ATTN2_CUDA=off make build: the options of CMakeLists.txt come from the environment.
 OPTIONS := FLASH_ATTN2_CUDA FLASH_ATTN2_CUDA_ARCHS FLASH_ATTN2_HEAD_DIMS FLASH_ATTN2_WERROR \
-           FLASH_ATTN2_CUTLASS_INCLUDE_DIR FLASH_ATTN2_CUDA_INCLUDE_DIRS
+           FLASH_ATTN2_PORTABLE FLASH_ATTN2_CUTLASS_INCLUDE_DIR FLASH_ATTN2_CUDA_INCLUDE_DIRS
 CONFIGURE = $(BIN)/cmake -S . -B $(BUILD) -G Ninja --log-level=NOTICE \
             -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja -DPython_EXECUTABLE=$(BIN)/python \
             $(foreach name,$(OPTIONS),$(if $($(name)),"-D$(name)=$($(name))"))
 COMPILE = $(BIN)/cmake --build $(BUILD) --parallel $(JOBS)
 CXX_FILES = git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh'
-PYTHON_FILES := flash_attn2 tests benchmarks examples tools setup.py
+PYTHON_FILES := flash_attn2 tests benchmarks examples tools distributions setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo bench test io-page fuzz sanitize sanitize-short test-torch \
-        test-torch-short test-integrations docs cuda-check lint format wheel install-check \
-        gpu gpu-setup gpu-test gpu-bench clean
+        test-torch-short test-integrations docs cuda-check lint format wheel \
+        wheel-short install-check gpu gpu-setup gpu-test gpu-bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,8 +98,14 @@ format: setup ## Format all sources in place
 	$(BIN)/ruff format $(PYTHON_FILES)
 	$(CXX_FILES) | xargs $(BIN)/clang-format -i
 
-wheel: setup ## Build a wheel into dist/
-	$(BIN)/python -m pip wheel . --no-deps --wheel-dir dist
+# Interpreters to build wheels for; all supported ones of this machine if empty.
+PYTHONS ?=
+
+wheel: setup ## Build wheels for release into dist/, for every Python and with CUDA
+	$(BIN)/python -m tools.wheel --jobs $(JOBS) $(PYTHONS)
+
+wheel-short: setup ## Likewise, for the Python of .venv alone and without CUDA
+	FLASH_ATTN2_CUDA=off $(BIN)/python -m tools.wheel --jobs $(JOBS) $(BIN)/python
 
 install-check: ## pip install . into a clean environment and call the package there
 	rm -rf build/install-check
@@ -127,4 +133,4 @@ gpu-bench: gpu-setup ## Run the main benchmark on the GPU of this machine
 	$(BIN)/python -m flash_attn2 bench --device cuda
 
 clean: ## Remove what was built (.venv and third_party stay)
-	rm -rf build dist flash_attn2.egg-info flash_attn2/*.so
+	rm -rf build dist *.egg-info flash_attn2/*.so

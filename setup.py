@@ -16,9 +16,12 @@ CMAKE_OPTIONS = (
     "FLASH_ATTN2_CUDA",
     "FLASH_ATTN2_CUDA_ARCHS",
     "FLASH_ATTN2_HEAD_DIMS",
+    "FLASH_ATTN2_PORTABLE",
     "FLASH_ATTN2_CUTLASS_INCLUDE_DIR",
 )
 SOURCE_DIR = Path(__file__).resolve().parent
+# One for all interpreters: kernels, most of what is compiled, are the same for all of them.
+BUILD_DIR = SOURCE_DIR / "build" / "native"
 
 
 class CMakeBuild(build_ext):
@@ -27,7 +30,6 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         package = Path("flash_attn2")
         output_dir = SOURCE_DIR / package if self.inplace else Path(self.build_lib) / package
-        build_dir = Path(self.build_temp).resolve()
         for stale in output_dir.glob("*.so"):
             stale.unlink()
         options = {
@@ -38,9 +40,9 @@ class CMakeBuild(build_ext):
         options |= {name: os.environ[name] for name in CMAKE_OPTIONS if name in os.environ}
         definitions = [f"-D{name}={value}" for name, value in options.items()]
         # Fresh: an earlier build may have run in another isolated environment, which is gone.
-        configure = ["cmake", "--fresh", "-S", SOURCE_DIR, "-B", build_dir, "-G", "Ninja"]
+        configure = ["cmake", "--fresh", "-S", SOURCE_DIR, "-B", BUILD_DIR, "-G", "Ninja"]
         subprocess.run([*configure, *definitions], check=True)
-        subprocess.run(["cmake", "--build", build_dir], check=True)
+        subprocess.run(["cmake", "--build", BUILD_DIR], check=True)
 
     def get_outputs(self) -> list[str]:
         return [str(path) for path in Path(self.build_lib, "flash_attn2").glob("*.so")]

@@ -25,6 +25,7 @@ function(fa2_add_module name)
     target_compile_options(${name} PRIVATE -fno-sanitize=thread)
   endif()
   fa2_export_init_only(${name})
+  fa2_make_portable(${name})
   set_target_properties(${name} PROPERTIES
                         LIBRARY_OUTPUT_DIRECTORY "${FLASH_ATTN2_OUTPUT_DIR}")
 endfunction()

@@ -8,6 +8,9 @@ import torch
 
 import flash_attn2
 
+# Parallel calls of both go through the OpenMP runtime that torch brings, and no other is there.
+RUNTIMES = ("libgomp", "libomp", "libiomp")
+
 location = Path(flash_attn2.__file__).resolve()
 if not location.is_relative_to(Path(sys.prefix).resolve()):
     sys.exit(f"imported {location}, which is not the installed package")
@@ -33,3 +36,7 @@ error = max((x - y).abs().max().item() for x, y in zip(results, exact, strict=Tr
 print(f"flash_attn2 {flash_attn2.__version__} with torch {torch.__version__}: error {error:.1e}")
 if not error < 1e-5:
     sys.exit("the error is too large")
+loaded = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines()}
+runtimes = {path for path in loaded if path.name.startswith(RUNTIMES)}
+if len(runtimes) != 1 or Path(torch.__file__).parent not in next(iter(runtimes)).parents:
+    sys.exit(f"the OpenMP runtimes are {sorted(map(str, runtimes))}, not torch's alone")
