@@ -8,6 +8,7 @@ from typing import Any
 from cpu_rows import ONE_THREAD
 from rich.markup import escape
 
+from flash_attn2.bench import beside
 from flash_attn2.bench.race import FLASH_ATTN2
 from flash_attn2.bench.record import hardware, processor_of
 from flash_attn2.bench.report import Table, format_time, markdown
@@ -18,7 +19,7 @@ def tables(record: Mapping[str, Any]) -> str:
     """Summary, then every row."""
     outcomes = record["results"]
     timed = [outcome for outcome in outcomes if "goals" in outcome]
-    threads = _thread_counts(outcomes)
+    threads = _thread_counts(timed)
     figures = ("must", "aim", *(f"{one} thread{'s' * (one != '1')}" for one in threads))
     shown = (
         Table("", ("what", "against", *figures), [_summary(timed, threads)], texts=2),
@@ -39,6 +40,7 @@ def tables(record: Mapping[str, Any]) -> str:
             [[_memory(outcome) for outcome in outcomes if "extra_bytes" in outcome]],
         ),
     )
+    beside_all = _beside_all(record)
     failed = [
         f"Failed: {outcome['title']}, {outcome['case']['name']}: {outcome['failed']}"
         for outcome in outcomes
@@ -47,15 +49,16 @@ def tables(record: Mapping[str, Any]) -> str:
     isa = record["build"]["cpu"]["isa"]
     about = f"{hardware(record)}, {isa}{'' if record['complete'] else ' (incomplete)'}"
     in_full = f"Processor: {processor_of(record)}."
-    return "\n\n".join(
-        [about, in_full, *(markdown(table) for table in shown if table.blocks[0]), *failed]
-    )
+    texts = [markdown(table) for table in shown if table.blocks[0]]
+    return "\n\n".join([about, in_full, *texts, *beside_all, *failed])
 
 
 def one_line(outcome: Outcome) -> str:
     """The figures of one row, for the progress."""
     if "failed" in outcome:
         return f"FAILED: {outcome['failed']}"
+    if "missing" in outcome:
+        return beside.one_line(outcome)
     if "errors" in outcome:
         return f"{outcome['times_as_large']:.2f} times SDPA's"
     if "extra_bytes" in outcome:
@@ -65,6 +68,15 @@ def one_line(outcome: Outcome) -> str:
         values = " / ".join(_number(one["value"]) for one in goal["figures"].values()) or "n/a"
         figures.append(f"{values} x {goal['against']}")
     return "; ".join(figures)
+
+
+def _beside_all(record: Mapping[str, Any]) -> list[str]:
+    """What runs beside every runtime."""
+    if not beside.rows_of(record):
+        return []
+    lines = [*beside.summary(record), *beside.reasons(record)]
+    about = "\n".join(f"- {line}" for line in lines)
+    return [markdown(beside.table(record)), about]
 
 
 def _thread_counts(outcomes: Sequence[Outcome]) -> list[str]:

@@ -30,7 +30,7 @@ def thread_counts(torch_threads: int, allowed: int) -> tuple[int, ...]:
 
 
 THREADS = thread_counts(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-_QUICK = 16  # how many times shorter sequences are with --quick
+QUICK = 16  # how many times shorter sequences are with --quick
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ _SHAPES = ((2, 8, 1024, 64), (1, 16, 2048, 128), (1, 4, 8192, 64))
 # SDPA's backward pass in fp16 runs at 10 GFLOP/s.
 _FP16_TRAINING_SHAPES = ((1, 4, 1024, 64), (1, 2, 2048, 128))
 _VARLEN = tuple(range(100, 1501, 200))
-_MASKS = {False: "full", True: "causal"}
+MASKS = {False: "full", True: "causal"}
 _FORWARD = {  # dtype -> goals of full and of causal attention
     _BF16: (Goal(2.2, 2.6), Goal(2.6, 3.2)),
     _FP16: (Goal(1.8, 2.2), Goal(2.2, 3.0)),
@@ -133,13 +133,13 @@ def timed_rows() -> list[Row]:
 
 def _shorter(row: AnyRow) -> AnyRow:
     case = row.case
-    seqlens = tuple(max(seqlen // _QUICK, 16) for seqlen in case.seqlens)
-    window = case.window_left // _QUICK if case.window_left >= 0 else -1
-    name = f"{case.name} (1/{_QUICK} of it)"
+    seqlens = tuple(max(seqlen // QUICK, 16) for seqlen in case.seqlens)
+    window = case.window_left // QUICK if case.window_left >= 0 else -1
+    name = f"{case.name} (1/{QUICK} of it)"
     return replace(row, case=replace(case, name=name, seqlens=seqlens, window_left=window))
 
 
-def _case(
+def dense_case(
     dtype: str,
     batch: int,
     num_heads: int,
@@ -150,7 +150,7 @@ def _case(
 ) -> Case:
     heads = f"{num_heads}/{num_heads_kv}" if num_heads_kv else str(num_heads)
     return Case(
-        f"b{batch} h{heads} s{seqlen} d{head_dim} {_MASKS[causal]} {DTYPES[dtype]}",
+        f"b{batch} h{heads} s{seqlen} d{head_dim} {MASKS[causal]} {DTYPES[dtype]}",
         "",
         dtype,
         num_heads,
@@ -168,18 +168,18 @@ def _with_scaling(case: Case, goals: dict[str, Goal]) -> dict[str, Goal]:
 
 def _forward() -> Iterator[Row]:
     for dtype, goals in _FORWARD.items():
-        for causal, mask in _MASKS.items():
+        for causal, mask in MASKS.items():
             for shape in _SHAPES:
-                case = _case(dtype, *shape, causal)
+                case = dense_case(dtype, *shape, causal)
                 title = f"forward {DTYPES[dtype]}, {mask}"
                 yield Row("forward", title, case, _with_scaling(case, {SDPA: goals[causal]}))
 
 
 def _training() -> Iterator[Row]:
     for dtype, goal in _TRAINING.items():
-        for causal in _MASKS:
+        for causal in MASKS:
             for shape in _FP16_TRAINING_SHAPES if dtype == _FP16 else _SHAPES:
-                case = _case(dtype, *shape, causal)
+                case = dense_case(dtype, *shape, causal)
                 title = f"forward + backward {DTYPES[dtype]}"
                 goals = _with_scaling(case, {SDPA: goal})
                 yield Row("training", title, case, goals, TRAINING)
@@ -187,13 +187,13 @@ def _training() -> Iterator[Row]:
 
 def _gqa() -> Iterator[Row]:
     for causal, goal in ((False, Goal(2.2, 2.5)), (True, Goal(2.6, 3.0))):
-        case = _case(_BF16, 1, 32, 2048, 128, causal, num_heads_kv=8)
-        yield Row("gqa", f"GQA 32/8 bf16, {_MASKS[causal]}", case, {SDPA: goal})
+        case = dense_case(_BF16, 1, 32, 2048, 128, causal, num_heads_kv=8)
+        yield Row("gqa", f"GQA 32/8 bf16, {MASKS[causal]}", case, {SDPA: goal})
 
 
 def _window() -> Iterator[Row]:
     for dtype, flex in ((_FP32, Goal(2, 3)), (_BF16, Goal(4, 7))):
-        case = _case(dtype, 1, 4, 8192, 64, causal=True)
+        case = dense_case(dtype, 1, 4, 8192, 64, causal=True)
         case = replace(case, name=f"{case.name}, window 512", window_left=512)
         goals = {BOOL_MASK: Goal(20, 40), FLEX: flex}
         yield Row("window", f"window 512 at s8192, {DTYPES[dtype]}", case, goals)
@@ -201,13 +201,13 @@ def _window() -> Iterator[Row]:
 
 def _alibi() -> Iterator[Row]:
     for shape in _SHAPES[:2]:
-        for causal in _MASKS:
-            case = _case(_BF16, *shape, causal)
+        for causal in MASKS:
+            case = dense_case(_BF16, *shape, causal)
             yield Row("alibi", "ALiBi bf16", case, {BIAS: Goal(2.2, 3.0)}, alibi=True)
 
 
 def _varlen() -> Iterator[Row]:
-    for causal, mask in _MASKS.items():
+    for causal, mask in MASKS.items():
         name = f"h8 d64, 8 sequences of 100…1500, {mask} bf16"
         case = Case(name, "", _BF16, 8, 8, 64, _VARLEN, packed=True, causal=causal)
         goals = {LOOP: Goal(2.0, 2.5)}
@@ -218,7 +218,7 @@ def _varlen() -> Iterator[Row]:
 
 def _dropout() -> Iterator[Row]:
     for dtype in (_BF16, _FP32):
-        case = replace(_case(dtype, *_SHAPES[0]), dropout_p=0.1)
+        case = replace(dense_case(dtype, *_SHAPES[0]), dropout_p=0.1)
         title = f"dropout 0.1, forward + backward {DTYPES[dtype]}"
         yield Row("dropout", title, case, {SDPA: Goal(4, 8)}, TRAINING)
 
@@ -226,21 +226,23 @@ def _dropout() -> Iterator[Row]:
 def _tiny() -> Iterator[Row]:
     # At most 1.5 times SDPA's time.
     for dtype in (_FP32, _BF16):
-        yield Row("tiny", "tiny call", _case(dtype, 1, 1, 16, 64), {SDPA: Goal(1 / 1.5, 1.0)})
+        yield Row("tiny", "tiny call", dense_case(dtype, 1, 1, 16, 64), {SDPA: Goal(1 / 1.5, 1.0)})
 
 
 def _share_of_peak() -> Iterator[Row]:
     for dtype, goal in ((_FP32, Goal(0.85, 0.92)), (_BF16, Goal(0.78, 0.88))):
         for shape in ((1, 16, 2048, 128), (1, 4, 8192, 128)):
-            yield Row("peak", f"share of peak {DTYPES[dtype]}", _case(dtype, *shape), {PEAK: goal})
+            yield Row(
+                "peak", f"share of peak {DTYPES[dtype]}", dense_case(dtype, *shape), {PEAK: goal}
+            )
 
 
 def _avx2() -> Iterator[Row]:
     for dtype in DTYPES:
-        for causal in _MASKS:
+        for causal in MASKS:
             for shape in _SHAPES[:2]:
                 title = f"AVX2 forward {DTYPES[dtype]}"
-                yield Row("avx2", title, _case(dtype, *shape, causal), {SDPA: Goal(1.0)})
+                yield Row("avx2", title, dense_case(dtype, *shape, causal), {SDPA: Goal(1.0)})
 
 
 def _models() -> Iterator[Row]:
@@ -252,11 +254,11 @@ def _models() -> Iterator[Row]:
 
 def _accuracy() -> Iterator[ErrorRow]:
     for shape in _SHAPES:
-        for causal in _MASKS:
-            yield ErrorRow(_case(_FP32, *shape, causal), most=4)
+        for causal in MASKS:
+            yield ErrorRow(dense_case(_FP32, *shape, causal), most=4)
 
 
 def _memory() -> Iterator[MemoryRow]:
     for mode in (FORWARD, TRAINING):
         for seqlen in (1024, 2048, 4096, 8192, 16384):
-            yield MemoryRow(_case(_BF16, 1, 4, seqlen, 64, causal=True), mode)
+            yield MemoryRow(dense_case(_BF16, 1, 4, seqlen, 64, causal=True), mode)

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import peer_rows
+import peer_suite
 import torch
 from cpu_peers import Timed, build
 from cpu_rows import ENVIRONMENT, ONE_THREAD, THREADS, AnyRow, ErrorRow, Goal, MemoryRow, Row
@@ -17,21 +19,23 @@ from flash_attn2.bench.contenders import CONTENDERS, SDPA, Problem
 from flash_attn2.bench.race import FLASH_ATTN2
 from flash_attn2.bench.suite import Outcome, Suite
 
+TableRow = AnyRow | peer_rows.PeerRow
 
-class CpuTable(Suite[AnyRow]):
+
+class CpuTable(Suite[TableRow]):
     """Sections run in processes of their own, so that each can have its own environment."""
 
-    def __init__(self, cases: Sequence[AnyRow], budget: timing.Budget) -> None:
+    def __init__(self, cases: Sequence[TableRow], budget: timing.Budget) -> None:
         self.cases = cases
         self._budget = budget
 
-    def section(self, case: AnyRow) -> str:
+    def section(self, case: TableRow) -> str:
         return case.section
 
     def environment(self, section: str) -> Mapping[str, str]:
-        return ENVIRONMENT.get(section, {})
+        return (ENVIRONMENT | peer_rows.ENVIRONMENT).get(section, {})
 
-    def describe(self, case: AnyRow) -> Outcome:
+    def describe(self, case: TableRow) -> Outcome:
         return {
             "section": case.section,
             "title": case.title,
@@ -39,18 +43,20 @@ class CpuTable(Suite[AnyRow]):
             "environment": self.environment(case.section),
         }
 
-    def measure(self, case: AnyRow) -> Outcome:
+    def measure(self, case: TableRow) -> Outcome:
         isa = {
             "flash_attn2": build_info()["cpu"]["isa"],
             "torch": torch.backends.cpu.get_cpu_capability(),
         }
         return self.describe(case) | {"isa": isa} | self._measure(case)
 
-    def _measure(self, row: AnyRow) -> Outcome:
+    def _measure(self, row: TableRow) -> Outcome:
         if isinstance(row, ErrorRow):
             return _errors(row)
         if isinstance(row, MemoryRow):
             return _memory(row)
+        if isinstance(row, peer_rows.PeerRow):
+            return peer_suite.measure(row, self._budget)
         with contextlib.nullcontext() if row.mode.gradients else torch.inference_mode():
             return _times(row, self._budget)
 

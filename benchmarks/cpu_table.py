@@ -6,8 +6,9 @@
 All contenders of a row take turns, each with one thread and with as many as torch takes. Shows
 Markdown tables of ratios of medians beside what is required and aimed at, and writes every sample
 as JSON after each row, so that nothing is lost when the run stops. About ten minutes on a quiet
-machine with two cores. It needs `pip install "flash_attn2[bench]"` and a C++ compiler ($CXX or
-c++), for the peak of the machine and for flex_attention.
+machine with two cores, and six more for the rows beside other runtimes (`--rows ^peers`). It needs
+`pip install "flash_attn2[bench]"` and a C++ compiler ($CXX or c++), for the peak of the machine and
+for flex_attention; the other runtimes `pip install "flash_attn2[peers]"`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import peer_rows
+import peers
 import torch
 from cpu_markdown import one_line, tables
 from cpu_rows import THREADS, rows
@@ -45,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.show:
         print(tables(read_record(args.show)))
         return 0
-    selected = [row for row in rows(args.quick) if re.search(args.rows, row.name)]
+    everything = [*rows(args.quick), *peer_rows.rows(args.quick)]
+    selected = [row for row in everything if re.search(args.rows, row.name)]
     if not selected:
         parser.error(f"--rows {args.rows!r} matches no row; --list shows their names")
     if args.list:
@@ -55,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(max(THREADS))  # as the record says of the machine
     budget = Budget(args.seconds, *(_QUICK_ROUNDS if args.quick else _ROUNDS))
     options = {"rows": args.rows, "seconds": args.seconds, "quick": args.quick}
+    if any(isinstance(row, peer_rows.PeerRow) for row in selected):
+        options |= {"peers": peers.releases(), "peer_rows": len(peer_rows.rows())}
 
     record = Record(args.output, "cpu", options)
     done, status = runner.run(CpuTable(selected, budget), record, one_line)

@@ -7,6 +7,7 @@ module is the one that `make build` makes.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,13 @@ LIBRARIES = (
 PINNED_HERE = (*PINNED, "numpy", "torch")
 
 
+def peers(pyproject: str) -> list[str]:
+    """The requirements of the extra `peers`; tomllib came with Python 3.11, as some of them do."""
+    found = re.search(r"^peers = \[\n(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return re.findall(r'"(.+?)"', found[1])
+
+
 def pins(constraints: str) -> str:
     """Lines of a constraints file that no library has an opinion on."""
     return environments.pins(constraints, PINNED_HERE)
@@ -30,7 +38,10 @@ def pins(constraints: str) -> str:
 
 def install() -> Path:
     """The interpreter of an environment with the libraries."""
-    return environments.install("integrations", ("torch", *LIBRARIES, *REQUIREMENTS), PINNED_HERE)
+    wanted = ["torch", *LIBRARIES, *REQUIREMENTS]
+    if sys.version_info >= (3, 11):
+        wanted += peers((ROOT / "pyproject.toml").read_text())
+    return environments.install("integrations", wanted, PINNED_HERE)
 
 
 def main(arguments: list[str]) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+# The adapters of the CPU table's peers.
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 if importlib.util.find_spec("transformers") is None:
     collect_ignore_glob = ["test_hf_*.py", "test_compat_clients.py"]

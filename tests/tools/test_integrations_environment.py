@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flash_attn2.integrations.transformers import TESTED
 from tools import test_integrations
+from tools.environments import ROOT
 
 
 def test_pins_leave_libraries_their_choices() -> None:
@@ -15,3 +16,9 @@ def test_adapter_is_tested_with_what_it_says() -> None:
     name, version = test_integrations.LIBRARIES[0].split("==")
     assert name == "transformers"
     assert ".".join(version.split(".")[:2]) == TESTED[0]
+
+
+def test_peers_are_those_of_the_extra() -> None:
+    found = test_integrations.peers((ROOT / "pyproject.toml").read_text())
+    assert {one.split("==")[0] for one in found} >= {"onnxruntime", "openvino", "jax"}
+    assert all("==" in one for one in found)

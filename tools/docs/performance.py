@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.text import Text
 
-from flash_attn2.bench import suites
-from flash_attn2.bench.record import hardware, read_record
+from flash_attn2.bench import beside, suites
+from flash_attn2.bench.record import hardware, processor_of, read_record
 from flash_attn2.bench.report import Report, markdown
 from tools.environments import ROOT
 
@@ -28,6 +28,8 @@ BENCH = (
 )
 CPU_TABLE = "cpu-amd-epyc-table"
 TRAINING = ("train-gpt-cpu", "train-gpt-cpu-float32")
+# Beside all other runtimes, on a machine each.
+PEERS = "*-peers.json"
 # Two commits side by side, for who changes kernels: described with the benchmarks.
 CHANGES = re.compile(r"before-after|redesign")
 
@@ -58,6 +60,7 @@ def write(directory: Path) -> None:
         notes = {_plain(note) for note in report.notes()}
         lines = [line for line in _summary(report, record) if line not in notes]
         summaries.append("\n\n".join([f"## [{title}]({name}.md)", *lines]))
+    summaries += peer_pages(directory)
     (directory / f"{CPU_TABLE}.md").write_text(cpu_table_page())
     (directory / "training.md").write_text(training_page())
     (directory / "index.md").write_text("\n\n".join([_INTRODUCTION, *summaries]) + "\n")
@@ -96,6 +99,40 @@ def cpu_table_page() -> str:
         "the project requires of itself, *aim* what it aims at. `benchmarks/cpu_table.py` measures."
     )
     return f"# Beside all of PyTorch\n\n{about}\n\n{shown.stdout}"
+
+
+def peer_pages(directory: Path) -> list[str]:
+    """A page for each record beside all runtimes, and what the index says of it.
+
+    One that is not whole gets neither: its lowest ratio could be that of the wrong peer.
+    """
+    summaries = []
+    for path in sorted(RECORDS.glob(PEERS)):
+        record = read_record(path)
+        if faults := beside.faults(record):
+            print(f"{path.name} is not shown: {'; '.join(faults)}", file=sys.stderr)
+            continue
+        title = f"Beside other runtimes: {record['machine']['cpu']}"
+        summary = [_plain(line) for line in beside.summary(record)]
+        (directory / f"{path.stem}.md").write_text(peer_page(title, path.stem, record, summary))
+        summaries.append("\n\n".join([f"## [{title}]({path.stem}.md)", *summary]))
+    return summaries
+
+
+def peer_page(title: str, name: str, record: Mapping[str, Any], summary: Sequence[str]) -> str:
+    releases = [
+        f"{one} {pin}"
+        for pins in record["options"]["peers"].values()
+        for one, (pin, _) in pins.items()
+    ]
+    about = (
+        f"{hardware(record)}. {processor_of(record)}. Beside {', '.join(releases)}: ratios of "
+        "medians, the peer's time over flash_attn2's; above 1, flash_attn2 is faster."
+    )
+    reasons = "\n".join(f"- {_plain(reason)}" for reason in beside.reasons(record))
+    command = f"    python benchmarks/cpu_table.py --show benchmarks/results/{name}.json"
+    parts = [f"# {title}", about, *summary, markdown(beside.table(record)), reasons]
+    return "\n\n".join([*parts, f"Shown by\n\n{command}"]) + "\n"
 
 
 def training_page() -> str:
