@@ -28,7 +28,7 @@ struct ForwardChunk {
   QueryChunk queries;
   int32_t num_heads;  // KV heads from queries.head_kv on
   int32_t key_begin;  // keys [key_begin, key_end), as far as the queries see them; key_begin is a
-  int32_t key_end;    // multiple of key_block
+  int32_t key_end;    // multiple of 64
   void* partial;      // partial results, or null for the results
 };
 

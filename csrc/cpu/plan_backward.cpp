@@ -48,13 +48,14 @@ struct Slot {
 
 // Cuts all sequences and lists their chains, the most expensive first. A sequence without queries
 // has gradients of keys, too: it gets an empty chunk.
-std::vector<Chain> make_chains(FwdParams const& params, BackwardKernel const& kernel,
+std::vector<Chain> make_chains(BwdParams const& grads, BackwardKernel const& kernel,
                                int64_t most_tiles, std::vector<ScheduledChunk>& chunks) {
+  FwdParams const& params = grads.forward;
   std::vector<Chain> chains;
   std::vector<int32_t> numbers(params.num_heads_kv, 0);
   for (int32_t batch = 0; batch < params.batch; ++batch) {
     SeqInfo const k_seq = seq_info(params.seqs_k, batch);
-    int64_t const tiles = std::min(most_tiles, backward_chunk_tiles(params, kernel, k_seq.length));
+    int64_t const tiles = std::min(most_tiles, backward_chunk_tiles(grads, kernel, k_seq.length));
     for (int32_t first_head = 0; first_head < params.num_heads_kv;) {
       ScheduledHeads const heads = heads_from(params, first_head);
       first_head += heads.num_heads;
@@ -191,7 +192,7 @@ BwdPlan plan_backward(BwdParams const& params, int num_threads) {
   int64_t const most_tiles =
       params.deterministic ? INT64_MAX : balanced_tiles(problem, kernel.tile_queries, num_threads);
   Kept<ScheduledChunk> chunks;
-  std::vector<Chain> const chains = make_chains(problem, kernel, most_tiles, *chunks);
+  std::vector<Chain> const chains = make_chains(params, kernel, most_tiles, *chunks);
   size_t const num_slots =
       std::min(chains.size(), num_threads == 1 ? 1 : num_threads * kSlotsPerThread);
   plan.num_slots = static_cast<int32_t>(num_slots);

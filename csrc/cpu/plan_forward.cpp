@@ -12,27 +12,45 @@ namespace {
 using Unit = FwdPlan::Unit;
 using Round = FwdPlan::Round;
 
-// Tasks per thread that keep dynamic scheduling balanced.
+// Tasks per thread that keep dynamic scheduling balanced, whatever they cost. Fewer will do where
+// threads get nearly the same number: keys of heads apart are read more slowly.
 constexpr int64_t kTasksPerThread = 8;
+constexpr double kBalance = 0.85;
+
+bool keep_busy(int64_t tasks, int64_t num_threads) {
+  int64_t const rounds = (tasks + num_threads - 1) / num_threads;
+  bool const even = double(tasks) >= kBalance * double(rounds * num_threads);
+  return even || tasks >= num_threads * kTasksPerThread;
+}
+
+// With at most so many heads in each.
+int64_t count_tasks(std::vector<Unit> const& units, int32_t most_heads) {
+  int64_t tasks = 0;
+  for (Unit const& unit : units) {
+    int32_t const heads = std::min(unit.heads, most_heads);
+    tasks += int64_t(unit.splits.count) * ((unit.chunk.num_heads + heads - 1) / heads);
+  }
+  return tasks;
+}
+
+// Takes heads apart as far as threads would be without work otherwise.
+void share_heads(std::vector<Unit>& units, int num_threads) {
+  int32_t most_heads = 1;
+  for (Unit const& unit : units) most_heads = std::max(most_heads, unit.heads);
+  while (most_heads > 1 && !keep_busy(count_tasks(units, most_heads), num_threads)) most_heads /= 2;
+  for (Unit& unit : units) unit.heads = std::min(unit.heads, most_heads);
+}
 
 void add_units(FwdParams const& params, FwdPlan& plan) {
   Kept<ScheduledChunk> chunks;
   schedule_forward(params, plan.kernel, plan.num_threads, *chunks);
-  int64_t single_heads = 0;
   for (ScheduledChunk const& chunk : *chunks) {
     plan.units->push_back(
         {.chunk = chunk,
          .splits = cut_keys(params, chunk, plan.kernel.key_block),
          .heads = plan.kernel.heads_together(params, chunk.q_seq.length, chunk.k_seq.length)});
-    single_heads += int64_t(plan.units->back().splits.count) * chunk.num_heads;
   }
-  if (plan.num_threads == 1) return;
-  // Threads without work are worse than heads apart.
-  int64_t const most_heads =
-      std::max<int64_t>(1, single_heads / (plan.num_threads * kTasksPerThread));
-  for (Unit& unit : *plan.units) {
-    unit.heads = static_cast<int32_t>(std::min<int64_t>(unit.heads, most_heads));
-  }
+  if (plan.num_threads > 1) share_heads(*plan.units, plan.num_threads);
 }
 
 // Numbers the tasks and partial results of the units from `begin` on, as many as have room.

@@ -21,6 +21,8 @@ constexpr int64_t kThreadWork = 1 << 19;
 // blocks. Longer ones have chunks enough.
 constexpr int64_t kMostSplitQueries = 128;
 constexpr int32_t kBlocksPerSplit = 6;
+// Lengths of splits are multiples of this.
+constexpr int64_t kSplitStep = 64;
 
 // Tiles of queries that list more blocks of keys than this have splits of so many blocks of the
 // kernel: global tokens, which would keep one thread busy long after the others are done.
@@ -179,10 +181,12 @@ void cut_backward(FwdParams const& params, int32_t tile_queries, int64_t tiles, 
   }
 }
 
-int64_t backward_chunk_tiles(FwdParams const& params, BackwardKernel const& kernel,
+int64_t backward_chunk_tiles(BwdParams const& params, BackwardKernel const& kernel,
                              int32_t seqlen_k) {
-  // Neighbours under a block mask list different keys: the more of them, the less they share.
-  int64_t const key_sums = has_lists(params) ? 0 : kernel.key_sums_bytes(params.head_dim, seqlen_k);
+  // Sums that shall be the same everywhere are not after the processor at hand. And neighbours
+  // under a block mask list different keys: the more of them, the less they share.
+  bool const fewest = params.deterministic || has_lists(params.forward);
+  int64_t const key_sums = fewest ? 0 : kernel.key_sums_bytes(params.forward.head_dim, seqlen_k);
   int32_t const queries = backward_chunk_queries(active_processor(), key_sums);
   return std::max(1, queries / kernel.tile_queries);
 }
@@ -232,13 +236,14 @@ KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t
   ColRange const last = visible_cols(q_seq.length - 1, q_seq.length, seqlen_k, params.window);
   if (first.begin >= last.end) return whole;
   int32_t const begin = first.begin / key_block * key_block;
-  int64_t const blocks = divide_up(last.end - begin, key_block);
-  auto splits_of = [&](int64_t length) { return divide_up(blocks, length); };
-  int64_t const length = params.num_splits > 1
-                             ? splits_of(params.num_splits)
-                             : std::max<int64_t>(kBlocksPerSplit, splits_of(kMaxSplits));
-  return {begin, last.end, static_cast<int32_t>(length * key_block),
-          static_cast<int32_t>(splits_of(length))};
+  int64_t const keys = last.end - begin;
+  int64_t const most = std::min<int64_t>(kMaxSplits, divide_up(keys, kBlocksPerSplit * key_block));
+  // Of equal length, as nearly as steps allow.
+  int64_t const length =
+      divide_up(divide_up(keys, params.num_splits > 1 ? params.num_splits : most), kSplitStep) *
+      kSplitStep;
+  return {begin, last.end, static_cast<int32_t>(length),
+          static_cast<int32_t>(divide_up(keys, length))};
 }
 
 KeySplits cut_keys_backward(ScheduledChunk const& chunk, int32_t key_block) {

@@ -60,7 +60,7 @@ void cut_backward(FwdParams const& params, int32_t tile_queries, int64_t tiles, 
 KeySplits cut_keys_backward(ScheduledChunk const& chunk, int32_t key_block);
 
 // Most tiles of a chunk of the backward pass of a sequence.
-int64_t backward_chunk_tiles(FwdParams const& params, BackwardKernel const& kernel,
+int64_t backward_chunk_tiles(BwdParams const& params, BackwardKernel const& kernel,
                              int32_t seqlen_k);
 
 // Most tiles of a chunk for which threads do not run out of chunks.

@@ -4,7 +4,7 @@
 |---|---|---|
 | `FLASH_ATTN2_BACKEND` | `auto`, `cpu`, `sm80-emulated` | What computes CPU tensors: the native CPU family (`auto`, `cpu`), or the sm80 CUDA kernels under the emulator, which only a development build has. CUDA tensors always take the CUDA kernels. |
 | `FLASH_ATTN2_CPU_ISA` | `auto` or a level that `build_info()["cpu"]` lists | Instruction set of the CPU family; `auto` is the best that the processor has. |
-| `FLASH_ATTN2_CPU_L2_KIB` | `auto` or a number from 64 to 65536 | Second-level cache that sizes of chunks on the CPU follow; `auto` is the processor's own. The last bits of dK and dV depend on it: a number makes them the same on all processors with one instruction set. |
+| `FLASH_ATTN2_CPU_L2_KIB` | `auto` or a number from 64 to 65536 | Second-level cache that sizes of chunks on the CPU follow; `auto` is the processor's own. Without `deterministic`, the last bits of dK and dV depend on it. |
 
 Those of the build stand in docs/reference/environment.md.
 """  # noqa: E501

@@ -106,6 +106,6 @@ def test_chunks_of_any_processor(options: dict[str, Any]) -> None:
         for l2_kib, wide in ((64, False), (1024, True), (0, False)):  # 512, 128, 256 queries
             module.set_processor(l2_kib << 10, wide)
             assert torch.equal(flash_attn_func(q, k, v, **options), expected)
-            check_dense_gradients(q, k, v, deterministic=True, **options)
+            check_dense_gradients(q, k, v, **options)
     finally:
         module.set_processor(info["l2_bytes"], info["wide_l2"])

@@ -6,6 +6,7 @@
 #include "check.h"
 #include "cpu_lists.h"
 #include "cpu_problem.h"
+#include "played.h"
 
 namespace {
 
@@ -77,25 +78,6 @@ TEST(heads_are_cut_by_their_own_lists) {
     bool const holds = unit.chunk.first <= 64 && 64 < unit.chunk.first + unit.chunk.count;
     EXPECT_EQ(unit.splits.count > 1, holds && unit.chunk.first_head == 1);
   }
-}
-
-// Of the tasks of a plan, each taken by the thread that is free first, over an even share.
-double makespan(cpu::FwdPlan const& plan) {
-  double total = 0, time = 0;
-  for (cpu::FwdPlan::Round const& round : *plan.rounds) {
-    std::vector<double> threads(size_t(plan.num_threads), time);  // a round waits for the last one
-    for (size_t i = round.begin; i < round.end; ++i) {
-      cpu::FwdPlan::Unit const& unit = (*plan.units)[i];
-      int const tasks = unit.splits.count * cpu::head_groups(unit);
-      double const cost = double(unit.chunk.cost) * unit.chunk.num_heads / tasks;
-      for (int task = 0; task < tasks; ++task) {
-        *std::min_element(threads.begin(), threads.end()) += cost;
-        total += cost;
-      }
-    }
-    time = *std::max_element(threads.begin(), threads.end());
-  }
-  return time / (total / plan.num_threads);
 }
 
 // A row of global tokens among rows of eleven blocks.

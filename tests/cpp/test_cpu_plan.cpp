@@ -91,12 +91,12 @@ TEST(chunks_of_the_backward_pass_grow_with_the_gradients_of_keys) {
 }
 
 // Most queries of a chunk of each sequence, whose keys are so many.
-std::vector<int32_t> deterministic_chunks(std::vector<int32_t> const& lengths, int heads,
-                                          int threads) {
+std::vector<int32_t> backward_chunks(std::vector<int32_t> const& lengths, bool deterministic,
+                                     int heads = 2, int threads = 1) {
   int const longest = *std::max_element(lengths.begin(), lengths.end());
   Problem x(DType::kFloat32, int(lengths.size()), heads, heads, longest, longest, 128);
   x.p.seqs_k.seqused = lengths.data();
-  BwdParams grads{.forward = x.p, .deterministic = true};
+  BwdParams grads{.forward = x.p, .deterministic = deterministic};
   for (TensorRef* t : {&grads.grad_out, &grads.grad_q, &grads.grad_k, &grads.grad_v}) *t = x.p.q;
   std::vector<int32_t> most(lengths.size());
   cpu::BwdPlan const plan = cpu::plan_backward(grads, threads);
@@ -106,11 +106,12 @@ std::vector<int32_t> deterministic_chunks(std::vector<int32_t> const& lengths, i
   return most;
 }
 
-TEST(deterministic_chunks_depend_on_their_own_sequence) {
+TEST(deterministic_chunks_are_the_same_everywhere) {
   Processor const before = cpu::active_processor();
   cpu::set_processor(kRaptorCove);
-  EXPECT(deterministic_chunks({300}, 1, 1) == (std::vector{128}));
-  EXPECT(deterministic_chunks({4000, 300, 1000}, 2, 8) == (std::vector{512, 128, 256}));
+  EXPECT(backward_chunks({4000, 300, 1000}, false) == (std::vector{512, 128, 256}));
+  EXPECT(backward_chunks({4000, 300, 1000}, true) == (std::vector{128, 128, 128}));
+  EXPECT(backward_chunks({4000}, true, 1, 8) == (std::vector{128}));
   cpu::set_processor(before);
 }
 
