@@ -6,17 +6,11 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+import nvcc_stand_in
 import pytest
 
-from tools.cuda_check.__main__ import architecture, generate_instances
-from tools.cuda_check.compiler import (
-    CompileError,
-    Resources,
-    compile_unit,
-    parse_ptxas,
-    parse_shared_bytes,
-    with_shared_bytes,
-)
+from tools.cuda_check.__main__ import architecture
+from tools.cuda_check.compiler import Resources, compile_unit, parse_ptxas, parse_shared_bytes
 from tools.cuda_check.limits import (
     PLAIN_BACKWARD_LIMITS,
     PLAIN_FORWARD_LIMITS,
@@ -24,7 +18,8 @@ from tools.cuda_check.limits import (
     violations,
 )
 from tools.cuda_check.report import KernelReport, LoopReport, short_name, table
-from tools.cuda_check.units import instance_of
+from tools.nvcc.instances import generate_instances
+from tools.nvcc.units import instance_of
 
 PTXAS = """
 ptxas info    : 11 bytes gmem, 88 bytes cmem[4]
@@ -89,62 +84,35 @@ def test_parse_ptxas_refuses_what_it_does_not_know() -> None:
         parse_ptxas("ptxas info : Compiling entry function '_Z1cPf' for 'sm_80'\nnothing else\n")
 
 
-def make_compiler(directory: Path, script: str) -> Path:
-    """An executable that stands in for nvcc."""
-    compiler = directory / "nvcc"
-    compiler.write_text(f"#!/bin/sh\n{script}\n")
-    compiler.chmod(0o755)
-    return compiler
-
-
 def test_compile_unit_reads_what_the_compiler_prints(tmp_path: Path) -> None:
-    (tmp_path / "log").write_text(PTXAS)
-    nvcc = make_compiler(
-        tmp_path,
-        # The output file comes last.
-        f"""echo "$@" >> {tmp_path}/calls; cat {tmp_path}/log
-        for output; do :; done
-        echo '.visible .global .align 4 .u32 shared_bytes_of_a_launch = 33792;' > $output""",
-    )
-    source = tmp_path / "instances" / "fwd_x.cu"
-    compiled = compile_unit(nvcc, source, ["90", "80"], tmp_path, ["-O3"])
-    for arch, done in zip(["90", "80"], compiled, strict=True):
-        assert set(done.resources) == {"_Z1aPf", "_Z1bPf"}
-        assert done.shared_bytes == 33792
-        assert done.peak_rss_bytes > 0
-        assert (done.arch, done.cubin) == (arch, tmp_path / f"fwd_x.sm_{arch}.cubin")
-    to_ptx, *to_cubins = (tmp_path / "calls").read_text().splitlines()
-    assert to_ptx.startswith("-arch=sm_80 -O3 -ptx")
+    tools = nvcc_stand_in.make_toolchain(tmp_path)
+    (tmp_path / "words").write_text(PTXAS)
+    shared = ".visible .global .align 4 .u32 shared_bytes_of_fwd_x = 33792;\n"
+    (tmp_path / "ptx").write_text(shared)
+    source = tmp_path / "fwd_x.cu"
+    source.touch()
+    for _ in range(2):  # the second time, it is read from records
+        compiled = compile_unit(tools, source, ["90", "80"], tmp_path / "units", ["-O3"])
+        for arch, done in zip(["90", "80"], compiled, strict=True):
+            assert set(done.resources) == {"_Z1aPf", "_Z1bPf"}
+            assert done.shared_bytes == 33792
+            assert done.seconds > 0
+            assert done.peak_rss_bytes > 0
+            assert done.arch == arch
+            assert done.cubin.name == f"fwd_x.sm_{arch}.cubin"
+            assert done.cubin.is_file()
+    front, *to_cubins = nvcc_stand_in.calls(tmp_path)
+    assert front.startswith("-gencode=arch=compute_80,code=compute_80 -O3 ")
     assert [call.split()[:2] for call in to_cubins] == [
         ["-arch=sm_90", "-cubin"],
         ["-arch=sm_80", "-cubin"],
     ]
-    assert f'#include "{source}"' in (tmp_path / "fwd_x.cu").read_text()
-
-
-def test_compile_unit_reports_the_compilers_words(tmp_path: Path) -> None:
-    nvcc = make_compiler(tmp_path, "echo 'no such kernel'; exit 2")
-    with pytest.raises(CompileError, match="no such kernel"):
-        compile_unit(nvcc, tmp_path / "a.cu", ["80"], tmp_path, [])
 
 
 def test_shared_bytes_must_be_there() -> None:
-    assert parse_shared_bytes(".visible .global .align 4 .u32 shared_bytes_of_a_launch;") == 0
-    with pytest.raises(ValueError, match="shared_bytes_of_a_launch"):
-        parse_shared_bytes(".visible .entry fwd()")
-
-
-@pytest.mark.parametrize(
-    ("unit", "shared_bytes"),
-    [
-        ("bwd_hd64_plain", "fa2::sm80::bwd_hd64_plain_float16.smem_bytes"),
-        ("bwd_rows", "0"),
-    ],
-)
-def test_shared_bytes_come_from_the_instance(unit: str, shared_bytes: str) -> None:
-    assert f"shared_bytes_of_a_launch = {shared_bytes};" in with_shared_bytes(
-        Path(f"sm80/{unit}.cu")
-    )
+    assert parse_shared_bytes(".visible .global .align 4 .u32 shared_bytes_of_x;", "x") == 0
+    with pytest.raises(ValueError, match="shared_bytes_of_x"):
+        parse_shared_bytes(".visible .entry fwd()", "x")
 
 
 def test_limits_are_for_plain_kernels_of_one_architecture() -> None:

@@ -1,14 +1,14 @@
 """Compile every CUDA kernel and check its machine code; no GPU is needed.
 
-Leaves ``build/cuda-check/*.cubin`` and ``build/cuda-check/report.json``, prints a table, and exits
-with status 1 if a kernel breaks one of the rules in ``limits.py``.
+Leaves ``build/cuda-check/report.json``, prints a table, and exits with status 1 if a kernel breaks
+one of the rules in ``limits.py``. What is compiled lies in ``build/nvcc`` (``tools/nvcc``), and
+serves again where nothing has changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,59 +16,41 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools import third_party
-from tools.cuda_check import toolchain
-from tools.cuda_check.compiler import Compilation, CompileError, compile_unit
+from tools.cuda_check import listing
+from tools.cuda_check.compiler import Compilation, compile_unit
 from tools.cuda_check.limits import violations
 from tools.cuda_check.loops import main_loops
 from tools.cuda_check.report import KernelReport, LoopReport, table
 from tools.cuda_check.sass import parse
-from tools.cuda_check.units import instance_of
+from tools.nvcc.instances import generate_instances
+from tools.nvcc.steps import CompileError
+from tools.nvcc.toolchain import Toolchain, ToolchainError, find_or_fetch, find_toolchain
+from tools.nvcc.units import instance_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Tools:
-    nvcc: Path
+    toolchain: Toolchain
     cuobjdump: Path
 
 
-@dataclass(frozen=True)
-class Instances:
-    """The generated translation units and how to compile them."""
-
-    sources: tuple[Path, ...]
-    flags: tuple[str, ...]
-
-
-def generate_instances(output_dir: Path, name_filter: str) -> Instances:
-    """Have CMake write the translation units; keep those whose name holds ``name_filter``."""
-    script = ROOT / "cmake" / "list_instances.cmake"
-    cmake = [sys.executable, "-m", "cmake"]
-    subprocess.run([*cmake, f"-DOUTPUT_DIR={output_dir}", "-P", script], check=True)
-    lines = [line.split(" ", 1) for line in (output_dir / "instances.txt").read_text().splitlines()]
-    sources = [Path(value) for kind, value in lines if kind == "source"]
-    flags = [value for kind, value in lines if kind == "flag"]
-    flags += [f"-I{ROOT / 'csrc'}", f"-isystem={third_party.THIRD_PARTY / 'cutlass' / 'include'}"]
-    kept = tuple(source for source in sources if name_filter in source.stem)
-    return Instances(kept, tuple(flags))
-
-
 def check_unit(
-    tools: Tools, source: Path, archs: list[str], output_dir: Path, flags: tuple[str, ...]
+    tools: Tools, source: Path, archs: list[str], folder: Path, flags: tuple[str, ...]
 ) -> list[KernelReport]:
     """Compile one translation unit for each architecture and report on its kernels."""
     return [
         report
-        for compilation in compile_unit(tools.nvcc, source, archs, output_dir, flags)
+        for compilation in compile_unit(tools.toolchain, source, archs, folder, flags)
         for report in reports_of(tools, source.stem, compilation)
     ]
 
 
 def reports_of(tools: Tools, unit: str, compilation: Compilation) -> list[KernelReport]:
-    listing = toolchain.disassemble(tools.cuobjdump, compilation.cubin)
-    kernels = list(parse(listing.splitlines()))
-    names = toolchain.demangle([kernel.name for kernel in kernels])
+    text = listing.disassemble(tools.cuobjdump, compilation.cubin)
+    kernels = list(parse(text.splitlines()))
+    names = listing.demangle([kernel.name for kernel in kernels])
     return [
         KernelReport(
             instance=instance_of(unit, name),
@@ -104,19 +86,25 @@ def main() -> int:
     )
     parser.add_argument("--filter", default="", help="only instances whose name holds this")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "cuda-check")
+    parser.add_argument(
+        "--units", type=Path, default=ROOT / "build" / "nvcc", help="where what is compiled lies"
+    )
     arguments = parser.parse_args()
 
-    output_dir = arguments.output.resolve()
+    output_dir, units = arguments.output.resolve(), arguments.units.resolve()
     output_dir.mkdir(parents=True, exist_ok=True)
     third_party.main(["cutlass"])
-    tools = Tools(toolchain.find_or_fetch("nvcc"), toolchain.find_or_fetch("cuobjdump"))
-    instances = generate_instances(output_dir, arguments.filter)
+    try:
+        tools = Tools(find_toolchain(), find_or_fetch("cuobjdump"))
+    except ToolchainError as error:
+        parser.exit(1, f"{error}\n")
+    instances = generate_instances(units, arguments.filter)
     start = time.monotonic()
     reports: list[KernelReport] = []
     failures: list[str] = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         pending = [
-            pool.submit(check_unit, tools, source, arguments.archs, output_dir, instances.flags)
+            pool.submit(check_unit, tools, source, arguments.archs, units, instances.flags)
             for source in instances.sources
         ]
         for done, future in enumerate(pending, start=1):
@@ -131,7 +119,7 @@ def main() -> int:
     for report in reports:
         failures += violations(report)
 
-    version = toolchain.nvcc_version(tools.nvcc)
+    version = tools.toolchain.nvcc_version
     result = {
         "nvcc": version,
         "seconds": round(time.monotonic() - start, 1),

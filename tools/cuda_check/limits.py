@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tools.cuda_check.report import KernelReport
-from tools.cuda_check.units import has_main_loop
+from tools.nvcc.units import has_main_loop
 
 # Most instructions per MMA in the steady loop of the plain forward kernels, by head dim. The best
 # public kernels take 6.62, 4.48, 3.69, 3.50, 3.08 and 2.84 with the same compiler.

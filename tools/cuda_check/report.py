@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tools.cuda_check.compiler import Resources
 from tools.cuda_check.loops import MainLoop
-from tools.cuda_check.units import has_main_loop
+from tools.nvcc.units import has_main_loop
 
 
 def short_name(name: str) -> str:
