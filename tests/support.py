@@ -134,10 +134,21 @@ def assert_within_rule(
     assert error <= allowed, f"{name} is off by {error:.3g}, allowed is {allowed:.3g}"
 
 
-def assert_lse(actual: Tensor, exact: Tensor) -> None:
-    """1e-5 relative and absolute; infinities in the same places."""
+# Relative error of the tanh that a GPU has, and that the emulator has where it is told to err.
+TANH_ERROR = 2.0**-11
+
+
+def tanh_slack(device: torch.device, softcap: float) -> float:
+    """What that tanh may do to a score, and so to lse."""
+    is_device = "approx=worst" in os.environ.get("FLASH_ATTN2_EMULATOR", "")
+    return TANH_ERROR * softcap if is_device or device.type == "cuda" else 0.0
+
+
+def assert_lse(actual: Tensor, exact: Tensor, softcap: float = 0.0) -> None:
+    """1e-5 relative and absolute, and `tanh_slack`; infinities in the same places."""
     assert actual.dtype == torch.float32
-    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-5, equal_nan=True)
+    atol = 1e-5 + tanh_slack(actual.device, softcap)
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=atol, equal_nan=True)
 
 
 def drawn_rng_state(device: str) -> Tensor:
@@ -159,7 +170,7 @@ def check_dense(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> None:
         attention_reference(*(x.to(dtype) for x in (q, k, v)), rng_state=rng_state, **options)
         for dtype in (torch.float64, q.dtype)
     )
-    compare((out, lse, probs), exact, low)
+    compare((out, lse, probs), exact, low, options.get("softcap", 0.0))
 
 
 def without_dropout(options: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +202,7 @@ def check_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: A
         )
         for dtype in (torch.float64, q.dtype)
     )
-    compare((out, lse, probs), exact, low)
+    compare((out, lse, probs), exact, low, options.get("softcap", 0.0))
 
 
 def run_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: Any) -> Any:
@@ -208,9 +219,14 @@ def run_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, **options: Any
     )
 
 
-def compare(actual: tuple[Tensor, ...], exact: tuple[Tensor, ...], low: tuple[Tensor, ...]) -> None:
+def compare(
+    actual: tuple[Tensor, ...],
+    exact: tuple[Tensor, ...],
+    low: tuple[Tensor, ...],
+    softcap: float = 0.0,
+) -> None:
     assert_within_rule("out", actual[0], exact[0], low[0])
-    assert_lse(actual[1], exact[1])
+    assert_lse(actual[1], exact[1], softcap)
     assert_within_rule("probs", actual[2], exact[2], low[2])
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from support import TANH_ERROR, assert_lse
 from torch import Tensor
 
 from flash_attn2.reference import attention_reference
@@ -76,6 +80,27 @@ def test_softcap_bounds_scores_and_vanishes_in_the_limit() -> None:
     torch.testing.assert_close(attention_reference(q, k, v, softcap=1e6)[0], plain)
     _, _, probs = attention_reference(100 * q, k, v, softcap=1.0)
     assert (probs.amax(-1) / probs.amin(-1)).max() <= torch.e**2 + 1e-9
+
+
+@pytest.mark.parametrize("softcap", [0.5, 5.0, 50.0])
+def test_what_a_devices_tanh_does_to_lse(softcap: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is seen by the rule for exact ones, and is within that for such a tanh."""
+    q, k, v = (5 * x for x in qkv())
+    exact = attention_reference(q, k, v, softcap=softcap)[1]
+
+    def erring(x: Tensor, tanh: Callable[[Tensor], Tensor] = torch.tanh) -> Tensor:
+        return tanh(x) * (1 + TANH_ERROR * torch.randn_like(x).sign())
+
+    monkeypatch.setattr(torch, "tanh", erring)
+    for _ in range(3):
+        lse = attention_reference(q, k, v, softcap=softcap)[1].float()
+        monkeypatch.delenv("FLASH_ATTN2_EMULATOR", raising=False)
+        with pytest.raises(AssertionError, match="not close"):
+            assert_lse(lse, exact, softcap)
+        monkeypatch.setenv("FLASH_ATTN2_EMULATOR", "seed=1,approx=worst")
+        assert_lse(lse, exact, softcap)
+        with pytest.raises(AssertionError, match="not close"):
+            assert_lse(lse + 2 * TANH_ERROR * softcap + 1e-4, exact, softcap)
 
 
 def test_sink_is_a_key_whose_value_is_zero() -> None:

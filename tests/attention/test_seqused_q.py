@@ -71,12 +71,17 @@ Results = tuple[Tensor, Tensor, list[Tensor]]  # out, lse, gradients
 
 
 def assert_right(
-    out: Tensor, lse: Tensor, grads: list[Tensor], expected: list[Results], counts: Tensor
+    out: Tensor,
+    lse: Tensor,
+    grads: list[Tensor],
+    expected: list[Results],
+    counts: Tensor,
+    softcap: float,
 ) -> None:
     """Against the reference in float64 and in the tensors' own dtype."""
     (exact, exact_lse, exact_grads), (low, _, low_grads) = expected
     assert_within_rule("out", out[counts], exact[counts], low[counts])
-    assert_lse(lse, exact_lse)
+    assert_lse(lse, exact_lse, softcap)
     for what, *three in zip("qkv", grads, exact_grads, low_grads, strict=True):
         assert_within_rule(f"grad_{what}", *three, factor=3)
 
@@ -102,7 +107,7 @@ def test_dense(name: str, target: Target) -> None:
             *copies, **options, rng_state=state, lengths_q=used.long()
         )
         results.append((ref, ref_lse, gradients(ref, grad_out.to(dtype), copies, ~outside)))
-    assert_right(out, lse, grads, results, ~outside)
+    assert_right(out, lse, grads, results, ~outside, options.get("softcap", 0.0))
 
 
 @targets()
@@ -138,7 +143,7 @@ def test_varlen(name: str, target: Target) -> None:
         copies = [x.detach().to(dtype).nan_to_num().requires_grad_() for x in (q, k, v)]
         ref, ref_lse, _ = varlen_attention_reference(*copies, packing, rng_state=state, **options)
         results.append((ref, ref_lse, gradients(ref, grad_out.to(dtype), copies, counts)))
-    assert_right(out, lse, grads, results, counts)
+    assert_right(out, lse, grads, results, counts, options.get("softcap", 0.0))
 
 
 @targets(ONE_DTYPE)
