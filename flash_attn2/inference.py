@@ -178,7 +178,8 @@ class PagedKVCache:
 
     def _make_views(self) -> None:
         # Not kept in copies and pickles, where views become tensors with memory of their own.
-        self.layers = tuple((kv[0], kv[1]) for kv in self._storage)
+        storage = self._storage.unbind()
+        self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple((kv[0], kv[1]) for kv in storage)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -307,6 +307,9 @@ class Attention(nn.Module):
             out = flash_attn_varlen_func(q, k, v, *lengths, **options)
         return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
 
+    if TYPE_CHECKING:  # nn.Module says of a call that it takes and returns anything
+        __call__ = forward
+
     def _options(self, device: torch.device) -> dict[str, Any]:
         """What all attention functions take."""
         return {
@@ -389,7 +392,7 @@ class Attention(nn.Module):
         if self.rotary is not None:
             qk, v = qkv.split((self.num_heads + self.num_heads_kv, self.num_heads_kv), -2)
             qk = self.rotary(qk, cu_seqlens=cu_seqlens)
-            q, k = qk.split((self.num_heads, self.num_heads_kv), -2)
+            q, k = qk.split((self.num_heads, self.num_heads_kv), -2)  # type: ignore[no-untyped-call]
         else:
             q, k, v = qkv.split(counts, -2)
         return q, k, v

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,9 @@ class RotaryEmbedding(nn.Module):
             return turn(x, cos, sin, self.interleaved)
         turned = turn(x[..., :2, :, :], cos.unsqueeze(-2), sin.unsqueeze(-2), self.interleaved)
         return torch.cat((turned, x[..., 2:, :, :]), -3)
+
+    if TYPE_CHECKING:  # nn.Module says of a call that it takes and returns anything
+        __call__ = forward
 
     def tables(
         self,

@@ -85,9 +85,10 @@ def test_an_interpreter_that_is_none(tmp_path: Path) -> None:
 
 def wheel(path: Path, *more: str, without: str = "") -> Path:
     """One that holds the sources, and empty files of these names."""
-    sources = [x.relative_to(ROOT) for x in (ROOT / "flash_attn2").rglob("*.py")]
+    sources = [x.relative_to(ROOT) for x in (ROOT / "flash_attn2").rglob("*.py*")]
     licenses = [f"x.dist-info/licenses/{x}" for x in ("LICENSE", "cutlass.txt", "pybind11.txt")]
-    names = [*map(str, sources), "flash_attn2/py.typed", *licenses, *more]
+    names = [str(x) for x in sources if x.suffix in (".py", ".pyi")]
+    names += ["flash_attn2/py.typed", *licenses, *more]
     file = path / "x.whl"
     with zipfile.ZipFile(file, "w") as archive:
         for name in names:
@@ -115,6 +116,7 @@ def test_contents(tmp_path: Path) -> None:
         ((CPU,), "x.dist-info/licenses/LICENSE", "has no licenses/LICENSE"),
         ((CPU,), "x.dist-info/licenses/cutlass.txt", "has no licenses/cutlass.txt"),
         ((CPU,), "flash_attn2/nn.py", "differ in ['flash_attn2/nn.py']"),
+        ((CPU,), "flash_attn2/_impl/typed_dense.pyi", "differ in"),
         ((CPU, "flash_attn2/old.py"), "", "differ in ['flash_attn2/old.py']"),
     ],
 )

@@ -32,8 +32,9 @@ def contents(wheel: Path, cuda: bool) -> None:
     for needed in NEEDED:
         if not any(name.endswith(needed) for name in names):
             raise WheelError(f"{wheel.name} has no {needed}")
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "flash_attn2").rglob("*.py")}
-    held = {name for name in names if name.endswith(".py")}
+    files = (ROOT / "flash_attn2").rglob("*.py*")
+    sources = {x.relative_to(ROOT).as_posix() for x in files if x.suffix in (".py", ".pyi")}
+    held = {name for name in names if name.endswith((".py", ".pyi"))}
     if held != sources:
         raise WheelError(f"{wheel.name} and the sources differ in {sorted(held ^ sources)}")
     if (size := wheel.stat().st_size) > MOST_BYTES:
