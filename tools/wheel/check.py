@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -46,11 +47,11 @@ def runs(wheel: Path, interpreter: Interpreter, directory: Path) -> None:
 
     CalledProcessError where that fails.
     """
-    if not (directory / "bin" / "python").exists():
-        subprocess.run([interpreter.path, "-m", "venv", directory], check=True)
     python = directory / "bin" / "python"
-    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "install"]
-    pip += ["--quiet", "-c", ROOT / "constraints.txt"]
+    if not python.exists():
+        subprocess.run([interpreter.path, "-m", "venv", "--without-pip", directory], check=True)
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    pip += ["--python", python, "install", "--quiet", "-c", ROOT / "constraints.txt"]
     subprocess.run([*pip, "torch", "einops"], check=True)
     subprocess.run([*pip, "--no-deps", "--force-reinstall", wheel], check=True)
     # Nothing of the checkout is to be found.
