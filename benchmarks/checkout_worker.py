@@ -33,14 +33,11 @@ def replace_bench(folder: Path) -> None:
 
 def serve() -> None:
     """Answers questions, a line each."""
-    from cpu_peers import build
-    from cpu_rows import timed_rows
+    import own_runs
 
     from flash_attn2.bench import timing
-    from flash_attn2.bench.contenders import Problem
-    from flash_attn2.bench.race import FLASH_ATTN2
 
-    rows = {row.name: row for row in timed_rows()}
+    rows = {row.name: row for row in own_runs.rows()}
     clock = timing.CpuClock()
     run: Any = None
     mode: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
@@ -50,10 +47,7 @@ def serve() -> None:
         if kind == "package":
             answer = flash_attn2.__file__
         elif kind == "row":
-            row = rows[values[0]]
-            problem = Problem.create(row.case, "cpu", gradients=row.mode.gradients)
-            run = build(FLASH_ATTN2, row, problem).run
-            mode = contextlib.nullcontext() if row.mode.gradients else torch.inference_mode()
+            run, mode = own_runs.prepare(rows[values[0]])
         else:
             threads, calls = values
             torch.set_num_threads(threads)

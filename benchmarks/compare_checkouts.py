@@ -19,11 +19,13 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpu_rows import ENVIRONMENT, Row, timed_rows
+from own_runs import ENVIRONMENT, AnyRow, rows
+from peer_rows import SHORT_WAITS
 
 from flash_attn2 import bench
 from flash_attn2.bench import race, runner, timing
@@ -34,16 +36,18 @@ _WORKER = Path(__file__).with_name("checkout_worker.py")
 _BUDGET = {"min_rounds": 5, "max_rounds": 50}
 _SLOWER = 0.97  # below which a row is measured again
 _REPEATS = 2
+_PAUSE = 2e-3  # seconds, in which the threads of the other process fall asleep
 
 
 class _Worker:
     """A process that imports one checkout and times what it is told."""
 
-    def __init__(self, checkout: Path, environment: dict[str, str]) -> None:
+    def __init__(self, checkout: Path, environment: Mapping[str, str]) -> None:
         self._checkout = checkout
         self._process = subprocess.Popen(
             [sys.executable, str(_WORKER), str(Path(bench.__file__).parent)],
-            env=os.environ | environment | {"PYTHONPATH": str(checkout.resolve())},
+            env={**os.environ, **SHORT_WAITS, **environment}
+            | {"PYTHONPATH": str(checkout.resolve())},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -71,6 +75,7 @@ class _Clock(timing.CpuClock):
 
     def measure(self, run: Any, calls: int) -> float:
         worker, threads = run
+        time.sleep(_PAUSE)
         seconds: float = worker.ask("measure", threads, calls)
         return seconds
 
@@ -98,7 +103,7 @@ def _compare(workers: Sequence[_Worker], threads: int, seconds: float) -> Outcom
     }
 
 
-def _measure(row: Row, args: argparse.Namespace) -> Iterator[Outcome]:
+def _measure(row: AnyRow, args: argparse.Namespace) -> Iterator[Outcome]:
     with _workers((args.before, args.after), row.section) as workers:
         for worker in workers:
             worker.ask("row", row.name)
@@ -121,13 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="per row and threads")
     args = parser.parse_args(argv)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in timed_rows() if re.search(args.rows, row.name)]
-    if not rows:
+    selected = [row for row in rows() if re.search(args.rows, row.name)]
+    if not selected:
         parser.error(f"--rows {args.rows!r} matches no row")
 
-    names = [f"{row.name}, {threads} threads" for row in rows for threads in row.threads]
+    names = [f"{row.name}, {threads} threads" for row in selected for threads in row.threads]
     record = Record(args.output, "cpu", {"rows": args.rows, "seconds": args.seconds})
-    outcomes = (outcome for row in rows for outcome in _measure(row, args))
+    outcomes = (outcome for row in selected for outcome in _measure(row, args))
     done, status = runner.collect(outcomes, names, record, _one_line)
     for outcome in done:
         print(f"{_one_line(outcome)}  {outcome['row']}, {outcome['threads']} threads")

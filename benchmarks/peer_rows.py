@@ -15,10 +15,11 @@ from flash_attn2.bench.decode.contenders import SDPA_PACKED
 
 SECTION = "peers"
 # Threads of OpenMP that have nothing to do wait for a millisecond at most before they sleep: the
-# default is many of them, in which other runtimes' threads would share the processors with them.
+# default is many of them, in which others' threads would share the processors with them.
+SHORT_WAITS = {"GOMP_SPINCOUNT": "10000"}
 ENVIRONMENT = {
     SECTION: {
-        "GOMP_SPINCOUNT": "10000",
+        **SHORT_WAITS,
         "JAX_PLATFORMS": "cpu",
         peers.XLA_THREADS: str(THREADS[-1]),
     }
@@ -33,7 +34,7 @@ class PeerRow:
     case: Case | DecodeCase
     goal: Goal
     section: str = SECTION
-    threads: int = THREADS[-1]
+    threads: tuple[int, ...] = THREADS[-1:]
 
     @property
     def name(self) -> str:

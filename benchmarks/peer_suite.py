@@ -34,6 +34,7 @@ _LONGER = 3.0  # times as long as other rows: there are so many contenders
 class _Way(NamedTuple):
     variant: str
     prepared: Prepared
+    seconds: float  # as estimated
 
 
 class _QuietClock(timing.CpuClock):
@@ -65,7 +66,7 @@ class _Job:
 
 def measure(row: PeerRow, budget: timing.Budget) -> Outcome:
     """What a record says of a row besides its case; see flash_attn2.bench.beside."""
-    torch.set_num_threads(row.threads)
+    torch.set_num_threads(*row.threads)
     with torch.inference_mode():
         job = _decoding(row, row.case) if isinstance(row.case, DecodeCase) else _forward(row)
         return _measure(row, job, budget)
@@ -91,7 +92,7 @@ def _measure(row: PeerRow, job: _Job, budget: timing.Budget) -> Outcome:
         missing.add(name)
         unavailable[name] = f"error {errors[name] / errors[SDPA]:.1f} times SDPA's"
         del ready[name]
-    entries = {name: race.enter(way.prepared.run, clock) for name, way in ready.items()}
+    entries = {name: race.Entry(way.prepared.run, way.seconds) for name, way in ready.items()}
     longer = timing.Budget(budget.seconds * _LONGER, budget.min_rounds, budget.max_rounds)
     samples = race.run(entries, clock, longer)
     contenders = race.blank(names, unavailable)
@@ -105,7 +106,7 @@ def _measure(row: PeerRow, job: _Job, budget: timing.Budget) -> Outcome:
         }
     return {
         "mode": job.mode,
-        "threads": row.threads,
+        "threads": row.threads[0],
         "contenders": contenders,
         "must": row.goal.must,
         "aim": row.goal.aim,
@@ -116,31 +117,23 @@ def _measure(row: PeerRow, job: _Job, budget: timing.Budget) -> Outcome:
 def _prepare(name: str, job: _Job, clock: timing.Clock) -> _Way:
     """The fastest way, where there are several; raises where there is none."""
     if name not in peers.NAMES:
-        return _Way("", job.own(name))
-    ways, reasons = {}, []
+        prepared = job.own(name)
+        return _Way("", prepared, timing.estimate(prepared.run, clock))
+    ways, reasons = [], []
     for variant, prepare in peers.variants(name, job.attention).items():
         try:
             prepared = prepare()
-            prepared.run()
+            ways.append(_Way(variant, prepared, timing.estimate(prepared.run, clock)))
         except Exception as error:
             reasons.append(error)
-        else:
-            ways[variant] = prepared
     if not ways:
         raise reasons[0]
-    if len(ways) == 1:
-        return _Way(*ways.popitem())
-    times = {name: timing.estimate(way.run, clock) for name, way in ways.items()}
-    best = min(times, key=lambda variant: times[variant])
-    return _Way(best, ways[best])
+    return min(ways, key=lambda way: way.seconds)
 
 
 def _errors(job: _Job, ready: Mapping[str, _Way]) -> dict[str, float]:
     """The largest, against float64."""
-    outputs = {}
-    for name, way in ready.items():
-        way.prepared.run()
-        outputs[name] = way.prepared.result().flatten(0, 1)
+    outputs = {name: way.prepared.result().flatten(0, 1) for name, way in ready.items()}
     errors = job.errors(outputs)
     return {name: errors.contenders[name]["out"] for name in outputs}
 
@@ -170,7 +163,7 @@ def _forward(row: PeerRow) -> _Job:
 
     q, k, v = (one.unflatten(0, (batch, -1)) for one in (problem.q, problem.k, problem.v))
     return _Job(
-        Attention(q, [(k, v)], case.causal, row.threads),
+        Attention(q, [(k, v)], case.causal, *row.threads),
         own,
         lambda outputs: accuracy.measure(problem, outputs),
         "flops_per_second",
@@ -187,7 +180,7 @@ def _decoding(row: PeerRow, case: DecodeCase) -> _Job:
         return Prepared(call.timed(), lambda: call.result(problem)[:, None], case.dtype)
 
     return _Job(
-        Attention(problem.q, problem.layers, False, row.threads, cache=True),
+        Attention(problem.q, problem.layers, False, *row.threads, cache=True),
         own,
         lambda outputs: decode_accuracy.measure(problem, outputs),
         "bytes_per_second",

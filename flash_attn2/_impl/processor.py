@@ -49,22 +49,6 @@ def describe(cpuinfo: str, caches: Iterable[Cache], otherwise: str = "") -> dict
     return {"name": name, **known, **_sizes(caches), **_counts(cpus), "avx512": _avx512(first)}
 
 
-def in_full(known: Mapping[str, Any]) -> str:
-    """All of what `describe` found, as a line."""
-    parts = [known["name"]]
-    if known["family"] is not None:
-        parts.append(f"family {known['family']} model {known['model']}")
-        parts[-1] += "" if known["stepping"] is None else f" stepping {known['stepping']}"
-    for label in ("L1d", "L2", "L3"):
-        if size := known[f"{label.lower()}_bytes"]:
-            parts.append(f"{label} {_size(size)}")
-    if known["threads"]:
-        parts.append(f"{known['cores']} cores, {known['threads']} hardware threads")
-    if known["avx512"]:
-        parts.append(f"512-bit paths {known['avx512'].replace('halves', 'in halves')}")
-    return ", ".join(parts)
-
-
 def _cpus(cpuinfo: str) -> list[_Fields]:
     """A block of lines for each processor; what other blocks ARM has are not of one."""
     blocks = (block.splitlines() for block in cpuinfo.split("\n\n"))
@@ -155,10 +139,6 @@ def _bytes(text: str) -> int:
     unit = _UNITS.get(text[-1:], 1)
     digits = text.rstrip("".join(_UNITS))
     return int(digits) * unit if digits.isdigit() else 0
-
-
-def _size(size: int) -> str:
-    return f"{size >> 10} KiB" if size % 2**20 else f"{size >> 20} MiB"
 
 
 def _caches(folder: Path) -> list[Cache]:

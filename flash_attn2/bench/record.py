@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 import flash_attn2
-from flash_attn2._impl.processor import in_full, processor
 
 _SCHEMA = 2
 
@@ -75,10 +74,30 @@ def processor_of(record: Mapping[str, Any]) -> str:
     return in_full(known) if known else record["machine"]["cpu"]
 
 
+def in_full(known: Mapping[str, Any]) -> str:
+    """What `build_info()` knows of a processor, as a line."""
+    parts = [known["name"]]
+    if known["family"] is not None:
+        parts.append(f"family {known['family']} model {known['model']}")
+        parts[-1] += "" if known["stepping"] is None else f" stepping {known['stepping']}"
+    for label in ("L1d", "L2", "L3"):
+        if size := known[f"{label.lower()}_bytes"]:
+            parts.append(f"{label} {_size(size)}")
+    if known["threads"]:
+        parts.append(f"{known['cores']} cores, {known['threads']} hardware threads")
+    if known["avx512"]:
+        parts.append(f"512-bit paths {known['avx512'].replace('halves', 'in halves')}")
+    return ", ".join(parts)
+
+
+def _size(size: int) -> str:
+    return f"{size >> 10} KiB" if size % 2**20 else f"{size >> 20} MiB"
+
+
 def describe_machine(device: str) -> dict[str, Any]:
     """Hardware and system, without anything that names this particular machine."""
     machine: dict[str, Any] = {
-        "cpu": processor()["name"],
+        "cpu": flash_attn2.build_info()["processor"]["name"],
         "architecture": platform.machine(),
         "cpus": os.cpu_count(),
         "allowed_cpus": len(os.sched_getaffinity(0)),

@@ -37,9 +37,12 @@ from tools.environments import ROOT
 
 BUDGET = Budget(0.0, min_rounds=2, max_rounds=2)
 CASE = Case("small", "", "float32", 4, 2, 32, (40, 40), packed=False, causal=True)
-FORWARD = PeerRow("peers, forward fp32", CASE, Goal(1.1, 1.2), threads=1)
+FORWARD = PeerRow("peers, forward fp32", CASE, Goal(1.1, 1.2), threads=(1,))
 DECODE = PeerRow(
-    "peers, decoding bf16", DecodeCase("few", "", "bfloat16", 2, 48, 4, 2, 32), Goal(1.0), threads=1
+    "peers, decoding bf16",
+    DecodeCase("few", "", "bfloat16", 2, 48, 4, 2, 32),
+    Goal(1.0),
+    threads=(1,),
 )
 Ways = Callable[[str, Attention], peers.Variants]
 

@@ -10,8 +10,8 @@ import torch
 
 from flash_attn2 import build_info
 from flash_attn2._impl import processor
-from flash_attn2._impl.processor import Cache, describe, in_full
-from flash_attn2.bench.record import describe_machine, processor_of
+from flash_attn2._impl.processor import Cache, describe
+from flash_attn2.bench.record import describe_machine, in_full, processor_of
 
 SAMPLES = Path(__file__).parent / "processors"
 KIB = 2**10
