@@ -1,0 +1,18 @@
+"""The table of PTX's instructions."""
+
+from tools.ptx_emulator.table import (  # noqa: F401 - they fill the table
+    arithmetic,
+    bits,
+    comparisons,
+    control,
+    conversions,
+    floats,
+    halves,
+    memory,
+    tensor_core,
+    warp,
+)
+from tools.ptx_emulator.table.forms import translate
+from tools.ptx_emulator.table.special import SPECIAL_REGISTERS
+
+__all__ = ["SPECIAL_REGISTERS", "translate"]
