@@ -8,6 +8,12 @@ add_subdirectory(tests/emulator)
 
 if(FLASH_ATTN2_TESTS)
   add_test(NAME emulator_selftest COMMAND emulator_selftest)
+  add_test(NAME ptx_selftest COMMAND ptx_selftest)
+  if(TARGET emulator_programs)
+    add_test(NAME emulator_programs COMMAND emulator_programs)
+  else()
+    message(STATUS "no nvcc: the emulator does not run whole CUDA programs in its tests")
+  endif()
 endif()
 
 # The kernels take the emulator's flags; the table of them is host code like the rest.

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <exception>
 
-#include "selftest.h"
+#include "test_frame.h"
 
 int main(int argc, char** argv) {
   std::string const wanted = argc > 1 ? argv[1] : "";

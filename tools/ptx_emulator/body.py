@@ -82,7 +82,7 @@ class FunctionBody:
         for name, kind in self._registers.items():
             initial = f" = {_POISON[kind]}" if name in poison else ""
             by_type.setdefault(kind, []).append(name + initial)
-        lines = []
+        lines = [_ARGUMENTS] if self._function.is_entry else []
         for kind, names in by_type.items():
             lines += [f"{kind} {', '.join(names[i : i + 16])};" for i in range(0, len(names), 16)]
         text = " ".join(step.code for step in self._steps)
@@ -311,6 +311,8 @@ class FunctionBody:
             return self._module.shared_address(self._function, name)
         return self._module.variable_address(name)
 
+
+_ARGUMENTS = "[[maybe_unused]] auto* const args = static_cast<u8*>(const_cast<void*>(arguments));"
 
 _POISON = {
     "pred": "true",

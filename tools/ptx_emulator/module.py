@@ -53,7 +53,7 @@ class Function:
     def head(self) -> str:
         """Of its C++ function."""
         if self.is_entry:
-            return f"void {self.cpp}([[maybe_unused]] u8* args)"
+            return f"void {self.cpp}(void const* arguments)"
         given = ", ".join(f"u8* {identifier(p.name)}" for p in self.results + self.params)
         return f"void {self.cpp}({given})"
 

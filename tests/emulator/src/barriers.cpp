@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "collectives.h"
+#include "operations.h"
 
 namespace emu {
 
@@ -98,13 +99,20 @@ uint32_t detail_of(int id, int threads, Arrival arrival) {
 }  // namespace
 
 int barrier_sync(int id, int threads, bool predicate, Reduction reduction) {
-  void const* const site = __builtin_return_address(0);
+  return at::barrier_sync(__builtin_return_address(0), id, threads, predicate, reduction);
+}
+
+void barrier_arrive(int id, int threads) {
+  at::barrier_arrive(__builtin_return_address(0), id, threads);
+}
+
+int at::barrier_sync(void const* site, int id, int threads, bool predicate, Reduction reduction) {
   threads = check(id, threads, site);
   Warp& warp = current_warp();
   warp.vote.predicate[current->lane] = predicate;
   bool complete = false;
   converge(Operation::kBarrier, detail_of(id, threads, Arrival::kAndWait), warp.exists,
-           [=, &complete](Warp& warp) {
+           {site, true}, [=, &complete](Warp& warp) {
              complete = arrive(warp, id, threads, Arrival::kAndWait, reduction, site);
              return complete;
            });
@@ -112,13 +120,12 @@ int barrier_sync(int id, int threads, bool predicate, Reduction reduction) {
   return warp.barrier_result;
 }
 
-void barrier_arrive(int id, int threads) {
-  void const* const site = __builtin_return_address(0);
+void at::barrier_arrive(void const* site, int id, int threads) {
   threads = check(id, threads, site);
   Warp& warp = current_warp();
   warp.vote.predicate[current->lane] = false;
   converge(Operation::kBarrier, detail_of(id, threads, Arrival::kAndGoOn), warp.exists,
-           [=](Warp& warp) {
+           {site, true}, [=](Warp& warp) {
              arrive(warp, id, threads, Arrival::kAndGoOn, Reduction::kNone, site);
              return true;
            });

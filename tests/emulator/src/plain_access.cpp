@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#include "access.h"
 #include "global_memory.h"
 #include "machine.h"
 #include "report.h"
-#include "scheduler.h"
 
 namespace emu {
 
@@ -17,32 +17,6 @@ namespace {
 constexpr size_t kWidest = 16;  // bytes that one instruction moves
 
 enum class Width { kNatural, kUnaligned };
-
-void access_shared(size_t offset, size_t bytes, bool writes, void const* site) {
-  if (offset + bytes > size_t(grid.shared_bytes)) {
-    fail(site, "out of bounds: %zu bytes at shared memory + %zu, of %d", bytes, offset,
-         grid.shared_bytes);
-  }
-  AccessKind const kind = writes ? AccessKind::kSharedStore : AccessKind::kSharedLoad;
-  log_access({site, uintptr_t(offset), 0, kind, uint8_t(bytes), 0, -1});
-  if (!grid.options.races) return;
-  SharedShadow& shadow = current_cta().shadow;
-  if (writes) {
-    shadow.write(current_warp(), current->lane, uint32_t(offset), uint32_t(bytes), site);
-  } else {
-    shadow.read(current_warp(), current->lane, SharedShadow::Reader::kLane, uint32_t(offset),
-                uint32_t(bytes), site);
-  }
-}
-
-void access_global(void const* address, size_t bytes, bool writes, void const* site) {
-  GlobalAccess const access = writes ? GlobalAccess::kStore : GlobalAccess::kLoad;
-  int const buffer = check_global(address, bytes, access, site);
-  if (buffer < 0) return;
-  AccessKind const kind = writes ? AccessKind::kGlobalStore : AccessKind::kGlobalLoad;
-  log_access({site, uintptr_t(address), 0, kind, uint8_t(bytes), 0, int16_t(buffer)});
-  if (writes) wake_pollers();
-}
 
 bool on_stack(void const* address) {
   return uintptr_t(address) - stack_arena_begin < stack_arena_bytes;
@@ -66,28 +40,20 @@ __attribute__((noinline)) void access_memory(void const* address, size_t bytes, 
   }
   size_t const offset = size_t(static_cast<char const*>(address) - shared_base);
   if (offset < size_t(kSharedBytesMax)) {
-    access_shared(offset, bytes, writes, site);
+    access_shared(site, offset, bytes, writes);
   } else {
-    access_global(address, bytes, writes, site);
+    access_global(site, address, bytes, writes);
   }
 }
 
-// A flag: threads talk through it, so it takes part in the order of things but is no race itself.
 __attribute__((noinline)) void access_volatile(void const* address, size_t bytes, bool writes,
                                                void const* site) {
   if (!in_kernel()) return;
   size_t const offset = size_t(static_cast<char const*>(address) - shared_base);
   if (offset < size_t(kSharedBytesMax)) {
-    access_shared(offset, bytes, writes, site);
+    access_shared(site, offset, bytes, writes);
   } else {
-    check_global(address, bytes, GlobalAccess::kAtomic, site);
-  }
-  if (writes) {
-    publish_flag(address, false);
-    wake_pollers();
-  } else {
-    poll_flag(address);
-    observe_flag(address);
+    access_flag(site, address, bytes, writes);
   }
 }
 

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <string>
 
+#include "emu/atomics.h"
+
 namespace emu {
 
 // ---- warp
@@ -63,9 +65,6 @@ void copy_vector(void const* source, void* target, int bytes);
 void declare_host_constant(void const* address, size_t bytes);
 
 // ---- atomics and fences
-enum class AtomicOp { kAdd, kMin, kMax, kAnd, kOr, kXor, kExchange, kCompareExchange };
-enum class AtomicType { kInt32, kUInt32, kUInt64, kFloat, kDouble };
-
 uint64_t atomic(void* address, AtomicOp op, AtomicType type, uint64_t operand,
                 uint64_t compare = 0);
 // Without a result, so that no thread can learn from it or spin on it.
@@ -84,10 +83,19 @@ struct Kernel {
   void (*run)(void const* arguments);  // one thread
   void const* arguments;               // readable by the kernel, as constant memory is
   size_t arguments_bytes;
+  // Of a kernel that comes from PTX: its static shared memory, at the start of what a launch has,
+  // and the most threads of a CTA, if not 0.
+  bool is_translated = false;
+  uint32_t static_shared_bytes = 0;
+  uint32_t max_threads = 0;
 };
 
 // Runs the grid to its end. Returns what CUDA would for an impossible configuration; throws
 // emu::Error when the kernel breaks a rule.
 cudaError_t launch(cudaLaunchConfig_t const& config, Kernel const& kernel);
+
+// The same for an entry of translated PTX, by its mangled name, with the addresses of its
+// arguments.
+cudaError_t launch(cudaLaunchConfig_t const& config, std::string const& entry, void** arguments);
 
 }  // namespace emu

@@ -1,14 +1,14 @@
-// The subset of the CUDA runtime API that the product calls, for one emulated device.
+// The CUDA runtime API's view of the one emulated device, and errors.
 
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cstring>
 #include <mutex>
 #include <unordered_map>
 
-#include "cuda_limits.h"
+#include "limits.h"
 #include "machine.h"
+#include "registration.h"
 
 namespace emu {
 
@@ -27,34 +27,43 @@ constexpr DeviceSize kSm86 = {6, 82, 6 << 20, 99 << 10, 100 << 10};           //
 
 DeviceSize const& device_size() { return options().device == Device::kSm80 ? kSm80 : kSm86; }
 
-constexpr unsigned kMaxThreads = 1024, kMaxThreadsZ = 64;
+constexpr unsigned kMaxThreadsZ = 64;
 constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535;
 
 std::mutex mutex;
 std::unordered_map<void const*, int> shared_limits;  // where a kernel has opted in to more
 thread_local cudaError_t last_error = cudaSuccess;
 
-cudaError_t result(cudaError_t status) {
+}  // namespace
+
+cudaError_t remember_error(cudaError_t status) {
   if (status != cudaSuccess) last_error = status;
   return status;
 }
 
-int shared_limit(void const* kernel) {
+int dynamic_shared_limit(void const* kernel, uint32_t static_bytes) {
   std::lock_guard const lock(mutex);
   auto const found = shared_limits.find(kernel);
-  return found == shared_limits.end() ? kSharedBytesDefault : found->second;
+  int const left = std::max(0, device_size().shared_bytes - int(static_bytes));
+  int const by_default = std::max(0, kSharedBytesDefault - int(static_bytes));
+  return std::min(left, found == shared_limits.end() ? by_default : found->second);
 }
 
-}  // namespace
+int multiprocessors() { return device_size().multiprocessors; }
 
-cudaError_t check_launch(cudaLaunchConfig_t const& config, void const* kernel) {
+size_t shared_bytes_of_multiprocessor() {
+  return size_t(device_size().shared_bytes_per_multiprocessor);
+}
+
+cudaError_t check_launch(cudaLaunchConfig_t const& config, Kernel const& kernel) {
   dim3 const g = config.gridDim, b = config.blockDim;
+  unsigned const most = kernel.max_threads == 0 ? kMaxThreads : kernel.max_threads;
   bool const grid_ok = g.x - 1 < kMaxGridX && g.y - 1 < kMaxGridYZ && g.z - 1 < kMaxGridYZ;
   bool const block_ok = b.x > 0 && b.y > 0 && b.x <= kMaxThreads && b.y <= kMaxThreads &&
-                        b.z - 1 < kMaxThreadsZ && b.x * b.y * b.z <= kMaxThreads;
-  if (!grid_ok || !block_ok) return result(cudaErrorInvalidConfiguration);
-  size_t const limit = size_t(std::min(shared_limit(kernel), device_size().shared_bytes));
-  if (config.dynamicSmemBytes > limit) return result(cudaErrorInvalidValue);
+                        b.z - 1 < kMaxThreadsZ && b.x * b.y * b.z <= most;
+  if (!grid_ok || !block_ok) return remember_error(cudaErrorInvalidConfiguration);
+  int const limit = dynamic_shared_limit(kernel.function, kernel.static_shared_bytes);
+  if (config.dynamicSmemBytes > size_t(limit)) return remember_error(cudaErrorInvalidValue);
   return cudaSuccess;
 }
 
@@ -73,11 +82,11 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaSetDevice(int device) {
-  return emu::result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+  return emu::remember_error(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return emu::result(cudaErrorInvalidDevice);
+  if (device != 0) return emu::remember_error(cudaErrorInvalidDevice);
   emu::DeviceSize const& size = emu::device_size();
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
@@ -91,7 +100,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
       break;
     case cudaDevAttrWarpSize: *value = emu::kWarpSize; break;
     case cudaDevAttrMaxThreadsPerBlock: *value = int(emu::kMaxThreads); break;
-    default: return emu::result(cudaErrorInvalidValue);
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
+    case cudaDevAttrMaxGridDimX: *value = int(emu::kMaxGridX); break;
+    case cudaDevAttrMaxGridDimY:
+    case cudaDevAttrMaxGridDimZ: *value = int(emu::kMaxGridYZ); break;
+    default: return emu::remember_error(cudaErrorInvalidValue);
   }
   return cudaSuccess;
 }
@@ -99,9 +112,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaFuncSetAttribute(void const* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || value > emu::device_size().shared_bytes)
-    return emu::result(cudaErrorInvalidValue);
+    return emu::remember_error(cudaErrorInvalidValue);
   std::lock_guard const lock(emu::mutex);
-  emu::shared_limits[kernel] = value;
+  // By what a launch knows the kernel by.
+  emu::ptx::Entry const* const entry = emu::registered_entry(kernel);
+  emu::shared_limits[entry == nullptr ? kernel : entry] = value;
   return cudaSuccess;
 }
 
@@ -120,14 +135,5 @@ char const* cudaGetErrorName(cudaError_t status) {
 }
 
 char const* cudaGetErrorString(cudaError_t status) { return cudaGetErrorName(status); }
-
-cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
-  std::memset(target, value, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 }  // extern "C"

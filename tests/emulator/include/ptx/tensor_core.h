@@ -1,0 +1,24 @@
+#pragma once
+
+// Matrices, whose fragments the lanes of a warp hold.
+
+#include "ptx/module.h"
+
+namespace emu::ptx {
+
+struct MmaOperands {
+  u32 a[4];
+  u32 b[2];
+  f32 c[4];  // becomes the result
+  u32 h[2];  // the same in halves
+};
+
+// d = a * b + c, m16n8k8 or m16n8k16.
+void multiply_f16(Site const* site, MmaOperands& operands, int depth);
+void multiply_bf16(Site const* site, MmaOperands& operands, int depth);
+void multiply_f16_f16(Site const* site, MmaOperands& operands, int depth);
+
+void load_matrices(Site const* site, u64 row, u32* registers, int matrices, bool transposed);
+u32 transpose_matrix(Site const* site, u32 fragment);
+
+}  // namespace emu::ptx

@@ -1,0 +1,163 @@
+// memory.ptx: loads and stores, asynchronous copies, atomics, and how CTAs hand over what they
+// write.
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace {
+
+using namespace selftest;
+
+TEST(vectors_go_through_shared_memory) {
+  std::vector<uint32_t> in(4 * 96), out(4 * 96);
+  for (uint32_t i = 0; i < in.size(); ++i) in[i] = i;
+  auto const from = writable(in, "in");
+  auto const to = writable(out);
+  emu::reset_counters();
+  CHECK_EQUAL(launch_kernel("mirror", 1, 96, 0, in.data(), out.data()), "");
+  for (uint32_t t = 0; t < 96; ++t) {
+    for (uint32_t i = 0; i < 4; ++i) CHECK_EQUAL(out[4 * t + i], 4 * (95 - t) + i);
+  }
+  // A vector is one request of each warp, whatever its length.
+  emu::Counters const counts = emu::counters();
+  CHECK_EQUAL(counts.reads.at("in").requests, 3u);
+  CHECK_EQUAL(counts.reads.at("in").sectors, 48u);
+  CHECK_EQUAL(counts.writes.at("out").requests, 3u);
+  CHECK_EQUAL(counts.shared_stores.requests, 3u);
+  CHECK_EQUAL(counts.shared_stores.wavefronts, 12u);
+  CHECK_EQUAL(counts.shared_loads.requests, 9u);
+}
+
+TEST(narrow_loads_extend) {
+  std::vector<uint32_t> in{0xfedc8765}, out(6);
+  auto const from = writable(in, "in");
+  auto const to = writable(out);
+  CHECK_EQUAL(launch_kernel("narrow", 1, 1, 0, in.data(), out.data()), "");
+  CHECK_EQUAL(out[0], 0x65u);
+  CHECK_EQUAL(out[1], 0x65u);
+  CHECK_EQUAL(out[2], 0xffff8765u);
+  CHECK_EQUAL(out[3] & 0xffffff, 0x878765u);
+  CHECK_EQUAL(out[4], 0xfedc8765u);
+  CHECK_EQUAL(out[5], 0xffffffffu);
+}
+
+TEST(spaces_of_addresses) {
+  std::vector<uint8_t> out(5, 9);
+  auto const buffer = writable(out);
+  CHECK_EQUAL(launch_kernel("spaces", 1, 1, 0, out.data()), "");
+  CHECK((out == std::vector<uint8_t>{1, 0, 1, 1, 0}));
+}
+
+TEST(asynchronous_copies) {
+  std::vector<uint32_t> in(8), out(8);
+  for (uint32_t i = 0; i < 8; ++i) in[i] = 100 + i;
+  auto const from = writable(in, "in");
+  auto const to = writable(out);
+  for (emu::AsyncMode mode : {emu::AsyncMode::kLate, emu::AsyncMode::kEarly}) {
+    WithOptions const options({.async = mode});
+    for (uint32_t given : {16u, 12u, 5u, 0u}) {
+      CHECK_EQUAL(launch_kernel("copies", 1, 1, 32, in.data(), out.data(), given, 0u), "");
+      uint32_t want[8] = {};
+      std::memcpy(want, in.data(), given);
+      std::copy(in.begin() + 4, in.end(), want + 4);
+      if (given == 0) want[6] = 0;  // its predicate says to read nothing
+      for (int i = 0; i < 8; ++i) CHECK_EQUAL(out[size_t(i)], want[i]);
+    }
+  }
+  CHECK_CONTAINS(launch_kernel("copies", 1, 1, 32, in.data(), out.data(), 16u, 1u),
+                 "read while a cp.async is in flight there");
+  CHECK_CONTAINS(launch_kernel("copies", 1, 1, 28, in.data(), out.data(), 16u, 0u),
+                 "cp.async: the target is 28 bytes into");
+}
+
+TEST(atomics_of_all_kinds) {
+  constexpr uint32_t kThreads = 64, kTotal = kThreads * (kThreads - 1) / 2;
+  std::vector<uint32_t> numbers(16), olds(kThreads);
+  numbers[2] = 1000;
+  auto const buffer = writable(numbers, "numbers");
+  auto const old_buffer = writable(olds, "olds");
+  CHECK_EQUAL(launch_kernel("atomics", 1, kThreads, 0, numbers.data(), olds.data()), "");
+  std::sort(olds.begin(), olds.end());
+  for (uint32_t i = 0; i < kThreads; ++i) CHECK_EQUAL(olds[i], i);
+  float sum;
+  std::memcpy(&sum, &numbers[7], 4);
+  uint64_t wide_sum;
+  std::memcpy(&wide_sum, &numbers[8], 8);
+  double double_sum;
+  std::memcpy(&double_sum, &numbers[10], 8);
+  CHECK_EQUAL(numbers[0], kThreads);
+  CHECK_EQUAL(numbers[1], kThreads - 1);
+  CHECK_EQUAL(numbers[2], 0u);
+  CHECK_EQUAL(numbers[3], 63u);
+  CHECK_EQUAL(numbers[4], 0u);
+  CHECK_EQUAL(numbers[5], kThreads % 10);
+  CHECK_EQUAL(numbers[6], 10 - kThreads % 10);
+  CHECK_EQUAL(sum, float(kTotal));
+  CHECK_EQUAL(wide_sum, uint64_t(kTotal));
+  CHECK_EQUAL(double_sum, double(kTotal));
+  CHECK_EQUAL(numbers[12], 0x54005800u);  // 64 and 128
+  CHECK_EQUAL(numbers[13], 0x42804300u);
+  CHECK_EQUAL(numbers[14], 2 * kThreads);
+  CHECK_EQUAL(numbers[15], 7 * kThreads);
+}
+
+TEST(locks) {
+  std::vector<uint32_t> lock(1), number(1);
+  auto const lock_buffer = writable(lock, "lock");
+  auto const buffer = writable(number, "number");
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    WithOptions const options({.seed = seed, .ctas_in_flight = 4});
+    number[0] = 0;
+    CHECK_EQUAL(launch_kernel("locked", 8, 1, 0, lock.data(), number.data()), "");
+    CHECK_EQUAL(number[0], 8u);
+  }
+}
+
+TEST(ctas_hand_over) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    WithOptions const options({.seed = seed, .ctas_in_flight = 4});
+    for (uint32_t order : {0u, 1u, 2u}) {
+      std::vector<uint32_t> data(1), flag(1), out(4);
+      auto const data_buffer = writable(data, "data");
+      auto const flag_buffer = writable(flag, "flag");
+      auto const buffer = writable(out);
+      std::string const report =
+          launch_kernel("handed_over", 4, 1, 0, data.data(), flag.data(), out.data(), order);
+      if (order == 2) {
+        CHECK_CONTAINS(report, "race in data + 0: read that nothing orders after the write");
+      } else {
+        CHECK_EQUAL(report, "");
+        for (int i = 1; i < 4; ++i) CHECK_EQUAL(out[size_t(i)], 77u);
+      }
+    }
+  }
+}
+
+TEST(faults_of_memory) {
+  std::vector<uint32_t> out(8);
+  auto const buffer = writable(out);
+  auto const report = [&](uint32_t fault, unsigned threads = 1) {
+    return launch_kernel("memory_faults", 1, threads, 0, out.data(), fault);
+  };
+  CHECK_EQUAL(report(0, 64), "");
+  CHECK_CONTAINS(report(1), "out of bounds: 4 bytes at shared memory + 4096, of 4096");
+  CHECK_CONTAINS(report(2), "misaligned access of 4 bytes at shared memory + 2");
+  CHECK_CONTAINS(report(3), "misaligned access of 16 bytes at out + 8");
+  CHECK_CONTAINS(report(4, 2), "write without a __syncwarp after the write of warp 0");
+  CHECK_CONTAINS(report(4, 64), "race in shared memory + 0: write without a");
+  CHECK_CONTAINS(report(5), "misaligned atomic at shared memory + 4094");
+  CHECK_CONTAINS(report(6, 64), "read without a");
+  CHECK_CONTAINS(report(7), "cp.async: 12 bytes of a copy of 8");
+  CHECK_CONTAINS(report(8), "out of bounds: reads 4 bytes at");
+}
+
+TEST(unwritten_shared_memory_is_poison) {
+  std::vector<uint32_t> out(1);
+  auto const buffer = writable(out);
+  CHECK_EQUAL(launch_kernel("unwritten_shared", 1, 1, 0, out.data()), "");
+  CHECK_EQUAL(out[0], ~0u);
+}
+
+}  // namespace

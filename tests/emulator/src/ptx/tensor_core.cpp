@@ -1,0 +1,47 @@
+// Matrices in translated kernels.
+
+#include "ptx/tensor_core.h"
+
+#include <cstring>
+
+#include "operations.h"
+#include "ptx/halves.h"
+
+namespace emu::ptx {
+
+namespace {
+
+void multiply(Site const* site, MmaOperands& operands, MmaType type, int depth) {
+  emu::MmaOperands all;
+  std::memcpy(all.a, operands.a, sizeof(all.a));
+  std::memcpy(all.b, operands.b, sizeof(all.b));
+  std::memcpy(all.c, operands.c, sizeof(all.c));
+  at::mma(site, all, type, depth);
+  std::memcpy(operands.c, all.c, sizeof(all.c));
+}
+
+}  // namespace
+
+void multiply_f16(Site const* site, MmaOperands& operands, int depth) {
+  multiply(site, operands, MmaType::kHalf, depth);
+}
+
+void multiply_bf16(Site const* site, MmaOperands& operands, int depth) {
+  multiply(site, operands, MmaType::kBFloat16, depth);
+}
+
+void multiply_f16_f16(Site const* site, MmaOperands& operands, int depth) {
+  for (int i = 0; i < 4; ++i) operands.c[i] = wide_f16(u16(operands.h[i / 2] >> i % 2 * 16));
+  multiply(site, operands, MmaType::kHalf, depth);
+  for (int i = 0; i < 2; ++i) operands.h[i] = pack_f16(operands.c[2 * i + 1], operands.c[2 * i]);
+}
+
+void load_matrices(Site const* site, u64 row, u32* registers, int matrices, bool transposed) {
+  at::load_matrix(site, row, registers, matrices, transposed);
+}
+
+u32 transpose_matrix(Site const* site, u32 fragment) {
+  return at::transpose_matrix(site, fragment);
+}
+
+}  // namespace emu::ptx
