@@ -55,9 +55,11 @@ FA2_CPU_INLINE void store_row(typename E::Storage* to, Vec<typename E::Real> v, 
 }
 
 // Rows of K and V are often far apart, where the hardware does not fetch ahead.
-template <class Storage>
+template <int kForWriting = 0, class Storage>
 FA2_CPU_INLINE void fetch_row(Storage const* row, int head_dim) {
-  for (int d = 0; d < head_dim; d += kCacheLine / int(sizeof(Storage))) __builtin_prefetch(row + d);
+  for (int d = 0; d < head_dim; d += kCacheLine / int(sizeof(Storage))) {
+    __builtin_prefetch(row + d, kForWriting);
+  }
 }
 
 // The row that comes some rows after rows[key].
@@ -168,6 +170,8 @@ FA2_CPU_INLINE void unpack_outputs(typename E::Storage* const* rows, int count,
                                    Vec<typename E::Real> scale, int head_dim) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
+  // Stores to rows that are far apart would wait for one line after the other.
+  for (int i = 0; i < count; ++i) fetch_row<1>(rows[i], head_dim);
   for (int d = 0; d < head_dim; d += kSize) {
     Vec<Real> block[kSize];
 #pragma GCC unroll 16
