@@ -5,6 +5,7 @@ table in docs/reference/environment.md.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,14 @@ SOURCE_DIR = Path(__file__).resolve().parent
 BUILD_DIR = SOURCE_DIR / "build" / "native"
 
 
+def forget_configuration() -> None:
+    """Of an earlier build, in another isolated environment, which is gone; what it compiled stays
+    (`cmake --fresh` would take that, too)."""
+    (BUILD_DIR / "CMakeCache.txt").unlink(missing_ok=True)
+    for of_compilers in BUILD_DIR.glob("CMakeFiles/[0-9]*"):
+        shutil.rmtree(of_compilers)
+
+
 class CMakeBuild(build_ext):
     """Lets one CMake build stand for all extension modules: CMake decides which there are."""
 
@@ -39,8 +48,8 @@ class CMakeBuild(build_ext):
         }
         options |= {name: os.environ[name] for name in CMAKE_OPTIONS if name in os.environ}
         definitions = [f"-D{name}={value}" for name, value in options.items()]
-        # Fresh: an earlier build may have run in another isolated environment, which is gone.
-        configure = ["cmake", "--fresh", "-S", SOURCE_DIR, "-B", BUILD_DIR, "-G", "Ninja"]
+        forget_configuration()
+        configure = ["cmake", "-S", SOURCE_DIR, "-B", BUILD_DIR, "-G", "Ninja"]
         subprocess.run([*configure, *definitions], check=True)
         subprocess.run(["cmake", "--build", BUILD_DIR], check=True)
 

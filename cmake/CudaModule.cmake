@@ -55,7 +55,7 @@ endif()
 
 include("${PROJECT_SOURCE_DIR}/csrc/instances.cmake")
 fa2_cutlass_include_dir(cutlass)
-set(cuda_sources csrc/bindings/cuda_module.cpp)
+set(cuda_sources "")
 foreach(family IN LISTS FA2_CUDA_FAMILIES)
   fa2_generate_instances(${family} "${PROJECT_BINARY_DIR}/instances/cuda" instances)
   fa2_host_sources(${family} host_sources)
@@ -63,8 +63,16 @@ foreach(family IN LISTS FA2_CUDA_FAMILIES)
 endforeach()
 list(REMOVE_DUPLICATES cuda_sources)
 
-fa2_add_module(_cuda ${cuda_sources})
-target_include_directories(_cuda SYSTEM PRIVATE "${cutlass}"
-                           ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-target_compile_definitions(_cuda PRIVATE FA2_CUDA_ARCHS="${cuda_archs_text}")
-target_compile_options(_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${FA2_NVCC_FLAGS};${cuda_code}>")
+# Apart from the bindings: they know nothing of Python, and are compiled once for all interpreters.
+add_library(fa2_cuda OBJECT ${cuda_sources})
+target_link_libraries(fa2_cuda PRIVATE fa2_settings fa2_hardening)
+set_target_properties(fa2_cuda PROPERTIES CUDA_VISIBILITY_PRESET hidden)
+target_compile_options(fa2_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${FA2_NVCC_FLAGS};${cuda_code}>")
+
+fa2_add_module(_cuda csrc/bindings/cuda_module.cpp)
+target_link_libraries(_cuda PRIVATE fa2_cuda)
+foreach(target IN ITEMS fa2_cuda _cuda)
+  target_include_directories(${target} SYSTEM PRIVATE "${cutlass}"
+                             ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  target_compile_definitions(${target} PRIVATE FA2_CUDA_ARCHS="${cuda_archs_text}")
+endforeach()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from tools.environments import ROOT
-from tools.wheel import build, check, interpreters, symbols
+from tools.wheel import check, interpreters, symbols
 
 DUMP = """
 0000000000000000      DF *UND*\t0000000000000000 (GLIBC_2.2.5) free
@@ -129,13 +128,3 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "MOST_BYTES", 10**4)
     with pytest.raises(check.WheelError, match=r"has 0\.\d MB, more than 0"):
         check.contents(wheel(tmp_path, CPU), cuda=False)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="manylinux is Linux's")
-def test_functions_are_taken_in_an_older_version() -> None:
-    """Of each that the linker is told to wrap, and of no other, there is one to send calls to."""
-    cmake = (ROOT / "cmake" / "Portable.cmake").read_text()
-    (wrapped,) = re.findall(r"set\(fa2_old_functions ([^)]*)\)", cmake)
-    source = (ROOT / "csrc" / "bindings" / "old_glibc.cpp").read_text()
-    assert wrapped.split() == re.findall(r"^FA2_OLD\(\w+\**, (\w+)", source, re.MULTILINE)
-    assert build.SHARED_WITH_TORCH == "libgomp.so.1"
