@@ -1,4 +1,4 @@
-"""flash_attn2 alone on a row of any table: what two checkouts are compared by."""
+"""flash_attn2 alone on a row of any table, or in a model: what two checkouts are compared by."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cpu_rows
+import model_rows
 import peer_rows
 import torch
 from cpu_peers import build
 from cpu_rows import Row, timed_rows
+from model_rows import ModelRow
 from peer_rows import PeerRow
 
 from flash_attn2.bench import timing
@@ -20,7 +22,7 @@ from flash_attn2.bench.decode.contenders import CONTENDERS as DECODE_CONTENDERS
 from flash_attn2.bench.decode.contenders import DecodeProblem
 from flash_attn2.bench.race import FLASH_ATTN2
 
-AnyRow = Row | PeerRow
+AnyRow = Row | PeerRow | ModelRow
 ENVIRONMENT: Mapping[str, Mapping[str, str]] = cpu_rows.ENVIRONMENT | peer_rows.ENVIRONMENT
 
 
@@ -31,10 +33,14 @@ class OwnRun(NamedTuple):
 
 def rows() -> list[AnyRow]:
     """In the order in which they run."""
-    return [*timed_rows(), *peer_rows.rows()]
+    return [*timed_rows(), *peer_rows.rows(), *model_rows.rows()]
 
 
 def prepare(row: AnyRow) -> OwnRun:
+    if isinstance(row, ModelRow):
+        from model_cases import prepare as prepare_model  # with all of the examples
+
+        return OwnRun(prepare_model(row, FLASH_ATTN2).run, contextlib.nullcontext())
     if isinstance(row.case, DecodeCase):
         call = DECODE_CONTENDERS[FLASH_ATTN2](DecodeProblem.create(row.case, "cpu"))
         return OwnRun(call.timed(), torch.inference_mode())

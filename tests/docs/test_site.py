@@ -44,7 +44,8 @@ def test_a_link_to_nothing() -> None:
 def test_every_record_has_a_page(tmp_path: Path) -> None:
     names = {path.stem for path in performance.RECORDS.glob("*.json")}
     shown = {*performance.BENCH, performance.CPU_TABLE, *performance.TRAINING}
-    shown |= {path.stem for path in performance.RECORDS.glob(performance.PEERS)}
+    for pattern in (performance.PEERS, performance.MODELS):
+        shown |= {path.stem for path in performance.RECORDS.glob(pattern)}
     left = {name for name in names - shown if not performance.CHANGES.search(name)}
     assert shown <= names
     assert not left, "neither shown nor left out on purpose"

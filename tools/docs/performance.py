@@ -30,6 +30,8 @@ CPU_TABLE = "cpu-amd-epyc-table"
 TRAINING = ("train-gpt-cpu", "train-gpt-cpu-float32")
 # Beside all other runtimes, on a machine each.
 PEERS = "*-peers.json"
+# Whole models beside SDPA, likewise.
+MODELS = "*-models.json"
 # Two commits side by side, for who changes kernels: described with the benchmarks.
 CHANGES = re.compile(r"before-after|redesign")
 
@@ -61,6 +63,7 @@ def write(directory: Path) -> None:
         lines = [line for line in _summary(report, record) if line not in notes]
         summaries.append("\n\n".join([f"## [{title}]({name}.md)", *lines]))
     summaries += peer_pages(directory)
+    summaries += model_pages(directory)
     (directory / f"{CPU_TABLE}.md").write_text(cpu_table_page())
     (directory / "training.md").write_text(training_page())
     (directory / "index.md").write_text("\n\n".join([_INTRODUCTION, *summaries]) + "\n")
@@ -91,14 +94,19 @@ def _plain(line: str) -> str:
 
 def cpu_table_page() -> str:
     """The record of benchmarks/cpu_table.py, by its own command."""
-    script, record = ROOT / "benchmarks" / "cpu_table.py", RECORDS / f"{CPU_TABLE}.json"
-    command: list[str | Path] = [sys.executable, script, "--show", record]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = _shown("cpu_table", RECORDS / f"{CPU_TABLE}.json")
     about = (
         "Ratios of medians, other over flash_attn2: above 1, flash_attn2 is faster. *must* is what "
         "the project requires of itself, *aim* what it aims at. `benchmarks/cpu_table.py` measures."
     )
-    return f"# Beside all of PyTorch\n\n{about}\n\n{shown.stdout}"
+    return f"# Beside all of PyTorch\n\n{about}\n\n{shown}"
+
+
+def _shown(script: str, record: Path) -> str:
+    """A record as a script of benchmarks/ shows it."""
+    path = ROOT / "benchmarks" / f"{script}.py"
+    command: list[str | Path] = [sys.executable, path, "--show", record]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def peer_pages(directory: Path) -> list[str]:
@@ -133,6 +141,23 @@ def peer_page(title: str, name: str, record: Mapping[str, Any], summary: Sequenc
     command = f"    python benchmarks/cpu_table.py --show benchmarks/results/{name}.json"
     parts = [f"# {title}", about, *summary, markdown(beside.table(record)), reasons]
     return "\n\n".join([*parts, f"Shown by\n\n{command}"]) + "\n"
+
+
+def model_pages(directory: Path) -> list[str]:
+    """A page for each record of benchmarks/models.py, and what the index says of it."""
+    summaries = []
+    for path in sorted(RECORDS.glob(MODELS)):
+        title = f"Whole models: {read_record(path)['machine']['cpu']}"
+        about = (
+            "The models of `examples/` with flash_attn2's attention and with SDPA's, in turns: "
+            "medians, and between which ratios the middle half of the rounds lies. "
+            "`benchmarks/models.py` measures."
+        )
+        (directory / f"{path.stem}.md").write_text(
+            f"# {title}\n\n{about}\n\n{_shown('models', path)}"
+        )
+        summaries.append(f"## [{title}]({path.stem}.md)\n\nTokens per second beside SDPA.")
+    return summaries
 
 
 def training_page() -> str:
