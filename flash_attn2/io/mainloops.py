@@ -53,11 +53,8 @@ def forward_shared(tile: FwdTile, work: Work) -> Shared:
 
 
 def backward_mma(tile: BwdTile, work: Work) -> int:
-    """S, dP, dV, dK and dQ. Warps that rest still multiply what others made: dS for dQ, and, where
-    warps split the queries, P and dS of the other ones for dV and dK."""
-    others = 2 * Fraction(tile.query_warps - 1, tile.query_warps)
-    products = work.worked * (4 - others) + work.steps * (1 + others)
-    return int(products * tile.block_m * tile.block_n * tile.head_dim / _MMA)
+    """S, dP, dV, dK and dQ, of which all pass over the keys of warps that rest."""
+    return int(work.worked * 5 * tile.block_m * tile.block_n * tile.head_dim / _MMA)
 
 
 def backward_shared(tile: BwdTile, work: Work) -> Shared:
@@ -70,15 +67,14 @@ def backward_shared(tile: BwdTile, work: Work) -> Shared:
     held = tile.query_warps * keys * depth
     chunks = tile.block_m // (tile.query_warps * tile.chunk)
     read_anew = 2 - tile.k_in_registers - tile.v_in_registers
-    # dV += P' dO and dK += dS' Q: again all key warps, each query warp its columns; P' and dS' of
+    # dV += P' dO and dK += dS' Q: the tiles again, each query warp its columns; P' and dS' of
     # other query warps come through shared memory.
-    own = Fraction(tiles_of_queries, tile.query_warps)
     fetched = 2 * (tile.query_warps - 1) * keys * queries
     # dQ += dS K: a warp takes 32 queries and its share of the columns.
     row_warps = tile.block_m // 32
     grad_q = warps // row_warps * queries * keys + row_warps * keys * depth
-    blocks_read = work.worked * (tiles_of_queries + read_anew * chunks * held + own)
-    blocks_read += work.steps * (tiles_of_queries - own + fetched + grad_q)
+    blocks_read = work.worked * (2 * tiles_of_queries + read_anew * chunks * held)
+    blocks_read += work.worked * (fetched + grad_q)
     blocks_read += work.running * (2 - read_anew) * held
 
     tile_of_q = _wavefronts(tile.block_m, tile.head_dim)
@@ -90,7 +86,7 @@ def backward_shared(tile: BwdTile, work: Work) -> Shared:
     return Shared(
         cp_async=work.running * 2 * tile_of_k + work.steps * (2 * tile_of_q + stats),
         ldmatrix=int(blocks_read * _LDMATRIX),
-        stores=work.steps * (1 + exchanges) * tile_of_p + work.stored * 2 * tile_of_k,
+        stores=int(work.worked * (1 + exchanges)) * tile_of_p + work.stored * 2 * tile_of_k,
         loads=int(work.worked * copies) + work.stored * 2 * tile_of_k,
     )
 

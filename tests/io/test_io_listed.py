@@ -84,15 +84,15 @@ def test_form_of_part_of_a_bucket() -> None:
 @pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
 @pytest.mark.parametrize("head_dim", BUCKETS)
 def test_little_more_than_needed(head_dim: int, device: Device) -> None:
-    """Of BigBird. Warps rest whose rows do not see a block, however many heads share keys; but in
-    the backward pass they multiply zeros for dQ. At 16k lists are cut, and pieces are added up."""
+    """Of BigBird. Warps rest whose rows or keys do not see a block, however many heads share keys.
+    At 16k lists are cut, and pieces are added up."""
     for seqlen, most in ((2**11, 1.005), (2**14, 1.02)):
         problem = Attention(seqlen, heads=4, head_dim=head_dim, device=device)
         forward, backward = bigbird.forward(problem), bigbird.backward(problem)
         needs = bigbird.needs(problem)
         assert forward.memory.asked <= most * needs.forward_bytes
         assert forward.mma == needs.forward_mma
-        assert needs.backward_mma <= backward.mma <= 1.2 * needs.backward_mma
+        assert backward.mma == needs.backward_mma
 
 
 def test_all_blocks_listed_are_dense() -> None:

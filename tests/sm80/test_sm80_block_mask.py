@@ -153,3 +153,15 @@ def test_keys_that_nobody_lists_are_not_read() -> None:
     expected = flash_attn_func(q, k, v, block_mask=mask)
     k[:, 128:192] = v[:, 128:192] = torch.nan
     assert torch.equal(flash_attn_func(q, k, v, block_mask=mask), expected)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_keys_that_are_not_listed_take_part_in_nothing(head_dim: int) -> None:
+    """Even beside listed ones in a tile of 128 keys, where infinity times zero would show."""
+    mask = BlockMask.from_dense(pairs_of(torch.eye(2, dtype=torch.bool), 128, 128))
+    q, k, v = (TARGET.tensor(1, 128, 1, head_dim) for _ in "qkv")
+    expected = results(q, k, v, block_mask=mask)
+    for x in (k, v):
+        x[:, 64:] = torch.inf
+    for x, y in zip(results(q, k, v, block_mask=mask), expected, strict=True):
+        assert torch.equal(x[:, :64], y[:, :64])

@@ -38,6 +38,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def options_of(name: str, lengths: tuple[int, int]) -> dict[str, Any]:
+    if name != "biases":
+        return OPTIONS[name]
+    # Of each head, with rows of nothing, and by diagonals for both.
+    torch.manual_seed(6)
+    bias = torch.randn(2, *lengths)
+    bias[0, 3] = -torch.inf
+    return {"bias": bias, "relative_bias": torch.randn(1, sum(lengths) - 1)}
+
+
 @pytest.fixture(autouse=True)
 def _emulated() -> Iterator[None]:
     require_backend(NAME)
@@ -91,10 +101,12 @@ def assert_same_bits(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("long", "name"), [((True,), "plain"), ((False, True), "everything")], ids=str
+    ("long", "name"),
+    [((True,), "plain"), ((False, True), "everything"), ((False, True), "biases")],
+    ids=str,
 )
 def test_long_rows(long: tuple[bool, ...], name: str) -> None:
-    options = OPTIONS[name] | {"block_mask": mask_of(LONG_ROWS, *long)}
+    options = options_of(name, LONG_ROWS) | {"block_mask": mask_of(LONG_ROWS, *long)}
     qkv = drawn_qkv(LONG_ROWS)
     with emulator_options("ctas=3,async=random,seed=4"):
         check_dense(*qkv, **options)
@@ -108,13 +120,17 @@ def test_long_rows(long: tuple[bool, ...], name: str) -> None:
         (1, (False, True), "plain"),
         (1, (True, False), "everything"),
         (2, (True, False), "everything"),
+        (1, (True, False), "biases"),
     ],
     ids=str,
 )
 def test_long_columns(heads: int, long: tuple[bool, ...], name: str) -> None:
     """Of masks for all heads, for query heads of a group and for KV heads."""
-    ordered = name == "plain"
-    options = OPTIONS[name] | {"block_mask": mask_of(LONG_COLUMNS, *long), "deterministic": ordered}
+    ordered = name != "everything"
+    options = options_of(name, LONG_COLUMNS) | {
+        "block_mask": mask_of(LONG_COLUMNS, *long),
+        "deterministic": ordered,
+    }
     sums = "ordered" if ordered else "free"
     with emulator_options(f"ctas=3,async=random,seed=4,sums={sums}"):
         check_dense_gradients(*drawn_qkv(LONG_COLUMNS, (2, heads)), **options)

@@ -16,6 +16,7 @@ class GradQSum {
   using SmemKV = typename Config::SmemKV;
   using SmemP = typename Config::SmemP;
   using Warps = typename Config::Warps;
+  static constexpr int kBlockN = Config::kTile.block_n;
   static constexpr int kMQ = Config::kMQ;
   static constexpr int kNumQ = Config::kNumQ;
   using GradQ = decltype(make_tensor<float>(AccumulatorLayout<kMQ, kNumQ>{}));
@@ -28,12 +29,12 @@ class GradQSum {
   CUTE_DEVICE void add(Order const& order, int m, int head) const {
     GradQ acc;
     clear(acc);
-    multiply(acc);
+    multiply(order, acc);
 
     int const tile = workspace_tile(args_, smem_.work, m, head);
     float* const sums =
         args_.workspace.grad_q + int64_t(tile) * Config::kGradQ.size() + lane_offset();
-    bool const ordered = args_.workspace.semaphores != nullptr;
+    bool const ordered = is_ordered();
     if (ordered) await_turn(order, m, tile);
     CUTE_UNROLL
     for (int i = 0; i < size<1>(acc); ++i) {
@@ -45,32 +46,60 @@ class GradQSum {
     }
     if (ordered) {
       __syncthreads();
-      if (threadIdx.x == 0) {
+      if (is_first_thread()) {
         red_release_add(args_.workspace.semaphores + tile, order.turns_taken());
       }
     }
   }
 
  private:
+  // Lists leave no registers for what can be read anew: these semaphores and the index.
+  CUTE_DEVICE bool is_ordered() const {
+    int32_t* semaphores = args_.workspace.semaphores;
+    if constexpr (Config::kListed) opaque(semaphores);
+    return semaphores != nullptr;
+  }
+  CUTE_DEVICE static bool is_first_thread() {
+    return (Config::kListed ? thread_index() : int(threadIdx.x)) == 0;
+  }
+
   // Of this lane's first sum in a tile. Formed anew where scores need all registers.
   CUTE_DEVICE static int lane_offset() {
     constexpr int kWarpSize = Config::kGradQ.warp_size();
-    if constexpr (Config::kVariant == Variant::kListedDropout) {
+    if constexpr (Config::kListed) {
       return warp_index() * kWarpSize + lane_index();
     } else {
       return Warps::warp() * kWarpSize + Warps::lane();
     }
   }
 
-  CUTE_DEVICE void multiply(GradQ& acc) const {
+  // Where a CTA has two blocks of keys of a mask, those that the step is not for are passed over.
+  // It is for one at least, whose products come first.
+  template <class Order>
+  CUTE_DEVICE void multiply(Order const& order, GradQ& acc) const {
+    constexpr int kBlock = BlockMask::kBlock;
+    if constexpr (!Order::kListed || kBlockN <= kBlock) {
+      multiply<kBlockN>(0, acc);
+    } else {
+      bool const has_first = order.has_keys(0);
+      multiply<kBlock>(has_first ? 0 : kBlock, acc);
+      if (has_first && order.has_keys(kBlock)) multiply<kBlock>(kBlock, acc);
+    }
+  }
+
+  // The keys from a multiple of 16 on.
+  template <int kKeys>
+  CUTE_DEVICE void multiply(int first_key, GradQ& acc) const {
     constexpr int kRowWarps = Config::kGradQ.row_warps();
     int const row_warp = Warps::warp() % kRowWarps, col_warp = warp_index() / kRowWarps;
-    auto const sA = ldsm_view<SmemP>(smem_.grad_scores() + row_warp * kMQ * SmemP::kSubTile,
-                                     LdsmLanes::cols_first(Warps::lane()));
-    auto const sB = ldsm_view<SmemKV>(smem_.k + col_warp * (kNumQ / 2) * SmemKV::kSubTile,
-                                      LdsmLanes::rows_first(lane_index()));
+    auto const sA =
+        ldsm_view<SmemP>(smem_.grad_scores() + row_warp * kMQ * SmemP::kSubTile + first_key * 16,
+                         LdsmLanes::cols_first(Warps::lane()));
+    auto const sB =
+        ldsm_view<SmemKV>(smem_.k + col_warp * (kNumQ / 2) * SmemKV::kSubTile + first_key * 16,
+                          LdsmLanes::rows_first(lane_index()));
     CUTE_UNROLL
-    for (int k = 0; k < Config::kTile.block_n / 16; ++k) {
+    for (int k = 0; k < kKeys / 16; ++k) {
       auto rA = make_tensor<Element>(Shape<_8, Int<kMQ>>{});
       CUTE_UNROLL
       for (int i = 0; i < kMQ; ++i) load_block<SM75_U16x8_LDSM_T>(sA(k, i), rA(_, i));
@@ -85,7 +114,7 @@ class GradQSum {
 
   template <class Order>
   CUTE_DEVICE void await_turn(Order const& order, int m, int tile) const {
-    if (threadIdx.x == 0) {
+    if (is_first_thread()) {
       int const before = order.turn(m);
       while (load_acquire(args_.workspace.semaphores + tile) != before) {
       }

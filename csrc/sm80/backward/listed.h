@@ -58,9 +58,8 @@ struct ListedSteps {
     }
   }
 
-  // Starts the copy of block `entry`, counted over all heads.
-  CUTE_DEVICE void fetch(BwdArgs const& args, BwdWorkTile const& work, int entry) {
-    int const slot = entry % kSlots;
+  // Starts the copy of the block that comes next, over all heads.
+  CUTE_DEVICE void fetch(BwdArgs const& args, BwdWorkTile const& work, int slot) {
     if (left > 0) {
       cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>::copy(
           reinterpret_cast<cute::uint128_t const&>(*rest),

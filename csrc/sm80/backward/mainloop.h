@@ -80,13 +80,18 @@ class BwdMainloop {
     if constexpr (Order::kListed && kTile.stages == 2) more = order_.advance(m);
     if constexpr (kTile.stages == 2) copy_next(more, stage ^ 1);
 
-    CUTE_UNROLL
-    for (int c = 0; c < Config::kChunks; ++c) chunk(c, m, head, stage);
+    if constexpr (Order::kListed) {
+      listed_chunks(order_.mask_tile(), m, head, stage);
+    } else {
+      chunks<false>(m, head, stage);
+    }
     __syncthreads();  // dS of all warps is there, and P where it is exchanged
     if constexpr (kExchange) {
-      CUTE_UNROLL
-      for (int r = 1; r < kTile.query_warps; ++r) {
-        absorb((Warps::query_warp() + r) % kTile.query_warps, stage);
+      if (order_.has_keys(Warps::key_begin())) {
+        CUTE_UNROLL
+        for (int r = 1; r < kTile.query_warps; ++r) {
+          absorb((Warps::query_warp() + r) % kTile.query_warps, stage);
+        }
       }
     }
     if constexpr (kTile.stages == 1) {
@@ -107,6 +112,7 @@ class BwdMainloop {
   // Copies what the order has moved on to.
   CUTE_DEVICE void copy_next(bool more, int stage) {
     if (!more) return;
+    order_.fetch();
     if (order_.is_first_of_run()) {
       copies_.seek(order_.tile(), order_.head());
     } else {
@@ -115,28 +121,48 @@ class BwdMainloop {
     copies_.copy_queries(order_.tile(), order_.head(), stage);
   }
 
-  // The share of a step that has the queries of the warp's chunk c.
+  // The share of a step that this warp has. Under a block mask it takes the body that its keys
+  // need, or none: nobody reads what it leaves out.
+  CUTE_DEVICE void listed_chunks(int tile, int m, int head, int stage) {
+    if (tile == 0) {
+      chunks<true>(m, head, stage);
+    } else if (tile != kUnlisted) {
+      chunks<false>(m, head, stage);
+    }
+  }
+  template <bool kSimple>
+  CUTE_DEVICE void chunks(int m, int head, int stage) {
+    CUTE_UNROLL
+    for (int c = 0; c < Config::kChunks; ++c) chunk<kSimple>(c, m, head, stage);
+  }
+
+  // Of the queries of the warp's chunk c. Simple: all pairs are visible, and scores are not
+  // modified.
+  template <bool kSimple>
   CUTE_DEVICE void chunk(int c, int m, int head, int stage) {
     int const first_col = chunk_begin(c);
-    int const first_query = m * kTile.block_m + first_col;
+    if constexpr (Order::kRereads) m = order_.tile_at_hand();
     int tile = 0;
-    if constexpr (Order::kListed) {
-      tile = order_.mask_tile();
-      if (tile == kUnlisted) return pass(c);
-    }
+    if constexpr (Order::kListed && !kSimple) tile = order_.mask_tile();
+    int const first_query = m * kTile.block_m + first_col;
     BwdScores<Config> const on_scores(args_, smem_);
     uint32_t keep = 0;
-    if constexpr (Config::kDropout) keep = on_scores.keep_bits(head, first_query);
+    if constexpr (Config::kDropout) keep = on_scores.keep_bits(head_of(head), first_query);
 
     // S' = K Q', P' = exp(S' - lse)
     Scores scores;
     Slopes slopes;
     clear(scores);
     multiply_keys<kTile.k_in_registers>(smem_.k, keys_, smem_.q[stage], c, scores);
-    if constexpr (Config::kModified) on_scores.modify(scores, slopes, head, first_query);
+    if constexpr (Config::kModified && !kSimple) {
+      on_scores.modify(scores, slopes, head_of(head), first_query);
+      if constexpr (Order::kListed) put_away(slopes, c);
+    }
     BlockRange const& tiles = smem_.work.tiles;
     if constexpr (Order::kListed) {
-      if (tile != 0 || is_edge(tiles, m)) on_scores.mask_listed(scores, tile, first_query);
+      if (!kSimple && (tile > 0 || is_edge(tiles, m))) {
+        on_scores.mask_listed(scores, tile, first_query);
+      }
     } else {
       if (is_edge(tiles, m)) on_scores.mask(scores, first_query);
     }
@@ -165,7 +191,10 @@ class BwdMainloop {
     // dS' = P' (dP' - D), times the derivative of the softcap
     CUTE_UNROLL
     for (int i = 0; i < size(scores); ++i) scores(i) *= grad_probs(i);
-    if constexpr (Config::kModified) on_scores.unmodify(scores, slopes);
+    if constexpr (Config::kModified && !kSimple) {
+      if constexpr (Order::kListed) take_back(slopes, c);
+      on_scores.unmodify(scores, slopes);
+    }
     round_to_operand(scores, grad_scores);
     publish(grad_scores, smem_.grad_scores(), c);
 
@@ -173,15 +202,28 @@ class BwdMainloop {
     multiply_queries(grad_k, grad_scores, smem_.q[stage], first_col);
   }
 
-  // The same of keys that no query of the step sees.
-  CUTE_DEVICE void pass(int c) const {
-    Probs none;
-    clear(none);
-    if constexpr (kExchange) publish(none, smem_.probs, c);
-    publish(none, smem_.grad_scores(), c);
+  // Of the step at hand, which is for `head`.
+  CUTE_DEVICE int head_of(int head) const {
+    if constexpr (Order::kRereads) return order_.head_at_hand();
+    return head;
   }
 
   CUTE_DEVICE static int chunk_begin(int c) { return Warps::query_begin() + c * kTile.chunk; }
+
+  // Between the two, slopes lie where dS' will: registers are scarce there.
+  CUTE_DEVICE void put_away(Slopes const& slopes, int c) const {
+    if (args_.scales.has_softcap) publish(as_operand(slopes), smem_.grad_scores(), c);
+  }
+  CUTE_DEVICE void take_back(Slopes& slopes, int c) const {
+    if (!args_.scales.has_softcap) return;
+    auto operand = as_operand(slopes);
+    load_operand<SmemP>(operand, chunk_of(smem_.grad_scores(), c), operand_place());
+  }
+  // In whatever order.
+  template <class Tensor>
+  CUTE_DEVICE static auto as_operand(Tensor& slopes) {
+    return make_tensor(slopes.data(), OperandLayout<kM, kNumS / 2>{});
+  }
 
   // ---- S' and dP'
 
@@ -268,9 +310,15 @@ class BwdMainloop {
   }
 
   // P' or dS' of this warp's chunk, for all to read.
-  CUTE_DEVICE static void publish(Probs const& fragment, Element* tile, int c) {
-    store_operand<SmemP>(fragment, tile + chunk_begin(c) / 16 * SmemP::kSubTile,
-                         operand_offset<SmemP>(Warps::key_begin(), Warps::lane()));
+  template <class Fragment>
+  CUTE_DEVICE static void publish(Fragment const& fragment, Element* tile, int c) {
+    store_operand<SmemP>(fragment, chunk_of(tile, c), operand_place());
+  }
+  CUTE_DEVICE static Element* chunk_of(Element* tile, int c) {
+    return tile + chunk_begin(c) / 16 * SmemP::kSubTile;
+  }
+  CUTE_DEVICE static int operand_place() {
+    return operand_offset<SmemP>(Warps::key_begin(), Warps::lane());
   }
 
   BwdArgs const& args_;

@@ -42,7 +42,12 @@ class QueryTileRange {
     }
     return head_ < (work_.head_kv + 1) * args_.problem.forward.group();
   }
-  CUTE_DEVICE void finish() {}
+  CUTE_DEVICE static void fetch() {}
+  CUTE_DEVICE static void finish() {}
+
+  // Whether the step at hand is for the keys of the CTA from `first_key` on: all of those up to the
+  // next multiple of a mask's block are alike.
+  CUTE_DEVICE static bool has_keys(int) { return true; }
 
   CUTE_DEVICE int turn(int m) const {
     int const row_begin = m * kTile.block_m;
@@ -69,45 +74,48 @@ class ListedQueryTiles {
   static constexpr bool kListed = true;
   // Whether tile() and head() are those at hand until the step is finished, read anew where they
   // are used. They occupy no registers between.
-  static constexpr bool kRereads = kStepsPerBlock == 1 && kTile.stages == 1;
+  static constexpr bool kRereads = kStepsPerBlock == 1;
 
   CUTE_DEVICE ListedQueryTiles(BwdArgs const& args, typename Config::Smem& smem)
       : args_(args), smem_(smem) {}
 
   CUTE_DEVICE void begin() {
-    entry_ = 0;
+    slot_ = 0;
     look_at_block(0);
   }
 
   CUTE_DEVICE int tile_at_hand() const { return kRereads ? listed().block : m_; }
-  CUTE_DEVICE int head_at_hand() const {
-    return kRereads ? smem_.steps[0].heads[entry_ % ListedSteps::kSlots] : head_;
-  }
+  CUTE_DEVICE int head_at_hand() const { return kRereads ? smem_.steps[0].heads[slot_] : head_; }
   CUTE_DEVICE int tile() const { return m_; }
   CUTE_DEVICE int head() const { return head_; }
   CUTE_DEVICE static bool is_first_of_run() { return true; }
 
-  // Behind a barrier. What is fetched here has landed at the next.
+  // Behind a barrier. Where it is true, `fetch` follows.
   CUTE_DEVICE bool advance(int m) {
-    if (begins_block(m)) {
-      if (threadIdx.x == 0) {
-        smem_.steps[0].fetch(args_, smem_.work, entry_ + ListedSteps::kAhead);
-      }
-      if (kStepsPerBlock > 1 && (m + 1) * kTile.block_m < smem_.work.seqlen_q) {
-        m_ = m + 1;
-        return true;
-      }
+    is_new_block_ =
+        !(kStepsPerBlock > 1 && begins_block(m) && (m + 1) * kTile.block_m < smem_.work.seqlen_q);
+    if (is_new_block_) {
+      look_at_block(slot_after(1));
+    } else {
+      m_ = m + 1;
     }
-    look_at_block(entry_ + 1);
     return head_ >= 0;
   }
+  // What is fetched here has landed at the next barrier.
+  CUTE_DEVICE void fetch() const {
+    if (is_new_block_ && thread_index() == 0) {
+      smem_.steps[0].fetch(args_, smem_.work, slot_after(ListedSteps::kAhead));
+    }
+  }
   // The step at hand is the one that was moved on to.
-  CUTE_DEVICE void finish() { entry_ += begins_block(m_); }
+  CUTE_DEVICE void finish() {
+    if (kStepsPerBlock == 1 || is_new_block_) slot_ = slot_after(1);
+  }
 
   // What the step at hand is to this warp's keys: a tile of the mask, or kUnlisted.
-  CUTE_DEVICE int mask_tile() const {
-    return listed()
-        .tile[kTile.block_n > BlockMask::kBlock ? Warps::key_begin() / BlockMask::kBlock : 0];
+  CUTE_DEVICE int mask_tile() const { return listed().tile[block_of(Warps::key_begin())]; }
+  CUTE_DEVICE bool has_keys(int first_key) const {
+    return kTile.block_n <= BlockMask::kBlock || listed().tile[block_of(first_key)] != kUnlisted;
   }
 
   // Counted in blocks of the mask, or in halves of them where these are the CTA's.
@@ -130,14 +138,19 @@ class ListedQueryTiles {
     return kStepsPerBlock == 1 || m % kStepsPerBlock == 0;
   }
 
-  CUTE_DEVICE void look_at_block(int entry) {
-    m_ = smem_.steps[0].queries[entry % ListedSteps::kSlots].block * kStepsPerBlock;
-    head_ = smem_.steps[0].heads[entry % ListedSteps::kSlots];
+  // Which of the CTA's blocks of keys has one of them.
+  CUTE_DEVICE static int block_of(int key) {
+    return kTile.block_n > BlockMask::kBlock ? key / BlockMask::kBlock : 0;
   }
 
-  CUTE_DEVICE ListedQueries const& listed() const {
-    return smem_.steps[0].queries[entry_ % ListedSteps::kSlots];
+  CUTE_DEVICE void look_at_block(int slot) {
+    m_ = smem_.steps[0].queries[slot].block * kStepsPerBlock;
+    head_ = smem_.steps[0].heads[slot];
   }
+
+  CUTE_DEVICE int slot_after(int blocks) const { return (slot_ + blocks) % ListedSteps::kSlots; }
+
+  CUTE_DEVICE ListedQueries const& listed() const { return smem_.steps[0].queries[slot_]; }
 
   // Whether this is the first half of a block, and another CTA has the second.
   CUTE_DEVICE bool has_second_half() const {
@@ -148,7 +161,8 @@ class ListedQueryTiles {
   BwdArgs const& args_;
   typename Config::Smem& smem_;
   int m_, head_;
-  int entry_;  // the block of queries of the step at hand
+  int slot_;  // of the block of queries of the step at hand
+  bool is_new_block_;
 };
 
 }  // namespace fa2::sm80

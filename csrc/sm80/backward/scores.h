@@ -59,8 +59,8 @@ class BwdScores {
     constexpr int kBlock = BlockMask::kBlock;
     int const first_key = lane_first_key();
     // Of each word the half that has the warp's keys.
-    auto const* halves =
-        reinterpret_cast<uint32_t const*>(tile_words(args_.problem.forward.block_mask, tile));
+    auto const* halves = reinterpret_cast<uint32_t const*>(
+        tile_words(args_.problem.forward.block_mask, max(tile, 0)));
     if (halves != nullptr) {
       halves += 2 * (first_query % kBlock + lane_col(lane_index())) + first_key % kBlock / 32;
     }

@@ -56,7 +56,9 @@ struct FwdConfig {
     alignas(128) Element probs[kPairs ? SmemP::kElements : 0];
     float row_exchange[kPairs ? 2 : 0][kTile.block_m];  // row maxima and sums of a pair's halves
     WorkTile work;
-    ForwardSteps<kListed ? kTile.block_m : BlockMask::kBlock> steps[kListed ? 1 : 0];
+    ForwardSteps<kListed ? kTile.block_m : BlockMask::kBlock,
+                 kListed ? kTile.block_n : BlockMask::kBlock>
+        steps[kListed ? 1 : 0];
     ListedTile listed[kListed ? 1 : 0];
   };
 

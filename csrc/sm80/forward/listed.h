@@ -9,8 +9,8 @@
 
 namespace fa2::sm80 {
 
-template <int kBlockM>
-using ForwardSteps = StepQueue<kBlockM / BlockMask::kBlock>;
+template <int kBlockM, int kBlockN>
+using ForwardSteps = StepQueue<kBlockM / BlockMask::kBlock, BlockMask::kBlock / kBlockN>;
 
 // Entries of a mask by rows of queries.
 struct RowEntries {
@@ -20,6 +20,14 @@ struct RowEntries {
     return {mask.cols[entry], listed_tile(mask, entry)};
   }
 };
+
+template <int kBlockN>
+CUTE_DEVICE KeyJumps key_jumps(FwdArgs const& args) {
+  constexpr int64_t kRowBytes = kBlockN * 2;  // of one column of a tile
+  FwdParams const& p = args.problem;
+  return {{p.k.row_stride * kRowBytes, args.k_pass_bytes},
+          {p.v.row_stride * kRowBytes, args.v_pass_bytes}};
+}
 
 // What of a tile's lists a CTA goes through.
 struct ListedTile {
@@ -44,15 +52,13 @@ CUTE_DEVICE bool schedule_listed(FwdArgs const& args, int32_t index, WorkTile& w
   return true;
 }
 
-// By one warp: finds the first steps of a CTA, and says in `tiles` where they begin. A tile from
-// tiles.full_end on needs a mask whatever its list says of it: keys end there, or scores are
-// modified, which only masked steps do.
+// By one warp: finds the first steps of a CTA, and says in `tiles` where they begin. Tiles where
+// keys end are not simple; neither is any where scores are modified, which only masked steps do.
 template <int kBlockM, int kBlockN>
 CUTE_DEVICE void start_steps(FwdArgs const& args, WorkTile const& work, ListedTile const& listed,
-                             ForwardSteps<kBlockM>& steps, BlockRange& tiles) {
+                             ForwardSteps<kBlockM, kBlockN>& steps, BlockRange& tiles) {
   FwdParams const& p = args.problem;
-  constexpr int kLists = ForwardSteps<kBlockM>::kLists;
-  constexpr int kStepsPerBlock = BlockMask::kBlock / kBlockN;
+  constexpr int kLists = ForwardSteps<kBlockM, kBlockN>::kLists;
   int32_t const head = mask_head(p, work.head);
   int32_t const first_row = work.row_begin / BlockMask::kBlock;
   ListedEntries rest[kLists];
@@ -62,11 +68,12 @@ CUTE_DEVICE void start_steps(FwdArgs const& args, WorkTile const& work, ListedTi
     rest[i] = listed_entries(p, work.batch, head, first_row + i);
   }
   if (listed.is_piece()) cut(rest, p.block_mask.cols, listed.piece, listed.pieces);
-  steps.start(rest, mask_blocks(work.seqlen_k));
-  steps.fill(RowEntries{p.block_mask});
+  steps.start(rest, mask_blocks(work.seqlen_k),
+              is_modified(p.score_mod) ? 0 : work.seqlen_k / kBlockN);
+  steps.fill(RowEntries{p.block_mask}, key_jumps<kBlockN>(args));
   if (threadIdx.x % 32 == 0) {
-    int32_t const end = steps.size > 0 ? (steps[0].block + 1) * kStepsPerBlock : 0;
-    tiles = {0, 0, is_modified(p.score_mod) ? 0 : work.seqlen_k / kBlockN, end};
+    ListedStep const& first = steps.steps[0];
+    tiles = {0, 0, 0, first.tile == kNoStep ? 0 : first.key_tile + 1};
   }
 }
 

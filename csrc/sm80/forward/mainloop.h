@@ -79,21 +79,26 @@ class FwdMainloop {
   }
 
   // The same for the steps that a block mask lists. Every warp takes the body that its own rows
-  // need; they meet at barriers, of which all bodies have the same.
+  // need; they meet at barriers, of which all bodies have the same. Simple steps have a loop of
+  // their own, in which nothing is asked but what comes next.
   CUTE_DEVICE void run_listed() {
-    auto const steps = listed();
-    int const list = steps.own_list();
-    CUTE_NO_UNROLL
-    for (int i = 0; steps.has(i); ++i) {
-      int const n = steps.key_tile(i);
-      int const tile = steps.mask_tile(i, list);
+    auto steps = listed();
+    int at = steps.first();
+    int tile = steps[at].tile;
+    while (true) {
+      CUTE_NO_UNROLL
+      for (; tile == 0; ++at) tile = step<Edge::kFull>(at, at + 1);
+
+      if (tile == kNoStep) break;
+      begin_step<Edge::kMasked>(at);
+      steps.look_ahead(at);
       if (tile == kUnlisted) {
-        pass(n, i);
-      } else if (tile != 0 || steps.is_edge(n)) {
-        step<Edge::kMasked>(n, i);
+        pass(at);
       } else {
-        step<Edge::kFull>(n, i);
+        finish_step<Edge::kMasked>(at, kInQueue);
       }
+      at = steps[at].next;
+      tile = steps[at].tile;
     }
   }
 
@@ -124,24 +129,33 @@ class FwdMainloop {
   Output output;
 
  private:
-  // What comes after tile n: `next` says whether any does; of listed steps it is the number of this
-  // one.
+  // What comes after tile n: `next` says whether any does. Of listed steps both are places in the
+  // queue, of which the second may have to be looked up, and what is returned is what the next step
+  // is to the rows of this warp.
+  static constexpr integral_constant<int, -1> kInQueue{};
   template <Edge kEdge, class Next>
-  CUTE_DEVICE void step(int n, Next next) {
+  CUTE_DEVICE int step(int n, Next next) {
+    begin_step<kEdge>(n);
+    return finish_step<kEdge>(n, next);
+  }
+
+  template <Edge kEdge>
+  CUTE_DEVICE void begin_step(int n) {
     // K(n) has landed and nobody reads V(n + 1) any longer: V(n) streams in behind the scores.
     cp_async_wait_group<0>();
     __syncthreads();
     load_values<kEdge>(n);
-    if constexpr (kListed) listed().look_ahead(next);
+  }
 
+  template <Edge kEdge, class Next>
+  CUTE_DEVICE int finish_step(int n, Next next) {
     // S = Q K'
     Scores scores;
     products_.multiply_qk(scores);
-    if constexpr (kModifies<kEdge>) on_scores().modify(scores, n);
+    if constexpr (kModifies<kEdge>) on_scores().modify(scores, key_tile(n));
     if constexpr (kEdge == Edge::kMasked) {
       if constexpr (kListed) {
-        auto const steps = listed();
-        on_scores().mask_listed(scores, n, steps.mask_tile(next, steps.own_list()));
+        on_scores().mask_listed(scores, key_tile(n), listed()[n].tile);
       } else {
         on_scores().mask(scores, n);
       }
@@ -152,28 +166,30 @@ class FwdMainloop {
     // V(n) has landed and nobody reads K(n) any longer: K(n - 1) streams in behind the rest.
     cp_async_wait_group<0>();
     bool const rescale_now = sync_and_vote(outgrown);
-    load_next_keys(n, next);
+    int const follows = load_next_keys(n, next);
 
     // P = exp(S - base), O += P V
     float factor = scale_;
     if (__builtin_expect(rescale_now, 0)) factor = rescale(largest, scores);
     Probs probs;
     softmax.exponentiate(scores, factor, probs);
-    if constexpr (Config::kDropout) on_scores().drop(probs, n);
+    if constexpr (Config::kDropout) on_scores().drop(probs, key_tile(n));
     products_.multiply_pv(probs, output);
+    return follows;
   }
 
-  // The share of a warp whose rows do not see the keys of a listed step.
-  CUTE_DEVICE void pass(int n, int i) {
-    cp_async_wait_group<0>();
-    __syncthreads();
-    load_values<Edge::kMasked>(n);
-    listed().look_ahead(i);
+  // The rest of a listed step whose keys the rows of this warp do not see.
+  CUTE_DEVICE void pass(int at) {
     cp_async_wait_group<0>();
     bool const rescale_now = sync_and_vote(false);
-    load_next_keys(n, i);
+    load_next_keys(at, kInQueue);
     // Pairs exchange what their rows have grown to, through a barrier of all.
     if (kPairs && rescale_now) __syncthreads();
+  }
+
+  CUTE_DEVICE int key_tile(int n) const {
+    if constexpr (kListed) return listed()[n].key_tile;
+    return n;
   }
 
   CUTE_DEVICE int keys_from(int n) const { return smem_.work.seqlen_k - n * kTile.block_n; }
@@ -181,24 +197,32 @@ class FwdMainloop {
   template <Edge kEdge>
   CUTE_DEVICE void load_values(int n) {
     constexpr Rows kCheck = kEdge == Edge::kMasked ? Rows::kBounded : Rows::kAll;
-    v_stream_.template load<kCheck>(n, keys_from(n));
+    if constexpr (kListed) {
+      ListedStep const& step = listed()[n];
+      v_stream_.template load_after<kCheck>(step.v_jump, keys_from(step.key_tile));
+    } else {
+      v_stream_.template load<kCheck>(n, keys_from(n));
+    }
   }
 
-  CUTE_DEVICE void load_next_keys(int n, bool more) {
+  CUTE_DEVICE int load_next_keys(int n, bool more) {
     if (more) k_stream_.template load<Rows::kAll>(n - 1, kTile.block_n);
+    return 0;
   }
-
-  // Of listed steps, of which i is tile n.
-  CUTE_DEVICE void load_next_keys(int n, int i) {
-    auto const steps = listed();
-    if (!steps.has(i + 1)) return;
-    int const next = steps.key_tile(i + 1);
-    k_stream_.skip(n - 1 - next);
-    v_stream_.skip(n - 1 - next);
+  // Of listed steps.
+  CUTE_DEVICE int load_next_keys(int, int next) {
+    ListedStep const& step = listed()[next];
     // Only of the last block of keys can the steps be short, and not its first step if it has one.
     constexpr Rows kCheck =
         ListedKeyTiles<Config>::kStepsPerBlock == 1 ? Rows::kAll : Rows::kBounded;
-    k_stream_.template load<kCheck>(next, keys_from(next));
+    int const tile = step.tile;
+    if (tile != kNoStep) {
+      k_stream_.template load_after<kCheck>(step.k_jump, keys_from(step.key_tile));
+    }
+    return tile;
+  }
+  CUTE_DEVICE int load_next_keys(int at, decltype(kInQueue)) {
+    return load_next_keys(at, listed()[at].next);
   }
 
   // All warps pass; true where a row of the warp (of the CTA, when warps share rows) has outgrown

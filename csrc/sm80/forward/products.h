@@ -38,8 +38,8 @@ class FwdProducts {
       : smem_(smem),
         tSsQ_(
             ldsm_view<SmemQ>(smem.q, LdsmLanes::rows_first(threadIdx.x % 32), Warps::row_begin())),
-        tSsK_(ldsm_view<SmemK>(smem.k, LdsmLanes::cols_first(threadIdx.x % 32),
-                               Warps::column_warp() * kNumS * 8)),
+        tSsK_(ldsm_view<SmemK, Config::kListed>(smem.k, LdsmLanes::cols_first(threadIdx.x % 32),
+                                                Warps::column_warp() * kNumS * 8)),
         tOsV_(values_of(smem, Warps::column_warp())),
         tOsV_partner_(values_of(smem, 1 - Warps::column_warp())),
         tPsP_(ldsm_view<SmemP>(smem.probs + (1 - Warps::column_warp()) * kDepthO * SmemP::kSubTile,
@@ -109,8 +109,9 @@ class FwdProducts {
   // This warp's columns of V, at the keys of a column warp.
   CUTE_DEVICE static auto values_of(Smem& smem, int key_warp) {
     int const first_sub_tile = Config::kPairs ? Warps::column_warp() * (kNumO / 2) : 0;
-    return ldsm_view<SmemV>(smem.v + first_sub_tile * SmemV::kSubTile,
-                            LdsmLanes::rows_first(threadIdx.x % 32), key_warp * kDepthO * 16);
+    return ldsm_view<SmemV, Config::kListed>(smem.v + first_sub_tile * SmemV::kSubTile,
+                                             LdsmLanes::rows_first(threadIdx.x % 32),
+                                             key_warp * kDepthO * 16);
   }
 
   // P of this warp's keys, for the partner to read.

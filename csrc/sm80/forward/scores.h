@@ -69,7 +69,7 @@ class FwdScores {
   // By a tile of a block mask, and by the length of the keys.
   CUTE_DEVICE void mask_listed(Scores& scores, int n, int tile) const {
     constexpr int kBlock = BlockMask::kBlock;
-    uint64_t const* words = tile_words(args_.problem.block_mask, tile);
+    uint64_t const* words = tile_words(args_.problem.block_mask, max(tile, 0));
     int const first_row = Warps::row_begin() % kBlock + lane_row(lane_index());
     int const first_col = lane_first_col(n);
     mask_scores_by_bits<kM, kNumS>(

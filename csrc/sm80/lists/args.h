@@ -13,6 +13,11 @@ namespace fa2::sm80 {
 // BlockMask::bits, 0 where all pairs are visible.
 inline constexpr int32_t kUnlisted = -1;
 
+// Blocks with index 0 are simple, and what warps spend their time on: all pairs are visible and
+// nothing else needs to be looked at. In the lists that kernels make for themselves a block has
+// this number where something does: keys end, scores are modified, or a list has to be read on.
+inline constexpr int32_t kAllVisible = -2;
+
 // A block of queries that sees the keys of a CTA, which are up to two blocks of the mask.
 struct alignas(16) ListedQueries {
   int32_t block;

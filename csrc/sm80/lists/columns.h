@@ -105,7 +105,7 @@ struct MaskColumnsKernel {
           if ((seen >> bit & 1) == 0) return;
           int64_t place = smem.place[bit] + __popc(lanes & ((1u << thread % 32) - 1));
           for (int w = 0; w < warp; ++w) place += smem.found[w][bit];
-          columns.entries[place] = queries_of(block_mask, columns.pack, row, listed, bit);
+          columns.entries[place] = queries_of(args, group, row, listed, bit);
         });
         __syncthreads();
       }
@@ -132,14 +132,20 @@ struct MaskColumnsKernel {
   }
 
   // What the column whose first block is that bit lists of a row.
-  CUTE_DEVICE static ListedQueries queries_of(BlockMask const& mask, int pack, int32_t row,
+  CUTE_DEVICE static ListedQueries queries_of(BwdArgs const& args, int32_t group, int32_t row,
                                               Listed const& listed, int bit) {
+    BlockMask const& mask = args.problem.forward.block_mask;
+    int const pack = args.workspace.columns.pack;
+    int32_t const seqlen_k = args.problem.forward.seqs_k.max_seqlen;
     ListedQueries queries = {row, 0, {kUnlisted, kUnlisted}};
     int64_t entry = listed.entry + popcount(listed.blocks & ((uint64_t(1) << bit) - 1));
     CUTE_UNROLL
     for (int i = 0; i < 2; ++i) {
       if (i >= pack || (listed.blocks >> (bit + i) & 1) == 0) continue;
+      int32_t const end = (group * kGroup + bit + i + 1) * BlockMask::kBlock;
       queries.tile[i] = listed_tile(mask, entry);
+      bool const simple = !args.is_modified && end <= seqlen_k;
+      if (queries.tile[i] == 0 && !simple) queries.tile[i] = kAllVisible;
       queries.later = int32_t(listed.end - 1 - entry);
       ++entry;
     }
