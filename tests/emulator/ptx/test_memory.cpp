@@ -135,6 +135,55 @@ TEST(ctas_hand_over) {
   }
 }
 
+TEST(order_of_the_cta_s_scope_ends_with_the_cta) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    WithOptions const options({.seed = seed, .ctas_in_flight = 4});
+    for (uint32_t scopes = 0; scopes <= 4; ++scopes) {
+      std::vector<uint32_t> data(1), flag(1), out(4);
+      auto const data_buffer = writable(data, "data");
+      auto const flag_buffer = writable(flag, "flag");
+      auto const buffer = writable(out);
+      std::string const report = launch_kernel("handed_over_by_scope", 4, 1, 0, data.data(),
+                                               flag.data(), out.data(), scopes);
+      if (scopes == 3) {
+        CHECK_EQUAL(report, "");
+      } else {
+        CHECK_CONTAINS(report, "race in ");
+      }
+    }
+  }
+}
+
+TEST(warps_hand_over_in_shared_memory) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    for (bool random_order : {true, false}) {
+      WithOptions const options({.seed = seed, .random_order = random_order});
+      for (uint32_t how = 0; how <= 3; ++how) {
+        std::vector<uint32_t> out(4);
+        auto const buffer = writable(out);
+        std::string const report = launch_kernel("handed_over_in_cta", 1, 128, 0, out.data(), how);
+        if (how == 2) {
+          CHECK_CONTAINS(report, "race in shared memory + 16: read without a barrier");
+        } else {
+          CHECK_EQUAL(report, "");
+          for (int i = 1; i < 4; ++i) CHECK_EQUAL(out[size_t(i)], 55u);
+        }
+      }
+    }
+  }
+}
+
+TEST(atomics_of_a_cta_race_with_those_of_another) {
+  std::vector<uint32_t> number(1);
+  auto const buffer = writable(number, "number");
+  CHECK_EQUAL(launch_kernel("count", 4, 64, 0, number.data(), 1u), "");
+  CHECK_EQUAL(launch_kernel("count", 1, 64, 0, number.data(), 0u), "");
+  CHECK_EQUAL(number[0], 5 * 64u);
+  std::string const report = launch_kernel("count", 2, 64, 0, number.data(), 0u);
+  CHECK_CONTAINS(report, "race in number + 0: write that nothing orders after the write of CTA #");
+  CHECK_CONTAINS(report, "(atomic, .cta)");
+}
+
 TEST(faults_of_memory) {
   std::vector<uint32_t> out(8);
   auto const buffer = writable(out);
@@ -148,7 +197,7 @@ TEST(faults_of_memory) {
   CHECK_CONTAINS(report(4, 2), "write without a __syncwarp after the write of warp 0");
   CHECK_CONTAINS(report(4, 64), "race in shared memory + 0: write without a");
   CHECK_CONTAINS(report(5), "misaligned atomic at shared memory + 4094");
-  CHECK_CONTAINS(report(6, 64), "read without a");
+  CHECK_CONTAINS(report(6, 64), "race in shared memory + 0: ");
   CHECK_CONTAINS(report(7), "cp.async: 12 bytes of a copy of 8");
   CHECK_CONTAINS(report(8), "out of bounds: reads 4 bytes at");
 }

@@ -35,7 +35,7 @@ struct Atomic {
   AtomicType type;
   uint64_t operand;
   uint64_t compare = 0;  // of kCas
-  Order order = Order::kVolatile;
+  Order order = Order::kRelaxed;
   Scope scope = Scope::kGpu;
   bool has_result = true;  // else no thread can learn from it or spin on it
 };

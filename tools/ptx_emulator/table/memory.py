@@ -16,7 +16,7 @@ _HINTS = {
 _ORDERS = {
     "weak": "kWeak",
     "volatile": "kVolatile",
-    "relaxed": "kVolatile",
+    "relaxed": "kRelaxed",
     "acquire": "kAcquire",
     "release": "kRelease",
     "acq_rel": "kAcquireRelease",

@@ -27,6 +27,9 @@ enum class AtomicType : uint8_t {
 // Who is sure to see what a thread does: its CTA, or the whole device.
 enum class Scope : uint8_t { kCta, kGpu };
 
-enum class Order : uint8_t { kWeak, kVolatile, kAcquire, kRelease, kAcquireRelease };
+enum class Order : uint8_t { kWeak, kVolatile, kRelaxed, kAcquire, kRelease, kAcquireRelease };
+
+inline bool acquires(Order o) { return o == Order::kAcquire || o == Order::kAcquireRelease; }
+inline bool releases(Order o) { return o == Order::kRelease || o == Order::kAcquireRelease; }
 
 }  // namespace emu

@@ -66,24 +66,30 @@ bool is_argument(u64 address, u32 bytes) {
   return address >= begin && address + bytes <= begin + grid.kernel.arguments_bytes;
 }
 
-void* access_flag_at(Site const* site, u64 address, u32 bytes, bool writes, Order order) {
+void* access_flag_at(Site const* site, u64 address, u32 bytes, bool writes, Order order,
+                     Scope scope) {
   void* const flag = to_pointer(address);
   if (address % bytes != 0) {
     fail(site, "misaligned access of %u bytes at %s", bytes, describe_address(flag).text);
   }
-  if (order == Order::kVolatile) {
-    access_flag(site, flag, bytes, writes);
-    return flag;
-  }
-  check_global(flag, bytes, GlobalAccess::kAtomic, site);
-  if (writes) {
-    release_flag(flag, false);
-    wake_pollers();
-  } else {
-    poll_flag(flag);
-    acquire_flag(flag);
-  }
+  access_flag(site, flag, bytes, writes, order, scope);
   return flag;
+}
+
+// A volatile access to shared memory is a plain one to the detector of races.
+void* access_shared_flag_at(Site const* site, u64 offset, u32 bytes, bool writes, Order order,
+                            Scope scope) {
+  if (order == Order::kVolatile) return access_shared_at(site, offset, bytes, writes);
+  check_alignment(site, "shared memory", offset, bytes);
+  access_shared_flag(site, offset, bytes, writes, order, scope);
+  return shared_base + offset;
+}
+
+void* access_generic_flag_at(Site const* site, u64 address, u32 bytes, bool writes, Order order,
+                             Scope scope) {
+  if (is_local(address)) return access_local_at(site, address, bytes);
+  if (!is_shared(address)) return access_flag_at(site, address, bytes, writes, order, scope);
+  return access_shared_flag_at(site, address - shared_window(), bytes, writes, order, scope);
 }
 
 Entry const& running_entry() { return *static_cast<Entry const*>(grid.kernel.function); }
@@ -121,26 +127,25 @@ void const* read_param(Site const* site, u64 address, u32 bytes) {
 }
 void* write_param(Site const* site, u64, u32) { fail(site, "writes to a kernel's parameters"); }
 
-// The CTA's threads talk through shared memory as they do by plain accesses.
-void const* read_shared_ordered(Site const* site, u64 offset, u32 bytes, Order, Scope) {
-  return access_shared_at(site, offset, bytes, false);
+void const* read_shared_ordered(Site const* site, u64 offset, u32 bytes, Order order, Scope scope) {
+  return access_shared_flag_at(site, offset, bytes, false, order, scope);
 }
-void* write_shared_ordered(Site const* site, u64 offset, u32 bytes, Order, Scope) {
-  return access_shared_at(site, offset, bytes, true);
+void* write_shared_ordered(Site const* site, u64 offset, u32 bytes, Order order, Scope scope) {
+  return access_shared_flag_at(site, offset, bytes, true, order, scope);
 }
-void const* read_global_ordered(Site const* site, u64 address, u32 bytes, Order order, Scope) {
-  return access_flag_at(site, address, bytes, false, order);
+void const* read_global_ordered(Site const* site, u64 address, u32 bytes, Order order,
+                                Scope scope) {
+  return access_flag_at(site, address, bytes, false, order, scope);
 }
-void* write_global_ordered(Site const* site, u64 address, u32 bytes, Order order, Scope) {
-  return access_flag_at(site, address, bytes, true, order);
+void* write_global_ordered(Site const* site, u64 address, u32 bytes, Order order, Scope scope) {
+  return access_flag_at(site, address, bytes, true, order, scope);
 }
-void const* read_generic_ordered(Site const* site, u64 address, u32 bytes, Order order, Scope) {
-  if (is_shared(address) || is_local(address)) return read_generic(site, address, bytes);
-  return access_flag_at(site, address, bytes, false, order);
+void const* read_generic_ordered(Site const* site, u64 address, u32 bytes, Order order,
+                                 Scope scope) {
+  return access_generic_flag_at(site, address, bytes, false, order, scope);
 }
-void* write_generic_ordered(Site const* site, u64 address, u32 bytes, Order order, Scope) {
-  if (is_shared(address) || is_local(address)) return write_generic(site, address, bytes);
-  return access_flag_at(site, address, bytes, true, order);
+void* write_generic_ordered(Site const* site, u64 address, u32 bytes, Order order, Scope scope) {
+  return access_generic_flag_at(site, address, bytes, true, order, scope);
 }
 
 u64 shared_window() { return u64(shared_base); }
@@ -187,12 +192,6 @@ u64 atomic(Site const* site, Space space, u64 address, AtomicOp op, AtomicType t
   return at::atomic(site, to_pointer(address), what);
 }
 
-void fence(Scope scope) {
-  if (scope == Scope::kGpu) {
-    emu::fence();
-  } else {
-    emu::fence_block();
-  }
-}
+void fence(Scope scope) { emu::fence(scope); }
 
 }  // namespace emu::ptx
