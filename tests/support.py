@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,8 @@ TARGETS = [
 ]
 # One dtype per backend, for what does not depend on the dtype.
 ONE_DTYPE = [target for target in TARGETS if target.dtype is torch.bfloat16]
+# Written by the build where nvcc, which makes what the emulator runs, cannot be had.
+NO_NVCC = Path(__file__).resolve().parents[1] / "build" / "nvcc" / "unavailable.txt"
 EMULATOR_REQUIRED = os.environ.get("FLASH_ATTN2_REQUIRE_EMULATOR", "0") == "1"
 
 
@@ -81,6 +84,8 @@ def require_module(name: str) -> None:
     if importlib.util.find_spec(module) is not None:
         return
     reason = f"{module} is not built (`make test` builds it)"
+    if name.endswith("_emulated") and NO_NVCC.exists():
+        reason = f"{module} is not built: {NO_NVCC.read_text()}"
     if name.endswith("_emulated") and EMULATOR_REQUIRED:
         pytest.fail(reason)
     pytest.skip(reason)

@@ -16,8 +16,8 @@ from tools.nvcc.toolchain import Toolchain
 # Of PTX: the lines of the sources that it comes from. Of host objects: they go into shared ones.
 FRONT_FLAGS = ("-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden")
 
-# What stays of a unit's files. The others are steps of nvcc, of tens of megabytes.
-_KEPT = {".cu", ".ptx", ".o", ".d", ".json", ".cubin"}
+# What --keep leaves beside the PTX: tens of megabytes a unit.
+_STEPS_OF_NVCC = (".cpp[14].ii", ".cudafe1.*", ".fatbin*", ".module_id")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def compile_front(
         write_if_changed(source, text)
         step = Step(tuple(command), toolchain.identity, (), (ptx, host_object), depfile)
         taken = take(step, folder / f"{name}.json")
-        for path in folder.glob(f"{name}.*"):
-            if path.suffix not in _KEPT:
+        for kind in _STEPS_OF_NVCC:
+            for path in folder.glob(f"{name}{kind}"):
                 path.unlink()
     return Front(arch, ptx, host_object, taken)
 

@@ -47,5 +47,6 @@ def with_shared_bytes(source: Path) -> str:
     """
     name = f"fa2::{source.parent.name}::{any_instance(source.stem)}"
     shared_bytes = f"{name}.smem_bytes" if has_main_loop(source.stem) else "0"
-    variable = f'extern "C" __device__ int {shared_variable(source.stem)} = {shared_bytes};'
-    return f"{source.read_text()}\n{variable}\n"
+    # In braces: without, its host counterpart is a declaration only.
+    variable = f"__device__ int {shared_variable(source.stem)} = {shared_bytes};"
+    return f'{source.read_text()}\nextern "C" {{\n{variable}\n}}\n'

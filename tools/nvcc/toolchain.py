@@ -110,10 +110,14 @@ def check_host_compiler(toolchain: Toolchain) -> None:
         )
 
 
-def find_toolchain() -> Toolchain:
-    """What compiles CUDA on this machine, checked; nvcc is fetched where there is none."""
+def find_toolchain(checked: bool = True) -> Toolchain:
+    """What compiles CUDA on this machine; nvcc is fetched where there is none.
+
+    The check, which takes a second, may be left out where it was made before.
+    """
     nvcc = find_or_fetch("nvcc")
     compiler = host_compiler()
     toolchain = Toolchain(nvcc, nvcc_version(nvcc), compiler, _host_version(compiler))
-    check_host_compiler(toolchain)
+    if checked:
+        check_host_compiler(toolchain)
     return toolchain

@@ -1,0 +1,54 @@
+# CUDA units for the kernel emulator as nvcc sees them: its PTX, translated to C++, and its object of
+# the host's code. What is made of a unit lies in build/nvcc, where `make cuda-check` finds it, too.
+
+set(FA2_UNITS_DIR "${PROJECT_SOURCE_DIR}/build/nvcc")
+# Why there are none, where nvcc cannot be had; tests skip with this reason.
+set(FA2_NO_NVCC_FILE "${FA2_UNITS_DIR}/unavailable.txt")
+
+# Sets `result` to whether nvcc works with this machine's host compiler; it is fetched if need be.
+function(fa2_check_nvcc result)
+  execute_process(COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated check
+                          --reason "${FA2_NO_NVCC_FILE}"
+                  WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+                  RESULT_VARIABLE status OUTPUT_VARIABLE words OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(status EQUAL 0)
+    message(STATUS "emulated modules: built with ${words}")
+    set(${result} TRUE PARENT_SCOPE)
+  elseif(status EQUAL 3)
+    set(${result} FALSE PARENT_SCOPE)
+  else()
+    message(FATAL_ERROR "tools.nvcc.emulated failed: ${status}")
+  endif()
+endfunction()
+
+# An object library `target` of the translated kernels of units; sets `host_objects` to what a module
+# links with beside it. Units of the same name in different folders are an error.
+function(fa2_add_translated_kernels target host_objects)
+  file(GLOB_RECURSE tools CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tools/nvcc/*.py"
+       "${PROJECT_SOURCE_DIR}/tools/ptx_emulator/*.py")
+  set(translated "")
+  set(objects "")
+  foreach(source IN LISTS ARGN)
+    cmake_path(GET source STEM unit)
+    set(made "${FA2_UNITS_DIR}/compute_80/${unit}/${unit}")
+    # Steps whose outputs stay the same are not followed by others: CMake has ninja look.
+    add_custom_command(
+      OUTPUT "${made}.o" "${made}.ptx.cpp"
+      BYPRODUCTS "${made}.ptx"
+      COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated unit "${source}"
+              --folder "${FA2_UNITS_DIR}" -- ${FA2_UNIT_FLAGS} "-I${PROJECT_SOURCE_DIR}/csrc"
+              "-isystem=${FLASH_ATTN2_CUTLASS_INCLUDE_DIR}"
+      DEPENDS "${source}" ${tools}
+      DEPFILE "${made}.d"
+      WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+      COMMENT "nvcc ${unit}"
+      VERBATIM)
+    list(APPEND translated "${made}.ptx.cpp")
+    list(APPEND objects "${made}.o")
+  endforeach()
+  set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
+  add_library(${target} OBJECT ${translated})
+  target_link_libraries(${target} PRIVATE fa2_translated_kernels_flags)
+  target_precompile_headers(${target} PRIVATE <ptx/ptx.h>)
+  set(${host_objects} "${objects}" PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,100 @@
+"""What the build makes of CUDA units for the emulator, and what it says without nvcc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nvcc_stand_in
+import pytest
+import support
+
+from tools.nvcc import emulated
+from tools.nvcc.toolchain import Toolchain, ToolchainError
+
+PTX = """.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry nothing(.param .u32 n)
+{
+    ret;
+}
+"""
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toolchain:
+    stand_in = nvcc_stand_in.make_toolchain(tmp_path)
+    (tmp_path / "ptx").write_text(PTX)
+    (tmp_path / "rows.cu").touch()
+    monkeypatch.setattr(emulated, "find_toolchain", lambda checked=True: stand_in)
+    return stand_in
+
+
+def make(directory: Path, *flags: str) -> int:
+    folder = str(directory / "units")
+    return emulated.main(["unit", str(directory / "rows.cu"), "--folder", folder, "--", *flags])
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_unit_is_compiled_and_translated(tmp_path: Path) -> None:
+    assert make(tmp_path, "-O3", "-Iinclude") == 0
+    unit = tmp_path / "units" / "compute_80" / "rows"
+    assert (unit / "rows.o").is_file()
+    cpp = unit / "rows.ptx.cpp"
+    assert '"nothing"' in cpp.read_text()
+    assert " -O3 -Iinclude " in nvcc_stand_in.calls(tmp_path)[0]
+    before = cpp.stat().st_mtime_ns
+    assert make(tmp_path, "-O3", "-Iinclude") == 0
+    assert len(nvcc_stand_in.calls(tmp_path)) == 1
+    (unit / "rows.ptx.json").unlink()  # translated again, as after a change of the translator
+    assert make(tmp_path, "-O3", "-Iinclude") == 0
+    assert (unit / "rows.ptx.json").is_file()
+    assert cpp.stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("tools")
+def test_what_cannot_be_translated_fails_with_its_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ptx").write_text(PTX.replace("ret;", "frobnicate.b32 1;"))
+    for _ in range(2):
+        assert make(tmp_path) == 1
+        assert "rows.ptx:6" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("tools")
+def test_what_does_not_compile_fails_with_the_compilers_words(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nvcc_stand_in.make_toolchain(tmp_path, "echo 'no such kernel'; exit 2")
+    assert make(tmp_path) == 1
+    assert "no such kernel" in capfd.readouterr().err
+
+
+def test_why_there_is_no_nvcc_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = nvcc_stand_in.make_toolchain(tmp_path)
+    found: list[Toolchain] = []
+
+    def find_toolchain() -> Toolchain:
+        if not found:
+            raise ToolchainError("no nvcc, nor to be fetched")
+        return found[0]
+
+    monkeypatch.setattr(emulated, "find_toolchain", find_toolchain)
+    reason = tmp_path / "units" / "unavailable.txt"
+    arguments = ["check", "--reason", str(reason)]
+    assert emulated.main(arguments) == emulated.NO_NVCC
+    assert reason.read_text() == "no nvcc, nor to be fetched\n"
+    # Tests of emulated modules are skipped with these words, or fail where they have to run.
+    monkeypatch.setattr(support, "NO_NVCC", reason)
+    monkeypatch.setattr(support, "EMULATOR_REQUIRED", False)
+    with pytest.raises(pytest.skip.Exception, match="no nvcc, nor to be fetched"):
+        support.require_module("_no_such_module_emulated")
+    monkeypatch.setattr(support, "EMULATOR_REQUIRED", True)
+    with pytest.raises(pytest.fail.Exception, match="no nvcc, nor to be fetched"):
+        support.require_module("_no_such_module_emulated")
+    found.append(tools)
+    assert emulated.main(arguments) == 0
+    assert not reason.exists()

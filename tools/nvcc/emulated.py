@@ -1,0 +1,86 @@
+"""Units of CUDA kernels for the kernel emulator: what the build makes of them, beside its objects.
+
+    python -m tools.nvcc.emulated check --reason FILE
+    python -m tools.nvcc.emulated unit SOURCE.cu --folder FOLDER [--arch 80] -- FLAG...
+
+The first one says whether nvcc can be had and works: exit status 0, or 3 with the reason in FILE.
+The second one has nvcc make PTX and the object of the host's code, and translates the PTX to C++,
+all in ``FOLDER/compute_<arch>/<unit>/``; what is up to date is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.nvcc.compiler import Front, compile_front, write_if_changed
+from tools.nvcc.instances import ROOT, with_shared_bytes
+from tools.nvcc.steps import CompileError, Step, locked, take
+from tools.nvcc.toolchain import ToolchainError, find_toolchain
+
+NO_NVCC = 3
+_TRANSLATOR = ROOT / "tools" / "ptx_emulator"
+
+
+def check(reason: Path) -> int:
+    """Whether there is a toolchain; why not goes to ``reason``, which goes away if there is."""
+    try:
+        toolchain = find_toolchain()
+    except ToolchainError as error:
+        reason.parent.mkdir(parents=True, exist_ok=True)
+        reason.write_text(f"{error}\n")
+        print(error, file=sys.stderr)
+        return NO_NVCC
+    reason.unlink(missing_ok=True)
+    print(toolchain.identity)
+    return 0
+
+
+def translate(front: Front) -> Path:
+    """The C++ of a unit's PTX; where it would be the same, the file is left alone."""
+    cpp = front.ptx.with_suffix(".ptx.cpp")
+    made = cpp.with_suffix(".new")
+    module = "tools.ptx_emulator.translate"
+    command = (sys.executable, "-m", module, str(front.ptx), "-o", str(made))
+    inputs = (front.ptx, *sorted(_TRANSLATOR.rglob("*.py")))
+    with locked(front.ptx.parent):
+        take(Step(command, sys.version, inputs, (made,)), cpp.with_suffix(".json"))
+        write_if_changed(cpp, made.read_text())
+    return cpp
+
+
+def unit(source: Path, folder: Path, arch: str, flags: Sequence[str]) -> int:
+    """Have the files of a unit up to date."""
+    try:
+        toolchain = find_toolchain(checked=False)
+        text = with_shared_bytes(source)
+        translate(compile_front(toolchain, source.stem, text, folder, arch, flags))
+    except (CompileError, ToolchainError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="tools.nvcc.emulated", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    of_check = commands.add_parser("check")
+    of_check.add_argument("--reason", type=Path, required=True)
+    of_unit = commands.add_parser("unit")
+    of_unit.add_argument("source", type=Path)
+    of_unit.add_argument("--folder", type=Path, required=True)
+    of_unit.add_argument("--arch", default="80")
+    own, flags = list(arguments), []
+    if "--" in own:
+        at = own.index("--")
+        own, flags = own[:at], own[at + 1 :]
+    given = parser.parse_args(own)
+    if given.command == "check":
+        return check(given.reason)
+    return unit(given.source.resolve(), given.folder.resolve(), given.arch, flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
