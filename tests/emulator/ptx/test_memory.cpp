@@ -148,7 +148,7 @@ TEST(order_of_the_cta_s_scope_ends_with_the_cta) {
       if (scopes == 3) {
         CHECK_EQUAL(report, "");
       } else {
-        CHECK_CONTAINS(report, "race in ");
+        CHECK_CONTAINS(report, "race in data + 0: read that nothing orders after the write of");
       }
     }
   }
