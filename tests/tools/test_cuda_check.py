@@ -12,6 +12,8 @@ import pytest
 from tools.cuda_check.__main__ import architecture
 from tools.cuda_check.compiler import Resources, compile_unit, parse_ptxas, parse_shared_bytes
 from tools.cuda_check.limits import (
+    LISTED_BACKWARD_LIMITS,
+    LISTED_FORWARD_LIMITS,
     PLAIN_BACKWARD_LIMITS,
     PLAIN_FORWARD_LIMITS,
     instructions_per_mma_limit,
@@ -115,12 +117,15 @@ def test_shared_bytes_must_be_there() -> None:
         parse_shared_bytes(".visible .entry fwd()", "x")
 
 
-def test_limits_are_for_plain_kernels_of_one_architecture() -> None:
+def test_limits_are_for_plain_and_listed_kernels_of_one_architecture() -> None:
     assert instructions_per_mma_limit("fwd_hd64_plain_float16", "80") == 4.0
     assert instructions_per_mma_limit("fwd_hd64_plain_bfloat16", "90") is None
     assert instructions_per_mma_limit("fwd_hd64_dropout_float16", "80") is None
     assert instructions_per_mma_limit("bwd_hd64_plain_float16", "80") == 3.0
     assert instructions_per_mma_limit("bwd_hd128_plain_small_float16", "80") is None
+    assert instructions_per_mma_limit("fwd_hd64_listed_bfloat16", "80") == 3.9
+    assert instructions_per_mma_limit("bwd_hd64_listed_float16", "80") == 3.0
+    assert instructions_per_mma_limit("fwd_hd64_listeddropout_float16", "80") is None
 
 
 @pytest.mark.parametrize(
@@ -149,9 +154,16 @@ def test_violations(report: KernelReport, message: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("direction", "limits"), [("fwd", PLAIN_FORWARD_LIMITS), ("bwd", PLAIN_BACKWARD_LIMITS)]
+    ("direction", "limits"),
+    [
+        ("fwd", [PLAIN_FORWARD_LIMITS, LISTED_FORWARD_LIMITS]),
+        ("bwd", [PLAIN_BACKWARD_LIMITS, LISTED_BACKWARD_LIMITS]),
+    ],
+    ids=["fwd", "bwd"],
 )
-def test_every_limit_has_a_kernel(tmp_path: Path, direction: str, limits: dict[int, float]) -> None:
+def test_every_limit_has_a_kernel(
+    tmp_path: Path, direction: str, limits: list[dict[int, float]]
+) -> None:
     """The limits go by the names that csrc/instances.cmake gives."""
     sources = generate_instances(tmp_path, f"{direction}_hd").sources
     assert all(source.is_file() for source in sources)
@@ -161,7 +173,8 @@ def test_every_limit_has_a_kernel(tmp_path: Path, direction: str, limits: dict[i
             assert f" {instance} =" in source.read_text()
             assert instance.endswith(f"_{element}")
         found = [instructions_per_mma_limit(instance, "80") for instance in instances]
-        assert sorted(limit for limit in found if limit is not None) == sorted(limits.values())
+        expected = [limit for of_variant in limits for limit in of_variant.values()]
+        assert sorted(limit for limit in found if limit is not None) == sorted(expected)
 
 
 @pytest.mark.parametrize("text", ["sm_80", "", "-1"])
