@@ -80,14 +80,8 @@ struct Backward {
     write(params.grad_v, sums.grad_v, Real(1 / (1 - problem.dropout.drop_prob)));
   }
   static constexpr BackwardKernel kernel() {
-    return {GradTile<E>::kCapacity,
-            kKeyBlock,
-            workspace_bytes,
-            key_sums_bytes,
-            splits_bytes,
-            run,
-            clear_key_sums,
-            write_key_grads};
+    return {GradTile<E>::kCapacity, kKeyBlock, workspace_bytes, key_sums_bytes,
+            splits_bytes,           run,       clear_key_sums,  write_key_grads};
   }
 
  private:

@@ -84,7 +84,8 @@ __host__ __device__ float indexed(Numbers n) {
 }
 
 __host__ __device__ uint32_t halves(Numbers n) {
-  uint16_t const h = __half_as_ushort(__float2half(n.x)), l = __half_as_ushort(__float2half(n.y * 1e-6f));
+  uint16_t const h = __half_as_ushort(__float2half(n.x)),
+                 l = __half_as_ushort(__float2half(n.y * 1e-6f));
   uint16_t const b = __bfloat16_as_ushort(__float2bfloat16(n.x));
   float const back = __half2float(__ushort_as_half(l));
   return (uint32_t(h) << 16 | b) + uint32_t(back == 0.f) + l;
