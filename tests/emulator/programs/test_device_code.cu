@@ -4,6 +4,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <unistd.h>
+
+#include <cassert>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -139,6 +142,13 @@ __global__ void race(int* out) {
   out[threadIdx.x] = cells[63 - threadIdx.x];  // no barrier in between
 }
 
+__global__ void talk(double x) {
+  unsigned const t = threadIdx.x;
+  printf("thread %u: %5.2f %s 100%% %lld|%c\n", t, x, "text", 1ll << 40, 'a' + int(t));
+}
+
+__global__ void claim(int const* x) { assert(x[threadIdx.x] < 3); }
+
 std::vector<Numbers> random_numbers(size_t count) {
   std::mt19937_64 generator(3);
   std::normal_distribution<float> normal;
@@ -235,6 +245,41 @@ TEST(faults_are_reported_with_their_lines) {
   CHECK_CONTAINS(report, "at test_device_code.cu:");
   CHECK_CONTAINS(report, "(PTX line ");
   CHECK_CONTAINS(report, "kernel emulator: (anonymous namespace)::race(int*)");
+}
+
+// What is printed while `run` runs.
+template <class Run>
+std::string printed(Run run) {
+  std::fflush(stdout);
+  int const before = dup(STDOUT_FILENO);
+  std::FILE* const file = std::tmpfile();
+  dup2(fileno(file), STDOUT_FILENO);
+  run();
+  std::fflush(stdout);
+  dup2(before, STDOUT_FILENO);
+  close(before);
+  std::string text(size_t(std::ftell(file)), ' ');
+  std::rewind(file);
+  text.resize(std::fread(text.data(), 1, text.size(), file));
+  std::fclose(file);
+  return text;
+}
+
+TEST(kernels_print_and_assert) {
+  selftest::WithOptions const options({.random_order = false});
+  CHECK_EQUAL(printed([] { talk<<<1, 2>>>(3.14159); }),
+              "thread 0:  3.14 text 100% 1099511627776|a\n"
+              "thread 1:  3.14 text 100% 1099511627776|b\n");
+  DeviceArray<int> const x{std::vector<int>{1, 2, 3}};
+  claim<<<1, 2>>>(x.data());
+  std::string report;
+  try {
+    claim<<<1, 3>>>(x.data());
+  } catch (emu::Error const& error) {
+    report = error.what();
+  }
+  CHECK_CONTAINS(report, "assertion failed: x[threadIdx.x] < 3, in ");
+  CHECK_CONTAINS(report, "test_device_code.cu:");
 }
 
 TEST(the_runtime_api_knows_the_kernels) {

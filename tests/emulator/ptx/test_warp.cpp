@@ -126,6 +126,12 @@ TEST(faults_of_warps) {
   CHECK_CONTAINS(report(1), "an .aligned operation, which lane");
   CHECK_EQUAL(report(2), "");
   CHECK_CONTAINS(report(3), "leaves out the calling lane");
+  std::string const deadlock = report(5);
+  CHECK_CONTAINS(deadlock, "deadlock: no thread can go on");
+  CHECK_CONTAINS(deadlock,
+                 "lanes 0000ffff barrier 2 for 32 threads (0 there) at warp.cu:31 (PTX line ");
+  CHECK_CONTAINS(deadlock,
+                 "lanes ffff0000 barrier 1 for 32 threads (0 there) at warp.cu:30 (PTX line ");
   CHECK_CONTAINS(report(4), "a warp operation with mask ffffffff after lanes");
 }
 
