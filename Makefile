@@ -20,7 +20,7 @@ PYTHON_FILES := flash_attn2 tests benchmarks examples tools distributions setup.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo bench test io-page fuzz sanitize sanitize-short test-torch \
-        test-torch-short test-integrations docs cuda-check lint format wheel \
+        test-torch-short test-integrations docs cuda-check mutants lint format wheel \
         wheel-short install-check gpu gpu-setup gpu-test gpu-bench clean
 
 help: ## List the targets
@@ -86,6 +86,9 @@ docs: build ## Build the documentation's site into build/docs
 
 cuda-check: setup ## Compile every CUDA kernel and check its machine code (no GPU needed)
 	$(BIN)/python -m tools.cuda_check --jobs $(JOBS)
+
+mutants: setup ## Count the faults of CUDA kernels that the tests notice
+	$(BIN)/python -m tools.mutants --jobs $(JOBS)
 
 lint: setup ## Check formatting, style and types
 	$(BIN)/ruff check $(PYTHON_FILES)

@@ -1,6 +1,11 @@
 # CUDA units for the kernel emulator as nvcc sees them: its PTX, translated to C++, and its object of
 # the host's code. What is made of a unit lies in build/nvcc, where `make cuda-check` finds it, too.
 
+set(FLASH_ATTN2_FAULTS "" CACHE STRING
+    "SEED,COUNT: kernels have so many faults each, of which one is chosen at run time (make mutants)")
+# Those that get them.
+set(FA2_UNITS_WITH_FAULTS fwd_hd64_plain bwd_hd64_plain split_hd64_plain_few combine append bwd_rows)
+
 set(FA2_UNITS_DIR "${PROJECT_SOURCE_DIR}/build/nvcc")
 # Why there are none, where nvcc cannot be had; tests skip with this reason.
 set(FA2_NO_NVCC_FILE "${FA2_UNITS_DIR}/unavailable.txt")
@@ -31,24 +36,35 @@ function(fa2_add_translated_kernels target host_objects)
   foreach(source IN LISTS ARGN)
     cmake_path(GET source STEM unit)
     set(made "${FA2_UNITS_DIR}/compute_80/${unit}/${unit}")
+    set(cpp "${made}.ptx.cpp")
+    set(faults "")
+    list(FIND FA2_UNITS_WITH_FAULTS "${unit}" index)
+    if(FLASH_ATTN2_FAULTS AND index GREATER -1)
+      math(EXPR first "10000 * ${index} + 1")
+      set(cpp "${made}.faults.ptx.cpp")
+      set(faults --faults "${FLASH_ATTN2_FAULTS},${first}")
+    endif()
     # Steps whose outputs stay the same are not followed by others: CMake has ninja look.
     add_custom_command(
-      OUTPUT "${made}.o" "${made}.ptx.cpp"
+      OUTPUT "${made}.o" "${cpp}"
       BYPRODUCTS "${made}.ptx"
       COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated unit "${source}"
-              --folder "${FA2_UNITS_DIR}" -- ${FA2_UNIT_FLAGS} "-I${PROJECT_SOURCE_DIR}/csrc"
+              --folder "${FA2_UNITS_DIR}" ${faults} -- ${FA2_UNIT_FLAGS} "-I${PROJECT_SOURCE_DIR}/csrc"
               "-isystem=${FLASH_ATTN2_CUTLASS_INCLUDE_DIR}"
       DEPENDS "${source}" ${tools}
       DEPFILE "${made}.d"
       WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
       COMMENT "nvcc ${unit}"
       VERBATIM)
-    list(APPEND translated "${made}.ptx.cpp")
+    list(APPEND translated "${cpp}")
     list(APPEND objects "${made}.o")
   endforeach()
   set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
   add_library(${target} OBJECT ${translated})
   target_link_libraries(${target} PRIVATE fa2_translated_kernels_flags)
   target_precompile_headers(${target} PRIVATE <ptx/ptx.h>)
+  if(FLASH_ATTN2_FAULTS)
+    target_precompile_headers(${target} PRIVATE <emu/faults.h>)
+  endif()
   set(${host_objects} "${objects}" PARENT_SCOPE)
 endfunction()

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.nvcc.compiler import Front, compile_front, write_if_changed
+from tools.mutants.rewrite import Draw, draw_faults
+from tools.nvcc.compiler import compile_front, write_if_changed
 from tools.nvcc.instances import ROOT, with_shared_bytes
 from tools.nvcc.steps import CompileError, Step, locked, take
 from tools.nvcc.toolchain import ToolchainError, find_toolchain
@@ -38,25 +39,26 @@ def check(reason: Path) -> int:
     return 0
 
 
-def translate(front: Front) -> Path:
+def translate(ptx: Path) -> Path:
     """The C++ of a unit's PTX; where it would be the same, the file is left alone."""
-    cpp = front.ptx.with_suffix(".ptx.cpp")
+    cpp = ptx.with_suffix(".ptx.cpp")
     made = cpp.with_suffix(".new")
     module = "tools.ptx_emulator.translate"
-    command = (sys.executable, "-m", module, str(front.ptx), "-o", str(made))
-    inputs = (front.ptx, *sorted(_TRANSLATOR.rglob("*.py")))
-    with locked(front.ptx.parent):
+    command = (sys.executable, "-m", module, str(ptx), "-o", str(made))
+    inputs = (ptx, *sorted(_TRANSLATOR.rglob("*.py")))
+    with locked(ptx.parent):
         take(Step(command, sys.version, inputs, (made,)), cpp.with_suffix(".json"))
         write_if_changed(cpp, made.read_text())
     return cpp
 
 
-def unit(source: Path, folder: Path, arch: str, flags: Sequence[str]) -> int:
-    """Have the files of a unit up to date."""
+def unit(source: Path, folder: Path, arch: str, flags: Sequence[str], draw: Draw | None) -> int:
+    """Have the files of a unit up to date, those with faults too where some are to be drawn."""
     try:
         toolchain = find_toolchain(checked=False)
         text = with_shared_bytes(source)
-        translate(compile_front(toolchain, source.stem, text, folder, arch, flags))
+        front = compile_front(toolchain, source.stem, text, folder, arch, flags)
+        translate(front.ptx if draw is None else draw_faults(front.ptx, draw))
     except (CompileError, ToolchainError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     of_unit.add_argument("source", type=Path)
     of_unit.add_argument("--folder", type=Path, required=True)
     of_unit.add_argument("--arch", default="80")
+    of_unit.add_argument("--faults", type=Draw.parse, metavar="SEED,PER_KERNEL,FIRST")
     own, flags = list(arguments), []
     if "--" in own:
         at = own.index("--")
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(own)
     if given.command == "check":
         return check(given.reason)
-    return unit(given.source.resolve(), given.folder.resolve(), given.arch, flags)
+    return unit(given.source.resolve(), given.folder.resolve(), given.arch, flags, given.faults)
 
 
 if __name__ == "__main__":

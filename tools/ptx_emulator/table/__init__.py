@@ -6,6 +6,7 @@ from tools.ptx_emulator.table import (  # noqa: F401 - they fill the table
     comparisons,
     control,
     conversions,
+    faults,
     floats,
     halves,
     memory,
