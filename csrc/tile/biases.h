@@ -44,9 +44,39 @@ CUTE_DEVICE void add_entries(Scores& scores, Entry const* first, BiasSide const&
   }
 }
 
-// A bias of scores whose first one, of this lane, is that of (first_query, first_key). With
-// kTransposed keys are in rows.
-template <class Element, int kM, int kN, bool kTransposed, class Scores>
+// The same two columns at a time, where pairs can be read: neighbours in memory, all of which
+// exist.
+template <int kM, int kN, class Entry, class Scores>
+CUTE_DEVICE void add_pairs(Scores& scores, Entry const* first, BiasSide const& rows) {
+  auto s = row_col_view(scores);
+  CUTE_UNROLL
+  for (int i = 0; i < 2 * kM; ++i) {
+    Entry const* row = first + min(int(RowCoord<kM>{}(i)), rows.last) * rows.stride;
+    opaque(row);
+    CUTE_UNROLL
+    for (int j = 0; j < 2 * kN; j += 2) {
+      auto const pair =
+          reinterpret_cast<cutlass::AlignedArray<Entry, 2> const&>(row[int(ColCoord<kN>{}(j))]);
+      s(i, j) += float(pair[0]);
+      s(i, j + 1) += float(pair[1]);
+    }
+  }
+}
+
+template <int kN, class Entry>
+CUTE_DEVICE bool has_pairs(Entry const* first, BiasSide const& rows, BiasSide const& cols) {
+  return cols.stride == 1 && cols.last >= int(ColCoord<kN>{}(2 * kN - 1)) && rows.stride % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(first) % (2 * sizeof(Entry)) == 0;
+}
+
+enum class BiasReads {
+  kSingle,
+  kPairs,       // where there are any
+  kTransposed,  // keys are in rows, and a lane has no neighbours of a query
+};
+
+// A bias of scores whose first one, of this lane, is that of (first_query, first_key).
+template <class Element, int kM, int kN, BiasReads kReads, class Scores>
 CUTE_DEVICE void add_bias(Scores& scores, Bias const& bias, BiasPlace const& place, int first_query,
                           int first_key) {
   if (bias.data == nullptr) return;
@@ -55,8 +85,15 @@ CUTE_DEVICE void add_bias(Scores& scores, Bias const& bias, BiasPlace const& pla
   BiasSide const queries = {bias.row_stride, place.seqlen_q - 1 - first_query};
   BiasSide const keys = {bias.col_stride, place.seqlen_k - 1 - first_key};
   auto const add = [&](auto const* data) {
-    add_entries<kM, kN>(scores, data + offset, kTransposed ? keys : queries,
-                        kTransposed ? queries : keys);
+    auto const* const first = data + offset;
+    if constexpr (kReads == BiasReads::kTransposed) {
+      add_entries<kM, kN>(scores, first, keys, queries);
+    } else {
+      if constexpr (kReads == BiasReads::kPairs) {
+        if (has_pairs<kN>(first, queries, keys)) return add_pairs<kM, kN>(scores, first, queries);
+      }
+      add_entries<kM, kN>(scores, first, queries, keys);
+    }
   };
   if (bias.dtype == DType::kFloat32) {
     add(static_cast<float const*>(bias.data));
@@ -67,13 +104,13 @@ CUTE_DEVICE void add_bias(Scores& scores, Bias const& bias, BiasPlace const& pla
 
 // Both of them: one after the other, so that strides need no registers, or in a loop, which keeps
 // ptxas from moving the many entries of a forward tile. Either spills in place of the other.
-template <class Element, int kM, int kN, bool kTransposed, class Scores>
+template <class Element, int kM, int kN, BiasReads kReads, class Scores>
 CUTE_DEVICE void add_biases(Scores& scores, ScoreMod const& mod, BiasPlace const& place,
                             int first_query, int first_key) {
   auto const add = [&](Bias const& bias) {
-    add_bias<Element, kM, kN, kTransposed>(scores, bias, place, first_query, first_key);
+    add_bias<Element, kM, kN, kReads>(scores, bias, place, first_query, first_key);
   };
-  if constexpr (kTransposed) {
+  if constexpr (kReads == BiasReads::kTransposed) {
     add(mod.bias);
     add(mod.relative_bias);
   } else {

@@ -80,6 +80,22 @@ def test_every_kernel(device: str, head_dim: int, name: str) -> None:
         check_dense(*qkv, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entries_lie_anyhow(dtype: torch.dtype) -> None:
+    """In pairs that can be read at once, in pairs that cannot, or apart: with the same result."""
+    lengths = 70, 130
+    qkv = drawn_qkv(TARGET, 64, lengths=lengths)
+    bias = torch.randn(2, *lengths).to(dtype)
+    expected = flash_attn_func(*qkv, bias=bias)
+    check_dense(*qkv, bias=bias)
+    views = [bias.mT.contiguous().mT]
+    for row, begin, step in ((131, 0, 1), (132, 1, 1), (134, 2, 1), (260, 0, 2)):
+        rows = torch.full((2, lengths[0], row), torch.nan, dtype=dtype)
+        views.append(rows[..., begin : begin + step * lengths[1] : step].copy_(bias))
+    for view in views:
+        assert torch.equal(flash_attn_func(*qkv, bias=view), expected)
+
+
 # How gradients are divided.
 
 

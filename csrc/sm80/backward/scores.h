@@ -130,7 +130,7 @@ class BwdScores {
                            work.seqlen_q - work.seqlen_k);
     }
     if constexpr (has_biases(Config::kVariant)) {
-      add_biases<typename Config::Element, kM, kNumS, true>(
+      add_biases<typename Config::Element, kM, kNumS, BiasReads::kTransposed>(
           scores, mod, {work.batch, head, work.seqlen_q, work.seqlen_k}, first_col,
           lane_first_key());
     }

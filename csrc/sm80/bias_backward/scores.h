@@ -33,9 +33,9 @@ class BiasScores {
       add_alibi<kM, kN>(scores, slope, first_row(tile), first_col(tile),
                         tile.seqlen_k - tile.seqlen_q);
     }
-    add_biases<Element, kM, kN, false>(scores, mod,
-                                       {tile.batch, tile.head, tile.seqlen_q, tile.seqlen_k},
-                                       first_row(tile), first_col(tile));
+    add_biases<Element, kM, kN, BiasReads::kSingle>(
+        scores, mod, {tile.batch, tile.head, tile.seqlen_q, tile.seqlen_k}, first_row(tile),
+        first_col(tile));
   }
 
   CUTE_DEVICE void mask(Scores& scores, BiasWorkTile const& tile) const {

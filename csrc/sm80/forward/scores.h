@@ -51,7 +51,7 @@ class FwdScores {
         add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(), first_col, diagonal);
       }
       if constexpr (has_biases(Config::kVariant)) {
-        add_biases<typename Config::Element, kM, kNumS, false>(
+        add_biases<typename Config::Element, kM, kNumS, BiasReads::kPairs>(
             scores, args_.problem.score_mod, {work.batch, work.head, work.seqlen_q, work.seqlen_k},
             lane_first_row(), first_col);
       }
