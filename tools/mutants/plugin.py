@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 _FAILED, _SURVIVED = 1, 0
 _SECONDS_TO_END = 3.0  # and twenty times what a test takes without a fault: then it hangs
@@ -47,6 +48,9 @@ class MutantsPlugin:
         runs = [run for run in map(self._without_fault, session.items) if run is not None]
         met = set().union(*(run.met for run in runs)) & self._mutants.keys()
         drawn = random.Random(self._seed).sample(sorted(met), min(self._count, len(met)))
+        without = self._with_fault(0, list(runs))
+        if without["outcome"] != "survived":
+            raise pytest.UsageError(f"tests fail without a fault, too: {without['by']}")
         for done, number in enumerate(sorted(drawn), 1):
             result = self._with_fault(number, [run for run in runs if number in run.met])
             self.results.append(self._mutants[number] | result)
@@ -86,6 +90,7 @@ class MutantsPlugin:
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         self._module.choose_fault(number)
+        torch.set_num_threads(1)  # the threads of the parent do not exist here
         for run in runs:
             signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_END + 20 * run.seconds)
             if not self._passes(run.item):
