@@ -27,7 +27,7 @@ if(FLASH_ATTN2_TESTS)
   if(TARGET emulator_programs)
     add_test(NAME emulator_programs COMMAND emulator_programs)
   else()
-    message(STATUS "no nvcc: the emulator does not run whole CUDA programs in its tests")
+    message(STATUS "no nvcc that works: the emulator does not run whole CUDA programs in its tests")
   endif()
 endif()
 

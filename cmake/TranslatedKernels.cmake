@@ -17,7 +17,7 @@ function(fa2_check_nvcc result)
                   WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
                   RESULT_VARIABLE status OUTPUT_VARIABLE words OUTPUT_STRIP_TRAILING_WHITESPACE)
   if(status EQUAL 0)
-    message(STATUS "emulated modules: built with ${words}")
+    message(STATUS "nvcc for the emulator: ${words}")
     set(${result} TRUE PARENT_SCOPE)
   elseif(status EQUAL 3)
     set(${result} FALSE PARENT_SCOPE)

@@ -23,13 +23,11 @@ bool keep_busy(int64_t tasks, int64_t num_threads) {
   return even || tasks >= num_threads * kTasksPerThread;
 }
 
-// With at most so many heads in each.
-int64_t count_tasks(std::vector<Unit> const& units, int32_t most_heads) {
+int64_t tasks_of(Unit const& unit) { return int64_t(unit.splits.count) * head_groups(unit); }
+
+int64_t tasks_of(std::vector<Unit> const& units) {
   int64_t tasks = 0;
-  for (Unit const& unit : units) {
-    int32_t const heads = std::min(unit.heads, most_heads);
-    tasks += int64_t(unit.splits.count) * ((unit.chunk.num_heads + heads - 1) / heads);
-  }
+  for (Unit const& unit : units) tasks += tasks_of(unit);
   return tasks;
 }
 
@@ -37,8 +35,10 @@ int64_t count_tasks(std::vector<Unit> const& units, int32_t most_heads) {
 void share_heads(std::vector<Unit>& units, int num_threads) {
   int32_t most_heads = 1;
   for (Unit const& unit : units) most_heads = std::max(most_heads, unit.heads);
-  while (most_heads > 1 && !keep_busy(count_tasks(units, most_heads), num_threads)) most_heads /= 2;
-  for (Unit& unit : units) unit.heads = std::min(unit.heads, most_heads);
+  while (most_heads > 1 && !keep_busy(tasks_of(units), num_threads)) {
+    most_heads /= 2;
+    for (Unit& unit : units) unit.heads = std::min(unit.heads, most_heads);
+  }
 }
 
 void add_units(FwdParams const& params, FwdPlan& plan) {
@@ -59,7 +59,7 @@ Round next_round(FwdParams const& params, FwdPlan& plan, size_t begin) {
   auto const result_bytes = static_cast<int64_t>(plan.kernel.partial_bytes(params.head_dim));
   for (; round.end < plan.units->size(); ++round.end) {
     Unit& unit = (*plan.units)[round.end];
-    int64_t const tasks = int64_t(unit.splits.count) * head_groups(unit);
+    int64_t const tasks = tasks_of(unit);
     int64_t const results = unit.splits.count == 1 ? 0
                                                    : int64_t(unit.splits.count) *
                                                          unit.chunk.num_heads * unit.chunk.count;

@@ -45,13 +45,11 @@ bool has_wide_l2() {
 }
 
 std::atomic<Processor>& active() {
-  static std::atomic<Processor> processor{detect_processor()};
+  static std::atomic<Processor> processor{Processor{read_l2_bytes(), has_wide_l2()}};
   return processor;
 }
 
 }  // namespace
-
-Processor detect_processor() { return {read_l2_bytes(), has_wide_l2()}; }
 
 Processor active_processor() { return active(); }
 

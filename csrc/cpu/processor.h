@@ -14,8 +14,6 @@ struct Processor {
   bool wide_l2 = false;
 };
 
-Processor detect_processor();
-
 // The one that sizes follow: that at hand unless another was set, for every thread from then on.
 Processor active_processor();
 void set_processor(Processor const& processor);

@@ -46,7 +46,7 @@ def describe(cpuinfo: str, caches: Iterable[Cache], otherwise: str = "") -> dict
     known = _arm(cpus) if "CPU implementer" in first else _x86(first)
     parts = list(dict.fromkeys(part for part in (known["model_name"], known["generation"]) if part))
     name = ", ".join(parts) or otherwise
-    return {"name": name, **known, **_sizes(caches), **_counts(cpus), "avx512": _avx512(first)}
+    return {"name": name, **known, **_sizes(caches), **_counts(cpus), "avx512": _avx512(first, known)}
 
 
 def _cpus(cpuinfo: str) -> list[_Fields]:
@@ -99,10 +99,9 @@ def _arm(cpus: Sequence[_Fields]) -> dict[str, Any]:
     }
 
 
-def _avx512(fields: _Fields) -> str | None:
+def _avx512(fields: _Fields, numbers: Mapping[str, Any]) -> str | None:
     if "avx512f" not in fields.get("flags", "").split():
         return None
-    numbers = _x86(fields)
     known = generation(
         numbers["vendor"] or "",
         *(numbers[name] or 0 for name in ("family", "model", "stepping")),
