@@ -46,7 +46,8 @@ def describe(cpuinfo: str, caches: Iterable[Cache], otherwise: str = "") -> dict
     known = _arm(cpus) if "CPU implementer" in first else _x86(first)
     parts = list(dict.fromkeys(part for part in (known["model_name"], known["generation"]) if part))
     name = ", ".join(parts) or otherwise
-    return {"name": name, **known, **_sizes(caches), **_counts(cpus), "avx512": _avx512(first, known)}
+    avx512 = _avx512(first, known)
+    return {"name": name, **known, **_sizes(caches), **_counts(cpus), "avx512": avx512}
 
 
 def _cpus(cpuinfo: str) -> list[_Fields]:
