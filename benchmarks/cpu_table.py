@@ -21,13 +21,13 @@ from pathlib import Path
 
 import peer_rows
 import peers
+import recorded
 import torch
 from cpu_markdown import one_line, tables
 from cpu_rows import THREADS, rows
 from cpu_suite import CpuTable
 
-from flash_attn2.bench import runner
-from flash_attn2.bench.record import Record, read_record
+from flash_attn2.bench.record import read_record
 from flash_attn2.bench.timing import Budget
 
 _ROUNDS = (5, 50)  # at least and at most
@@ -55,19 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print("\n".join(row.name for row in selected))
         return 0
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(max(THREADS))  # as the record says of the machine
     budget = Budget(args.seconds, *(_QUICK_ROUNDS if args.quick else _ROUNDS))
     options = {"rows": args.rows, "seconds": args.seconds, "quick": args.quick}
     if any(isinstance(row, peer_rows.PeerRow) for row in selected):
         options |= {"peers": peers.releases(), "peer_rows": len(peer_rows.rows())}
-
-    record = Record(args.output, "cpu", options)
-    done, status = runner.run(CpuTable(selected, budget), record, one_line)
-    if done:
-        print(tables(read_record(args.output)))
-        print(f"Wrote {args.output}", file=sys.stderr)
-    return status or int(any("failed" in outcome for outcome in done))
+    return recorded.run(CpuTable(selected, budget), args.output, options, one_line, tables)
 
 
 if __name__ == "__main__":

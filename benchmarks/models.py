@@ -20,14 +20,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import recorded
 import torch
 from model_cases import prepare
 from model_rows import FULL, SMALL, ModelRow, rows
 
-from flash_attn2.bench import race, runner, timing
+from flash_attn2.bench import race, timing
 from flash_attn2.bench.contenders import SDPA
 from flash_attn2.bench.race import FLASH_ATTN2
-from flash_attn2.bench.record import Record, hardware, processor_of, read_record
+from flash_attn2.bench.record import hardware, processor_of, read_record
 from flash_attn2.bench.report import Table, markdown
 from flash_attn2.bench.suite import Outcome, Suite
 from flash_attn2.bench.timing import Budget
@@ -118,16 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not selected:
         names = ", ".join(case.name for case in found)
         parser.error(f"--cases {args.cases!r} matches none of {names}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(*selected[0].threads)  # as the record says of the machine
     budget = Budget(args.seconds, *(_QUICK_ROUNDS if args.quick else _ROUNDS))
     options = {"cases": args.cases, "seconds": args.seconds, "quick": args.quick}
-    record = Record(args.output, "cpu", options)
-    done, status = runner.run(Models(selected, budget), record, one_line)
-    if done:
-        print(tables(read_record(args.output)))
-        print(f"Wrote {args.output}", file=sys.stderr)
-    return status or int(any("failed" in outcome for outcome in done))
+    return recorded.run(Models(selected, budget), args.output, options, one_line, tables)
 
 
 if __name__ == "__main__":
