@@ -9,8 +9,7 @@ BUILD := build/dev
 
 # FLASH_ATTN2_CUDA=off make build: the options of CMakeLists.txt come from the environment.
 OPTIONS := FLASH_ATTN2_CUDA FLASH_ATTN2_CUDA_ARCHS FLASH_ATTN2_HEAD_DIMS FLASH_ATTN2_WERROR \
-           FLASH_ATTN2_PORTABLE FLASH_ATTN2_CUTLASS_INCLUDE_DIR FLASH_ATTN2_CUDA_INCLUDE_DIRS \
-           FLASH_ATTN2_EMULATOR_ROUTE
+           FLASH_ATTN2_PORTABLE FLASH_ATTN2_CUTLASS_INCLUDE_DIR FLASH_ATTN2_CUDA_INCLUDE_DIRS
 CONFIGURE = $(BIN)/cmake -S . -B $(BUILD) -G Ninja --log-level=NOTICE \
             -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja -DPython_EXECUTABLE=$(BIN)/python \
             $(foreach name,$(OPTIONS),$(if $($(name)),"-D$(name)=$($(name))"))

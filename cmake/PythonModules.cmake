@@ -1,4 +1,4 @@
-# Python extension modules: fa2_add_module(<name> [KEEP_SYMBOLS] <sources>...).
+# Python extension modules: fa2_add_module(<name> <sources>...).
 
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 
@@ -12,11 +12,10 @@ find_package(pybind11 3.0 CONFIG REQUIRED)
 
 # A module of the package, made of `sources` and of what all modules share.
 function(fa2_add_module name)
-  cmake_parse_arguments(PARSE_ARGV 1 module "KEEP_SYMBOLS" "" "")
   # NO_EXTRAS: no link-time optimisation, which would only reach the bindings themselves.
-  pybind11_add_module(${name} NO_EXTRAS ${module_UNPARSED_ARGUMENTS}
+  pybind11_add_module(${name} NO_EXTRAS ${ARGN}
                       "${PROJECT_SOURCE_DIR}/csrc/bindings/params.cpp")
-  if(NOT module_KEEP_SYMBOLS AND NOT FLASH_ATTN2_SANITIZE)
+  if(NOT FLASH_ATTN2_SANITIZE)
     pybind11_strip(${name})
   endif()
   target_link_libraries(${name} PRIVATE fa2_settings fa2_hardening)

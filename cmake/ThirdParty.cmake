@@ -23,15 +23,10 @@ endfunction()
 # Sets `result` to the path of this machine's own nvcc, or to "" where there is none. One that was
 # fetched does not make a machine one that builds CUDA modules unasked.
 function(fa2_find_nvcc result)
-  find_program(FLASH_ATTN2_NVCC nvcc
-               HINTS "$ENV{CUDACXX}" ENV CUDA_HOME ENV CUDA_PATH
-               PATHS /usr/local/cuda
-               PATH_SUFFIXES bin)
-  if(FLASH_ATTN2_NVCC)
-    set(${result} "${FLASH_ATTN2_NVCC}" PARENT_SCOPE)
-  else()
-    set(${result} "" PARENT_SCOPE)
-  endif()
+  execute_process(COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.toolchain
+                  WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+                  OUTPUT_VARIABLE nvcc COMMAND_ERROR_IS_FATAL ANY)
+  set(${result} "${nvcc}" PARENT_SCOPE)
 endfunction()
 
 # Sets `result` to the include directories of CUDA and of its C++ library.

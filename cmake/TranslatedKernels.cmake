@@ -26,41 +26,56 @@ function(fa2_check_nvcc result)
   endif()
 endfunction()
 
-# An object library `target` of the translated kernels of units; sets `host_objects` to what a module
-# links with beside it. Units of the same name in different folders are an error.
-function(fa2_add_translated_kernels target host_objects)
+# For units, each a .cu file: sets `cpp` to the files of their translated kernels, and `host_objects`
+# to what is linked beside them. FLAGS are nvcc's. AS_IS: a unit of no instances. Units of the same
+# name in different folders are an error.
+function(fa2_translate_units cpp host_objects)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "AS_IS" "" "FLAGS")
   file(GLOB_RECURSE tools CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tools/nvcc/*.py"
        "${PROJECT_SOURCE_DIR}/tools/ptx_emulator/*.py")
+  set(as_is "")
+  if(arg_AS_IS)
+    set(as_is --as-is)
+  endif()
   set(translated "")
   set(objects "")
-  foreach(source IN LISTS ARGN)
+  foreach(source IN LISTS arg_UNPARSED_ARGUMENTS)
     cmake_path(GET source STEM unit)
     set(made "${FA2_UNITS_DIR}/compute_80/${unit}/${unit}")
-    set(cpp "${made}.ptx.cpp")
+    set(of_unit "${made}.ptx.cpp")
     set(faults "")
     list(FIND FA2_UNITS_WITH_FAULTS "${unit}" index)
     if(FLASH_ATTN2_FAULTS AND index GREATER -1)
       math(EXPR first "10000 * ${index} + 1")
-      set(cpp "${made}.faults.ptx.cpp")
+      set(of_unit "${made}.faults.ptx.cpp")
       set(faults --faults "${FLASH_ATTN2_FAULTS},${first}")
     endif()
     # Steps whose outputs stay the same are not followed by others: CMake has ninja look.
     add_custom_command(
-      OUTPUT "${made}.o" "${cpp}"
+      OUTPUT "${made}.o" "${of_unit}"
       BYPRODUCTS "${made}.ptx"
       COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated unit "${source}"
-              --folder "${FA2_UNITS_DIR}" ${faults} -- ${FA2_UNIT_FLAGS} "-I${PROJECT_SOURCE_DIR}/csrc"
-              "-isystem=${FLASH_ATTN2_CUTLASS_INCLUDE_DIR}"
+              --folder "${FA2_UNITS_DIR}" ${as_is} ${faults} -- ${arg_FLAGS}
       DEPENDS "${source}" ${tools}
       DEPFILE "${made}.d"
       WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
       COMMENT "nvcc ${unit}"
       VERBATIM)
-    list(APPEND translated "${cpp}")
+    list(APPEND translated "${of_unit}")
     list(APPEND objects "${made}.o")
   endforeach()
   set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
-  add_library(${target} OBJECT ${translated})
+  set(${cpp} "${translated}" PARENT_SCOPE)
+  set(${host_objects} "${objects}" PARENT_SCOPE)
+endfunction()
+
+# An object library `target` of the translated kernels of instances; sets `host_objects` to what a
+# module links with beside it.
+function(fa2_add_translated_kernels target host_objects)
+  fa2_translate_units(cpp objects ${ARGN}
+    FLAGS ${FA2_UNIT_FLAGS} "-I${PROJECT_SOURCE_DIR}/csrc"
+          "-isystem=${FLASH_ATTN2_CUTLASS_INCLUDE_DIR}")
+  add_library(${target} OBJECT ${cpp})
   target_link_libraries(${target} PRIVATE fa2_translated_kernels_flags)
   target_precompile_headers(${target} PRIVATE <ptx/ptx.h>)
   if(FLASH_ATTN2_FAULTS)

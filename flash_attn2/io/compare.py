@@ -115,7 +115,7 @@ def differences(expected: Pass, counted: Mapping[str, Counters]) -> list[str]:
         elif kernel.name in piece_kernels.NAMES:
             figures = _figures_of_pieces(kernel, counters)
         else:
-            figures = _figures(kernel, counters, _moved_in_halves(kernel), cut)
+            figures = _figures(kernel, counters, cut)
         for what, form, count in figures:
             if form != count:
                 found.append(f"{kernel.name} {what}: form {form}, counted {count}")
@@ -123,18 +123,6 @@ def differences(expected: Pass, counted: Mapping[str, Counters]) -> list[str]:
 
 
 _Figure = tuple[str, int, int]  # what, by the form, counted
-
-
-def _moved_in_halves(kernel: Kernel) -> tuple[str, int]:
-    """g++ moves some 16 bytes in two halves, and the emulator counts their sectors twice: of a
-    direction, so many bytes of the workspace."""
-    if kernel.name == "RowStatsKernel":
-        # The zeros. What it stores beside them asks for twice its bytes, the zeros once.
-        stored = kernel.writes["workspace"]
-        return "write", 2 * stored.distinct - stored.asked
-    if kernel.name == "BwdKernel" and "block_mask_bits" in kernel.reads:  # where a list lies
-        return "read", kernel.ctas * SECTOR_BYTES
-    return "", 0
 
 
 # Single numbers that all threads of a CTA look up, such as the ends of its work: how often they do
@@ -153,10 +141,10 @@ def _plain(what: str, form: int, counters: Counters) -> list[_Figure]:
     return [(what, form, counted)]
 
 
-def _figures(
-    kernel: Kernel, counters: Counters, halves: tuple[str, int], cut: bool
-) -> list[_Figure]:
-    """Where lists are cut, CTAs look up their work, and store pieces, member by member."""
+def _figures(kernel: Kernel, counters: Counters, cut: bool) -> list[_Figure]:
+    """Where lists are cut, nvcc stores some of what a piece of a backward pass leaves, and reads
+    some of its work, member by member.
+    """
     figures = [
         ("ctas", kernel.ctas, int(counters["ctas"])),
         ("mma", kernel.mma, int(counters["mma"])),
@@ -166,22 +154,21 @@ def _figures(
         *_plain("loads", kernel.shared.loads, counters),
     ]
     for what, form, counted in _traffic(kernel, counters):
-        again = halves[1] if what == f"{halves[0]} workspace" else 0
-        by_member = cut and what in ("read workspace", "write workspace")
-        if not by_member or not form.distinct <= counted.asked <= 2 * (form.asked + again):
-            figures.append((what, form.asked + again, counted.asked))
+        by_member = cut and kernel.name == "BwdKernel" and what.endswith(" workspace")
+        if not by_member or not form.asked <= counted.asked <= 2 * form.asked:
+            figures.append((what, form.asked, counted.asked))
         figures.append((f"{what}, once", form.distinct, counted.distinct))
     return figures
 
 
 def _figures_of_lists(kernel: Kernel, counters: Counters) -> list[_Figure]:
-    """Of kernels that derive lists. Most of what they keep in the workspace is moved in halves, and
-    lanes that look up tiles meet in other turns than on a GPU: what these are asked for may differ.
+    """Of kernels that derive lists. Each lane adds up the counts of the columns before its own: how
+    many look at one together is up to the compiler.
     """
     figures = [("ctas", kernel.ctas, int(counters["ctas"]))]
     for what, form, counted in _traffic(kernel, counters):
-        differs = what.endswith(("workspace", "block_mask_tiles"))
-        if not differs or not form.distinct <= counted.asked <= 2 * form.asked:
+        counts = what == "read workspace"
+        if not counts or not form.asked <= counted.asked <= 2 * form.asked:
             figures.append((what, form.asked, counted.asked))
         figures.append((f"{what}, once", form.distinct, counted.distinct))
     return figures

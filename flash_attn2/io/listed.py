@@ -62,7 +62,7 @@ def forward(problem: Attention, mask: BlockMask) -> Pass:
     schedule = balance.schedule(costs, problem.pairs, plan.section)
     keys = _rows_of_blocks(problem, (step.block for cta in ctas for step in cta.steps))
     finished = problem.pairs * sum(_rows(problem, cta.block, tile.block_m) for cta in whole)
-    left = problem.pairs * len(cut) * piece_kernels.row_piece_bytes(problem, tile.block_m)
+    left = piece_kernels.row_piece(problem, tile.block_m) * (problem.pairs * len(cut))
     warps = tile.row_warps * tile.column_warps
     kernel = Kernel(
         "FwdKernel",
@@ -78,7 +78,7 @@ def forward(problem: Attention, mask: BlockMask) -> Pass:
         writes={
             "out": once(finished * problem.head_dim * ELEMENT_BYTES),
             "lse": once(finished * FLOAT_BYTES),
-            "workspace": once(left),
+            "workspace": left,
         },
         shared=forward_shared(tile, work),
         balance=balance.makespan_over_ideal(schedule, problem.device.sm_count * tile.ctas_per_sm),

@@ -13,7 +13,8 @@ from flash_attn2.io.problem import ELEMENT_BYTES, FLOAT_BYTES, Attention
 
 ORDER, SUM_ROWS, SUM_COLUMNS = NAMES = ("WorkOrderKernel", "SumPiecesKernel", "SumColumnsKernel")
 
-_ITEM_BYTES = 32  # what a CTA is to do
+_ITEM_BYTES = 32  # what a CTA is to do, a sector
+_ITEM_REQUESTS = 3  # in which nvcc has a warp read its members
 _STATE_BYTES = 2 * FLOAT_BYTES  # of a row of a piece
 _WARPS = 8  # of a CTA that adds up
 _CHUNK = 4  # columns of one of its threads
@@ -24,7 +25,7 @@ def read_items(listed: ListedPlan, pairs: int, warps: int) -> Traffic:
     if listed.sum_grid == 0:
         return once(0)
     items = (listed.lists + listed.capacity) * _ITEM_BYTES
-    return Traffic(items * pairs * warps, items)
+    return Traffic(_ITEM_REQUESTS * items * pairs * warps, items)
 
 
 def order(listed: ListedPlan, reads: Mapping[str, int]) -> Kernel:
@@ -38,9 +39,13 @@ def order(listed: ListedPlan, reads: Mapping[str, int]) -> Kernel:
     )
 
 
-def row_piece_bytes(problem: Attention, block_m: int) -> int:
-    """What a piece of a tile of queries leaves: outputs and states of its rows."""
-    return block_m * (problem.head_dim * FLOAT_BYTES + _STATE_BYTES)
+def row_piece(problem: Attention, block_m: int) -> Traffic:
+    """What a piece of a tile of queries leaves: outputs and states of its rows.
+
+    The two members of a state are stored one after the other, in the same sectors.
+    """
+    states = block_m * _STATE_BYTES
+    return once(block_m * problem.head_dim * FLOAT_BYTES) + Traffic(2 * states, states)
 
 
 def sum_rows(

@@ -168,6 +168,23 @@ def test_the_host_compiler_is_that_of_the_environment(monkeypatch: pytest.Monkey
     assert toolchain.host_compiler() == "clang++"
 
 
+def test_the_machines_own_nvcc_comes_before_a_fetched_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    places = tmp_path / "third_party" / "cuda" / "bin", tmp_path / "own" / "bin"
+    for place in places:
+        place.mkdir(parents=True)
+    fetched, own = (nvcc_stand_in.make_toolchain(place).nvcc for place in places)
+    monkeypatch.setattr(toolchain.third_party, "THIRD_PARTY", tmp_path / "third_party")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "own"))
+    assert toolchain.find_own("nvcc") == toolchain.find("nvcc") == own
+    own.unlink()
+    monkeypatch.setenv("PATH", "")
+    elsewhere = toolchain.find_own("nvcc")  # where toolkits are installed
+    assert elsewhere is None or elsewhere.is_relative_to("/usr/local/cuda")
+    assert toolchain.find("nvcc") == (elsewhere or fetched)
+
+
 def test_a_missing_host_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tools = nvcc_stand_in.make_toolchain(tmp_path, "echo V13.0.88")
     monkeypatch.setattr(toolchain, "find", lambda _: tools.nvcc)

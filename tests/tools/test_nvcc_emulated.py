@@ -30,9 +30,9 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toolchain:
     return stand_in
 
 
-def make(directory: Path, *flags: str) -> int:
-    folder = str(directory / "units")
-    return emulated.main(["unit", str(directory / "rows.cu"), "--folder", folder, "--", *flags])
+def make(directory: Path, *flags: str, as_is: bool = False) -> int:
+    arguments = ["unit", str(directory / "rows.cu"), "--folder", str(directory / "units")]
+    return emulated.main([*arguments, *(["--as-is"] if as_is else []), "--", *flags])
 
 
 @pytest.mark.usefixtures("tools")
@@ -50,6 +50,16 @@ def test_a_unit_is_compiled_and_translated(tmp_path: Path) -> None:
     assert make(tmp_path, "-O3", "-Iinclude") == 0
     assert (unit / "rows.ptx.json").is_file()
     assert cpp.stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_unit_of_no_instances_is_compiled_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "rows.cu").write_text("int main() {}\n")
+    text = tmp_path / "units" / "compute_80" / "rows" / "rows.cu"
+    assert make(tmp_path, as_is=True) == 0
+    assert text.read_text() == "int main() {}\n"
+    assert make(tmp_path) == 0
+    assert "shared_bytes_of_rows" in text.read_text()
 
 
 @pytest.mark.usefixtures("tools")

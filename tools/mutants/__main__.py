@@ -30,7 +30,6 @@ def build(seed: int, per_kernel: int, jobs: int) -> None:
     options = {
         "FLASH_ATTN2_CUDA": "off",
         "FLASH_ATTN2_EMULATOR": "ON",
-        "FLASH_ATTN2_EMULATOR_ROUTE": "ptx",
         "FLASH_ATTN2_HEAD_DIMS": "64",
         "FLASH_ATTN2_FAULTS": f"{seed},{per_kernel}",
         "FLASH_ATTN2_OUTPUT_DIR": str(PACKAGE / "flash_attn2"),

@@ -1,11 +1,12 @@
 """Units of CUDA kernels for the kernel emulator: what the build makes of them, beside its objects.
 
     python -m tools.nvcc.emulated check --reason FILE
-    python -m tools.nvcc.emulated unit SOURCE.cu --folder FOLDER [--arch 80] -- FLAG...
+    python -m tools.nvcc.emulated unit SOURCE.cu --folder FOLDER [--as-is] -- FLAG...
 
 The first one says whether nvcc can be had and works: exit status 0, or 3 with the reason in FILE.
 The second one has nvcc make PTX and the object of the host's code, and translates the PTX to C++,
-all in ``FOLDER/compute_<arch>/<unit>/``; what is up to date is left as it is.
+all in ``FOLDER/compute_<arch>/<unit>/``; what is up to date is left as it is. ``--as-is`` is for a
+source that is no unit of csrc/instances.cmake.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ def translate(ptx: Path) -> Path:
     return cpp
 
 
-def unit(source: Path, folder: Path, arch: str, flags: Sequence[str], draw: Draw | None) -> int:
+def unit(
+    source: Path, text: str, folder: Path, arch: str, flags: Sequence[str], draw: Draw | None
+) -> int:
     """Have the files of a unit up to date, those with faults too where some are to be drawn."""
     try:
         toolchain = find_toolchain(checked=False)
-        text = with_shared_bytes(source)
         front = compile_front(toolchain, source.stem, text, folder, arch, flags)
         translate(front.ptx if draw is None else draw_faults(front.ptx, draw))
     except (CompileError, ToolchainError) as error:
@@ -74,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     of_unit.add_argument("source", type=Path)
     of_unit.add_argument("--folder", type=Path, required=True)
     of_unit.add_argument("--arch", default="80")
+    of_unit.add_argument("--as-is", action="store_true")
     of_unit.add_argument("--faults", type=Draw.parse, metavar="SEED,PER_KERNEL,FIRST")
     own, flags = list(arguments), []
     if "--" in own:
@@ -82,7 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(own)
     if given.command == "check":
         return check(given.reason)
-    return unit(given.source.resolve(), given.folder.resolve(), given.arch, flags, given.faults)
+    source = given.source.resolve()
+    text = source.read_text() if given.as_is else with_shared_bytes(source)
+    return unit(source, text, given.folder.resolve(), given.arch, flags, given.faults)
 
 
 if __name__ == "__main__":

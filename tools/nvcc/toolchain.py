@@ -1,4 +1,9 @@
-"""nvcc and the host compiler that it calls: those of the machine, else a fetched nvcc."""
+"""nvcc and the host compiler that it calls: those of the machine, else a fetched nvcc.
+
+    python -m tools.nvcc.toolchain
+
+prints the path of the machine's own nvcc, or nothing where there is none: CMake asks here, too.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +40,19 @@ class Toolchain:
         return [str(self.nvcc), "-ccbin", self.host_compiler, *map(str, arguments)]
 
 
-def find(tool: str) -> Path | None:
-    """Path of a program of the CUDA toolkit that is there already."""
+def find_own(tool: str) -> Path | None:
+    """Path of a program of the machine's own CUDA toolkit."""
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     on_path = shutil.which(tool)
     candidates = [Path(root, "bin", tool) for root in roots if root]
     candidates += [Path(on_path)] if on_path else []
-    candidates.append(third_party.THIRD_PARTY / "cuda" / "bin" / tool)
     return next((path for path in candidates if os.access(path, os.X_OK)), None)
+
+
+def find(tool: str) -> Path | None:
+    """The same, else the one that has been fetched."""
+    fetched = third_party.THIRD_PARTY / "cuda" / "bin" / tool
+    return find_own(tool) or (fetched if os.access(fetched, os.X_OK) else None)
 
 
 def find_or_fetch(tool: str) -> Path:
@@ -121,3 +131,7 @@ def find_toolchain(checked: bool = True) -> Toolchain:
     if checked:
         check_host_compiler(toolchain)
     return toolchain
+
+
+if __name__ == "__main__":
+    print(find_own("nvcc") or "", end="")

@@ -12,7 +12,7 @@
 #include <random>
 #include <vector>
 
-#include "../test_frame.h"
+#include "test_frame.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#include "emu/device.h"
+#include "emu/launch.h"
 
 namespace selftest {
 

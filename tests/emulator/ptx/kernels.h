@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../test_frame.h"
-#include "emu/device.h"
+#include "emu/launch.h"
 
 namespace selftest {
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../arrays.h"
 #include "kernels.h"
 
 namespace {
@@ -11,14 +12,13 @@ namespace {
 using namespace selftest;
 
 TEST(vectors_go_through_shared_memory) {
-  std::vector<uint32_t> in(4 * 96), out(4 * 96);
-  for (uint32_t i = 0; i < in.size(); ++i) in[i] = i;
-  auto const from = writable(in, "in");
-  auto const to = writable(out);
+  Array<uint32_t> in(4 * 96), out(4 * 96);
+  for (int i = 0; i < in.size(); ++i) in[i] = uint32_t(i);
+  emu::ScopedBuffers const buffers{in.read_only("in"), out.writable("out")};
   emu::reset_counters();
   CHECK_EQUAL(launch_kernel("mirror", 1, 96, 0, in.data(), out.data()), "");
-  for (uint32_t t = 0; t < 96; ++t) {
-    for (uint32_t i = 0; i < 4; ++i) CHECK_EQUAL(out[4 * t + i], 4 * (95 - t) + i);
+  for (int t = 0; t < 96; ++t) {
+    for (int i = 0; i < 4; ++i) CHECK_EQUAL(out[4 * t + i], uint32_t(4 * (95 - t) + i));
   }
   // A vector is one request of each warp, whatever its length.
   emu::Counters const counts = emu::counters();

@@ -98,15 +98,7 @@ uint32_t detail_of(int id, int threads, Arrival arrival) {
 
 }  // namespace
 
-int barrier_sync(int id, int threads, bool predicate, Reduction reduction) {
-  return at::barrier_sync(__builtin_return_address(0), id, threads, predicate, reduction);
-}
-
-void barrier_arrive(int id, int threads) {
-  at::barrier_arrive(__builtin_return_address(0), id, threads);
-}
-
-int at::barrier_sync(void const* site, int id, int threads, bool predicate, Reduction reduction) {
+int barrier_sync(void const* site, int id, int threads, bool predicate, Reduction reduction) {
   threads = check(id, threads, site);
   Warp& warp = current_warp();
   warp.vote.predicate[current->lane] = predicate;
@@ -120,7 +112,7 @@ int at::barrier_sync(void const* site, int id, int threads, bool predicate, Redu
   return warp.barrier_result;
 }
 
-void at::barrier_arrive(void const* site, int id, int threads) {
+void barrier_arrive(void const* site, int id, int threads) {
   threads = check(id, threads, site);
   Warp& warp = current_warp();
   warp.vote.predicate[current->lane] = false;

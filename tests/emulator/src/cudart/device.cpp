@@ -55,14 +55,14 @@ size_t shared_bytes_of_multiprocessor() {
   return size_t(device_size().shared_bytes_per_multiprocessor);
 }
 
-cudaError_t check_launch(cudaLaunchConfig_t const& config, Kernel const& kernel) {
+cudaError_t check_launch(cudaLaunchConfig_t const& config, ptx::Entry const& entry) {
   dim3 const g = config.gridDim, b = config.blockDim;
-  unsigned const most = kernel.max_threads == 0 ? kMaxThreads : kernel.max_threads;
+  unsigned const most = entry.max_threads == 0 ? kMaxThreads : entry.max_threads;
   bool const grid_ok = g.x - 1 < kMaxGridX && g.y - 1 < kMaxGridYZ && g.z - 1 < kMaxGridYZ;
   bool const block_ok = b.x > 0 && b.y > 0 && b.x <= kMaxThreads && b.y <= kMaxThreads &&
                         b.z - 1 < kMaxThreadsZ && b.x * b.y * b.z <= most;
   if (!grid_ok || !block_ok) return remember_error(cudaErrorInvalidConfiguration);
-  int const limit = dynamic_shared_limit(kernel.function, kernel.static_shared_bytes);
+  int const limit = dynamic_shared_limit(&entry, entry.shared_bytes);
   if (config.dynamicSmemBytes > size_t(limit)) return remember_error(cudaErrorInvalidValue);
   return cudaSuccess;
 }

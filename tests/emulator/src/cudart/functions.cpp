@@ -5,7 +5,6 @@
 
 #include <algorithm>
 
-#include "emu/device.h"
 #include "limits.h"
 #include "registration.h"
 

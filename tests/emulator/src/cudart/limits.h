@@ -4,13 +4,13 @@
 
 #include <cuda_runtime.h>
 
-#include "emu/device.h"
+#include "ptx/module.h"
 
 namespace emu {
 
 inline constexpr unsigned kMaxThreads = 1024;  // of a CTA
 
-cudaError_t check_launch(cudaLaunchConfig_t const& config, Kernel const& kernel);
+cudaError_t check_launch(cudaLaunchConfig_t const& config, ptx::Entry const& entry);
 
 // Dynamic shared memory that a launch may ask for.
 int dynamic_shared_limit(void const* kernel, uint32_t static_bytes);

@@ -9,7 +9,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "emu/device.h"
+#include "emu/launch.h"
+#include "launch.h"
 #include "limits.h"
 #include "ptx/modules.h"
 
@@ -50,13 +51,7 @@ cudaError_t launch_entry(cudaLaunchConfig_t const& config, ptx::Entry const* ent
   for (uint32_t i = 0; i < entry->num_params; ++i) {
     std::memcpy(values + entry->params[i].offset, arguments[i], entry->params[i].bytes);
   }
-  return launch(config, {.function = entry,
-                         .run = entry->run,
-                         .arguments = values,
-                         .arguments_bytes = bytes,
-                         .is_translated = true,
-                         .static_shared_bytes = entry->shared_bytes,
-                         .max_threads = entry->max_threads});
+  return launch(config, {.entry = entry, .arguments = values, .arguments_bytes = bytes});
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "access.h"
-#include "emu/device.h"
 #include "global_memory.h"
 #include "machine.h"
 #include "modules.h"
@@ -92,7 +91,7 @@ void* access_generic_flag_at(Site const* site, u64 address, u32 bytes, bool writ
   return access_shared_flag_at(site, address - shared_window(), bytes, writes, order, scope);
 }
 
-Entry const& running_entry() { return *static_cast<Entry const*>(grid.kernel.function); }
+Entry const& running_entry() { return *grid.kernel.entry; }
 
 }  // namespace
 
@@ -177,7 +176,7 @@ LocalMemory::LocalMemory(u8* data, u32 bytes)
 LocalMemory::~LocalMemory() { current->local_memory = before; }
 
 void copy_async(Site const* site, u64 to, u64 from, u32 bytes, u32 source_bytes) {
-  at::copy_async(site, to_pointer(from), to, bytes, source_bytes);
+  emu::copy_async(site, to_pointer(from), to, bytes, source_bytes);
 }
 void copy_async_commit() { emu::copy_async_commit(); }
 void copy_async_wait_group(u32 pending) { emu::copy_async_wait_group(int(pending)); }
@@ -185,11 +184,11 @@ void copy_async_wait_all() { emu::copy_async_wait_all(); }
 
 u64 atomic(Site const* site, Space space, u64 address, AtomicOp op, AtomicType type, u64 operand,
            u64 compare, Order order, Scope scope, bool has_result) {
-  at::Atomic const what{op, type, operand, compare, order, scope, has_result};
+  emu::Atomic const what{op, type, operand, compare, order, scope, has_result};
   bool const in_window = space == Space::kGeneric && is_shared(address);
-  if (space == Space::kShared) return at::atomic_shared(site, address, what);
-  if (in_window) return at::atomic_shared(site, address - shared_window(), what);
-  return at::atomic(site, to_pointer(address), what);
+  if (space == Space::kShared) return emu::atomic_shared(site, address, what);
+  if (in_window) return emu::atomic_shared(site, address - shared_window(), what);
+  return emu::atomic(site, to_pointer(address), what);
 }
 
 void fence(Scope scope) { emu::fence(scope); }

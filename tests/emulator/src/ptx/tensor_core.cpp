@@ -16,7 +16,7 @@ void multiply(Site const* site, MmaOperands& operands, MmaType type, int depth) 
   std::memcpy(all.a, operands.a, sizeof(all.a));
   std::memcpy(all.b, operands.b, sizeof(all.b));
   std::memcpy(all.c, operands.c, sizeof(all.c));
-  at::mma(site, all, type, depth);
+  emu::mma(site, all, type, depth);
   std::memcpy(operands.c, all.c, sizeof(all.c));
 }
 
@@ -37,11 +37,11 @@ void multiply_f16_f16(Site const* site, MmaOperands& operands, int depth) {
 }
 
 void load_matrices(Site const* site, u64 row, u32* registers, int matrices, bool transposed) {
-  at::load_matrix(site, row, registers, matrices, transposed);
+  emu::load_matrix(site, row, registers, matrices, transposed);
 }
 
 u32 transpose_matrix(Site const* site, u32 fragment) {
-  return at::transpose_matrix(site, fragment);
+  return emu::transpose_matrix(site, fragment);
 }
 
 }  // namespace emu::ptx

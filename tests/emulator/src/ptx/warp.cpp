@@ -6,7 +6,6 @@
 
 #include "collectives.h"
 #include "cudart/limits.h"
-#include "emu/device.h"
 #include "machine.h"
 #include "operations.h"
 #include "report.h"
@@ -83,12 +82,12 @@ u64 clock_ticks() { return u64(std::chrono::steady_clock::now().time_since_epoch
 
 Shuffled shuffle(Site const* site, Shuffle mode, u32 value, u32 lane, u32 segments, u32 mask) {
   Source const source = shuffle_source(mode, lane, segments);
-  return {u32(at::shuffle(site, mask, value, source.lane)), source.in_range};
+  return {u32(emu::shuffle(site, mask, value, source.lane)), source.in_range};
 }
 
 u32 active_mask() { return active_lanes(); }
 u32 vote_ballot(Site const* site, bool predicate, u32 mask) {
-  return at::ballot(site, mask, predicate);
+  return emu::ballot(site, mask, predicate);
 }
 bool vote_any(Site const* site, bool predicate, u32 mask) {
   return vote_ballot(site, predicate, mask) != 0;
@@ -113,7 +112,7 @@ u32 match_any(Site const* site, u64 value, u32 mask) {
 u32 match_all(Site const* site, u64 value, u32 mask) {
   return match_any(site, value, mask) == mask ? mask : 0;
 }
-void sync_warp(Site const* site, u32 mask) { at::sync_warp(site, mask); }
+void sync_warp(Site const* site, u32 mask) { emu::sync_warp(site, mask); }
 
 #define EMU_REDUX(T)                                                               \
   T redux_add(Site const* site, T value, u32 mask) {                               \
@@ -139,22 +138,22 @@ u32 redux_xor(Site const* site, u32 value, u32 mask) {
 }
 
 void barrier_sync(Site const* site, u32 id, u32 threads) {
-  at::barrier_sync(site, int(id), int(threads));
+  emu::barrier_sync(site, int(id), int(threads));
 }
 void barrier_arrive(Site const* site, u32 id, u32 threads) {
-  at::barrier_arrive(site, int(id), int(threads));
+  emu::barrier_arrive(site, int(id), int(threads));
 }
 u32 barrier_popc(Site const* site, u32 id, u32 threads, bool predicate) {
-  return u32(at::barrier_sync(site, int(id), int(threads), predicate, Reduction::kCount));
+  return u32(emu::barrier_sync(site, int(id), int(threads), predicate, Reduction::kCount));
 }
 bool barrier_and(Site const* site, u32 id, u32 threads, bool predicate) {
-  return at::barrier_sync(site, int(id), int(threads), predicate, Reduction::kAnd) != 0;
+  return emu::barrier_sync(site, int(id), int(threads), predicate, Reduction::kAnd) != 0;
 }
 bool barrier_or(Site const* site, u32 id, u32 threads, bool predicate) {
-  return at::barrier_sync(site, int(id), int(threads), predicate, Reduction::kOr) != 0;
+  return emu::barrier_sync(site, int(id), int(threads), predicate, Reduction::kOr) != 0;
 }
 
-void nanosleep(u32) { pause(); }
+void nanosleep(u32) { give_way(); }
 
 void trap(Site const* site) { fail(site, "trap"); }
 

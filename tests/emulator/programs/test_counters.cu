@@ -6,15 +6,13 @@
 #include <cute/numeric/numeric_types.hpp>
 
 #include "arrays.h"
-#include "selftest.h"
-#include "tile/intrinsics.h"
+#include "device_functions.h"
+#include "launch.h"
 
 namespace {
 
 using selftest::Array;
 using selftest::launch;
-
-EMU_DYNAMIC_SHARED(smem);
 
 template <class... Params, class... Args>
 emu::Counters count(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Params...),
@@ -105,7 +103,7 @@ __global__ void busy(int* out) {
 // The three steps of a sum over CTAs, each a launch: zero, add, convert.
 __global__ void zero(float* sums) { sums[threadIdx.x] = 0.f; }
 __global__ void add(float const* in, float* sums) {
-  fa2::red_add(&sums[threadIdx.x], in[64 * blockIdx.x + threadIdx.x]);
+  selftest::red_add(&sums[threadIdx.x], in[64 * blockIdx.x + threadIdx.x]);
 }
 template <class T>
 __global__ void convert(float const* sums, T* out) {

@@ -6,7 +6,7 @@
 
 #include "arrays.h"
 #include "faulty_kernel.h"
-#include "selftest.h"
+#include "launch.h"
 
 namespace {
 
@@ -97,7 +97,7 @@ constexpr Case kCases[] = {
     FAULT(kPairBarrierShared, kSharedRace),
     FAULT(kPairBarrierBadCount, "for 40 threads"),
     FAULT(kPairBarrierBadId, "does not exist"),
-    FAULT(kDivergentBarrier, "have exited"),
+    FAULT(kDivergentBarrier, "an .aligned operation"),
     FAULT(kNoTicketBarrier, kSharedRace),
     FAULT(kNoStagingBarrier, kSharedRace),
     FAULT(kNoRowPredicateOut, "a buffer of 7168 bytes"),

@@ -4,14 +4,12 @@
 #include <string>
 
 #include "arrays.h"
-#include "selftest.h"
-#include "tile/intrinsics.h"
+#include "device_functions.h"
+#include "launch.h"
 
 namespace {
 
 using selftest::Array;
-
-EMU_DYNAMIC_SHARED(smem);
 
 enum class Fault {
   kNone,
@@ -37,7 +35,7 @@ __global__ void add_in_turn(Params p) {
   extern __shared__ __align__(128) char smem[];
   auto const is = [&p](Fault fault) { return p.fault == fault; };
   int& shared_ticket = *reinterpret_cast<int*>(smem);
-  int const thread = fa2::thread_index();
+  int const thread = int(threadIdx.x);
   if (thread == 0) shared_ticket = atomicAdd(p.next_ticket, 1);
   __syncthreads();
   int const ticket = shared_ticket;
@@ -47,7 +45,7 @@ __global__ void add_in_turn(Params p) {
     if (is(Fault::kRelaxedWait)) {
       while (*static_cast<int volatile*>(p.turn) != wanted) continue;
     } else {
-      while (fa2::load_acquire(p.turn) != wanted) continue;
+      while (selftest::load_acquire(p.turn) != wanted) continue;
     }
   }
   if (!is(Fault::kNoBarrierAfterWait)) __syncthreads();
@@ -55,7 +53,7 @@ __global__ void add_in_turn(Params p) {
   if (!is(Fault::kNoBarrierBeforeRelease)) __syncthreads();
   if (thread == 0 && is(Fault::kRelaxedRelease)) atomicAdd(p.turn, 1);
   if (thread == 0 && !is(Fault::kRelaxedRelease) && !is(Fault::kNoRelease)) {
-    fa2::red_release_add(p.turn, 1);
+    selftest::red_release_add(p.turn, 1);
   }
 }
 
@@ -94,30 +92,30 @@ void for_each_schedule(Visit visit) {
 __global__ void acquire_the_wrong_flag(int* flags, float* data) {
   if (blockIdx.x == 0) {
     data[0] = 1.f;
-    fa2::red_release_add(&flags[0], 1);
+    selftest::red_release_add(&flags[0], 1);
   } else {
     while (*static_cast<int volatile*>(&flags[0]) == 0) continue;
-    fa2::load_acquire(&flags[1]);
+    selftest::load_acquire(&flags[1]);
     data[0] = 2.f;
   }
 }
 
 // Each CTA adds 1; in ascending order, if they wait.
 __global__ void add_ones(float* sums, int* turn, bool waits) {
-  int const thread = fa2::thread_index();
+  int const thread = int(threadIdx.x);
   if (thread == 0 && waits) {
-    while (fa2::load_acquire(turn) != int(blockIdx.x)) continue;
+    while (selftest::load_acquire(turn) != int(blockIdx.x)) continue;
   }
   __syncthreads();
-  fa2::red_add(&sums[thread], 1.f);
+  selftest::red_add(&sums[thread], 1.f);
   __syncthreads();
-  if (thread == 0) fa2::red_release_add(turn, 1);
+  if (thread == 0) selftest::red_release_add(turn, 1);
 }
 
 // Adds zeros, which change nothing, yet is no spinning.
 __global__ void add_zeros(float* sum) {
-  for (int i = 0; i < 3000; ++i) fa2::red_add(sum, 0.f);
-  fa2::red_add(sum, 1.f);
+  for (int i = 0; i < 3000; ++i) selftest::red_add(sum, 0.f);
+  selftest::red_add(sum, 1.f);
 }
 
 }  // namespace

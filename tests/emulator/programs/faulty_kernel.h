@@ -14,7 +14,7 @@
 #include <cute/arch/copy_sm80.hpp>
 #include <cute/arch/mma_sm80.hpp>
 
-#include "tile/intrinsics.h"
+#include "device_functions.h"
 
 namespace faulty {
 
@@ -99,17 +99,17 @@ struct Smem {
 // computes 16 columns; of the result, 32.
 class Kernel {
  public:
-  Kernel(Params const& params, Smem& smem)
+  __device__ Kernel(Params const& params, Smem& smem)
       : p(params),
         smem(smem),
-        thread(fa2::thread_index()),
+        thread(int(threadIdx.x)),
         lane(thread % 32),
         warp(thread / 32),
         pair(warp / 2),
         half(warp % 2),
         first_row(int(blockIdx.x) * kTile) {}
 
-  void run() {
+  __device__ void run() {
     draw_ticket();
     multiply();
     accumulate();
@@ -117,23 +117,27 @@ class Kernel {
   }
 
  private:
-  bool is(Fault fault) const { return p.fault == fault; }
-  void barrier_unless(Fault fault) const {
+  __device__ bool is(Fault fault) const { return p.fault == fault; }
+  __device__ void barrier_unless(Fault fault) const {
     if (!is(fault)) __syncthreads();
   }
 
   // Where 16-byte chunk `chunk` of a row of 64 lies.
-  static int swizzled(int row, int chunk) { return row * kDepth + (chunk ^ row % 8) * 8; }
-  static int swizzled_s(int row, int chunk) { return row * kTile + (chunk ^ row / 2 % 4) * 8; }
+  __device__ static int swizzled(int row, int chunk) {
+    return row * kDepth + (chunk ^ row % 8) * 8;
+  }
+  __device__ static int swizzled_s(int row, int chunk) {
+    return row * kTile + (chunk ^ row / 2 % 4) * 8;
+  }
 
-  void draw_ticket() {
+  __device__ void draw_ticket() {
     if (thread == 0) smem.ticket = atomicAdd(&p.tickets[blockIdx.x], 1);
     barrier_unless(Fault::kNoTicketBarrier);
     ticket = smem.ticket;
   }
 
   // 32 rows of `source`; those from `rows` on become zero.
-  void load(__half const* source, __half* target, int rows, Fault ignores_rows) {
+  __device__ void load(__half const* source, __half* target, int rows, Fault ignores_rows) {
     using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
     for (int i = thread; i < kTile * kDepth / 8; i += kThreads) {
       int const row = i / 8, chunk = i % 8;
@@ -148,7 +152,7 @@ class Kernel {
     }
   }
 
-  void load_b(int tile, int end) {
+  __device__ void load_b(int tile, int end) {
     if (tile < end && !is(Fault::kNotLoaded)) {
       load(p.b + tile * kTile * kDepth, smem.b[tile % kStages], p.n - tile * kTile,
            Fault::kNoRowPredicateB);
@@ -156,7 +160,7 @@ class Kernel {
     if (!is(Fault::kNoCommit)) cute::cp_async_fence();
   }
 
-  void multiply() {
+  __device__ void multiply() {
     int const begin = int(blockIdx.y) * p.tiles_per_split;
     int const end = min(begin + p.tiles_per_split, (p.n + kTile - 1) / kTile);
     load(p.a + first_row * kDepth, smem.a, p.m - first_row, Fault::kNoRowPredicateA);
@@ -164,9 +168,9 @@ class Kernel {
     for (int tile = begin; tile < end; ++tile) {
       load_b(tile + 1, end);
       if (is(Fault::kWaitForOneLess)) {
-        fa2::cp_async_wait_group<2>();
+        selftest::cp_async_wait_group<2>();
       } else if (!is(Fault::kNoWait)) {
-        fa2::cp_async_wait_group<1>();
+        selftest::cp_async_wait_group<1>();
       }
       barrier_unless(Fault::kNoBarrierAfterLoad);
       multiply_tile(smem.b[tile % kStages]);
@@ -175,7 +179,7 @@ class Kernel {
     sum_rows();
   }
 
-  void multiply_tile(__half* b) {
+  __device__ void multiply_tile(__half* b) {
     // S = A B'
     float s[2][4] = {};
     for (int k = 0; k < kDepth / 16; ++k) {
@@ -205,7 +209,7 @@ class Kernel {
   }
 
   // Puts S of both warps of the pair into shared memory.
-  void exchange(float const (&s)[2][4]) {
+  __device__ void exchange(float const (&s)[2][4]) {
     for (int j = 0; j < 2; ++j) {
       for (int i = 0; i < 2; ++i) {
         int const row = lane / 4 + 8 * i;
@@ -216,17 +220,17 @@ class Kernel {
     if (!is(Fault::kNoPairBarrier)) pair_barrier();
   }
 
-  void pair_barrier() {
+  __device__ void pair_barrier() {
     int id = 1 + pair, threads = 64;
     if (is(Fault::kPairBarrierForAll) && pair == 0) threads = 128;
     if (is(Fault::kPairBarrierShared)) id = 1;
     if (is(Fault::kPairBarrierBadCount)) threads = 40;
     if (is(Fault::kPairBarrierBadId)) id += 16;
-    fa2::named_barrier_sync(id, threads);
+    selftest::named_barrier_sync(id, threads);
   }
 
   // Sums over the four lanes of a row, by shuffles; then hands them to lanes 0 to 15.
-  void sum_rows() {
+  __device__ void sum_rows() {
     if (is(Fault::kShuffleByHalfAWarp) && lane >= 16) return;
     for (int i = 0; i < 2; ++i) {
       row_sum[i] += __shfl_xor_sync(0xffffffffu, row_sum[i], 1);
@@ -241,7 +245,7 @@ class Kernel {
     __syncthreads();
   }
 
-  void accumulate() {
+  __device__ void accumulate() {
     if (is(Fault::kNoAtomic)) add_sums();  // and out of turn
     if (thread == 0) {
       int volatile* const turn = &p.turns[blockIdx.x];
@@ -263,7 +267,7 @@ class Kernel {
     __syncthreads();
   }
 
-  void add_sums() {
+  __device__ void add_sums() {
     for (int n = 0; n < 4; ++n) {
       for (int i = 0; i < 4; ++i) {
         int const row = first_row + pair * 16 + lane / 4 + i / 2 * 8;
@@ -280,7 +284,7 @@ class Kernel {
   }
 
   // The last CTA of a row block: float to half through shared memory, out in 16-byte chunks.
-  void convert() {
+  __device__ void convert() {
     int const rows = min(kTile, p.m - first_row);
     for (int i = thread; i < rows * kDepth; i += kThreads) {
       int const row = i / kDepth, col = i % kDepth;
@@ -302,17 +306,17 @@ class Kernel {
     if (is(Fault::kWritesInput)) const_cast<__half*>(p.a)[thread] = __half(0.f);
   }
 
-  void load_fragment(uint32_t (&r)[4], __half* row) {
+  __device__ void load_fragment(uint32_t (&r)[4], __half* row) {
     if (is(Fault::kMisalignedLdmatrix)) row += 2;
     if (is(Fault::kLdmatrixOutside)) row += sizeof(Smem) / 2;
     cute::SM75_U32x4_LDSM_N::copy(*reinterpret_cast<cute::uint128_t const*>(row), r[0], r[1], r[2],
                                   r[3]);
   }
-  static void load_transposed(uint32_t (&r)[4], __half const* row) {
+  __device__ static void load_transposed(uint32_t (&r)[4], __half const* row) {
     cute::SM75_U16x8_LDSM_T::copy(*reinterpret_cast<cute::uint128_t const*>(row), r[0], r[1], r[2],
                                   r[3]);
   }
-  void mma(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) const {
+  __device__ void mma(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) const {
     if (is(Fault::kDivergentMma) && lane == 3) return;
     cute::SM80_16x8x16_F32F16F16F32_TN::fma(c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b0, b1,
                                             c[0], c[1], c[2], c[3]);
@@ -326,9 +330,7 @@ class Kernel {
   float sum[4][4] = {};
 };
 
-EMU_DYNAMIC_SHARED(smem);
-
-inline __global__ void kernel(Params params) {
+static __global__ void kernel(Params params) {
   extern __shared__ __align__(128) char smem[];
   Kernel(params, *reinterpret_cast<Smem*>(smem)).run();
 }

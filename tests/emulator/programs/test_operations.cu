@@ -8,8 +8,8 @@
 #include <random>
 
 #include "arrays.h"
-#include "selftest.h"
-#include "tile/intrinsics.h"
+#include "device_functions.h"
+#include "launch.h"
 
 namespace {
 
@@ -17,8 +17,6 @@ using selftest::Array;
 using selftest::launch;
 
 constexpr unsigned kAll = 0xffffffffu;
-
-EMU_DYNAMIC_SHARED(smem);
 
 // ---- mma, by CuTe: C (16 x 8) = A (16 x k) B' (8 x k)
 
@@ -136,18 +134,17 @@ __global__ void reduce(int* out) {
 __global__ void produce(int* out) {
   extern __shared__ __align__(128) char smem[];
   int* const item = reinterpret_cast<int*>(smem);
-  using Barrier = cutlass::arch::NamedBarrier;
   int const thread = int(threadIdx.x), lane = thread % 32;
-  constexpr unsigned kFull = 0, kEmpty = 1;
+  constexpr int kFull = 1, kEmpty = 2;
   for (int round = 0; round < 4; ++round) {
     if (thread < 32) {
-      if (round > 0) Barrier::sync(96, kEmpty);
+      if (round > 0) selftest::named_barrier_sync(kEmpty, 96);
       item[lane] = round * 100 + lane;
-      Barrier::arrive(96, kFull);
+      selftest::named_barrier_arrive(kFull, 96);
     } else {
-      Barrier::sync(96, kFull);
+      selftest::named_barrier_sync(kFull, 96);
       out[round * 64 + thread - 32] = item[31 - lane];
-      if (round < 3) Barrier::arrive(96, kEmpty);
+      if (round < 3) selftest::named_barrier_arrive(kEmpty, 96);
     }
   }
 }
@@ -184,7 +181,7 @@ __global__ void copy_in(T const* in, T* out) {
   cute::cp_async_fence();
   cute::cp_async_wait<1>();
   out[lane] = staged[lane];
-  fa2::cp_async_wait_group<0>();
+  selftest::cp_async_wait_group<0>();
   out[32 + lane] = staged[32 + lane];
   cute::SM80_CP_ASYNC_CACHEALWAYS<T>::copy(in[lane], staged[lane]);
   cute::cp_async_wait<0>();  // wait_all: without a commit
@@ -214,13 +211,24 @@ __global__ void copy_uncommitted(int const* in, int* out) {
   extern __shared__ __align__(128) char smem[];
   int* const staged = reinterpret_cast<int*>(smem);
   cute::SM80_CP_ASYNC_CACHEALWAYS<int>::copy(in[threadIdx.x], staged[threadIdx.x]);
-  fa2::cp_async_wait_group<0>();
+  selftest::cp_async_wait_group<0>();
   out[threadIdx.x] = staged[threadIdx.x];
 }
 
 __global__ void read_poison(float* out) {
   extern __shared__ __align__(128) char smem[];
   out[32 * blockIdx.x + threadIdx.x] = reinterpret_cast<float const*>(smem)[threadIdx.x];
+}
+
+__global__ void use_builtins(unsigned* out, unsigned a, unsigned b) {
+  out[0] = __byte_perm(0x33221100u * a, 0x77665544u, 0x7531u);
+  out[1] = __byte_perm(0x80000000u * a, 0u, 0x444bu);
+  out[2] = unsigned(__popc(0xf0f0u * a));
+  out[3] = unsigned(__clz(int(a - 1)));
+  out[4] = unsigned(__ffs(int(8 * a)));
+  out[5] = __umulhi(0u - a, 0u - a);
+  out[6] = __funnelshift_l(0x80000000u * a, a, b);
+  out[7] = __funnelshift_r(2 * a, a, b);
 }
 
 __global__ void where_am_i(int* out) {
@@ -355,16 +363,10 @@ TEST(threads_know_their_place) {
 }
 
 TEST(builtins_compute) {
-  CHECK_EQUAL(__byte_perm(0x33221100u, 0x77665544u, 0x7531u), 0x77553311u);
-  CHECK_EQUAL(__byte_perm(0x80000000u, 0u, 0x444bu), 0x000000ffu);
-  CHECK_EQUAL(__popc(0xf0f0u), 8);
-  CHECK_EQUAL(__clz(0), 32);
-  CHECK_EQUAL(__ffs(8), 4);
-  CHECK_EQUAL(__umulhi(0xffffffffu, 0xffffffffu), 0xfffffffeu);
-  CHECK_EQUAL(__funnelshift_l(0x80000000u, 1u, 1), 3u);
-  CHECK_EQUAL(__funnelshift_r(2u, 1u, 1), 0x80000001u);
-  CHECK_EQUAL(fa2::exp2_approx(3.f), 8.f);
-  CHECK_EQUAL(fa2::exp2_approx(-INFINITY), 0.f);
-  CHECK_EQUAL(fa2::exp2_approx(-130.f), 0.f);
-  CHECK(std::isnan(fa2::exp2_approx(NAN)));
+  Array<unsigned> out(8);
+  emu::ScopedBuffers const buffers{out.writable("out")};
+  CHECK_EQUAL(launch(1, 1, 0, use_builtins, out.data(), 1u, 1u), "");
+  constexpr unsigned kExpected[] = {0x77553311u, 0x00000080u, 8, 32,
+                                    4,           0xfffffffeu, 3, 0x80000001u};
+  for (int i = 0; i < 8; ++i) CHECK_EQUAL(out[i], kExpected[i]);
 }

@@ -1,8 +1,12 @@
 #pragma once
 
-// For tests with kernels that the host compiler builds.
+// Launches of the tests' kernels.
 
-#include "emu/cuda_api.h"
+#include <cuda_runtime.h>
+
+#include <string>
+#include <utility>
+
 #include "test_frame.h"
 
 namespace selftest {
