@@ -20,7 +20,7 @@ PYTHON_FILES := flash_attn2 tests benchmarks examples tools distributions setup.
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo bench test io-page fuzz sanitize sanitize-short test-torch \
         test-torch-short test-integrations docs cuda-check mutants lint format wheel \
-        wheel-short install-check gpu gpu-setup gpu-test gpu-bench clean
+        wheel-short install-check gpu gpu-setup gpu-test gpu-bench gpu-report clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,8 +83,11 @@ test-integrations: build ## Run the tests with other libraries, in an environmen
 docs: build ## Build the documentation's site into build/docs
 	$(BIN)/python -m tools.docs
 
+# Compute capabilities whose machine code is checked.
+ARCHS ?= 80 90
+
 cuda-check: setup ## Compile every CUDA kernel and check its machine code (no GPU needed)
-	$(BIN)/python -m tools.cuda_check --jobs $(JOBS)
+	$(BIN)/python -m tools.cuda_check --jobs $(JOBS) --archs $(ARCHS)
 
 mutants: setup ## Count the faults of CUDA kernels that the tests notice
 	$(BIN)/python -m tools.mutants --jobs $(JOBS)
@@ -134,6 +137,13 @@ gpu-bench: gpu-setup ## Run the main benchmark on the GPU of this machine
 	$(CONFIGURE) -DFLASH_ATTN2_CUDA=on
 	$(COMPILE) --target native_modules
 	$(BIN)/python -m flash_attn2 bench --device cuda
+
+# Of the report: how long it may take, and options (python -m tools.gpu_report --help).
+MINUTES ?= 6
+REPORT ?=
+
+gpu-report: gpu ## Build, check and measure on this machine's GPU with PYTHON; installs nothing
+	$(PYTHON) -m tools.gpu_report --minutes $(MINUTES) $(REPORT)
 
 clean: ## Remove what was built (.venv and third_party stay)
 	rm -rf build dist *.egg-info flash_attn2/*.so

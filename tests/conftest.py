@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import hypothesis
 import pytest
 import support
 import torch
@@ -19,10 +19,14 @@ from flash_attn2._impl import backends, launch
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
-# The same examples every time; `pytest --hypothesis-profile=explore` looks for new ones.
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
-hypothesis.settings.load_profile("fixed")
+# The same examples every time; `pytest --hypothesis-profile=explore` looks for new ones. Without
+# hypothesis, as on a machine that has only a GPU, files that do not import it can be run.
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+    settings.register_profile("explore", deadline=None, max_examples=1000)
+    settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

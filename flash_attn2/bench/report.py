@@ -9,12 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
-from rich.text import Text
-
 from flash_attn2.bench import timing
 from flash_attn2.bench.accuracy import Errors
 from flash_attn2.bench.race import FLASH_ATTN2
@@ -22,6 +16,7 @@ from flash_attn2.bench.suite import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import Console
 
 _NOISY = 1.5  # upper quartile over lower quartile
 
@@ -36,6 +31,9 @@ class Table(NamedTuple):
 
 
 def print_table(console: Console, table: Table) -> None:
+    from rich import box
+    from rich.table import Table as RichTable
+
     shown = RichTable(
         title=table.title,
         title_justify="left",
@@ -57,6 +55,8 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def markdown(table: Table) -> str:
+    from rich.text import Text
+
     aligned = ["---" if index < table.texts else "---:" for index in range(len(table.header))]
     rows = [list(row) for block in table.blocks for row in block]
     plain = [[Text.from_markup(cell).plain.replace("|", r"\|") for cell in row] for row in rows]
@@ -124,6 +124,8 @@ class Report(ABC):
             yield noise
         yield from self.notes()
         for one in self.failed:
+            from rich.markup import escape
+
             yield f"[bold red]Failed:[/] {one['case']['name']}: {escape(one['failed'])}"
         if wrong := self.out_of_tolerance():
             yield f"[bold red]Error out of tolerance in:[/] {', '.join(wrong)}"
@@ -150,6 +152,8 @@ def progress(outcome: Outcome) -> str:
 
 
 def _row(outcome: Outcome, name: str, columns: Sequence[_Column]) -> list[str]:
+    from rich.markup import escape
+
     one = outcome["contenders"].get(name, {})
     if "samples" not in one:
         return [name, f"[dim]{escape(one.get('unavailable', ''))}[/]", *[""] * (len(columns) - 1)]

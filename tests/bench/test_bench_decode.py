@@ -159,10 +159,10 @@ def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_case_that_fails_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def create(case: DecodeCase, device: str) -> DecodeProblem:
+    def create(case: DecodeCase, device: str, cold_bytes: int | None) -> DecodeProblem:
         if case.page_size == 16:
             raise RuntimeError("no such pages")
-        return original(case, device)
+        return original(case, device, cold_bytes)
 
     original = DecodeProblem.create
     monkeypatch.setattr(DecodeProblem, "create", staticmethod(create))

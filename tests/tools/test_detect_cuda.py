@@ -50,7 +50,7 @@ def test_gpu(
 
 
 @pytest.mark.skipif(detect_cuda.gpu() is not None, reason="there is a GPU")
-@pytest.mark.parametrize("target", ["gpu-test", "gpu-bench"])
+@pytest.mark.parametrize("target", ["gpu-test", "gpu-bench", "gpu-report"])
 def test_without_a_gpu_nothing_is_installed_or_built(tmp_path: Path, target: str) -> None:
     folders = [f"VENV={tmp_path / 'venv'}", f"BUILD={tmp_path / 'build'}"]
     command = ["make", target, f"PYTHON={sys.executable}", *folders]

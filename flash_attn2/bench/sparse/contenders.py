@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from flash_attn2.masks import BlockMask
 DENSE = "without a mask"  # flash_attn2
 FLEX = "flex_attention"  # compiled
 
-_FLEX_BLOCKS = (64, 128, 256)
+FLEX_BLOCKS = (64, 128, 256)
 _DENSE_MASK = 1 + 4  # bytes a pair: of booleans, and of what SDPA makes of them
 
 
@@ -126,10 +126,12 @@ def _sdpa(problem: SparseProblem, limit: float) -> Variants:
     return {"": lambda: SparseCall(attend, _inputs(problem, True), True)}
 
 
-def _flex(problem: SparseProblem) -> Variants:
+def _flex(problem: SparseProblem, blocks: Sequence[int]) -> Variants:
     if problem.grad_out is not None and problem.q.device.type == "cpu":
         raise UnavailableError("no backward pass on CPUs")
-    sizes = [size for size in _FLEX_BLOCKS if problem.case.seqlen % size == 0]
+    if not blocks:
+        raise UnavailableError("left out")
+    sizes = [size for size in blocks if problem.case.seqlen % size == 0]
     if not sizes:
         raise UnavailableError("needs whole blocks")
     return {f"by {size}": functools.partial(_flex_call, problem, size) for size in sizes}
@@ -169,12 +171,14 @@ def _lists(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return counts[None, None].to(device), order[None, None].contiguous().to(device)
 
 
-def contenders(limit: float) -> Mapping[str, Callable[[SparseProblem], Variants]]:
+def contenders(
+    limit: float, flex_blocks: Sequence[int] = FLEX_BLOCKS
+) -> Mapping[str, Callable[[SparseProblem], Variants]]:
     """By name; each gives its ways to run a problem, or raises UnavailableError. SDPA does where
-    its mask takes more than `limit` bytes."""
+    its mask takes more than `limit` bytes, FlexAttention without any `flex_blocks`."""
     return {
         FLASH_ATTN2: lambda problem: _flash_attn2(problem, problem.mask),
         DENSE: lambda problem: _flash_attn2(problem, None),
         SDPA: lambda problem: _sdpa(problem, limit),
-        FLEX: _flex,
+        FLEX: lambda problem: _flex(problem, flex_blocks),
     }

@@ -13,7 +13,13 @@ from flash_attn2.bench import race, timing
 from flash_attn2.bench.race import FLASH_ATTN2
 from flash_attn2.bench.sparse import accuracy
 from flash_attn2.bench.sparse.cases import SparseCase
-from flash_attn2.bench.sparse.contenders import DENSE, SparseCall, SparseProblem, contenders
+from flash_attn2.bench.sparse.contenders import (
+    DENSE,
+    FLEX_BLOCKS,
+    SparseCall,
+    SparseProblem,
+    contenders,
+)
 from flash_attn2.bench.suite import Outcome, Suite
 
 
@@ -25,14 +31,19 @@ class _Prepared(NamedTuple):
 
 class SparseAttention(Suite[SparseCase]):
     """One sequence with a block mask; `budget` bounds the time per case, `mask_limit` the bytes of
-    SDPA's dense mask."""
+    SDPA's dense mask. FlexAttention is compiled for blocks of each of `flex_blocks`."""
 
     def __init__(
-        self, cases: Sequence[SparseCase], device: str, budget: timing.Budget, mask_limit: float
+        self,
+        cases: Sequence[SparseCase],
+        device: str,
+        budget: timing.Budget,
+        mask_limit: float,
+        flex_blocks: Sequence[int] = FLEX_BLOCKS,
     ) -> None:
         self.cases = cases
         self._device, self._budget = device, budget
-        self._contenders = contenders(mask_limit)
+        self._contenders = contenders(mask_limit, flex_blocks)
         self._clock = timing.clock(device)
 
     def describe(self, case: SparseCase) -> Outcome:

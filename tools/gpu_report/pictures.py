@@ -1,0 +1,52 @@
+"""Plots of a record, by those of the benchmark's suites, where matplotlib is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flash_attn2.bench.attention_report import AttentionReport
+from flash_attn2.bench.cases import Case
+from flash_attn2.bench.decode.report import DecodeReport
+from flash_attn2.bench.modes import MODES
+from flash_attn2.bench.report import Report
+from flash_attn2.bench.sparse.report import SparseReport
+from flash_attn2.bench.suite import Outcome
+
+
+def write(record: Mapping[str, Any], folder: Path, prefix: str) -> list[Path]:
+    """PNG files with such names; none without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return []
+    from flash_attn2.bench import plots
+
+    written = []
+    for shown in reports(record):
+        for path in plots.write(folder, shown):
+            written.append(path.replace(path.with_name(f"{prefix}-{path.name}")))
+    return written
+
+
+def reports(record: Mapping[str, Any]) -> Iterator[Report]:
+    """What each suite shows of its part of the record."""
+    timed = [one for one in record["results"] if "contenders" in one]
+    for mode in MODES:
+        found = [one for one in timed if one.get("mode") == mode]
+        if found:
+            yield AttentionReport(_part(record, mode, sorted(found, key=_order)))
+    if found := [one for one in timed if one["section"] == "decode"]:
+        yield DecodeReport(_part(record, "decode", found))
+    if found := [one for one in timed if one["section"] == "masks"]:
+        yield SparseReport(_part(record, "sparse", found))
+
+
+def _order(outcome: Outcome) -> tuple[int, bool, int]:
+    """Panels by length and mask, in them head dims."""
+    case = Case.of(outcome)
+    return case.seqlens[0], case.causal, case.head_dim
+
+
+def _part(record: Mapping[str, Any], mode: str, results: Sequence[Outcome]) -> dict[str, Any]:
+    return {**record, "options": {**record["options"], "mode": mode}, "results": results}

@@ -1,0 +1,173 @@
+"""The child process that measures a section case by case (`children` starts it).
+
+    python -m tools.gpu_report.worker SECTION --device cuda --deadline T --skip N --output FILE
+
+Appends lines of JSON to FILE: how many cases there are, which one begins, what came of it. Starts
+with case N, begins none after the time T, and ends with status 3 where a case broke the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from flash_attn2.bench.attention import SelfAttention
+from flash_attn2.bench.cases import Case
+from flash_attn2.bench.decode.suite import Decoding
+from flash_attn2.bench.modes import BACKWARD, FORWARD, MODES, TRAINING, Mode
+from flash_attn2.bench.sparse.suite import SparseAttention
+from flash_attn2.bench.suite import Outcome
+from flash_attn2.bench.timing import Budget
+from tools.gpu_report import calls, cases, problems
+from tools.gpu_report.calls import synchronize
+from tools.gpu_report.cases import PAPER, TOY, Sizes
+from tools.gpu_report.contenders import ATTENTION, DECODING
+
+BROKEN = 3
+_STANDARD_LIMIT = 2.0**31
+_LONGEST, _SHORTEST = 0.6, 0.02  # seconds of a case
+_SHARE = 0.7  # of the time for samples; the rest is for warming up and for errors
+
+
+class Job(NamedTuple):
+    """A case, and what measures it."""
+
+    name: str
+    measure: Callable[[], Outcome]
+    about: Mapping[str, Any] = {}
+
+
+def attention_jobs(
+    found: Sequence[Case], modes: Sequence[Mode], device: str, budget: Budget
+) -> list[Job]:
+    suites = {
+        mode.name: SelfAttention([], mode, device, budget, _STANDARD_LIMIT, ATTENTION)
+        for mode in modes
+    }
+    return [
+        Job(
+            f"{mode.name} {case.name}",
+            lambda mode=mode, case=case: suites[mode.name].measure(case),  # type: ignore[misc]
+            {"mode": mode.name},
+        )
+        for case in found
+        for mode in modes
+    ]
+
+
+def jobs(section: str, sizes: Sizes, device: str, seconds: float) -> list[Job]:
+    """All cases of a section, each with its part of the time."""
+    rounds = 5 if device == "cuda" else 1
+    if section == "problems":
+        found = list(problems.problems(quick=device == "cpu"))[:: 1 if device == "cuda" else 5]
+        return [
+            Job(one.name, lambda one=one: next(problems.outcomes([one], device)))  # type: ignore[misc]
+            for one in found
+        ]
+    if section == "calls":
+        return [
+            Job(f"calls/{mode.name}", lambda mode=mode: calls.measure(mode, device))  # type: ignore[misc]
+            for mode in (FORWARD, TRAINING)
+        ]
+    if section == "sweep":
+        swept = list(cases.sweep(sizes))
+        return attention_jobs(
+            swept, list(MODES.values()), device, budget(seconds, 3 * len(swept), rounds)
+        )
+    if section == "grouped":
+        mixed = list(cases.grouped_and_packed(sizes))
+        modes = (FORWARD, BACKWARD, TRAINING)
+        return attention_jobs(mixed, modes, device, budget(seconds, 3 * len(mixed), rounds))
+    if section == "decode":
+        steps = list(cases.decoding(sizes))
+        decoding = Decoding(
+            [], device, budget(seconds, len(steps), rounds), DECODING, sizes.cold_bytes
+        )
+        return [Job(one.name, lambda one=one: decoding.measure(one)) for one in steps]  # type: ignore[misc]
+    if section == "masks":
+        masked = list(cases.sparse(sizes))
+        limit = budget(seconds / 4, len(masked), rounds)  # most of the time, kernels are compiled
+        sparse = SparseAttention([], device, limit, _STANDARD_LIMIT, sizes.flex_blocks)
+        return [Job(one.name, lambda one=one: sparse.measure(one)) for one in masked]  # type: ignore[misc]
+    raise ValueError(f"no section {section!r}")
+
+
+def budget(seconds: float, count: int, rounds: int) -> Budget:
+    """The time for samples of each of so many cases."""
+    each = min(max(_SHARE * seconds / max(count, 1), _SHORTEST), _LONGEST)
+    return Budget(each, rounds, max_rounds=50)
+
+
+def measured(job: Job) -> Outcome:
+    """What came of a case, with the traceback if it failed."""
+    try:
+        return {**job.about, **job.measure()}
+    except Exception as error:  # the other cases are not to be lost
+        return {
+            **job.about,
+            "case": {"name": job.name},
+            "failed": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+        }
+
+
+def lines(found: Sequence[Job], device: str, deadline: float, skip: int) -> Iterator[Outcome]:
+    """What is written of the cases from `skip` on. RuntimeError where the device is broken."""
+    for job in found[skip:]:
+        if time.time() >= deadline:
+            return
+        yield {"begins": job.name}
+        outcome = measured(job)
+        yield outcome
+        if "failed" in outcome:
+            synchronize(device)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="tools.gpu_report.worker")
+    parser.add_argument("section")
+    parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
+    parser.add_argument("--deadline", type=float, required=True)
+    parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    sizes = PAPER if given.device == "cuda" else TOY
+    warm_up(given.device)
+    found = jobs(given.section, sizes, given.device, given.deadline - time.time())
+    with given.output.open("a") as file:
+
+        def write(line: Outcome) -> None:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+        write({"cases": len(found)})
+        try:
+            for line in lines(found, given.device, given.deadline, given.skip):
+                write(line if "begins" in line else {"section": given.section, **line})
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return BROKEN
+    return 0
+
+
+def warm_up(device: str) -> None:
+    """Has the clocks of a GPU rise."""
+    if device == "cuda":
+        matrix = torch.randn(4096, 4096, dtype=torch.float16, device=device)
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            for _ in range(10):
+                matrix @ matrix
+            synchronize(device)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
