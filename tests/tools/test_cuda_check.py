@@ -17,6 +17,7 @@ from tools.cuda_check.limits import (
     PLAIN_BACKWARD_LIMITS,
     PLAIN_FORWARD_LIMITS,
     instructions_per_mma_limit,
+    serves,
     violations,
 )
 from tools.cuda_check.report import KernelReport, LoopReport, short_name, table
@@ -136,6 +137,12 @@ def test_limits_are_for_plain_and_listed_kernels_of_one_architecture() -> None:
         (with_steady(instructions_per_mma=4.01), "4.01 instructions per MMA, the limit is 4.0"),
         (dataclasses.replace(with_steady(instructions_per_mma=9.0), arch="90"), None),
         (dataclasses.replace(REPORT, main_loops=()), "no loop with tensor-core instructions"),
+        (dataclasses.replace(REPORT, shared_bytes=163 * 1024), None),
+        (
+            dataclasses.replace(REPORT, arch="120", shared_bytes=100 * 1024),
+            "102400 bytes of shared memory, of 99 KiB",
+        ),
+        (dataclasses.replace(REPORT, arch="999", shared_bytes=1000 * 1024), None),
         (ROWS, None),
         (
             dataclasses.replace(ROWS, resources=Resources(40, 8, 4, 4)),
@@ -151,6 +158,15 @@ def test_violations(report: KernelReport, message: str | None) -> None:
         (violation,) = found
         assert message in violation
         assert report.instance in violation
+
+
+def test_small_tiles_serve_small_devices(tmp_path: Path) -> None:
+    units = {source.stem for source in generate_instances(tmp_path, "").sources}
+    assert all(serves(unit, arch) for unit in units for arch in ("80", "87", "90", "100", "999"))
+    left_out = {unit for unit in units if not serves(unit, "120")}
+    assert left_out == {unit.removesuffix("_small") for unit in units if unit.endswith("_small")}
+    assert not serves("bwd_hd128_plain_float16", "86")
+    assert serves("bwd_hd128_plain_small_float16", "86")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pathlib import Path
 from tools import third_party
 from tools.cuda_check import listing
 from tools.cuda_check.compiler import Compilation, compile_unit
-from tools.cuda_check.limits import violations
+from tools.cuda_check.limits import serves, violations
 from tools.cuda_check.loops import main_loops
 from tools.cuda_check.report import KernelReport, LoopReport, table
 from tools.cuda_check.sass import parse
@@ -39,7 +39,10 @@ class Tools:
 def check_unit(
     tools: Tools, source: Path, archs: list[str], folder: Path, flags: tuple[str, ...]
 ) -> list[KernelReport]:
-    """Compile one translation unit for each architecture and report on its kernels."""
+    """Compile one translation unit for each architecture that it serves; report on its kernels."""
+    archs = [arch for arch in archs if serves(source.stem, arch)]
+    if not archs:
+        return []
     return [
         report
         for compilation in compile_unit(tools.toolchain, source, archs, folder, flags)

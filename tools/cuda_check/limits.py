@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from tools.cuda_check.report import KernelReport
+from tools.nvcc.instances import ROOT
 from tools.nvcc.units import has_main_loop
 
 # Most instructions per MMA in the steady loop of the plain forward kernels, by head dim. The best
@@ -24,6 +26,13 @@ PLAIN_SPLIT_LIMITS = {32: 7.1, 64: 4.3, 96: 3.4, 128: 3.05, 192: 2.95, 256: 3.0}
 LISTED_FORWARD_LIMITS = {32: 6.5, 64: 3.9, 96: 3.08, 128: 2.68, 192: 2.55, 256: 2.25}
 LISTED_BACKWARD_LIMITS = {32: 4.3, 64: 3.0, 96: 2.75, 128: 2.42, 192: 2.45, 256: 2.29}
 
+# KiB of shared memory that a CTA may have, by compute capability.
+SHARED_KIB = {
+    **{"80": 163, "86": 99, "87": 163, "89": 99, "90": 227},
+    **{"100": 227, "103": 227, "110": 227, "120": 99, "121": 99},
+}
+_LARGE_KIB = 160  # from here on plans take regular tiles (kLargeSmemBytes)
+
 # The limits are those of this architecture; others schedule differently.
 LIMITED_ARCH = "80"
 
@@ -35,6 +44,25 @@ _LIMITS = {
     ("fwd", "listed"): LISTED_FORWARD_LIMITS,
     ("bwd", "listed"): LISTED_BACKWARD_LIMITS,
 }
+
+
+@cache
+def _small_buckets() -> dict[str, set[int]]:
+    """Head dims that have a second tile for less shared memory, by the kind of kernel."""
+    text = (ROOT / "csrc" / "instances.cmake").read_text()
+    found = re.findall(r"FA2_sm80_(\w+)_SMALL_BUCKETS ([\d ]+)\)", text)
+    return {kind: {int(bucket) for bucket in buckets.split()} for kind, buckets in found}
+
+
+def serves(unit: str, arch: str) -> bool:
+    """Whether plans take kernels of a unit, or of an instance, on devices of this architecture.
+
+    Where shared memory is small, the small tile of a kernel takes the place of its regular one.
+    """
+    found = re.fullmatch(r"(fwd|bwd)_hd(\d+)_(.*)", unit)
+    if found is None or SHARED_KIB.get(arch, _LARGE_KIB) >= _LARGE_KIB:
+        return True
+    return "_small" in unit or int(found[2]) not in _small_buckets().get(found[1], set())
 
 
 def instructions_per_mma_limit(instance: str, arch: str) -> float | None:
@@ -54,6 +82,8 @@ def violations(report: KernelReport) -> list[str]:
     if not report.main_loops:
         return [f"{where}: no loop with tensor-core instructions"]
     wrong = []
+    if report.shared_bytes > (kib := SHARED_KIB.get(report.arch, 0)) * 1024 > 0:
+        wrong.append(f"{where}: {report.shared_bytes} bytes of shared memory, of {kib} KiB")
     steady = report.main_loops[0]
     if steady.local_accesses:
         wrong.append(f"{where}: {steady.local_accesses} local-memory accesses in the main loop")
