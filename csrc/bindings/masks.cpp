@@ -9,6 +9,7 @@
 #include "bindings/fields.h"
 #include "bindings/params.h"
 #include "masks/build.h"
+#include "masks/count.h"
 #include "masks/dense.h"
 #include "masks/documents.h"
 #include "masks/leaves.h"
@@ -151,24 +152,37 @@ void hand_over(masks::Lists& lists, py::object const& allocate) {
   });
 }
 
-void build_mask(py::dict const& pattern, int32_t seqlen_q, int32_t seqlen_k, int32_t batch,
-                int32_t heads, uintptr_t row_offsets, py::object const& allocate,
-                py::object const& answer) {
-  Lengths const lengths{.seqlen_q = seqlen_q, .seqlen_k = seqlen_k};
-  masks::Pattern const tree = PatternReader(lengths).read(pattern);
-  auto const ask = [&](size_t leaf, masks::Question& question, Tile* tiles) {
+// What Python evaluates of a pattern: answer(leaf, batch, head, row, col, tiles) by memory views.
+masks::Answer asking(py::object const& answer) {
+  return [&answer](size_t leaf, masks::Question& question, Tile* tiles) {
     py::gil_scoped_acquire const acquire;
     auto const bytes = static_cast<py::ssize_t>(question.size() * sizeof(Tile));
     answer(leaf, view(question.batch), view(question.head), view(question.row), view(question.col),
            py::memoryview::from_memory(tiles, bytes));
   };
+}
+
+void build_mask(py::dict const& pattern, int32_t seqlen_q, int32_t seqlen_k, int32_t batch,
+                int32_t heads, uintptr_t row_offsets, py::object const& allocate,
+                py::object const& answer) {
+  Lengths const lengths{.seqlen_q = seqlen_q, .seqlen_k = seqlen_k};
+  masks::Pattern const tree = PatternReader(lengths).read(pattern);
   masks::Shape const shape{.lengths = lengths, .batch = batch, .heads = heads};
   masks::Lists lists;
   {
     py::gil_scoped_release const release;
-    lists = masks::build(tree, shape, reinterpret_cast<int64_t*>(row_offsets), ask);
+    lists = masks::build(tree, shape, reinterpret_cast<int64_t*>(row_offsets), asking(answer));
   }
   hand_over(lists, allocate);
+}
+
+void count_pairs(py::dict const& pattern, int32_t seqlen_q, int32_t seqlen_k, int32_t batch,
+                 int32_t heads, uintptr_t pairs, py::object const& answer) {
+  Lengths const lengths{.seqlen_q = seqlen_q, .seqlen_k = seqlen_k};
+  masks::Pattern const tree = PatternReader(lengths).read(pattern);
+  masks::Shape const shape{.lengths = lengths, .batch = batch, .heads = heads};
+  py::gil_scoped_release const release;
+  masks::count_pairs(tree, shape, reinterpret_cast<int64_t*>(pairs), asking(answer));
 }
 
 }  // namespace
@@ -183,6 +197,10 @@ void define_masks(py::module_& m) {
         "answer(i, batch, head, row, col, tiles) evaluates the i-th unknown part, from the left, "
         "in blocks whose indices are int32: it writes 64 int64 words for each. Memory views are "
         "valid during the call.");
+  m.def("count_pairs", &count_pairs, arg("pattern"), arg("seqlen_q"), arg("seqlen_k"), arg("batch"),
+        arg("heads"), arg("pairs"), arg("answer"),
+        "Counts the visible pairs of each block of 64 queries, of all batches and heads together, "
+        "into int64 (blocks,) at the address `pairs`. The rest is as for build_mask.");
 }
 
 }  // namespace fa2::bindings

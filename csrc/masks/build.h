@@ -5,20 +5,12 @@
 // of first use.
 
 #include <cstdint>
-#include <functional>
-#include <vector>
 
 #include "masks/chunks.h"
-#include "masks/node.h"
 #include "masks/tile_set.h"
-#include "masks/unknown.h"
+#include "masks/walk.h"
 
 namespace fa2::masks {
-
-struct Pattern {
-  NodePtr root;
-  std::vector<UnknownLeaf*> unknown;  // of the tree, which owns them
-};
 
 // Entries and tiles; row_offsets are written where the caller says.
 struct Lists {
@@ -27,15 +19,6 @@ struct Lists {
   };
   Chunks<Entry> entries;
   TileSet tiles;
-};
-
-// Fills the answer to the question of an unknown leaf; called when there is one.
-using Answer = std::function<void(size_t leaf, Question& question, Tile* answer)>;
-
-struct Shape {
-  Lengths lengths;
-  int32_t batch = 1;
-  int32_t heads = 1;
 };
 
 // row_offsets: (batch, heads, rows + 1).

@@ -1,8 +1,8 @@
-"""A pattern and lengths -> a BlockMask, by native code (csrc/masks)."""
+"""A pattern and lengths -> a BlockMask, or how much it shows, by native code (csrc/masks)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -33,14 +33,52 @@ def build(
     device: torch.device | str | int | None,
 ) -> BlockMask:
     """`Pattern.build`."""
+    device = torch.get_default_device() if device is None else torch.device(device)
+    made = _checked(pattern, seqlen_q, seqlen_k, batch, heads, device)
+    lists = _native(pattern, made)
+    return BlockMask.unchecked(made.seqlen_q, made.seqlen_k, lists, canonical=True).to(device)
+
+
+def count_pairs(
+    pattern: Pattern,
+    seqlen_q: int,
+    seqlen_k: int | None = None,
+    *,
+    batch: int = 1,
+    heads: int = 1,
+) -> Tensor:
+    """int64 (blocks,): visible pairs of each block of 64 queries, of all sequences and heads that
+    the pattern tells apart together.
+
+    As long as `Pattern.build` takes, without its memory. ValueError for sizes that do not fit.
+    """
+    made = _checked(pattern, seqlen_q, seqlen_k, batch, heads, _CPU)
+    pairs = _ordinary(torch.zeros(num_blocks(made.seqlen_q), dtype=torch.int64, device=_CPU))
+    lowered = pattern.lower(made)
+    backends.load("cpu").module.count_pairs(
+        lowered,
+        made.seqlen_q,
+        made.seqlen_k,
+        *_lists_of(pattern, made),
+        pairs.data_ptr(),
+        _answering(made),
+    )
+    return pairs
+
+
+def _checked(
+    pattern: Pattern,
+    seqlen_q: int,
+    seqlen_k: int | None,
+    batch: int,
+    heads: int,
+    device: torch.device,
+) -> Build:
     seqlen_q = checked_seqlen("seqlen_q", seqlen_q)
     seqlen_k = seqlen_q if seqlen_k is None else checked_seqlen("seqlen_k", seqlen_k)
     batch = _count("batch", batch, (leaf.batch for leaf in pattern.leaves()))
     heads = _count("heads", heads, (leaf.heads for leaf in pattern.leaves()))
-    device = torch.get_default_device() if device is None else torch.device(device)
-    made = Build(seqlen_q, seqlen_k, batch, heads, device)
-    lists = _native(pattern, made)
-    return BlockMask.unchecked(seqlen_q, seqlen_k, lists, canonical=True).to(device)
+    return Build(seqlen_q, seqlen_k, batch, heads, device)
 
 
 def _count(name: str, value: Any, of_leaves: Iterable[int]) -> int:
@@ -53,17 +91,28 @@ def _count(name: str, value: Any, of_leaves: Iterable[int]) -> int:
     return count
 
 
-def _native(pattern: Pattern, made: Build) -> Lists:
-    lowered = pattern.lower(made)
+def _lists_of(pattern: Pattern, made: Build) -> tuple[int, int]:
+    """Batches and heads that get lists of their own."""
     batch = made.batch if pattern.varies_by_batch(made) else 1
     heads = made.heads if pattern.varies_by_head(made) else 1
-    rows = num_blocks(made.seqlen_q) + 1
-    row_offsets = torch.empty(batch, heads, rows, dtype=torch.int64, device=_CPU)
-    if not is_ordinary(row_offsets):
+    return batch, heads
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """The tensor, if native code can write to it."""
+    if not is_ordinary(tensor):
         raise RuntimeError(
             "a mask is made of values: build it outside of torch.compile, FakeTensorMode and "
             "torch.func"
         )
+    return tensor
+
+
+def _native(pattern: Pattern, made: Build) -> Lists:
+    lowered = pattern.lower(made)
+    batch, heads = _lists_of(pattern, made)
+    shape = (batch, heads, num_blocks(made.seqlen_q) + 1)
+    row_offsets = _ordinary(torch.empty(shape, dtype=torch.int64, device=_CPU))
     lists: list[Tensor] = []
 
     def allocate(num_entries: int, num_tiles: int) -> tuple[int, ...]:
@@ -75,6 +124,22 @@ def _native(pattern: Pattern, made: Build) -> Lists:
             lists.append(torch.empty(shape, dtype=dtype, device=_CPU))
         return tuple(tensor.data_ptr() for tensor in lists)
 
+    backends.load("cpu").module.build_mask(
+        lowered,
+        made.seqlen_q,
+        made.seqlen_k,
+        batch,
+        heads,
+        row_offsets.data_ptr(),
+        allocate,
+        _answering(made),
+    )
+    return Lists(row_offsets, *lists)
+
+
+def _answering(made: Build) -> Callable[..., None]:
+    """What native code calls for the parts of a pattern that it cannot evaluate."""
+
     def answer(index: int, *blocks_and_tiles: memoryview) -> None:
         *blocks, tiles = blocks_and_tiles
         words = torch.frombuffer(tiles, dtype=torch.int64).view(-1, BLOCK)
@@ -85,17 +150,7 @@ def _native(pattern: Pattern, made: Build) -> Lists:
                 made, made.unknown[index], batch[some], head[some], row[some], col[some]
             )
 
-    backends.load("cpu").module.build_mask(
-        lowered,
-        made.seqlen_q,
-        made.seqlen_k,
-        batch,
-        heads,
-        row_offsets.data_ptr(),
-        allocate,
-        answer,
-    )
-    return Lists(row_offsets, *lists)
+    return answer
 
 
 @torch.no_grad()

@@ -243,7 +243,7 @@ PUBLIC = {
 def test_what_is_not_public_is_in_one_place() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == PUBLIC
     packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert packages == {"_impl", "bench", "compat", "integrations", "io", "masks"}
+    assert packages == {"_impl", "bench", "compat", "distributed", "integrations", "io", "masks"}
 
 
 def private_uses(tree: ast.Module) -> Iterator[str]:

@@ -59,6 +59,6 @@ def test_every_public_name_is_in_the_reference() -> None:
     shown = set(re.findall(r"^::: flash_attn2\.(?:\w+\.)*(\w+)$", reference, re.MULTILINE))
     shown |= set(re.findall(r"^ +- (\w+)$", reference, re.MULTILINE))
     public = {name for name in flash_attn2.__all__ if not name.startswith("__")}
-    for module in ("inference", "masks", "nn"):
+    for module in ("distributed", "inference", "masks", "nn"):
         public |= set(__import__(f"flash_attn2.{module}", fromlist=["_"]).__all__)
     assert public <= shown, sorted(public - shown)

@@ -1,0 +1,104 @@
+"""What ranks send to each other for one attention, to the byte.
+
+Sent once to each rank that needs it: what a rank keeps for itself does not count, nor do the 16
+bytes of dropout's state and the hash of a first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flash_attn2.distributed.head_shares import HeadShare
+
+LSE_BYTES = 4
+
+
+class Elements(NamedTuple):
+    """What a call is made of, beside rows and heads."""
+
+    batch: int
+    head_dim: int
+    itemsize: int
+
+    @property
+    def partial(self) -> int:
+        """Bytes of an element of gradients that are still summed up: float32, or float64."""
+        return max(4, self.itemsize)
+
+    @property
+    def row(self) -> int:
+        """Bytes of a row of a head, over the batch."""
+        return self.batch * self.head_dim * self.itemsize
+
+    @property
+    def partial_row(self) -> int:
+        return self.batch * self.head_dim * self.partial
+
+
+class Traffic(NamedTuple):
+    """Bytes that each rank sends, int64 (ranks,)."""
+
+    exchange_forward: Tensor
+    """Between rows and heads."""
+    exchange_backward: Tensor
+    outer_forward: Tensor
+    """Keys and values, around the ring or gathered."""
+    outer_backward: Tensor
+
+    @property
+    def forward(self) -> Tensor:
+        return self.exchange_forward + self.outer_forward
+
+    @property
+    def backward(self) -> Tensor:
+        return self.exchange_backward + self.outer_backward
+
+
+def traffic(
+    scheme: str,
+    rows: Tensor,
+    shares: Sequence[HeadShare],
+    num_heads: int,
+    size: Elements,
+    with_lse: bool,
+) -> Traffic:
+    """Of (outer ranks * shares) ranks with so many rows each, those that share heads next to each
+    other."""
+    of_q = torch.tensor([share.size for share in shares])
+    of_kv = torch.tensor([len(share.different_kv) for share in shares])
+    rows = rows.view(-1, len(shares))
+    exchange = _exchange(rows, of_q, of_kv, num_heads, size, with_lse)
+    outer = _outer(scheme, rows.sum(1, keepdim=True), of_kv, size)
+    return Traffic(*(x.flatten() for x in (*exchange, *outer)))
+
+
+def _exchange(
+    rows: Tensor, of_q: Tensor, of_kv: Tensor, num_heads: int, size: Elements, with_lse: bool
+) -> tuple[Tensor, Tensor]:
+    """Own rows of the heads of others there, other rows of the own heads back."""
+    others = rows.sum(1, keepdim=True) - rows
+    kv_of_others = of_kv.sum() - of_kv
+    there = rows * (num_heads - of_q) * size.row
+    back = others * of_q * size.row
+    kv_there = 2 * rows * kv_of_others * size.row
+    kv_back = 2 * others * of_kv * size.row
+    lse = LSE_BYTES * size.batch if with_lse else 0
+    forward = there + kv_there + back + others * of_q * lse
+    backward = there + kv_back + back + rows * (num_heads - of_q) * lse
+    return forward, backward
+
+
+def _outer(scheme: str, rows: Tensor, of_kv: Tensor, size: Elements) -> tuple[Tensor, Tensor]:
+    """`rows` (outer ranks, 1). Backward, keys and values come by again, and sums of their
+    gradients go to those who have them."""
+    count, total = rows.shape[0], rows.sum()
+    kv, partial = 2 * of_kv * size.row, 2 * of_kv * size.partial_row
+    if scheme == "ring":  # everything but what the next one has goes on to it
+        keys = (total - rows.roll(-1, 0)) * kv if count > 1 else 0 * rows * kv
+    else:
+        keys = rows * (count - 1) * kv
+    return keys, keys + (total - rows) * partial
