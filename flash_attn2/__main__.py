@@ -12,6 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from flash_attn2._impl import info
     from flash_attn2._impl.version import __version__
     from flash_attn2.bench import cli as bench
+    from flash_attn2.distributed import cli as plan
     from flash_attn2.io import cli as io
 
     parser = argparse.ArgumentParser(prog="python -m flash_attn2", description=__doc__)
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     info.add_command(commands)
     bench.add_command(commands)
     io.add_command(commands)
+    plan.add_command(commands)
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help()

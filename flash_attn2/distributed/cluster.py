@@ -64,9 +64,29 @@ class Timing:
         return self.ideal / self.total if self.total > 0 else 1.0
 
 
-def together(a: Timing, b: Timing) -> Timing:
-    """One direction after the other."""
-    return Timing(*(getattr(a, x.name) + getattr(b, x.name) for x in fields(Timing)))
+@dataclass(frozen=True)
+class BothPasses:
+    """Forward and then backward; the names of `Timing`."""
+
+    forward: Timing
+    backward: Timing
+
+    @property
+    def hidden(self) -> float:
+        outer = self.forward.outer + self.backward.outer
+        if outer == 0:
+            return 1.0
+        passes = (self.forward, self.backward)
+        return sum(one.hidden * one.outer for one in passes) / outer
+
+    @property
+    def total(self) -> float:
+        return self.forward.total + self.backward.total
+
+    @property
+    def share(self) -> float:
+        ideal = self.forward.ideal + self.backward.ideal
+        return ideal / self.total if self.total > 0 else 1.0
 
 
 def timing(

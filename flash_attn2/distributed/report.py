@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flash_attn2.distributed.cluster import Cluster, Timing, timing, together
+from flash_attn2.distributed.cluster import BothPasses, Cluster, Timing, timing
 from flash_attn2.distributed.traffic import Elements, Traffic
 
 BACKWARD = 2.5  # of the forward pass's work: five products beside two
@@ -59,9 +59,9 @@ class PlanReport:
         return max_over_mean(self.rows)
 
     @property
-    def both(self) -> Timing:
+    def both(self) -> BothPasses:
         """Forward and backward."""
-        return together(self.forward, self.backward)
+        return BothPasses(self.forward, self.backward)
 
     def __str__(self) -> str:
         lines = [self.description]
@@ -76,7 +76,11 @@ class PlanReport:
             most = human(float(values.max()), unit)
             even = f"max / mean {max_over_mean(values):.3f}"
             lines.append(f"  {name:<15} {mean:>12} a rank, most {most}, {even}")
-        for name, one in (("forward", self.forward), ("forward+backward", self.both)):
+        passes: dict[str, Timing | BothPasses] = {
+            "forward": self.forward,
+            "forward+backward": self.both,
+        }
+        for name, one in passes.items():
             lines.append(
                 f"  {name:<17} {one.total * 1e3:.3g} ms predicted, {one.share:.1%} of ideal, "
                 f"{one.hidden:.0%} of keys and values hidden"
