@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -33,7 +34,7 @@ from tools.gpu_report import (
     suite_run,
     worker,
 )
-from tools.gpu_report.__main__ import main, take
+from tools.gpu_report.__main__ import main, take, use_packages
 from tools.gpu_report.children import Ended
 from tools.gpu_report.contenders import FLASH_ATTN, SDPA_FLASH
 from tools.gpu_report.plan import Plan
@@ -94,6 +95,23 @@ def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "sweeps"]) == 2
     assert "'sweeps' is not one of build, problems, sweep" in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "einops" else 1)
+    assert main([]) == 2
+    assert "pip install --target FOLDER einops" in capsys.readouterr().err
+
+
+def test_packages_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_there.py").touch()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "/before")
+    use_packages(tmp_path)
+    assert importlib.util.find_spec("only_there") is not None
+    assert children.environment({})["PYTHONPATH"] == f"{ROOT}:/before:{tmp_path}"
 
 
 # Time.
@@ -297,6 +315,14 @@ def test_cases_of_the_paper() -> None:
     mixed = list(cases.grouped_and_packed(cases.PAPER))
     assert {case.group_size for case in mixed} == {1, 4, 16, 32}
     assert all(case.total == 16384 for case in mixed)
+
+
+def test_masks_are_measured_before_anything_is_compiled() -> None:
+    sizes = cases.replace(cases.TOY, flex_blocks=(64,))
+    jobs = worker.mask_jobs(sizes, "cpu", 60.0, rounds=1)
+    names = [case.name for case in cases.sparse(sizes)]
+    assert [job.name for job in jobs] == [*names, *(f"flex {name}" for name in names)]
+    assert [job.about["beside_flex"] for job in jobs] == [False] * 2 + [True] * 2
 
 
 # Tests and tools of others.

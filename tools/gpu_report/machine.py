@@ -58,7 +58,7 @@ def _ask(names: dict[str, str]) -> list[Any]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    command = [program, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits", "-i=0"]
+    command = [program, f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -74,7 +74,7 @@ def _cell(text: str) -> str:
 
 
 def code(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
 
 
 def machine(record: Mapping[str, Any]) -> str:
@@ -339,7 +339,7 @@ def _masks(
         ours = one["contenders"][FLASH_ATTN2]
         rows.append(
             [
-                one["case"]["name"],
+                f"{one['case']['name']}{', again' * one['beside_flex']}",
                 f"{one['needed']:.1%}",
                 format_time(ours["seconds"]),
                 f"{ours['share_of_dense']:.0%}",

@@ -38,8 +38,10 @@ def reports(record: Mapping[str, Any]) -> Iterator[Report]:
             yield AttentionReport(_part(record, mode, sorted(found, key=_order)))
     if found := [one for one in timed if one["section"] == "decode"]:
         yield DecodeReport(_part(record, "decode", found))
-    if found := [one for one in timed if one["section"] == "masks"]:
-        yield SparseReport(_part(record, "sparse", found))
+    # Of what was measured twice, the second time.
+    masked = {one["case"]["name"]: one for one in timed if one["section"] == "masks"}
+    if masked:
+        yield SparseReport(_part(record, "sparse", list(masked.values())))
 
 
 def _order(outcome: Outcome) -> tuple[int, bool, int]:

@@ -92,7 +92,7 @@ SECTIONS = (
     Section("grouped", "Grouped heads and packed sequences", 10, _measured("grouped")),
     Section("decode", "Decoding", 8, _measured("decode")),
     Section("calls", "What a call costs the host", 3, _measured("calls")),
-    Section("masks", "Block masks", 14, _measured("masks")),
+    Section("masks", "Block masks", 18, _measured("masks")),
     Section("tests", "Tests on the GPU", 12, _tests),
     Section("sanitizer", "compute-sanitizer", 12, _sanitizer),
 )

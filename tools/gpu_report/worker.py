@@ -93,11 +93,26 @@ def jobs(section: str, sizes: Sizes, device: str, seconds: float) -> list[Job]:
         )
         return [Job(one.name, lambda one=one: decoding.measure(one)) for one in steps]  # type: ignore[misc]
     if section == "masks":
-        masked = list(cases.sparse(sizes))
-        limit = budget(seconds / 4, len(masked), rounds)  # most of the time, kernels are compiled
-        sparse = SparseAttention([], device, limit, _STANDARD_LIMIT, sizes.flex_blocks)
-        return [Job(one.name, lambda one=one: sparse.measure(one)) for one in masked]  # type: ignore[misc]
+        return mask_jobs(sizes, device, seconds, rounds)
     raise ValueError(f"no section {section!r}")
+
+
+def mask_jobs(sizes: Sizes, device: str, seconds: float, rounds: int) -> list[Job]:
+    """All masks, and then again beside FlexAttention, which takes long to compile."""
+    masked = list(cases.sparse(sizes))
+    limit = budget(seconds / 6, len(masked), rounds)
+    found = []
+    for blocks in ((), sizes.flex_blocks) if sizes.flex_blocks else ((),):
+        suite = SparseAttention([], device, limit, _STANDARD_LIMIT, blocks)
+        found += [
+            Job(
+                f"{'flex ' if blocks else ''}{one.name}",
+                lambda suite=suite, one=one: suite.measure(one),  # type: ignore[misc]
+                {"beside_flex": bool(blocks)},
+            )
+            for one in masked
+        ]
+    return found
 
 
 def budget(seconds: float, count: int, rounds: int) -> Budget:
