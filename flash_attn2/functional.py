@@ -4,9 +4,11 @@ All of them compute, for each query head `h` and its key/value head `h // group`
 
     softmax(softcap(softmax_scale * q @ k^T) + biases + mask) @ v
 
-exactly, tile by tile (FlashAttention-2, Dao 2023), in memory linear in the sequence length.
-What their options mean and what their defaults are stands in the docstring of each
-(`help(flash_attn_func)`).
+exactly, tile by tile (FlashAttention-2, Dao 2023), in memory linear in the sequence length. Values
+may have heads of another width than queries and keys, head_dim_v, which is then that of out: up to
+576 for q and k and 512 for v on the CPU. CUDA kernels are built for equal widths up to 256, and say
+so with NotImplementedError. What their options mean and what their defaults are stands in the
+docstring of each (`help(flash_attn_func)`).
 
 Both biases are of dense tensors and go with everything else, each other included.
 
@@ -92,9 +94,10 @@ def flash_attn_func(
 ) -> Attention:
     """Attention of dense tensors.
 
-    q is (batch, seqlen_q, num_heads, head_dim), k and v are (batch, seqlen_k, num_heads_kv,
-    head_dim) with num_heads a multiple of num_heads_kv. Returns out, shaped as q, or
-    (out, lse (batch, num_heads, seqlen_q)), or (out, lse, probs).
+    q is (batch, seqlen_q, num_heads, head_dim), k is (batch, seqlen_k, num_heads_kv, head_dim) with
+    num_heads a multiple of num_heads_kv, and v (batch, seqlen_k, num_heads_kv, head_dim_v);
+    head_dim is at most 576 and head_dim_v 512. Returns out (batch, seqlen_q, num_heads,
+    head_dim_v), or (out, lse (batch, num_heads, seqlen_q)), or (out, lse, probs).
 
     They may be nested tensors of layout torch.jagged with sequences of their own lengths, and out
     and lse are then nested as q is; without seqused_q, block_mask and biases.
@@ -283,13 +286,13 @@ def flash_attn_varlen_func(
 ) -> Attention:
     """Attention of sequences of different lengths, packed one after another.
 
-    q is (total_q, num_heads, head_dim), k and v are (total_k, num_heads_kv, head_dim). Sequence b
-    holds rows cu_seqlens[b] to cu_seqlens[b + 1]; both are int32 (batch + 1,) and start at 0, and
-    max_seqlen_q and max_seqlen_k are upper bounds of the lengths. Of the keys of sequence b only
-    the first seqused_k[b] count (int32 (batch,)), as do the first seqused_q[b] of its queries.
-    Sequences may be empty. Returns out, shaped as
-    q, or (out, lse (num_heads, total_q)), or (out, lse, probs); with dropout probs is (batch,
-    num_heads, max_seqlen_q, max_seqlen_k), 0 outside the sequences.
+    q is (total_q, num_heads, head_dim), k is (total_k, num_heads_kv, head_dim), v the same with
+    head_dim_v; widths are those of `flash_attn_func`. Sequence b holds rows cu_seqlens[b] to
+    cu_seqlens[b + 1]; both are int32 (batch + 1,) and start at 0, and max_seqlen_q and max_seqlen_k
+    are upper bounds of the lengths. Of the keys of sequence b only the first seqused_k[b] count
+    (int32 (batch,)), as do the first seqused_q[b] of its queries. Sequences may be empty. Returns
+    out (total_q, num_heads, head_dim_v), or (out, lse (num_heads, total_q)), or (out, lse, probs);
+    with dropout probs is (batch, num_heads, max_seqlen_q, max_seqlen_k), 0 outside the sequences.
 
     max_seqlen_q and max_seqlen_k may be None: the longest sequence on the CPU, and on a GPU, where
     asking would wait, the number of rows, which costs CTAs without work. They may also be tensors
@@ -305,8 +308,9 @@ def flash_attn_varlen_func(
     rows that belong to no sequence, and of keys that do not count, are 0 everywhere.
 
     With block_table, int32 (batch, pages), k and v are (num_pages, page_size, num_heads_kv,
-    head_dim), and cu_seqlens_k or seqused_k give only the numbers of keys. Pages are those of
-    `flash_attn_with_kvcache`, which see; there is neither dropout nor a gradient, nor seqused_q.
+    head_dim) and (..., head_dim_v), and cu_seqlens_k or seqused_k give only the numbers of keys.
+    Pages are those of `flash_attn_with_kvcache`, which see; there is neither dropout nor a
+    gradient, nor seqused_q.
     """
     if unknown:
         refuse_keywords(flash_attn_varlen_func, unknown)

@@ -37,7 +37,7 @@ from flash_attn2._impl.arguments import (
 )
 from flash_attn2._impl.checks import FLOAT_DTYPES
 from flash_attn2._impl.pages import Extended, HeldTokens, Pages
-from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_SEQLEN
+from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V, MAX_SEQLEN
 from flash_attn2._impl.step_tensors import FixedStep, step_tensors
 from flash_attn2._impl.written_layers import WrittenLayers
 
@@ -112,15 +112,17 @@ class PagedKVCache:
         num_pages     pages that all sequences share among them, of `page_size` tokens in each layer
         page_size     tokens per page, at least 1
         dtype, device as of `torch.empty`
+        head_dim_v    width of values, where it is not that of keys, head_dim
         max_seqlen    most tokens that a sequence may hold; None: what all pages hold
         max_batch     most sequences in a step. Where it is given, every step writes its tensors
                       over those of the last one, at the same addresses, so that CUDA graphs can be
                       captured. Behind the batch they describe empty sequences, up to max_batch: a
                       graph of a larger batch may be replayed for a smaller one
 
-    `layers[i]` is (k_cache, v_cache) of layer i, each (num_pages, page_size, num_heads_kv,
-    head_dim). Sequences go by ids, which are never used again. Sizes, ids, lengths and counts are
-    ints, NumPy integers or integer tensors without dimensions. What fails changes nothing.
+    `layers[i]` is (k_cache, v_cache) of layer i, (num_pages, page_size, num_heads_kv, head_dim) and
+    the same with head_dim_v. Sequences go by ids, which are never used again. Sizes, ids, lengths
+    and counts are ints, NumPy integers or integer tensors without dimensions. What fails changes
+    nothing.
 
     A cache may be copied and pickled: a deep copy, or one from a pickle or `torch.save` (load it
     with weights_only=False), has pages of its own, the same sequences under the same ids, and steps
@@ -139,6 +141,7 @@ class PagedKVCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         *,
+        head_dim_v: int | None = None,
         max_seqlen: int | None = None,
         max_batch: int | None = None,
         **unknown: NoReturn,
@@ -148,10 +151,16 @@ class PagedKVCache:
         num_layers, num_pages = _size("num_layers", num_layers), _size("num_pages", num_pages)
         page_size, head_dim = _size("page_size", page_size), _size("head_dim", head_dim)
         num_heads_kv = _size("num_heads_kv", num_heads_kv)
+        head_dim_v = head_dim if head_dim_v is None else _size("head_dim_v", head_dim_v)
         max_seqlen = None if max_seqlen is None else _size("max_seqlen", max_seqlen, math.inf)
         max_batch = None if max_batch is None else _size("max_batch", max_batch)
         if head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
+        if head_dim_v > MAX_HEAD_DIM_V:
+            raise ValueError(
+                f"head_dim_v, or head_dim without it, must be at most {MAX_HEAD_DIM_V}, got "
+                f"{head_dim_v}"
+            )
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or dtype not in FLOAT_DTYPES:
             raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
@@ -162,10 +171,14 @@ class PagedKVCache:
         self.max_seqlen = min(capacity if max_seqlen is None else max_seqlen, MAX_SEQLEN)
         self.max_batch = max_batch
         self._pages = Pages(num_pages, page_size)
-        shape = (num_layers, 2, num_pages, page_size, num_heads_kv, head_dim)
+        together = head_dim_v == head_dim
+        shape = (num_layers, 2 if together else 1, num_pages, page_size, num_heads_kv)
+        self._values: Tensor | None = None  # where they do not lie beside the keys
         # Tensors of inference mode could not be written outside it.
         with torch.inference_mode(False):
-            self._storage = torch.empty(shape, dtype=dtype, device=device)
+            self._storage = torch.empty((*shape, head_dim), dtype=dtype, device=device)
+            if not together:
+                self._values = torch.empty((*shape, head_dim_v), dtype=dtype, device=device)
             self._fixed_step = None
             if max_batch is not None:
                 columns = self._pages.holding(min(self.max_seqlen, capacity))
@@ -174,17 +187,25 @@ class PagedKVCache:
 
         self._sequences: dict[int, HeldTokens] = {}
         self._ids = _Ids()
-        self._watch = WrittenLayers()
+        self._watch = WrittenLayers(2 if together else 1)
 
     def _make_views(self) -> None:
         # Not kept in copies and pickles, where views become tensors with memory of their own.
-        storage = self._storage.unbind()
-        self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple((kv[0], kv[1]) for kv in storage)
+        keys, values = self._storage[:, 0], self._storage[:, -1]
+        if self._values is not None:
+            values = self._values[:, 0]
+        self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
+            zip(keys.unbind(), values.unbind(), strict=True)
+        )
+
+    def _memory(self) -> tuple[Tensor, ...]:
+        """All of it, each (num_layers, ..., num_pages, page_size, num_heads_kv, width)."""
+        return (self._storage,) if self._values is None else (self._storage, self._values)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         del state["layers"]
-        return state | {"_watch": WrittenLayers()}
+        return state | {"_watch": self._watch.anew()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -212,11 +233,12 @@ class PagedKVCache:
         num_layers, _, *_, num_heads_kv, head_dim = self._storage.shape
         used = self.num_pages - len(self._pages.free)
         bounds = "" if self.max_batch is None else f", max_batch={self.max_batch}"
+        width = "" if self._values is None else f", head_dim_v={self._values.shape[-1]}"
         return (
             f"PagedKVCache(num_layers={num_layers}, num_pages={self.num_pages}, "
             f"page_size={self.page_size}, num_heads_kv={num_heads_kv}, head_dim={head_dim}, "
-            f"dtype={self.dtype}, device={str(self.device)!r}, max_seqlen={self.max_seqlen}{bounds}"
-            f": {len(self)} sequences in {used} pages)"
+            f"dtype={self.dtype}, device={str(self.device)!r}{width}, "
+            f"max_seqlen={self.max_seqlen}{bounds}: {len(self)} sequences in {used} pages)"
         )
 
     def length(self, sequence: int) -> int:
@@ -287,7 +309,7 @@ class PagedKVCache:
         """Pages and bytes in use."""
         free = len(self._pages.free)
         used = self.num_pages - free
-        size = self._storage.nbytes
+        size = sum(x.nbytes for x in self._memory())
         return Usage(
             pages_used=used,
             pages_free=free,
@@ -336,7 +358,8 @@ class PagedKVCache:
             )
 
     def _copy_page(self, to: int, source: int) -> None:
-        self._storage[:, :, to].copy_(self._storage[:, :, source])
+        for x in self._memory():
+            x[:, :, to].copy_(x[:, :, source])
 
     def _step(self, held: list[HeldTokens], seqlens: list[int], counts: Sequence[int]) -> Step:
         batch = len(held)

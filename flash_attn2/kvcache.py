@@ -67,9 +67,10 @@ def flash_attn_with_kvcache(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of new queries over a cache of keys and values, which first takes in new ones.
 
-    q is (batch, seqlen_q, num_heads, head_dim), k_cache and v_cache are (batch_cache,
-    seqlen_cache, num_heads_kv, head_dim) with batch_cache >= batch. Returns out, shaped as q, or
-    (out, lse (batch, num_heads, seqlen_q)) with return_lse, or return_softmax_lse as flash-attn
+    q is (batch, seqlen_q, num_heads, head_dim), k_cache is (batch_cache, seqlen_cache,
+    num_heads_kv, head_dim) with batch_cache >= batch, v_cache the same with head_dim_v; widths are
+    those of `flash_attn_func`. Returns out (batch, seqlen_q, num_heads, head_dim_v), or (out, lse
+    (batch, num_heads, seqlen_q)) with return_lse, or return_softmax_lse as flash-attn
     calls it. softmax_scale, causal, window_size, softcap,
     alibi_slopes and sink mean what they mean in `flash_attn_func`; masks and ALiBi are aligned to
     the last key that counts, so that the queries are the last of their sequence.
@@ -79,11 +80,11 @@ def flash_attn_with_kvcache(
     rows in front do not count; cache_seqlens includes them. What the cache holds elsewhere is not
     read.
 
-    Append. k and v, (batch, seqlen_new, num_heads_kv, head_dim), are written into the cache behind
-    the cache_seqlens rows, in place, and count in this call; cache_seqlens itself is not changed.
-    Nothing is written by a call that is refused. Every argument is read as it was before: what
-    shares memory with a cache is copied first. Caches that overlap each other, or themselves, are
-    refused.
+    Append. k and v, (batch, seqlen_new, num_heads_kv, head_dim or head_dim_v), are written into the
+    cache behind the cache_seqlens rows, in place, and count in this call; cache_seqlens itself is
+    not changed. Nothing is written by a call that is refused. Every argument is read as it was
+    before: what shares memory with a cache is copied first. Caches that overlap each other, or
+    themselves, are refused.
 
     Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in float32 or in
     q's dtype, the first rotary_dim entries of each head of k and q turn; k and v must be given.
@@ -98,14 +99,14 @@ def flash_attn_with_kvcache(
     results without an error. `nn.Attention` with a cache passes what its embedding says.
 
     Where sequences lie. cache_batch_idx, int32 (batch,), gives the row of the cache of each
-    sequence; None: 0, 1, 2 ... With block_table, int32 (batch, pages), the caches are
-    (num_pages, page_size, num_heads_kv, head_dim) with any page_size from 1, and position j of
+    sequence; None: 0, 1, 2 ... With block_table, int32 (batch, pages), the caches are (num_pages,
+    page_size, num_heads_kv, head_dim or head_dim_v) with any page_size from 1, and position j of
     sequence b is row j % page_size of page block_table[b, j // page_size]. Sequences may share
     pages. Entries of the table past the end of a sequence are not looked at.
 
     Packed queries. With cu_seqlens_q, int32 (batch + 1,), q is (total_q, num_heads, head_dim) and
     lse (num_heads, total_q), as in `flash_attn_varlen_func`: sequences with one query and with
-    many go in one call. k and v are then (total_new, num_heads_kv, head_dim), with their own
+    many go in one call. k and v are then (total_new, num_heads_kv, ...), with their own
     cu_seqlens_k_new where it differs from cu_seqlens_q. max_seqlen_q bounds the number of queries
     of a sequence; None: the exact bound on the CPU, total_q on a GPU, where asking would wait.
 
@@ -122,7 +123,7 @@ def flash_attn_with_kvcache(
     rounding; for a given number, results do not depend on the rest of the batch.
 
     The caches are used where they lie and never copied: their last stride is 1, and on a GPU
-    head_dim is a multiple of 8 and rows start on 16 bytes. Lengths and tables on a GPU are not
+    widths are multiples of 8 and rows start on 16 bytes. Lengths and tables on a GPU are not
     read by the host: a call can be captured in a CUDA graph. There, reads are confined to the
     tensors, new rows that have no place are dropped, and positions past the rotary tables take
     their last row. On the CPU all of that is a ValueError, as are two new rows in one place.

@@ -14,7 +14,7 @@ from flash_attn2._impl.checks import FLOAT_DTYPES
 def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """What attention over all keys would have given, from results over parts of them.
 
-    outs (batch, seqlen_q, num_heads, head_dim) each, lses (batch, num_heads, seqlen_q): what
+    outs (batch, seqlen_q, num_heads, head_dim_v) each, lses (batch, num_heads, seqlen_q): what
     `return_lse=True` returns; or of the packed functions (total_q, num_heads, head_dim) and
     (num_heads, total_q). The parts may come in any order and see any keys, as long as no query sees
     one twice, with one softmax_scale. Give a sink to one of them only; dropout leaves lse as it is,

@@ -26,7 +26,7 @@ from flash_attn2._impl.dtensors import is_dtensor, split_heads
 from flash_attn2._impl.multihead import check_multihead, fill
 from flash_attn2._impl.observe import is_ordinary, ordinary
 from flash_attn2._impl.options import bound_of, make_options, rows_of
-from flash_attn2._impl.problem import MAX_HEAD_DIM
+from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V
 from flash_attn2._impl.rotary import RotaryEmbedding
 from flash_attn2._impl.rotation import check_sequences
 from flash_attn2._impl.tensors import require_allocated
@@ -66,7 +66,9 @@ class Attention(nn.Module):
         num_heads      query heads
         num_heads_kv   key and value heads, a divisor of num_heads; None: num_heads (multi-head),
                        fewer: grouped queries, 1: multi-query
-        head_dim       at most 256; None: embed_dim / num_heads
+        head_dim       of queries and keys, at most 576; None: embed_dim / num_heads
+        head_dim_v     of values, at most 512; None: head_dim. CUDA kernels are built for equal ones
+                       up to 256
         bias           of the fused projection
         out_bias       of the output projection; None: as `bias`
         dropout        probability of dropping a softmax entry, in training mode
@@ -78,12 +80,13 @@ class Attention(nn.Module):
         rotary         position embedding of queries and keys
         device, dtype  of the parameters, as of `nn.Linear`
 
-    The parameters are `qkv_proj.weight` ((num_heads + 2 num_heads_kv) * head_dim, embed_dim), its
-    rows by head: all queries, then keys, then values; `out_proj.weight`, the biases, and `sink`
-    (num_heads,). `sink` is created in float32 whatever `dtype` is, and used in float32; but
-    `.bfloat16()` and the like convert it as they do every parameter. `alibi_slopes`, float32
-    (num_heads,) or None, is no state: it is on the device of the parameters, and no conversion,
-    `to_empty` or state dict changes it. For cross-attention call the functions.
+    The parameters are `qkv_proj.weight` ((num_heads + num_heads_kv) * head_dim + num_heads_kv *
+    head_dim_v, embed_dim), its rows by head: all queries, then keys, then values;
+    `out_proj.weight`, the biases, and `sink` (num_heads,). `sink` is created in float32 whatever
+    `dtype` is, and used in float32; but `.bfloat16()` and the like convert it as they do every
+    parameter. `alibi_slopes`, float32 (num_heads,) or None, is no state: it is on the device of the
+    parameters, and no conversion, `to_empty` or state dict changes it. For cross-attention call the
+    functions.
     """
 
     @named_only
@@ -94,6 +97,7 @@ class Attention(nn.Module):
         num_heads_kv: int | None = None,
         head_dim: int | None = None,
         *,
+        head_dim_v: int | None = None,
         bias: bool = False,
         out_bias: bool | None = None,
         dropout: float = 0.0,
@@ -114,6 +118,7 @@ class Attention(nn.Module):
         super().__init__()
         embed_dim, num_heads = as_int("embed_dim", embed_dim), as_int("num_heads", num_heads)
         num_heads_kv, head_dim = _sizes(embed_dim, num_heads, num_heads_kv, head_dim)
+        head_dim_v = _width_of_values(head_dim_v, head_dim)
         for name, value in (("bias", bias), ("sink", sink)):
             require_bool(name, value)
         if out_bias is not None:
@@ -136,6 +141,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.num_heads_kv = num_heads_kv
         self.head_dim = head_dim
+        self.head_dim_v = head_dim_v
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.causal = causal
@@ -143,9 +149,10 @@ class Attention(nn.Module):
         self.softcap = softcap
         self.deterministic = deterministic
 
-        width, width_qkv = num_heads * head_dim, (num_heads + 2 * num_heads_kv) * head_dim
         out_bias = bias if out_bias is None else out_bias
-        self.qkv_proj = nn.Linear(embed_dim, width_qkv, bias, device=device, dtype=dtype)
+        width = sum(self._widths())
+        self.qkv_proj = nn.Linear(embed_dim, width, bias, device=device, dtype=dtype)
+        width = num_heads * head_dim_v
         self.out_proj = nn.Linear(width, embed_dim, out_bias, device=device, dtype=dtype)
         self.rotary = rotary
         zeros = torch.zeros(num_heads, device=device, dtype=torch.float32) if sink else None
@@ -323,8 +330,8 @@ class Attention(nn.Module):
 
     def _attend_over_cache(self, x: Tensor, cache: tuple[Tensor, Tensor], step: Step) -> Tensor:
         self._check_input(x, packed=True)
-        heads = (self.num_heads, self.num_heads_kv, self.num_heads_kv)
-        q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(heads, -2)
+        qk, v = self._heads(self.qkv_proj(x))
+        q, k = qk.split((self.num_heads, self.num_heads_kv), -2)  # type: ignore[no-untyped-call]
         options = self._options(x.device)
         if self.rotary is not None:
             positions = step.block_table.shape[1] * cache[0].shape[1]
@@ -375,26 +382,48 @@ class Attention(nn.Module):
     def project(
         self, x: Tensor, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x, (..., heads, head_dim), rotated if there is a `rotary`."""
+        """Queries, keys and values of x, (..., heads, head_dim or head_dim_v), rotated if there is
+        a `rotary`."""
         self._check_input(x, packed=cu_seqlens is not None)
-        qkv = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        counts = (self.num_heads, self.num_heads_kv, self.num_heads_kv)
-        if qkv.shape[-2] != sum(counts):
+        qkv = self.qkv_proj(x)
+        if qkv.shape[-1] != sum(self._widths()):
+            heads = self.num_heads + 2 * self.num_heads_kv
             raise ValueError(
-                f"qkv_proj must give {sum(counts)} heads of {self.head_dim}, got {qkv.shape[-2]}: "
-                "under ColwiseParallel it needs use_local_output=False"
+                f"qkv_proj must give {sum(self._widths())} columns, of {heads} heads, got "
+                f"{qkv.shape[-1]}: under ColwiseParallel it needs use_local_output=False"
             )
         if is_dtensor(qkv):
-            rotary = self.rotary
-            rotate = None if rotary is None else partial(rotary, cu_seqlens=cu_seqlens)
-            q, k, v = split_heads(qkv, counts, rotate)
-            return q, k, v
+            return self._split_dtensor(qkv, cu_seqlens)
+        qk, v = self._heads(qkv)
         if self.rotary is not None:
-            qk, v = qkv.split((self.num_heads + self.num_heads_kv, self.num_heads_kv), -2)
             qk = self.rotary(qk, cu_seqlens=cu_seqlens)
-            q, k = qk.split((self.num_heads, self.num_heads_kv), -2)  # type: ignore[no-untyped-call]
-        else:
-            q, k, v = qkv.split(counts, -2)
+        q, k = qk.split((self.num_heads, self.num_heads_kv), -2)  # type: ignore[no-untyped-call]
+        return q, k, v
+
+    def _widths(self) -> tuple[int, int]:
+        """Columns of queries and keys, and of values."""
+        heads = self.num_heads + self.num_heads_kv
+        return heads * self.head_dim, self.num_heads_kv * self.head_dim_v
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads of queries and of keys behind them, and those of values."""
+        qk, v = qkv.split(self._widths(), -1)  # type: ignore[no-untyped-call]
+        q_and_k: Tensor = qk.unflatten(-1, (-1, self.head_dim))
+        return q_and_k, v.unflatten(-1, (-1, self.head_dim_v))
+
+    def _split_dtensor(
+        self, qkv: Tensor, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.head_dim_v != self.head_dim:
+            raise NotImplementedError(
+                f"head_dim_v must be head_dim, {self.head_dim}, where a DTensor is cut by heads, "
+                f"got {self.head_dim_v}"
+            )
+        rotary = self.rotary
+        rotate = None if rotary is None else partial(rotary, cu_seqlens=cu_seqlens)
+        counts = (self.num_heads, self.num_heads_kv, self.num_heads_kv)
+        heads = qkv.unflatten(-1, (-1, self.head_dim))  # type: ignore[no-untyped-call]
+        q, k, v = split_heads(heads, counts, rotate)
         return q, k, v
 
     def _check_input(self, x: Tensor, packed: bool) -> None:
@@ -421,6 +450,8 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         text = f"{self.embed_dim}, num_heads={self.num_heads}, num_heads_kv={self.num_heads_kv}"
         text += f", head_dim={self.head_dim}"
+        if self.head_dim_v != self.head_dim:
+            text += f", head_dim_v={self.head_dim_v}"
         for name, default in _DEFAULTS.items():
             if (value := getattr(self, name)) != default:
                 text += f", {name}={value}"
@@ -488,3 +519,13 @@ def _sizes(
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
     return num_heads_kv, head_dim
+
+
+def _width_of_values(head_dim_v: int | None, head_dim: int) -> int:
+    head_dim_v = head_dim if head_dim_v is None else as_int("head_dim_v", head_dim_v)
+    if not 1 <= head_dim_v <= MAX_HEAD_DIM_V:
+        raise ValueError(
+            f"head_dim_v, or head_dim without it, must be from 1 to {MAX_HEAD_DIM_V}, got "
+            f"{head_dim_v}"
+        )
+    return head_dim_v

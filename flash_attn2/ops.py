@@ -43,7 +43,7 @@ from flash_attn2._impl.checks import check_results
 from flash_attn2._impl.forms import BIASES, FORMS, Form, checked, run
 from flash_attn2._impl.observe import refuse_tangents
 from flash_attn2._impl.options import check_numbers
-from flash_attn2._impl.problem import BiasGradient, Gradient, Problem, lse_shape
+from flash_attn2._impl.problem import BiasGradient, Gradient, Problem, lse_shape, out_shape
 from flash_attn2._impl.schema import Signature
 from flash_attn2._impl.tensors import require_readable, require_strided
 
@@ -77,8 +77,9 @@ def _forward_kernel(form: Form, *args: Any) -> Tensors:
 
 def _forward_fake(form: Form, *args: Any) -> Tensors:
     p = checked(form, form.signature.unflatten(args))
-    q = p.q
-    results = q.new_empty(q.shape), q.new_empty(lse_shape(q), dtype=torch.float32)
+    q, v = p.q, p.v
+    assert v is not None
+    results = q.new_empty(out_shape(q, v)), q.new_empty(lse_shape(q), dtype=torch.float32)
     if form.over_cache:
         return results
     return *results, q.new_empty(2 if p.options.dropout.drop_prob > 0 else 0, dtype=torch.int64)

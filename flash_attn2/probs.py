@@ -62,7 +62,7 @@ def attention_probs(
     )
     if block_mask is not None:
         require_lengths(block_mask, q, k)
-    checks.explain_dense(Problem(q, k, k, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES))
+    checks.explain_dense(Problem(q, k, _any_values(k), NO_SEQLENS, NO_SEQLENS, options, NO_PAGES))
     require_allocated(
         q=q, k=k, alibi_slopes=alibi_slopes, sink=sink, bias=bias, relative_bias=relative_bias
     )
@@ -102,7 +102,7 @@ def varlen_attention_probs(
     seqs_q, seqs_k = make_seqlens(
         cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k, q, k
     )
-    checks.explain_varlen(Problem(q, k, k, seqs_q, seqs_k, options, NO_PAGES))
+    checks.explain_varlen(Problem(q, k, _any_values(k), seqs_q, seqs_k, options, NO_PAGES))
     require_allocated(q=q, k=k, alibi_slopes=alibi_slopes, sink=sink)
     if q.is_cpu and not torch.compiler.is_compiling():
         seqs_q = seqs_q._replace(
@@ -116,3 +116,8 @@ def varlen_attention_probs(
     checks.check_lengths(Problem(q, k, k, seqs_q, seqs_k, options, NO_PAGES))
     packing = reference.packing_of(seqs_q, seqs_k)
     return reference.varlen_probabilities(q, k, packing, options)
+
+
+def _any_values(k: Tensor) -> Tensor:
+    """Of keys that are alone: as narrow as any may be."""
+    return k if k.ndim == 0 else k[..., :1]

@@ -41,6 +41,11 @@ class CacheCase:
     int_lengths: bool = False
     num_splits: int = 0
     float32_tables: bool = False
+    head_dim_v: int | None = None  # None: as head_dim
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {"k": self.head_dim, "v": self.head_dim_v or self.head_dim}
 
     @property
     def held(self) -> tuple[int, ...]:
@@ -66,7 +71,7 @@ class CacheCase:
         """Of flash_attn_with_kvcache and, but for num_splits, of the reference."""
         table = self.table()
         arguments: dict[str, Any] = {
-            "q": self.rows(target, self.rows_q, self.heads[0]),
+            "q": self.rows(target, self.rows_q, self.heads[0], self.head_dim),
             **self.caches(target, table),
             "cache_seqlens": 77 if self.int_lengths else lengths(*self.held, device=target.device),
             "num_splits": self.num_splits,
@@ -85,9 +90,9 @@ class CacheCase:
             arguments |= self.new_arguments(target)
         return arguments
 
-    def rows(self, target: Target, rows: Sequence[int], num_heads: int) -> Tensor:
+    def rows(self, target: Target, rows: Sequence[int], num_heads: int, width: int) -> Tensor:
         shape = (sum(rows),) if self.packed else (len(rows), rows[0])
-        return target.tensor(*shape, num_heads, self.head_dim)
+        return target.tensor(*shape, num_heads, width)
 
     def table(self) -> Tensor:
         """Block table of the cache; without pages, of pages that are whole sequences."""
@@ -110,8 +115,8 @@ class CacheCase:
         used = sum(-(-end // page_size) for end in self.ends)
         pages = 5 if self.page_size is None else used + 3
         filled = (
-            self.filled(target, (pages, page_size, self.heads[1], self.head_dim), table)
-            for _ in "kv"
+            self.filled(target, (pages, page_size, self.heads[1], width), table)
+            for width in self.widths.values()
         )
         if self.layout == "heads_outside":
             caches = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in filled]
@@ -131,7 +136,8 @@ class CacheCase:
 
     def new_arguments(self, target: Target) -> dict[str, Any]:
         arguments: dict[str, Any] = {
-            name: self.rows(target, self.rows_new, self.heads[1]) for name in ("k", "v")
+            name: self.rows(target, self.rows_new, self.heads[1], width)
+            for name, width in self.widths.items()
         }
         if self.packed and self.more_new != 0:
             cu_seqlens = cumulative(*self.rows_new, device=target.device)

@@ -26,11 +26,13 @@ class Case:
     alibi: str | None = None
     sink: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    head_dim_v: int | None = None  # None: as head_dim
 
     def qkv(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        kv = (self.batch, self.seqlen_k, self.num_heads_kv, self.head_dim)
+        kv = (self.batch, self.seqlen_k, self.num_heads_kv)
         q = target.tensor(self.batch, self.seqlen_q, self.num_heads, self.head_dim)
-        return q, target.tensor(*kv), target.tensor(*kv)
+        k = target.tensor(*kv, self.head_dim)
+        return q, k, target.tensor(*kv, self.head_dim_v or self.head_dim)
 
     def all_options(self, device: str) -> dict[str, Any]:
         return self.options | per_head_options(
@@ -65,17 +67,18 @@ class Packed:
     alibi: str | None = None
     sink: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    head_dim_v: int | None = None  # None: as head_dim
 
     def qkv(self, target: Target) -> tuple[Tensor, Tensor, Tensor]:
-        def rows(seqlens: tuple[int, ...], num_heads: int) -> Tensor:
-            x = target.tensor(sum(seqlens) + self.spare_rows, num_heads, self.head_dim)
+        def rows(seqlens: tuple[int, ...], num_heads: int, head_dim: int) -> Tensor:
+            x = target.tensor(sum(seqlens) + self.spare_rows, num_heads, head_dim)
             x[sum(seqlens) :] = torch.nan
             return x
 
         q, k, v = (
-            rows(self.seqlens_q, self.num_heads),
-            rows(self.seqlens_k, self.num_heads_kv),
-            rows(self.seqlens_k, self.num_heads_kv),
+            rows(self.seqlens_q, self.num_heads, self.head_dim),
+            rows(self.seqlens_k, self.num_heads_kv, self.head_dim),
+            rows(self.seqlens_k, self.num_heads_kv, self.head_dim_v or self.head_dim),
         )
         begin = 0
         for seqlen, used in zip(self.seqlens_k, self.seqused_k or self.seqlens_k, strict=True):

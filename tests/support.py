@@ -269,7 +269,7 @@ def check_gradients(
     """Three times the error of autograd at the tensors' own dtype, plus 1e-5, for each name."""
     q, dtype = inputs["q"], inputs["q"].dtype
     *batch, rows, num_heads, _ = q.shape
-    grad_out = torch.randn_like(q)
+    grad_out = torch.randn_like(q[..., :1].expand(*q.shape[:-1], inputs["v"].shape[-1]))
     grad_lse = torch.randn(*batch, num_heads, rows, device=q.device)
     if end is not None:
         grad_out[end:] = torch.nan

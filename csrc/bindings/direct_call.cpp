@@ -147,7 +147,7 @@ std::optional<FwdParams> read_direct_forward(dlpack::ExchangeApi const& api,
       batch_k != batch || head_dim_k != head_dim ||
       std::min({batch, seqlen_q, num_heads, num_heads_kv, head_dim}) < 1 ||
       std::max(batch, num_heads) > kMaxCount || std::max(seqlen_q, seqlen_k) > kMaxSeqlen ||
-      head_dim > kMaxHeadDim || num_heads % num_heads_kv != 0) {
+      head_dim > std::min(kMaxHeadDim, kMaxHeadDimV) || num_heads % num_heads_kv != 0) {
     return std::nullopt;
   }
 
@@ -157,6 +157,7 @@ std::optional<FwdParams> read_direct_forward(dlpack::ExchangeApi const& api,
   p.num_heads = static_cast<int32_t>(num_heads);
   p.num_heads_kv = static_cast<int32_t>(num_heads_kv);
   p.head_dim = static_cast<int32_t>(head_dim);
+  p.head_dim_v = p.head_dim;
   p.q = q->ref;
   p.k = k->ref;
   p.v = v->ref;

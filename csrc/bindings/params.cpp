@@ -103,6 +103,7 @@ FwdParams forward_params(Fields& fields) {
   p.num_heads = fields.get<"num_heads", int32_t>();
   p.num_heads_kv = fields.get<"num_heads_kv", int32_t>();
   p.head_dim = fields.get<"head_dim", int32_t>();
+  p.head_dim_v = fields.get_or<"head_dim_v", int32_t>(p.head_dim);
 
   p.q = tensor_ref(fields.get<"q", pybind11::tuple>());
   p.k = tensor_ref(fields.get<"k", pybind11::tuple>());
@@ -135,6 +136,7 @@ AppendParams append_params(Fields& fields, FwdParams const& p) {
                       .num_heads = p.num_heads,
                       .num_heads_kv = p.num_heads_kv,
                       .head_dim = p.head_dim,
+                      .head_dim_v = p.head_dim_v,
                       .k = p.k,
                       .v = p.v,
                       .seqs_k = p.seqs_k,

@@ -55,7 +55,7 @@ class Appender {
       rotate(head_ptr<Storage>(params_.k, 0, 0, head) + to_k,
              row_ptr(params_.new_k, batch, seq, row, head), position);
       copy(head_ptr<Storage>(params_.v, 0, 0, head) + to_v,
-           row_ptr(params_.new_v, batch, seq, row, head), 0);
+           row_ptr(params_.new_v, batch, seq, row, head), 0, params_.head_dim_v);
     }
   }
 
@@ -72,13 +72,14 @@ class Appender {
     return head_ptr<Storage>(t, batch, seq.first_row, head) + row * t.row_stride;
   }
 
-  void copy(Storage* to, Storage const* from, int first) const {
-    std::memcpy(to + first, from + first, (params_.head_dim - first) * sizeof(Storage));
+  // Entries [first, end) of a row.
+  static void copy(Storage* to, Storage const* from, int first, int end) {
+    std::memcpy(to + first, from + first, (end - first) * sizeof(Storage));
   }
 
   void rotate(Storage* to, Storage const* from, int64_t position) const {
     Rotary const& rotary = params_.rotary;
-    if (rotary.cos == nullptr) return copy(to, from, 0);
+    if (rotary.cos == nullptr) return copy(to, from, 0, params_.head_dim);
     int const pairs = rotary.dim / 2;
     int64_t const at = int64_t(rotary_row(rotary, position)) * pairs;
     Real x[kMaxHeadDim], cos[kMaxHeadDim], sin[kMaxHeadDim];
@@ -94,7 +95,7 @@ class Appender {
       x[second] = x0 * sin[i] + x1 * cos[i];
     }
     narrow(to, x, rotary.dim);
-    copy(to, from, rotary.dim);
+    copy(to, from, rotary.dim, params_.head_dim);
   }
 
   static void widen(Real* to, Storage const* from, int count) {
@@ -138,8 +139,10 @@ AppendPlan plan_append(AppendParams const& params, int num_threads) {
   int32_t const most_rows = append_rows(params);
   int64_t const tasks_of_sequence = (most_rows + kRowsPerTask - 1) / kRowsPerTask;
   int64_t const num_tasks = tasks_of_sequence * params.batch;
-  int64_t const entries = num_tasks * std::min(most_rows, kRowsPerTask) * params.head_dim *
-                          (params.num_heads + 2 * params.num_heads_kv);
+  int64_t const entries_of_row =
+      int64_t(params.head_dim) * (params.num_heads + params.num_heads_kv) +
+      int64_t(params.head_dim_v) * params.num_heads_kv;
+  int64_t const entries = num_tasks * std::min(most_rows, kRowsPerTask) * entries_of_row;
   return {num_tasks, tasks_of_sequence, useful_threads(entries, num_tasks, num_threads)};
 }
 

@@ -94,7 +94,7 @@ void Family::run(BwdParams const& params, BwdPlan const& plan, Target const&) {
   int32_t most_queries = 1;
   for (BwdPlan::Task const& task : *plan.tasks) most_queries = std::max(most_queries, task.count);
   size_t const scratch_bytes =
-      plan.kernel.workspace_bytes(problem.head_dim, tiles_of(plan.kernel, most_queries));
+      plan.kernel.workspace_bytes(head_dims(problem), tiles_of(plan.kernel, most_queries));
   Run const run{params, plan, *progress, *cuts,
                 params.grad_sink == nullptr ? nullptr : sink_sums->data()};
   // The order is what keeps the head of every chain running.

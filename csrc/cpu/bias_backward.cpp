@@ -114,7 +114,7 @@ void run_unit(BiasBwdParams const& params, BiasKernel const& kernel, Pass const&
 void run_pass(BiasBwdParams const& params, BiasBwdPlan const& plan, Pass const& pass) {
   int64_t const num_units = pass.units();
   if (num_units == 0) return;
-  size_t const scratch_bytes = plan.kernel.workspace_bytes(params.forward.head_dim);
+  size_t const scratch_bytes = plan.kernel.workspace_bytes(head_dims(params.forward));
   run_in_order(
       useful_threads(plan.multiply_adds, num_units, plan.num_threads), num_units, scratch_bytes,
       [&](int64_t unit, void* scratch) { run_unit(params, plan.kernel, pass, unit, scratch); });
@@ -129,12 +129,12 @@ BiasBwdPlan plan_bias_backward(BiasBwdParams const& params, int num_threads) {
   auto pass = [&](Bias const& sums, bool by_diagonals) {
     return make_pass(problem, sums, by_diagonals, kernel, num_threads);
   };
-  constexpr int64_t kProducts = 2;  // S and dP
+  int64_t const dims = problem.head_dim + problem.head_dim_v;  // of S and dP
   return {.kernel = kernel,
           .num_threads = num_threads,
           .passes = {pass(params.grad_bias, false), pass(params.grad_relative_bias, true)},
-          .multiply_adds = kProducts * problem.batch * problem.num_heads * problem.head_dim *
-                           problem.seqs_q.max_seqlen * problem.seqs_k.max_seqlen};
+          .multiply_adds = dims * problem.batch * problem.num_heads * problem.seqs_q.max_seqlen *
+                           problem.seqs_k.max_seqlen};
 }
 
 std::string to_string(BiasBwdPlan const& plan) {

@@ -12,12 +12,14 @@ struct Sizes {
   int32_t batch;
   int32_t num_heads;
   int32_t num_heads_kv;
-  int32_t head_dim;
+  HeadDims dims;
 };
 
 void check_sizes(Sizes const& sizes, int num_threads) {
-  FA2_CHECK(sizes.head_dim >= 1 && sizes.head_dim <= kMaxHeadDim, "head_dim {} is not in 1 ... {}",
-            sizes.head_dim, kMaxHeadDim);
+  FA2_CHECK(sizes.dims.qk >= 1 && sizes.dims.qk <= kMaxHeadDim, "head_dim {} is not in 1 ... {}",
+            sizes.dims.qk, kMaxHeadDim);
+  FA2_CHECK(sizes.dims.v >= 1 && sizes.dims.v <= kMaxHeadDimV, "head_dim_v {} is not in 1 ... {}",
+            sizes.dims.v, kMaxHeadDimV);
   FA2_CHECK(sizes.batch >= 0, "batch is {}", sizes.batch);
   FA2_CHECK(
       sizes.num_heads_kv >= 1 && sizes.num_heads >= 0 && sizes.num_heads % sizes.num_heads_kv == 0,
@@ -62,7 +64,8 @@ void check_data(char const* name, void const* data, bool has_elements) {
 }  // namespace
 
 void check_problem(FwdParams const& params, int num_threads) {
-  check_sizes({params.batch, params.num_heads, params.num_heads_kv, params.head_dim}, num_threads);
+  check_sizes({params.batch, params.num_heads, params.num_heads_kv, head_dims(params)},
+              num_threads);
   check_lengths("q", params.seqs_q);
   check_lengths("k", params.seqs_k);
   check_pages(params.pages, params.seqs_k);
@@ -108,7 +111,8 @@ void check_problem(BiasBwdParams const& params, int num_threads) {
 }
 
 void check_problem(AppendParams const& params, int num_threads) {
-  check_sizes({params.batch, params.num_heads, params.num_heads_kv, params.head_dim}, num_threads);
+  HeadDims const dims = {params.head_dim, params.head_dim_v};
+  check_sizes({params.batch, params.num_heads, params.num_heads_kv, dims}, num_threads);
   check_lengths("k", params.seqs_k);
   check_lengths("new_k", params.seqs_new);
   check_lengths("q", params.seqs_q);

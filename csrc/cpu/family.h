@@ -1,7 +1,8 @@
 #pragma once
 
 // The family for processors, as native modules take it (bindings/module.h). Takes float16,
-// bfloat16, float32 and float64, any head_dim up to 256 and any strides with a unit last stride.
+// bfloat16, float32 and float64, any widths up to
+// kMaxHeadDim and kMaxHeadDimV and any strides with a unit last stride.
 // May be called from several threads at once.
 
 #include "core/params.h"

@@ -31,7 +31,8 @@ class Run {
 
   void operator()(int num_threads) {
     size_t const scratch_bytes = kernel_.workspace_bytes(
-        params_.head_dim, (round_.most_queries + kernel_.tile_queries - 1) / kernel_.tile_queries);
+        head_dims(params_),
+        (round_.most_queries + kernel_.tile_queries - 1) / kernel_.tile_queries);
     std::atomic<bool> out_of_memory = false;
     auto const work = [&](void* scratch, int64_t task) {
       if (scratch == nullptr) {
@@ -60,7 +61,7 @@ class Run {
 
  private:
   size_t partial_bytes(int64_t results) const {
-    return kernel_.partial_bytes(params_.head_dim) * results;
+    return kernel_.partial_bytes(params_.head_dim_v) * results;
   }
 
   Unit const& unit_of(int64_t task) const {

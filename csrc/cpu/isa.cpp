@@ -40,9 +40,9 @@ void run_bf16(FwdParams const& params, ForwardChunk const& chunk, void* workspac
   level.forward[kBf16].run(params, chunk, workspace);
 }
 
-size_t workspace_of_bf16(int32_t head_dim, int32_t tiles) {
-  return std::max(v4_bf16::kKernels.forward[kBf16].workspace_bytes(head_dim, tiles),
-                  v4::kKernels.forward[kBf16].workspace_bytes(head_dim, tiles));
+size_t workspace_of_bf16(HeadDims const& dims, int32_t tiles) {
+  return std::max(v4_bf16::kKernels.forward[kBf16].workspace_bytes(dims, tiles),
+                  v4::kKernels.forward[kBf16].workspace_bytes(dims, tiles));
 }
 
 LevelKernels const& bf16_for_few() {

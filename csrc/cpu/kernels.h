@@ -22,6 +22,14 @@ struct QueryChunk {
   SeqInfo k_seq;
 };
 
+// Widths of heads.
+struct HeadDims {
+  int32_t qk;  // of queries and keys
+  int32_t v;   // of values and outputs
+};
+
+inline HeadDims head_dims(FwdParams const& params) { return {params.head_dim, params.head_dim_v}; }
+
 // A chunk of the forward pass. Where keys are cut into splits, each split leaves partial results of
 // its own.
 struct ForwardChunk {
@@ -33,17 +41,17 @@ struct ForwardChunk {
 };
 
 struct ForwardKernel {
-  int32_t tile_queries;                     // of a full tile
-  int32_t key_block;                        // keys that are worked through at a time
-  int64_t (*tile_bytes)(int32_t head_dim);  // of Q and O of a full tile
+  int32_t tile_queries;                         // of a full tile
+  int32_t key_block;                            // keys that are worked through at a time
+  int64_t (*tile_bytes)(HeadDims const& dims);  // of Q and O of a full tile
   // KV heads of a sequence that are best worked through together.
   int32_t (*heads_together)(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k);
-  size_t (*workspace_bytes)(int32_t head_dim, int32_t tiles);
+  size_t (*workspace_bytes)(HeadDims const& dims, int32_t tiles);
   // `workspace` is aligned to 64 bytes and needs no initialisation.
   void (*run)(FwdParams const& params, ForwardChunk const& chunk, void* workspace);
 
   // Of one query of one head in one split.
-  size_t (*partial_bytes)(int32_t head_dim);
+  size_t (*partial_bytes)(int32_t head_dim_v);
   // Makes the results of a chunk from its partial results: split after split, at most kMaxSplits.
   void (*combine)(FwdParams const& params, ForwardChunk const& chunk, int32_t num_splits);
 };
@@ -62,8 +70,8 @@ struct BackwardChunk {
 struct BackwardKernel {
   int32_t tile_queries;
   int32_t key_block;
-  size_t (*workspace_bytes)(int32_t head_dim, int32_t tiles);
-  size_t (*key_sums_bytes)(int32_t head_dim, int32_t seqlen_k);
+  size_t (*workspace_bytes)(HeadDims const& dims, int32_t tiles);
+  size_t (*key_sums_bytes)(HeadDims const& dims, int32_t seqlen_k);
   // What so many splits of a chunk share.
   size_t (*splits_bytes)(int32_t head_dim, int32_t tiles, int32_t splits);
   void (*run)(BwdParams const& params, BackwardChunk const& chunk, void* workspace);
@@ -86,7 +94,7 @@ struct BiasChunk {
 struct BiasKernel {
   int32_t chunk_queries;
   int32_t key_block;
-  size_t (*workspace_bytes)(int32_t head_dim);
+  size_t (*workspace_bytes)(HeadDims const& dims);
   void (*run)(BiasBwdParams const& params, BiasChunk const& chunk, void* workspace);
 };
 

@@ -12,8 +12,10 @@ namespace fa2::cpu {
 
 namespace {
 
-// S, dP, dQ, dK and dV.
-constexpr int kProducts = 5;
+// Multiply-adds for each pair of a query and a key: of S, dQ and dK, and of dP and dV.
+int64_t pair_cost(FwdParams const& params) {
+  return 3 * int64_t(params.head_dim) + 2 * int64_t(params.head_dim_v);
+}
 
 // Chains per thread that are worked through at a time. With a single one, a thread that was held up
 // would soon hold up the others.
@@ -126,7 +128,7 @@ class TaskMaker {
   void fit(Slot& slot, Chain const& chain) const {
     BackwardKernel const& kernel = plan_.kernel;
     int32_t const seqlen_k = chunks_[chain.begin].k_seq.length;
-    int64_t const bytes = kernel.key_sums_bytes(params_.head_dim, seqlen_k);
+    int64_t const bytes = kernel.key_sums_bytes(head_dims(params_), seqlen_k);
     slot.key_sums_bytes = std::max(slot.key_sums_bytes, bytes);
     int32_t cuts = 0;
     for (size_t i = chain.begin; i < chain.end; ++i) {
@@ -198,7 +200,7 @@ BwdPlan plan_backward(BwdParams const& params, int num_threads) {
   plan.num_slots = static_cast<int32_t>(num_slots);
   TaskMaker tasks(problem, chains, *chunks, plan);
   tasks.place_slots();
-  plan.multiply_adds = tasks.add_tasks() * problem.head_dim * kProducts;
+  plan.multiply_adds = tasks.add_tasks() * pair_cost(problem);
   return plan;
 }
 

@@ -56,7 +56,7 @@ void add_units(FwdParams const& params, FwdPlan& plan) {
 // Numbers the tasks and partial results of the units from `begin` on, as many as have room.
 Round next_round(FwdParams const& params, FwdPlan& plan, size_t begin) {
   Round round{.begin = begin, .end = begin};
-  auto const result_bytes = static_cast<int64_t>(plan.kernel.partial_bytes(params.head_dim));
+  auto const result_bytes = static_cast<int64_t>(plan.kernel.partial_bytes(params.head_dim_v));
   for (; round.end < plan.units->size(); ++round.end) {
     Unit& unit = (*plan.units)[round.end];
     int64_t const tasks = tasks_of(unit);
@@ -71,7 +71,8 @@ Round next_round(FwdParams const& params, FwdPlan& plan, size_t begin) {
     round.num_tasks += tasks;
     round.num_results += results;
     round.most_queries = std::max(round.most_queries, unit.chunk.count);
-    round.multiply_adds += unit.chunk.cost * unit.chunk.num_heads * params.head_dim * 2;
+    round.multiply_adds +=
+        unit.chunk.cost * unit.chunk.num_heads * (params.head_dim + params.head_dim_v);
   }
   return round;
 }

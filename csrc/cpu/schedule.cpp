@@ -107,7 +107,7 @@ class CutByLists {
 
 int64_t forward_chunk_tiles(FwdParams const& params, ForwardKernel const& kernel) {
   constexpr int64_t kMost = 16;
-  int64_t const bytes = kernel.tile_bytes(params.head_dim);
+  int64_t const bytes = kernel.tile_bytes(head_dims(params));
   return std::clamp<int64_t>(forward_chunk_bytes(active_processor()) / bytes, 1, kMost);
 }
 
@@ -118,7 +118,7 @@ int64_t most_with_splits(FwdParams const& params, ForwardKernel const& kernel,
       blocks_of_listed_split(heads.k_seq.length, kernel.key_block, kMaxSplits) * kernel.key_block;
   int64_t const splits = std::max<int64_t>(1, divide_up(heads.k_seq.length, length));
   int64_t const results = splits * heads.num_heads * kernel.tile_queries;
-  int64_t const bytes = results * static_cast<int64_t>(kernel.partial_bytes(params.head_dim));
+  int64_t const bytes = results * static_cast<int64_t>(kernel.partial_bytes(params.head_dim_v));
   return std::max<int64_t>(1, kPartialBytes / bytes);
 }
 
@@ -186,7 +186,7 @@ int64_t backward_chunk_tiles(BwdParams const& params, BackwardKernel const& kern
   // Sums that shall be the same everywhere are not after the processor at hand. And neighbours
   // under a block mask list different keys: the more of them, the less they share.
   bool const fewest = params.deterministic || has_lists(params.forward);
-  int64_t const key_sums = fewest ? 0 : kernel.key_sums_bytes(params.forward.head_dim, seqlen_k);
+  int64_t const key_sums = fewest ? 0 : kernel.key_sums_bytes(head_dims(params.forward), seqlen_k);
   int32_t const queries = backward_chunk_queries(active_processor(), key_sums);
   return std::max(1, queries / kernel.tile_queries);
 }

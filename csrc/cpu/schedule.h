@@ -18,7 +18,7 @@ struct ScheduledChunk {
   int32_t batch;
   int32_t count;
   int64_t first;
-  int64_t cost;  // multiply-adds per head dim, of one KV head
+  int64_t cost;  // pairs of a query and a key, of one KV head
   SeqInfo q_seq;
   SeqInfo k_seq;
   int32_t first_head = 0;

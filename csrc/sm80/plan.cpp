@@ -76,6 +76,9 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
             device.arch / 10, device.arch % 10);
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
             "CUDA kernels take float16 and bfloat16");
+  FA2_CHECK(p.head_dim_v == p.head_dim,
+            "kernels are built for values as wide as keys, got {} and {}", p.head_dim_v,
+            p.head_dim);
   FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {}",
             std::end(kBuckets)[-1], p.head_dim);

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn2._impl import backends, launch
+from flash_attn2._impl import backends, launch, widths
 from flash_attn2._impl.biases import lower_bias, lower_relative_bias
 from flash_attn2._impl.lower import lower, with_addresses
 from flash_attn2._impl.problem import BiasGradient, BiasGradients, unpacked, with_qkv
@@ -21,7 +21,10 @@ def bias_backward(gradient: BiasGradient) -> BiasGradients:
         p = with_qkv(p, *unpacked(p.q, p.k, p.v))
     backend = backends.serving(p.q)
     dtype_name = backend.dtype_name(p.q.dtype)
+    assert p.v is not None
     head_dim = p.q.shape[-1]
+    if backend.aligned:
+        widths.require_built(backend, head_dim, p.v.shape[-1])
     p = launch.readable_problem(p, backend, over_cache=False)
     q = p.q
     sums = (
@@ -31,15 +34,15 @@ def bias_backward(gradient: BiasGradient) -> BiasGradients:
     assert p.out is not None
     assert p.lse is not None
     if p.lse.numel() != 0 and (sums[0] is not None or sums[1] is not None):
-        incoming = launch.readable_incoming(grad_out, grad_lse, q, backend)
+        out = launch.readable(p.out, backend)
+        incoming = launch.readable_incoming(grad_out, grad_lse, out, backend)
         problem: dict[str, Any] = {**incoming}  # addresses, of what is held until kernels have run
         with_addresses(problem)
         if sums[0] is not None:
             problem["grad_bias"] = lower_bias(sums[0])
         if sums[1] is not None:
             problem["grad_relative_bias"] = lower_relative_bias(sums[1], q.shape[1])
-        out, lse, rng_state = launch.readable(p.out, backend), p.lse, p.options.dropout.rng_state
-        lse = lse.contiguous()
+        lse, rng_state = p.lse.contiguous(), p.options.dropout.rng_state
         rng_state = None if rng_state is None else rng_state.contiguous()
         problem["forward"] = lower(p, dtype_name, out, lse, rng_state, head_dim)
         backend.run(backend.module.bias_backward, problem, q.device)

@@ -9,16 +9,18 @@ from flash_attn2._impl.checks import (
     FLOAT_DTYPES,
     check_device,
     check_head_counts,
+    check_head_dim_v,
     check_heads,
     check_int32_vector,
     check_per_head,
     is_vector,
     per_head_fits,
-    require_head_dim,
+    require_rows_of,
     too_long,
 )
 from flash_attn2._impl.problem import (
     MAX_HEAD_DIM,
+    MAX_HEAD_DIM_V,
     MAX_SEQLEN,
     MAX_SPLITS,
     Append,
@@ -44,12 +46,12 @@ def _fits(p: Problem) -> bool:
     q, k, v, seqs_q, seqs_k, _, (table, batch_idx), num_splits, *_ = p
     assert k is not None
     assert v is not None
-    shape_q, shape_k, dtype, device = q.shape, k.shape, q.dtype, q.device
+    shape_q, shape_k, shape_v, dtype, device = q.shape, k.shape, v.shape, q.dtype, q.device
     cu_q = seqs_q.cu_seqlens
     if not (
         len(shape_q) == (4 if cu_q is None else 3)
         and len(shape_k) == 4
-        and v.shape == shape_k
+        and (shape_v == shape_k or shape_v[:-1] == shape_k[:-1])
         and dtype is k.dtype is v.dtype
         and dtype in FLOAT_DTYPES
         and device == k.device == v.device
@@ -61,6 +63,7 @@ def _fits(p: Problem) -> bool:
     if not (
         head_dim == shape_q[-1]
         and 1 <= head_dim <= MAX_HEAD_DIM
+        and 1 <= shape_v[-1] <= MAX_HEAD_DIM_V
         and num_heads > 0 < num_heads_kv
         and num_heads % num_heads_kv == 0
     ):
@@ -105,6 +108,7 @@ def _append_fits(p: Problem, append: Append) -> bool:
     """Whether `_check_append` would surely pass, after `_fits`."""
     (new_k, new_v, (cos, sin, _), _), q, seqs_k = append, p.q, p.seqs_k
     assert p.k is not None
+    assert p.v is not None
     shape, dtype, device = new_k.shape, q.dtype, q.device
     varlen = seqs_k.cu_appended is not None
     return (
@@ -112,7 +116,7 @@ def _append_fits(p: Problem, append: Append) -> bool:
         and len(shape) == (3 if varlen else 4)
         and shape[-2:] == p.k.shape[-2:]
         and (varlen or shape[0] == q.shape[0])
-        and new_v.shape == shape
+        and new_v.shape == (*shape[:-1], p.v.shape[-1])
         and new_k.dtype is new_v.dtype is dtype
         and new_k.device == new_v.device == device
         and seqs_k.appended <= MAX_SEQLEN
@@ -166,13 +170,9 @@ def _check_cache(p: Problem) -> None:
         _check_like_q(name, tensor, q, f": create the cache with dtype={q.dtype}")
     if table is not None and k_cache.shape[1] == 0:
         raise ValueError("k_cache must have a page_size of at least 1, got 0")
-    if k_cache.shape != v_cache.shape:
-        require_head_dim("k_cache", k_cache, q)
-        raise ValueError(
-            f"v_cache must have the shape of k_cache, {tuple(k_cache.shape)}, "
-            f"got {tuple(v_cache.shape)}"
-        )
+    require_rows_of("v_cache", v_cache, "k_cache", k_cache)
     _check_cache_heads(q, k_cache)
+    check_head_dim_v("v_cache", v_cache)
     _check_vectors(p)
     batch = batch_size(p)
     if table is None and p.pages.batch_idx is None and k_cache.shape[0] < batch:
@@ -202,13 +202,14 @@ def check_seqlen(name: str, seqlen: int) -> None:
 
 def _check_append(p: Problem, append: Append) -> None:
     """Beside `_check_cache`: what an append takes."""
-    q, k_cache, seqs_k = p.q, p.k, p.seqs_k
+    q, k_cache, v_cache, seqs_k = p.q, p.k, p.v, p.seqs_k
     assert k_cache is not None
+    assert v_cache is not None
     if seqs_k.seqused is None and seqs_k.max_seqlen is None:
         raise ValueError("cache_seqlens must say where the rows of k go, got None")
-    heads, varlen = k_cache.shape[-2:], seqs_k.cu_appended is not None
-    for name, tensor in (("k", append.new_k), ("v", append.new_v)):
-        shape = tensor.shape
+    varlen = seqs_k.cu_appended is not None
+    for name, tensor, cache in (("k", append.new_k, k_cache), ("v", append.new_v, v_cache)):
+        shape, heads = tensor.shape, cache.shape[-2:]
         if (
             len(shape) != (3 if varlen else 4)
             or shape[-2:] != heads
@@ -223,11 +224,7 @@ def _check_append(p: Problem, append: Append) -> None:
                 f"{tuple(shape)}{advice}"
             )
         _check_like_q(name, tensor, q)
-    if append.new_k.shape != append.new_v.shape:
-        raise ValueError(
-            f"v must have the shape of k, {tuple(append.new_k.shape)}, "
-            f"got {tuple(append.new_v.shape)}"
-        )
+    require_rows_of("v", append.new_v, "k", append.new_k)
     if too_long(seqs_k.appended):
         raise ValueError(f"k must have at most {MAX_SEQLEN} rows, got {seqs_k.appended}")
     cos, sin, _ = append.rotary

@@ -19,6 +19,7 @@ from torch import Tensor
 from flash_attn2._impl import biases, block_mask
 from flash_attn2._impl.problem import (
     MAX_HEAD_DIM,
+    MAX_HEAD_DIM_V,
     MAX_SEQLEN,
     NO_BLOCK_MASK,
     NO_SCORE_MOD,
@@ -27,6 +28,7 @@ from flash_attn2._impl.problem import (
     Gradient,
     Problem,
     lse_shape,
+    out_shape,
     unpacked,
 )
 from flash_attn2._impl.shard_checks import check_shard
@@ -46,11 +48,11 @@ def check_dense(p: Problem) -> None:
     q, k, v, seqs_q, _, options, *_ = p
     assert k is not None
     assert v is not None
-    shape_q, shape_k, dtype = q.shape, k.shape, q.dtype
+    shape_q, shape_k, shape_v, dtype = q.shape, k.shape, v.shape, q.dtype
     if (
         type(q) is Tensor
         and len(shape_q) == 4 == len(shape_k)
-        and v.shape == shape_k
+        and (shape_v == shape_k or shape_v[:-1] == shape_k[:-1])
         and dtype is k.dtype is v.dtype
         and dtype in FLOAT_DTYPES
         and q.device == k.device == v.device
@@ -61,6 +63,7 @@ def check_dense(p: Problem) -> None:
             batch == batch_k
             and head_dim == head_dim_k
             and 1 <= head_dim <= MAX_HEAD_DIM
+            and 1 <= shape_v[-1] <= MAX_HEAD_DIM_V
             and num_heads > 0 < num_heads_kv
             and num_heads % num_heads_kv == 0
             and seqlen_q <= MAX_SEQLEN
@@ -144,11 +147,11 @@ def check_varlen(p: Problem) -> None:
     (cu_seqlens_q, used_q, *_), (cu_seqlens_k, used_k, *_) = p.seqs_q, p.seqs_k
     assert cu_seqlens_q is not None
     assert cu_seqlens_k is not None
-    shape_q, shape_k, dtype, device = q.shape, k.shape, q.dtype, q.device
+    shape_q, shape_k, shape_v, dtype, device = q.shape, k.shape, v.shape, q.dtype, q.device
     if (
         type(q) is Tensor
         and len(shape_q) == 3 == len(shape_k)
-        and v.shape == shape_k
+        and (shape_v == shape_k or shape_v[:-1] == shape_k[:-1])
         and dtype is k.dtype is v.dtype
         and dtype in FLOAT_DTYPES
         and device == k.device == v.device == cu_seqlens_q.device == cu_seqlens_k.device
@@ -165,6 +168,7 @@ def check_varlen(p: Problem) -> None:
             batch >= 0
             and head_dim == head_dim_k
             and 1 <= head_dim <= MAX_HEAD_DIM
+            and 1 <= shape_v[-1] <= MAX_HEAD_DIM_V
             and num_heads > 0 < num_heads_kv
             and num_heads % num_heads_kv == 0
             and (used_q is None or is_vector(used_q, batch, device))
@@ -245,10 +249,10 @@ def check_qkvpacked(q: Tensor, kv: Tensor | None) -> None:
 def check_results(gradient: Gradient | BiasGradient) -> None:
     """Shapes, dtypes and devices of a forward pass's results, and of gradients of any dtype."""
     grad_out, grad_lse, p, *_ = gradient
-    q, out, lse, (drop_prob, rng_state) = p.q, p.out, p.lse, p.options.dropout
-    if p.k is None:
-        q, _, _ = unpacked(q, None, None)
-    shape, shape_lse, device = q.shape, lse_shape(q), q.device
+    q, v, out, lse, (drop_prob, rng_state) = p.q, p.v, p.out, p.lse, p.options.dropout
+    if v is None:
+        q, _, v = unpacked(q, p.k, None)
+    shape, shape_lse, device = out_shape(q, v), lse_shape(q), q.device
     if (
         type(q) is Tensor
         and drop_prob == 0
@@ -353,13 +357,7 @@ def require_dims(q: Tensor, k: Tensor, v: Tensor, dims: tuple[str, ...]) -> None
 
 def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     """What dense and varlen tensors share."""
-    shape_k, shape_v = k.shape, v.shape
-    if shape_k != shape_v:
-        require_head_dim("k", k, q)
-        raise ValueError(
-            f"v must have the shape of k, {tuple(shape_k)}, got {tuple(shape_v)}; "
-            "head dimensions of k and v that differ are not supported"
-        )
+    require_rows_of("v", v, "k", k)
     dtype, device = q.dtype, q.device
     if k.dtype != dtype or v.dtype != dtype:
         raise TypeError(f"q, k and v must have one dtype, got {dtype}, {k.dtype} and {v.dtype}")
@@ -368,6 +366,28 @@ def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
     if k.device != device or v.device != device:
         raise ValueError(f"q, k and v must be on one device, got {device}, {k.device}, {v.device}")
     check_head_counts(q, k, "k", "v")
+    check_head_dim_v("v", v)
+
+
+def require_rows_of(name: str, v: Tensor, name_k: str, k: Tensor) -> None:
+    """That values are as many as keys, in as many heads, whose width is their own."""
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(
+            f"{name} must have the shape of {name_k} but for the width of its heads, "
+            f"{_but_for_width(k)}, got {tuple(v.shape)}"
+        )
+
+
+def _but_for_width(k: Tensor) -> str:
+    return f"({', '.join(map(str, k.shape[:-1]))}, head_dim_v)"
+
+
+def check_head_dim_v(name: str, v: Tensor) -> None:
+    """The width of values."""
+    if not 1 <= v.shape[-1] <= MAX_HEAD_DIM_V:
+        raise ValueError(
+            f"head_dim_v, of {name}, must be from 1 to {MAX_HEAD_DIM_V}, got {v.shape[-1]}"
+        )
 
 
 def require_head_dim(name: str, tensor: Tensor, q: Tensor) -> None:
@@ -384,7 +404,7 @@ def check_head_counts(q: Tensor, k: Tensor, name_k: str, name_v: str) -> None:
     num_heads_kv = k.shape[-2]
     require_head_dim(name_k, k, q)
     if not 1 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(f"head_dim must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
+        raise ValueError(f"head_dim, of q, must be from 1 to {MAX_HEAD_DIM}, got {head_dim}")
     if num_heads_kv == 0 or num_heads == 0 or num_heads % num_heads_kv != 0:
         raise ValueError(
             f"num_heads of q must be a positive multiple of num_heads of {name_k} and {name_v}, "

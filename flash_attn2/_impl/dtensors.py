@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flash_attn2._impl import launch
 from flash_attn2._impl.forms import Form
-from flash_attn2._impl.problem import Problem, Result, lse_shape, unpacked, with_qkv
+from flash_attn2._impl.problem import Problem, Result, lse_shape, out_shape, unpacked, with_qkv
 
 _BATCH, _HEADS = "batch", "heads"
 
@@ -93,7 +93,7 @@ def attend(form: Form, p: Problem, local_attend: Callable[[Form, Problem], Resul
             x, cuts.mesh, placements, run_check=False, shape=shape, stride=stride
         )
 
-    return whole(out, q.shape, dims_out), whole(lse, lse_shape(q), dims_lse), rng_state
+    return whole(out, out_shape(q, v), dims_out), whole(lse, lse_shape(q), dims_lse), rng_state
 
 
 def _cuts(q: Any, k: Any, v: Any, packed: bool) -> _Cuts:

@@ -14,47 +14,54 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-_FORWARD, _BACKWARD, _BIAS = 2, 5, 2  # products of matrices
+# Products of matrices whose sums or results are as wide as keys, and as values.
+Products = tuple[int, int]
+_FORWARD, _BACKWARD, _BIAS = (1, 1), (3, 2), (1, 1)
 
 Named = dict[str, Any]  # arguments of an op
 
 
-def _products(count: int, q: Tensor, seqlens_q: Sequence[int], seqlens_k: Sequence[int]) -> int:
-    """Of heads as q has them, and sequences of these lengths."""
+def _products(
+    count: Products, q: Tensor, v: Tensor | None, seqlens_q: Sequence[int], seqlens_k: Sequence[int]
+) -> int:
+    """Of heads as q and v have them, and sequences of these lengths; v is None where it is as wide
+    as q."""
     num_heads, head_dim = q.shape[-2:]
+    head_dim_v = head_dim if v is None else v.shape[-1]
     scores = sum(a * b for a, b in zip(seqlens_q, seqlens_k, strict=True))
-    return 2 * count * num_heads * head_dim * scores
+    return 2 * num_heads * (count[0] * head_dim + count[1] * head_dim_v) * scores
 
 
-def _dense(count: int, named: Named) -> int:
+def _dense(count: Products, named: Named) -> int:
     q, k = named["q"], named["k"]
     batch, seqlen_q = q.shape[:2]
     seqlen_k = seqlen_q if k is None else k.shape[1]
     seqlens_q = [seqlen_q] * batch
     if (used := named["seqused_q"]) is not None:
         seqlens_q = _values(used, seqlen_q)
-    return _products(count, q, seqlens_q, [seqlen_k] * batch)
+    return _products(count, q, named["v"], seqlens_q, [seqlen_k] * batch)
 
 
-def _biases(count: int, named: Named) -> int:
+def _biases(count: Products, named: Named) -> int:
     """Each bias by a pass of its own."""
     passes = sum(
         named[f"of_{name}"] and named[name] is not None for name in ("bias", "relative_bias")
     )
-    return _dense(count * passes, named)
+    of_keys, of_values = count
+    return _dense((of_keys * passes, of_values * passes), named)
 
 
-def _varlen(count: int, named: Named) -> int:
+def _varlen(count: Products, named: Named) -> int:
     seqlens_q, seqlens_k = (
         _differences(named[f"cu_seqlens_{side}"], named[f"max_seqlen_{side}"])
         if named[f"seqused_{side}"] is None
         else _values(named[f"seqused_{side}"], named[f"max_seqlen_{side}"])
         for side in "qk"
     )
-    return _products(count, named["q"], seqlens_q, seqlens_k)
+    return _products(count, named["q"], named["v"], seqlens_q, seqlens_k)
 
 
-def _kvcache(count: int, named: Named) -> int:
+def _kvcache(count: Products, named: Named) -> int:
     q, seqlens = named["q"], named["cache_seqlens"]
     table, leftpad = named["block_table"], named["cache_leftpad"]
     page_size = named["k_cache"].shape[1]
@@ -74,10 +81,10 @@ def _kvcache(count: int, named: Named) -> int:
         held = [min(a + b, capacity) for a, b in zip(held, new, strict=True)]
     if leftpad is not None:
         held = [a - b for a, b in zip(held, _values(leftpad, 0), strict=True)]
-    return _products(count, q, seqlens_q, held)
+    return _products(count, q, named["v_cache"], seqlens_q, held)
 
 
-_FORMULAS: dict[str, tuple[Callable[[int, Named], int], int]] = {
+_FORMULAS: dict[str, tuple[Callable[[Products, Named], int], Products]] = {
     "forward": (_dense, _FORWARD),
     "backward": (_dense, _BACKWARD),
     "bias_backward": (_biases, _BIAS),
@@ -101,7 +108,9 @@ def _differences(cu_seqlens: Tensor, unknown: int) -> list[int]:
     return _values(cu_seqlens.diff(), unknown)
 
 
-def _formula(op: Any, rule: Callable[[int, Named], int], count: int) -> Callable[..., int]:
+def _formula(
+    op: Any, rule: Callable[[Products, Named], int], count: Products
+) -> Callable[..., int]:
     arguments = op.default._schema.arguments
     defaults = {x.name: x.default_value for x in arguments if x.has_default_value()}
     names = [x.name for x in arguments]

@@ -11,7 +11,7 @@ from flash_attn2._impl import overlap
 from flash_attn2._impl.arguments import require_tensor
 from flash_attn2._impl.forms import Form
 from flash_attn2._impl.observe import is_ordinary, ordinary
-from flash_attn2._impl.problem import Problem, unpacked
+from flash_attn2._impl.problem import Problem, out_shape, unpacked
 from flash_attn2._impl.tensors import require_allocated
 
 
@@ -22,12 +22,13 @@ def with_out(form: Form, p: Problem, out: Any) -> Problem:
     what is read. TypeError, ValueError or NotImplementedError for what is no place for the result.
     """
     require_tensor("out", out)
-    q, _, _ = (p.q, p.k, p.v) if p.q.ndim < 3 else unpacked(p.q, p.k, p.v)
+    q, _, v = (p.q, p.k, p.v) if p.q.ndim < 3 else unpacked(p.q, p.k, p.v)
     device_type, dtype = "cuda" if q.is_cuda else "cpu", q.dtype
     if torch.is_autocast_enabled(device_type) and dtype is not torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
-    if out.shape != q.shape:
-        raise ValueError(f"out must have shape {tuple(q.shape)}, got {tuple(out.shape)}")
+    shape = q.shape if v is None or 0 in (q.ndim, v.ndim) else out_shape(q, v)
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {tuple(shape)}, got {tuple(out.shape)}")
     if out.dtype != dtype:
         raise TypeError(f"out must be {dtype}, got {out.dtype}")
     if out.device != q.device:

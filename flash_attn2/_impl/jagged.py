@@ -49,7 +49,7 @@ def attend(
         if value is not None:
             raise ValueError(f"{name} must be None with nested tensors, got {type(value).__name__}")
     of_q, of_k, of_v = (_packed(name, x, q) for name, x in (("q", q), ("k", k), ("v", v)))
-    if of_k.rows.shape != of_v.rows.shape or not _same_sequences(of_k, of_v):
+    if of_k.rows.shape[:-1] != of_v.rows.shape[:-1] or not _same_sequences(of_k, of_v):
         raise ValueError("v must have the lengths and offsets of k")
     sides = of_q, of_k
     lengths = [x.offsets.to(torch.int32) for x in sides]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, contiguous_format
 
-from flash_attn2._impl import backends, overlap
+from flash_attn2._impl import backends, overlap, widths
 from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.lower import lower, lower_append, with_addresses
 from flash_attn2._impl.problem import (
@@ -24,6 +24,7 @@ from flash_attn2._impl.problem import (
     Problem,
     Result,
     batch_size,
+    out_shape,
     unpacked,
     with_qkv,
 )
@@ -45,14 +46,20 @@ def forward(p: Problem, over_cache: bool) -> Result:
     backend = backends.serving(p.q)
     dtype_name = backend.dtype_names.get(p.q.dtype) or backend.dtype_name(p.q.dtype)
     *batch, rows, num_heads, head_dim = p.q.shape
+    assert p.v is not None
+    head_dim_v = p.v.shape[-1]
+    if backend.aligned:
+        widths.require_built(backend, head_dim, head_dim_v)
     if p.append is not None:
         p = _apart_from_caches(p)
     p = readable_problem(p, backend, over_cache)
     q, options, out = p.q, p.options, p.out
     if out is not None and (backend.aligned or out.stride(-1) != 1):  # of the caller's
         out = out if out.shape == q.shape and is_readable(out, backend) else None
-    if out is None:
+    if out is None and head_dim_v == head_dim:
         out = empty_like(q, memory_format=contiguous_format)
+    elif out is None or out.shape[-1] != head_dim_v:
+        out = empty(out_shape(q, p.v), dtype=q.dtype, device=q.device)  # type: ignore[arg-type]
     lse = empty((*batch, num_heads, rows), dtype=torch.float32, device=q.device)
     cu_seqlens, seqused_q, *_ = p.seqs_q
     if seqused_q is not None:  # kernels leave the rows past it alone
@@ -78,7 +85,7 @@ def forward(p: Problem, over_cache: bool) -> Result:
     if cu_seqlens is not None and q.is_cpu and (end := int(cu_seqlens[-1])) < rows:
         out[end:] = 0
         lse[:, end:] = -torch.inf
-    return _without_padding(out, head_dim), lse, rng_state
+    return _without_padding(out, head_dim_v), lse, rng_state
 
 
 def _append_and_attend(
@@ -117,24 +124,27 @@ def backward(gradient: Gradient) -> Gradients:
         p = with_qkv(p, q, k, v)
     backend = backends.serving(q)
     dtype_name = backend.dtype_name(q.dtype)
-    head_dim = q.shape[-1]
+    assert p.v is not None
+    head_dim, head_dim_v = q.shape[-1], p.v.shape[-1]
+    if backend.aligned:
+        widths.require_built(backend, head_dim, head_dim_v)
     p = readable_problem(p, backend, over_cache=False)
     q, out = p.q, readable(p.out, backend)  # type: ignore[arg-type]
 
-    def gradient_of(x: Tensor | None) -> Tensor | None:
-        if x is None:
+    def gradient_of(x: Tensor | None, of: Tensor | None) -> Tensor | None:
+        if x is None or of is None:
             return None
-        if x.shape[-1] != q.shape[-1]:
-            x = x[..., :1].expand(*x.shape[:-1], q.shape[-1])  # with the padding of q
+        if x.shape[-1] != of.shape[-1]:
+            x = x[..., :1].expand(*x.shape[:-1], of.shape[-1])  # with its padding
         return allocate(x, memory_format=contiguous_format)
 
-    grads = [gradient_of(x) for x in given]
+    grads = [gradient_of(x, of) for x, of in zip(given, p[:3], strict=True)]
     grad_sink = None if sink is None else allocate(sink)
     lse = p.lse.contiguous()  # type: ignore[union-attr]
     rng_state = None if drop_rng is None else drop_rng.contiguous()
     if lse.numel() != 0:
         grad_q, grad_k, grad_v = unpacked(*grads)  # type: ignore[arg-type]
-        incoming = readable_incoming(grad_out, grad_lse, q, backend)  # held until kernels have run
+        incoming = readable_incoming(grad_out, grad_lse, out, backend)  # held until kernels ran
         problem: dict[str, Any] = {
             **incoming,
             "grad_q": grad_q,
@@ -151,18 +161,21 @@ def backward(gradient: Gradient) -> Gradients:
         for grad in (*grads, grad_sink):
             if grad is not None:
                 grad.zero_()
-    grads = [None if grad is None else _without_padding(grad, head_dim) for grad in grads]
+    grads = [
+        None if grad is None else _without_padding(grad, width)
+        for grad, width in zip(grads, (head_dim, head_dim, head_dim_v), strict=True)
+    ]
     return *grads, grad_sink  # type: ignore[return-value]
 
 
 def readable_incoming(
-    grad_out: Tensor | None, grad_lse: Tensor | None, q: Tensor, backend: Backend
+    grad_out: Tensor | None, grad_lse: Tensor | None, out: Tensor, backend: Backend
 ) -> dict[str, Tensor]:
     """Gradients of out and lse by name, as backward passes read them."""
     if grad_out is None:
-        grad_out = q.new_zeros(q.shape[-1]).expand(q.shape)
+        grad_out = out.new_zeros(out.shape[-1]).expand(out.shape)
     else:
-        grad_out = readable(grad_out.to(q.dtype), backend)
+        grad_out = readable(grad_out.to(out.dtype), backend)
     if grad_lse is None:
         return {"grad_out": grad_out}
     return {"grad_out": grad_out, "grad_lse": grad_lse.to(torch.float32).contiguous()}
@@ -317,7 +330,7 @@ def readable(t: Tensor, backend: Backend) -> Tensor:
 
     Every tensor whose rows a kernel reads goes through here, and what comes out is so whatever
     strides or address came in: the last stride is 1, and for CUDA kernels each row starts on 16
-    bytes and has a head_dim that is padded with zeros to a multiple of 8.
+    bytes and has a width that is padded with zeros to a multiple of 8.
     """
     return t if is_readable(t, backend) else _copied(t, backend)
 

@@ -57,6 +57,8 @@ def lower(
         "softmax_scale": head_dim**-0.5 if scale is None else scale,
         "lse": lse.data_ptr(),
     }
+    if v.shape[-1] != shape[-1]:
+        fields["head_dim_v"] = v.shape[-1]
     for name, rows in (("q", q), ("k", k), ("v", v), ("out", out)):
         pointer, strides = rows.data_ptr(), rows.stride()
         if pointer < SURELY_MEMORY:

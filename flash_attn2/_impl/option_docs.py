@@ -23,7 +23,10 @@ _TEXTS = {
         "probability of dropping a softmax entry, from 0 to 1 - 2^-10; applied whenever above "
         "0, in steps of 2^-16"
     ),
-    "softmax_scale": "factor on the scores, 0 or from 2^-100 to 2^100; None: 1 / sqrt(head_dim)",
+    "softmax_scale": (
+        "factor on the scores, 0 or from 2^-100 to 2^100; None: 1 / sqrt(head_dim), of q (which is "
+        "not what absorbed MLA means: there it is that of the heads before absorption)"
+    ),
     "causal": (
         "a query sees keys up to its own position, aligned to the bottom-right corner: query "
         "i sees key j iff j <= i + seqlen_k - seqlen_q"
@@ -54,7 +57,7 @@ _TEXTS = {
     ),
     "block_table": (
         "int32 (batch, pages): k and v are pages of a cache, (num_pages, page_size, "
-        "num_heads_kv, head_dim); None: packed rows"
+        "num_heads_kv, head_dim or head_dim_v); None: packed rows"
     ),
     "sink": (
         "float32 (num_heads,): a logit per head that joins the softmax denominator only; None: none"

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 # Limits of what kernels can count, as in csrc/core/params.h.
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 576  # of q and k
+MAX_HEAD_DIM_V = 512  # of v and out
 MAX_SEQLEN = 2**29 - 1
 MAX_SPLITS = 128
 BLOCK = 64  # queries and keys of a block of a mask
@@ -109,7 +110,7 @@ NO_SHARD = (0, 0, None)  # of the last fields of a Problem
 class Options(NamedTuple):
     """What every call takes beside its tensors and lengths; see `functional` for the meaning."""
 
-    softmax_scale: float | None = None  # None: 1 / sqrt(head_dim)
+    softmax_scale: float | None = None  # None: 1 / sqrt(head_dim), of q and k
     window: Window = NO_WINDOW
     score_mod: ScoreMod = NO_SCORE_MOD
     sink: Tensor | None = None
@@ -125,8 +126,9 @@ class Problem(NamedTuple):
     """FwdParams, and AppendParams where there is something to append first.
 
     Dense: (batch, seqlen, num_heads, head_dim). Packed, with cu_seqlens: (total, num_heads,
-    head_dim). Over a cache k and v are the caches. Without v, k is (..., 2, num_heads_kv, head_dim)
-    and holds keys and values; without k, q is (..., 3, num_heads, head_dim) and holds all three.
+    head_dim). v may have heads of another width, head_dim_v, and so has out. Over a cache k and v
+    are the caches. Without v, k is (..., 2, num_heads_kv, head_dim) and holds keys and values;
+    without k, q is (..., 3, num_heads, head_dim) and holds all three.
 
     What torch.compile sees gives every struct, and replaces none: torch 2.4 can trace neither
     defaults that are structs nor `_replace`.
@@ -184,6 +186,11 @@ def unpacked(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Ten
 def with_qkv(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Problem:
     """The problem with these instead; much faster than `_replace`."""
     return tuple.__new__(Problem, (q, k, v, *p[3:]))
+
+
+def out_shape(q: Tensor, v: Tensor) -> tuple[int, ...]:
+    """Of the result: heads as wide as values are."""
+    return (*q.shape[:-1], v.shape[-1])
 
 
 def lse_shape(q: Tensor) -> tuple[int, ...]:

@@ -12,15 +12,22 @@ from torch import Tensor
 
 from flash_attn2._impl.pages import HeldTokens
 
-_WRITES = 2  # of a layer: keys and values, each of which makes a new version of the storage
-
 
 class WrittenLayers:
-    """What was written since the last step, by the versions that autograd counts."""
+    """What was written since the last step, by the versions that autograd counts.
 
-    def __init__(self) -> None:
+    `writes` are those of a layer to the storage that is looked at, each of which makes a new
+    version of it: one of keys, and one of values where they lie there too.
+    """
+
+    def __init__(self, writes: int) -> None:
+        self._writes = writes
         self._version = 0
         self._extended: list[HeldTokens] = []
+
+    def anew(self) -> WrittenLayers:
+        """For a copy of the storage."""
+        return WrittenLayers(self._writes)
 
     def begin(self, storage: Tensor, held: Sequence[HeldTokens], counts: Sequence[int]) -> None:
         """A step, whose writes come from now on."""
@@ -44,7 +51,7 @@ class WrittenLayers:
 
         None at all is no error: graphs of CUDA write without a trace.
         """
-        written, layers = (storage._version - self._version) // _WRITES, storage.shape[0]
+        written, layers = (storage._version - self._version) // self._writes, storage.shape[0]
         if not 0 < written < layers:
             return
         for sequence, tokens, count in zip(sequences, held, counts, strict=True):

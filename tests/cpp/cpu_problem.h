@@ -84,24 +84,28 @@ struct Problem {
 
   static constexpr int64_t kRng[2] = {42, 7};
 
-  Problem(DType dtype, int batch, int heads, int heads_kv, int seqlen_q, int seqlen_k, int dim)
+  // Without dim_v, values are as wide as keys.
+  Problem(DType dtype, int batch, int heads, int heads_kv, int seqlen_q, int seqlen_k, int dim,
+          int dim_v = 0)
       : q(dtype, size_t(batch) * seqlen_q * heads * dim),
         k(dtype, size_t(batch) * seqlen_k * heads_kv * dim),
-        v(dtype, size_t(batch) * seqlen_k * heads_kv * dim),
-        out(dtype, size_t(batch) * seqlen_q * heads * dim),
+        v(dtype, size_t(batch) * seqlen_k * heads_kv * (dim_v == 0 ? dim : dim_v)),
+        out(dtype, size_t(batch) * seqlen_q * heads * (dim_v == 0 ? dim : dim_v)),
         lse(size_t(batch) * heads * seqlen_q, kNan) {
     p.dtype = dtype;
     p.batch = batch;
     p.num_heads = heads;
     p.num_heads_kv = heads_kv;
+    if (dim_v == 0) dim_v = dim;
     p.head_dim = dim;
+    p.head_dim_v = dim_v;
     p.softmax_scale = 1.f / std::sqrt(float(dim));
     p.seqs_q.max_seqlen = seqlen_q;
     p.seqs_k.max_seqlen = seqlen_k;
     p.q = {q.words.data(), int64_t(seqlen_q) * heads * dim, heads * dim, dim};
     p.k = {k.words.data(), int64_t(seqlen_k) * heads_kv * dim, heads_kv * dim, dim};
-    p.v = {v.words.data(), p.k.batch_stride, p.k.row_stride, p.k.head_stride};
-    p.out = {out.words.data(), p.q.batch_stride, p.q.row_stride, p.q.head_stride};
+    p.v = {v.words.data(), int64_t(seqlen_k) * heads_kv * dim_v, heads_kv * dim_v, dim_v};
+    p.out = {out.words.data(), int64_t(seqlen_q) * heads * dim_v, heads * dim_v, dim_v};
     p.lse = lse.data();
     std::mt19937 random(seqlen_q * 1000 + seqlen_k + dim);
     std::normal_distribution<double> normal;
@@ -165,18 +169,18 @@ inline void check_row(Problem& x, int b, int head, int row, double tolerance,
     top = std::max(top, scores.back());
   }
   double sum = top == -kInf ? 0 : std::exp(sink - top);
-  std::vector<double> out(p.head_dim, 0);
+  std::vector<double> out(p.head_dim_v, 0);
   for (int col = cols.begin; col < cols.end; ++col) {
     double weight = top == -kInf ? 0 : std::exp(scores[col - cols.begin] - top);
     sum += weight;
     weight *= keep_weight(x, b, head, row, col);
-    for (int d = 0; d < p.head_dim; ++d) {
+    for (int d = 0; d < p.head_dim_v; ++d) {
       out[d] += weight * x.v.get(x.index(p.v, b, col, head / p.group(), d));
     }
   }
   float const lse = x.lse[(size_t(b) * p.num_heads + head) * seqlen_q + row];
   EXPECT_NEAR(lse, sum == 0 ? -kInf : top + std::log(sum), 1e-5) << what << " row " << row;
-  for (int d = 0; d < p.head_dim; ++d) {
+  for (int d = 0; d < p.head_dim_v; ++d) {
     double const expected = sum == 0 ? 0 : out[d] / sum;
     EXPECT_NEAR(x.out.get(x.index(p.out, b, row, head, d)), expected, tolerance)
         << what << " row " << row << " dim " << d;

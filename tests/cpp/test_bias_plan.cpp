@@ -128,7 +128,7 @@ BiasBwdParams problem(int32_t batch, int32_t seqlen) {
   p.batch = batch;
   p.num_heads = kHeads;
   p.num_heads_kv = kHeads;
-  p.head_dim = 64;
+  p.head_dim = p.head_dim_v = 64;
   p.seqs_q.max_seqlen = p.seqs_k.max_seqlen = seqlen;
   return params;
 }

@@ -105,7 +105,7 @@ struct Reference {
       Score const s = score(x, b, head, row, col);
       double const weight = keep_weight(x, b, head, row, col);
       double grad = 0;
-      for (int d = 0; d < p.head_dim; ++d) {
+      for (int d = 0; d < p.head_dim_v; ++d) {
         grad += grad_out(d) * x.v.get(x.index(p.v, b, col, head_kv, d)) * weight;
       }
       entries.push_back({col, std::exp(s.value), weight, grad, s.slope});
@@ -125,7 +125,9 @@ struct Reference {
         size_t const at_k = x.index(p.k, b, e.col, head_kv, d);
         q[at_q] += grad_score * x.k.get(at_k);
         k[at_k] += grad_score * x.q.get(at_q);
-        v[at_k] += e.prob * e.weight * grad_out(d);
+      }
+      for (int d = 0; d < p.head_dim_v; ++d) {
+        v[x.index(p.v, b, e.col, head_kv, d)] += e.prob * e.weight * grad_out(d);
       }
     }
   }
@@ -177,6 +179,22 @@ TEST(shapes) {
         GradProblem x(dtype, 2, s.heads, s.heads_kv, s.seqlen_q, s.seqlen_k, s.dim);
         x.p.window = window;
         run_and_check(x, what + " dim " + std::to_string(s.dim));
+      }
+    }
+  });
+}
+
+TEST(widths) {
+  struct Shape {
+    int heads, heads_kv, seqlen_q, seqlen_k, dim, dim_v;
+  };
+  for_levels([](DType dtype, std::string const& what) {
+    for (Shape const s : {Shape{2, 1, 33, 70, 40, 24}, Shape{4, 2, 5, 103, 3, 70},
+                          Shape{3, 1, 35, 19, 33, 1}, Shape{1, 1, 9, 11, 576, 512}}) {
+      for (Window const window : {Window{}, Window{Window::kUnlimited, 0}}) {
+        GradProblem x(dtype, 2, s.heads, s.heads_kv, s.seqlen_q, s.seqlen_k, s.dim, s.dim_v);
+        x.p.window = window;
+        run_and_check(x, what + " dims " + std::to_string(s.dim) + ", " + std::to_string(s.dim_v));
       }
     }
   });

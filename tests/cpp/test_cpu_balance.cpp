@@ -16,7 +16,7 @@ using namespace fa2::testing;
 // Tensors that are planned for, and not read.
 Problem planned(int heads, int heads_kv, int seqlen_q, int seqlen_k, int head_dim) {
   Problem x(DType::kFloat32, 1, heads, heads_kv, seqlen_q, seqlen_k, 1);
-  x.p.head_dim = head_dim;
+  x.p.head_dim = x.p.head_dim_v = head_dim;
   return x;
 }
 

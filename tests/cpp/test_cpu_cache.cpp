@@ -196,6 +196,7 @@ struct Append {
          .num_heads = kHeads,
          .num_heads_kv = kHeadsKv,
          .head_dim = kDim,
+         .head_dim_v = kDim,
          .k = dense(k, kCapacity, kHeadsKv),
          .v = dense(v, kCapacity, kHeadsKv),
          .seqs_k = {.seqused = used.data(), .max_seqlen = kCapacity},

@@ -32,6 +32,24 @@ TEST(shapes) {
   });
 }
 
+// Values of another width than keys, on the ways of tiles and of few queries.
+TEST(widths) {
+  struct Shape {
+    int heads, heads_kv, seqlen_q, seqlen_k, dim, dim_v;
+  };
+  for_levels([](DType dtype, std::string const& what) {
+    for (Shape const s :
+         {Shape{2, 1, 33, 70, 40, 24}, Shape{2, 2, 1, 200, 24, 64}, Shape{4, 2, 5, 3, 3, 9},
+          Shape{3, 1, 1, 230, 33, 1}, Shape{2, 1, 70, 200, 1, 17}, Shape{1, 1, 3, 9, 576, 512}}) {
+      for (Window const window : {Window{}, Window{Window::kUnlimited, 0}}) {
+        Problem x(dtype, 2, s.heads, s.heads_kv, s.seqlen_q, s.seqlen_k, s.dim, s.dim_v);
+        x.p.window = window;
+        run_and_check(x, what + " dims " + std::to_string(s.dim) + ", " + std::to_string(s.dim_v));
+      }
+    }
+  });
+}
+
 TEST(options) {
   static float const slopes[4] = {0.5f, 0.25f, 0.125f, 1.f};
   static float const sink[4] = {0.5f, -1.f, 2.f, -std::numeric_limits<float>::infinity()};

@@ -25,7 +25,7 @@ FwdParams problem(int head_dim, int seqlen_q = 1000, int seqlen_k = 1000) {
   p.batch = 3;
   p.num_heads = 8;
   p.num_heads_kv = 2;
-  p.head_dim = head_dim;
+  p.head_dim = p.head_dim_v = head_dim;
   p.seqs_q.max_seqlen = seqlen_q;
   p.seqs_k.max_seqlen = seqlen_k;
   return p;

@@ -58,7 +58,7 @@ def described(problem: Problem) -> Call:
     gradient = problem.path == "gradient"
     packed = problem.kind in ("varlen", "paged") or problem.cache.packed
     end = sum(problem.seqlens_q) if packed else None
-    size = _size_q(problem)
+    size = (*_size_q(problem)[:-1], problem.head_dim_v)
     grad_out = Spec(
         "grad_out",
         size,
@@ -144,7 +144,7 @@ def _arguments(problem: Problem) -> dict[str, Any]:
     used_q = () if problem.packing == "qkv" else problem.used_q
     filled_q = _rows(problem.seqlens_q, problem, used_q) if varlen else None
     filled_k = _rows(problem.seqlens_k, problem, problem.used) if varlen else None
-    heads_k = num_heads_kv, problem.head_dim
+    heads_k, heads_v = (num_heads_kv, problem.head_dim), (num_heads_kv, problem.head_dim_v)
     arguments: dict[str, Any] = {}
     if problem.packing == "qkv":
         # One range of rows for all three: NaN among queries would reach their results.
@@ -156,7 +156,7 @@ def _arguments(problem: Problem) -> dict[str, Any]:
             arguments["kv"] = spec("kv", (*size_k, 2, *heads_k), 1, filled_k)
         elif problem.kind == "dense" or problem.kind == "varlen":
             arguments["k"] = spec("k", (*size_k, *heads_k), 1, filled_k)
-            arguments["v"] = spec("v", (*size_k, *heads_k), 2, filled_k)
+            arguments["v"] = spec("v", (*size_k, *heads_v), 2, filled_k)
         else:
             arguments |= _pages(problem, ("k", "v"), problem.used or problem.seqlens_k, ())
     if varlen:
@@ -245,7 +245,6 @@ def _pages(
     """The caches, and how sequences find their rows there."""
     use, batch = problem.cache, len(problem.seqlens_q)
     ends = [a + b for a, b in itertools.zip_longest(problem.seqlens_k, use.new, fillvalue=0)]
-    heads_k = problem.heads[0], problem.head_dim
     arguments: dict[str, Any] = {}
     draw = random.Random(problem.seed + 1)
     if use.page_size:
@@ -267,11 +266,12 @@ def _pages(
             page = table[b][position // rows]
             filled.append(((page, page + 1), (position % rows, position % rows + 1)))
     merged = _merged(filled)
-    for i, name in enumerate(names):
-        layout = _cache_layout(problem.layouts[1], problem)
+    widths = problem.head_dim, problem.head_dim_v
+    for i, (name, width) in enumerate(zip(names, widths, strict=True)):
+        layout = _cache_layout(problem.layouts[1], width)
         arguments[name] = Spec(
             name,
-            (count, rows, *heads_k),
+            (count, rows, problem.heads[0], width),
             _dtype(problem),
             problem.values,
             layout,
@@ -292,12 +292,12 @@ def _merged(filled: list[Any]) -> tuple[Any, ...]:
     return tuple(merged)
 
 
-def _cache_layout(layout: Layout, problem: Problem) -> Layout:
+def _cache_layout(layout: Layout, width: int) -> Layout:
     """One that is used in place."""
     order = tuple(dim for dim in layout.order if dim != -1)
     if not order:
         return PLAIN
-    aligned = -problem.head_dim % 8 == 0
+    aligned = -width % 8 == 0
     room = (0,) * len(order) + ((8 if layout.room else 0),) if aligned else ()
     return Layout((*order, -1), room, (), 0)
 
@@ -310,9 +310,10 @@ def _cache_arguments(problem: Problem) -> dict[str, Any]:
     draw = random.Random(problem.seed + 2)
 
     def rows(name: str, counts: tuple[int, ...], heads: int, index: int) -> Spec:
-        size: tuple[int, ...] = (batch, max(counts, default=1), heads, problem.head_dim)
+        width = problem.head_dim_v if name == "v" else problem.head_dim
+        size: tuple[int, ...] = (batch, max(counts, default=1), heads, width)
         if packed:
-            size = (sum(counts), heads, problem.head_dim)
+            size = (sum(counts), heads, width)
         layout = problem.layouts[index]
         return Spec(name, size, dtype, problem.values, layout, problem.seed + 4 + index)
 

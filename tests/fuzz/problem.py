@@ -78,8 +78,13 @@ class Problem:
     biases: Biases = NO_BIASES  # likewise
     behind: bool = True  # where guard pages lie
     threads: int = 1
+    other_width: int = 0  # of values and out; 0: head_dim
     hostile: int = 0  # seed of lengths, tables and positions that no check has seen; 0: none
     seed: int = 0
+
+    @property
+    def head_dim_v(self) -> int:
+        return self.other_width or self.head_dim
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -102,6 +107,7 @@ LIMITS = {
 _HOSTILE = 0.05  # share of problems
 _MASKED = 0.4  # share of dense ones
 _BIASED = 0.3  # likewise
+_WIDER = 0.4  # share of problems, on the CPU, with values of another width or heads beyond 256
 _EDGES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257)
 _HEAD_DIMS = (1, 2, 7, 8, 16, 32, 33, 40, 64, 64, 64, 72, 80, 96, 100, 128, 128, 160, 192, 256)
 _SETTINGS = (
@@ -168,6 +174,9 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
     other = random.Random(f"{seed} {number} biases")
     if kind == "dense" and other.random() < _BIASED:
         problem = replace(problem, biases=drawn_biases(other))
+    widths = random.Random(f"{seed} {number} widths")
+    if backend == "cpu" and widths.random() < _WIDER:
+        problem = _with_widths(widths, problem)
     return possible(_cut(problem, limits.work))
 
 
@@ -193,6 +202,16 @@ def _drawn_lengths(
         tuple(length(8 if few_queries else most) for _ in range(batch)),
         tuple(0 if draw.random() < 0.1 else length(most) for _ in range(batch)),
     )
+
+
+def _with_widths(draw: random.Random, problem: Problem) -> Problem:
+    """Those that CPU kernels alone are built for."""
+    if draw.random() < 0.3:
+        problem = replace(problem, head_dim=draw.choice((257, 320, 500, 512, 576)))
+    if problem.packing:  # which makes widths equal
+        return replace(problem, head_dim=min(problem.head_dim, 512))
+    other = draw.choice(_HEAD_DIMS) if draw.random() < 0.7 else draw.randint(1, 512)
+    return replace(problem, other_width=other)
 
 
 def _drawn_options(draw: random.Random, subset: tuple[str, ...], limits: Limits) -> Options:
@@ -292,7 +311,12 @@ def work(problem: Problem) -> int:
     ]
     pairs = sum(a * b for a, b in zip(problem.seqlens_q, lengths_k, strict=True))
     rows = max((*problem.seqlens_q, 1)) * 64
-    return max(pairs, rows) * problem.heads[0] * problem.heads[1] * (problem.head_dim + 16)
+    return (
+        max(pairs, rows)
+        * problem.heads[0]
+        * problem.heads[1]
+        * ((problem.head_dim + problem.head_dim_v) // 2 + 16)
+    )
 
 
 def possible(problem: Problem) -> Problem:

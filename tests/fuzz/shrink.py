@@ -61,6 +61,10 @@ def simplifications(problem: Problem) -> Iterator[Problem]:
             yield replace(problem, heads=(problem.heads[0], 2))
     for head_dim in _smaller(problem.head_dim, 1):
         yield replace(problem, head_dim=head_dim)
+    if problem.other_width:
+        yield replace(problem, other_width=0)
+        for width in _smaller(problem.other_width, 1):
+            yield replace(problem, other_width=width)
     for name in ("seqlens_q", "seqlens_k"):
         yield from _shorter(problem, name)
     if problem.cache.page_size > 1:

@@ -63,7 +63,7 @@ DENSE = [
     ({"k": torch.randn(2, 2, 3, 16)}, ValueError, r"got .* pass k.transpose\(1, 2\)"),
     ({"q": torch.randn(2, 4, 3, 16)}, ValueError, r"got 3 and 2: .* pass q.transpose\(1, 2\)"),
     ({"k_cache": torch.randn(3, 20, 2, 8)}, ValueError, r"k_cache must have the head_dim of q, 16"),
-    ({"v_cache": torch.randn(3, 20, 2, 8)}, ValueError, r"v_cache must have the shape of k_cache"),
+    ({"v_cache": torch.randn(3, 20, 1, 16)}, ValueError, r"v_cache must have the shape of k_cache"),
     ({"casual": True}, TypeError, r"no argument 'casual': use causal"),
     ({"is_causal": True}, TypeError, r"no argument 'is_causal': use causal"),
     ({"scale": 1.0}, TypeError, r"no argument 'scale': use softmax_scale"),
@@ -91,7 +91,7 @@ DENSE = [
     (
         {"v": torch.randn(2, 2, 2, 16)},
         ValueError,
-        r"v must have the shape of k, \(2, 3, 2, 16\), g",
+        r"v must have the shape of k .*\(2, 3, 2, head_dim_v\), g",
     ),
     ({"v": None}, ValueError, r"v must be given with k, got v=None"),
     ({"k": None}, ValueError, r"k must be given with v, got k=None"),

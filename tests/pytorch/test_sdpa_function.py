@@ -177,7 +177,11 @@ X = torch.zeros(2, 3, 5, 8)
         ),
         (ValueError, "value must have the heads of key, 3, got 2", {"value": X[:, :2]}),
         (ValueError, "v must have|rows", {"value": X[:, :, :4]}),
-        (ValueError, "head_dim must be from 1 to 256", {"value": torch.zeros(2, 3, 5, 300)}),
+        (
+            ValueError,
+            "head_dim_v, of v, must be from 1 to 512",
+            {"value": torch.zeros(2, 3, 5, 513)},
+        ),
     ],
 )
 def test_errors(kind: type[Exception], message: str, change: dict[str, Any]) -> None:

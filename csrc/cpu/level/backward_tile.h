@@ -29,25 +29,24 @@ struct GradWorkspace {
   size_t bytes;
 
   // With memory == nullptr: only the size.
-  GradWorkspace(void* memory, int head_dim, int num_tiles) {
+  GradWorkspace(void* memory, HeadDims const& dims, int num_tiles) {
     Carver carver(memory);
-    int const padded_dim = round_up(head_dim, kLanes<Real>);
     int const num_queries = num_tiles * kWidth;
     ones = carver.take<Real>(kWidth);
     weights.stride = packed_stride<Operand>(num_queries / E::kDepth);
     weights.probs = carver.take<Operand>(kKeyBlock * weights.stride);
     weights.grad_scores = carver.take<Operand>(kKeyBlock * weights.stride);
     if constexpr (E::kDepth > 1) {
-      key_pairs.stride = packed_stride<Operand>(head_dim);
+      key_pairs.stride = packed_stride<Operand>(dims.qk);
       key_pairs.data = carver.take<Operand>(kKeyBlock / E::kDepth * key_pairs.stride);
     }
-    auto take_panels = [&]() -> QueryPanels<E> {
+    auto take_panels = [&](int head_dim) -> QueryPanels<E> {
       return {carver.take<Operand>(QueryPanels<E>::operands(num_queries, head_dim)),
-              num_queries / E::kDepth, padded_dim / kLanes<Operand>};
+              num_queries / E::kDepth, round_up(head_dim, kLanes<Real>) / kLanes<Operand>};
     };
-    queries = take_panels();
-    grad_out = take_panels();
-    grad_q_stride = int64_t(padded_dim) * kWidth;
+    queries = take_panels(dims.qk);
+    grad_out = take_panels(dims.v);
+    grad_q_stride = int64_t(round_up(dims.qk, kLanes<Real>)) * kWidth;
     grad_q = carver.take<Real>(num_tiles * grad_q_stride);
     bytes = carver.bytes();
   }
@@ -71,9 +70,10 @@ class ChunkBackward : GradRows<E> {
         keys_(chunk.keys),
         turn_(chunk.turn),
         split_(chunk.split),
-        sums_(chunk.key_sums, chunk.queries.k_seq.length, params.forward.head_dim),
+        sums_(chunk.key_sums, chunk.queries.k_seq.length, head_dims(params.forward)),
         sink_sums_(chunk.sink_sums),
-        workspace_(static_cast<char*>(memory) + work_.bytes, params.forward.head_dim, num_tiles_) {
+        workspace_(static_cast<char*>(memory) + work_.bytes, head_dims(params.forward),
+                   num_tiles_) {
     for (int i = 0; i < kCapacity; ++i) workspace_.ones[i] = 1;
     if (sink_sums_ != nullptr) __builtin_memset(sink_sums_, 0, group_ * sizeof(double));
   }
@@ -101,21 +101,21 @@ class ChunkBackward : GradRows<E> {
   void start_tile(GradTile<E>& tile, int index) {
     Query queries[kCapacity];
     Base::start_rows_of(tile, index, queries);
-    pack_panels(workspace_.queries, params_.q, tile, index, queries);
-    pack_panels(workspace_.grad_out, grads_.grad_out, tile, index, queries);
+    pack_panels(workspace_.queries, params_.q, params_.head_dim, tile, index, queries);
+    pack_panels(workspace_.grad_out, grads_.grad_out, params_.head_dim_v, tile, index, queries);
     tile.grad_q = workspace_.grad_q + index * workspace_.grad_q_stride;
     int const lanes = tile.vectors * kSize;
     __builtin_memset(tile.grad_q, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
   }
 
-  void pack_panels(QueryPanels<E> const& panels, TensorRef const& tensor, GradTile<E> const& tile,
-                   int index, Query const* queries) const {
+  void pack_panels(QueryPanels<E> const& panels, TensorRef const& tensor, int head_dim,
+                   GradTile<E> const& tile, int index, Query const* queries) const {
     static constexpr Storage kZeros[kMaxHeadDim] = {};
     Storage const* rows[kCapacity];
     for (int i = 0; i < tile.num_queries; ++i) {
       rows[i] = Base::is_empty(queries[i]) ? kZeros : Base::row_ptr(tensor, queries[i]);
     }
-    panels.pack(index * kCapacity, tile.num_queries, rows, params_.head_dim);
+    panels.pack(index * kCapacity, tile.num_queries, rows, head_dim);
   }
 
   SplitGrads<E> splits() const {
@@ -179,11 +179,11 @@ class ChunkBackward : GradRows<E> {
   };
 
   Block block(int32_t begin, int32_t end) const {
-    Rows const keys = Base::rows_of_dims(params_.k, begin, end, work_.keys);
-    Rows const values = Base::rows_of_dims(params_.v, begin, end, work_.values);
+    Rows const keys = Base::keys_of_block(begin, end);
+    Rows const values = Base::values_of_block(begin, end);
     Rows key_pairs = keys;
     if constexpr (E::kDepth > 1) {
-      key_pairs = Base::rows_of_keys(params_.k, begin, end, workspace_.key_pairs);
+      key_pairs = Base::rows_of_keys(params_.k, params_.head_dim, begin, end, workspace_.key_pairs);
     }
     return {begin, end, keys, values, key_pairs};
   }
@@ -305,22 +305,23 @@ class ChunkBackward : GradRows<E> {
   void add_key_grads(int32_t begin, int32_t end, RowRange queries) {
     turn_.wait_for(begin);
     LaneWindow const window{chunk_, params_.window, group_, queries};
-    for (int index = 0; index < workspace_.queries.num_panels(); ++index) {
-      int64_t const at = begin * sums_.stride + index * QueryPanels<E>::kPanelDims;
-      auto add = [&]<int kVectors>(Operand const* weights, QueryPanels<E> const& rows,
-                                   Real* grads) FA2_CPU_INLINE_LAMBDA {
-        multiply_queries<E, kVectors>(weights, workspace_.weights.stride, window, begin,
-                                      end - begin, rows.panel(index), grads + at, sums_.stride);
-      };
-      with_vectors(workspace_.queries.panel_vectors(index),
-                   [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
-                     add.template operator()<kVectors>(workspace_.weights.probs,
-                                                       workspace_.grad_out, sums_.grad_v);
-                     add.template operator()<kVectors>(workspace_.weights.grad_scores,
-                                                       workspace_.queries, sums_.grad_k);
-                   });
-    }
+    add_products(workspace_.weights.probs, workspace_.grad_out, window, begin, end, sums_.grad_v,
+                 sums_.stride_v);
+    add_products(workspace_.weights.grad_scores, workspace_.queries, window, begin, end,
+                 sums_.grad_k, sums_.stride_k);
     turn_.leave(begin);
+  }
+
+  // grads[key] += sum over queries of weights[key][query] rows[query].
+  void add_products(Operand const* weights, QueryPanels<E> const& rows, LaneWindow const& window,
+                    int32_t begin, int32_t end, Real* grads, int64_t stride) const {
+    for (int index = 0; index < rows.num_panels(); ++index) {
+      Real* const to = grads + begin * stride + index * QueryPanels<E>::kPanelDims;
+      with_vectors(rows.panel_vectors(index), [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
+        multiply_queries<E, kVectors>(weights, workspace_.weights.stride, window, begin,
+                                      end - begin, rows.panel(index), to, stride);
+      });
+    }
   }
 
   void finish_tiles() const {

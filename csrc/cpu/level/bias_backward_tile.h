@@ -98,8 +98,7 @@ class ChunkBiasBackward : GradRows<E> {
   };
 
   Block rows_of(int32_t begin, int32_t end) const {
-    return {begin, Base::rows_of_dims(params_.k, begin, end, work_.keys),
-            Base::rows_of_dims(params_.v, begin, end, work_.values)};
+    return {begin, Base::keys_of_block(begin, end), Base::values_of_block(begin, end)};
   }
 
   // Keys [begin, end) of the block against a tile.

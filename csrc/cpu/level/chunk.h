@@ -117,7 +117,8 @@ class ChunkQueries {
     return lse_index(params_, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) + query.row;
   }
 
-  int depth() const { return (params_.head_dim + E::kDepth - 1) / E::kDepth; }
+  // Operands of a row of so many entries.
+  static int depth(int head_dim) { return (head_dim + E::kDepth - 1) / E::kDepth; }
 
   ColRange cols_of(Query query) const {
     return visible_cols(query.row, chunk_.q_seq.length, chunk_.k_seq.length, params_.window);
@@ -170,44 +171,46 @@ class ChunkQueries {
     return keys;
   }
 
-  // The rows of `tensor` at `queries`, transposed: to[operand][lane].
-  void pack_lanes(Operand* to, TensorRef const& tensor, int vectors, Query const* queries) const {
+  // The rows of `tensor`, which are `head_dim` wide, at `queries`, transposed: to[operand][lane].
+  void pack_lanes(Operand* to, TensorRef const& tensor, int head_dim, int vectors,
+                  Query const* queries) const {
     for (int n = 0; n < vectors; ++n) {
       Storage const* rows[kSize];
       for (int i = 0; i < kSize; ++i) rows[i] = row_ptr(tensor, queries[n * kSize + i]);
-      pack_queries<E>(to + n * kSize, vectors * kSize, rows, params_.head_dim);
+      pack_queries<E>(to + n * kSize, vectors * kSize, rows, head_dim);
     }
   }
 
   // A lone tile reads operands where they lie: packing pays only when several tiles share it, or
   // when the rows come from memory and are far apart, since it fetches them ahead.
-  bool reads_in_place(TensorRef const& tensor) const {
+  bool reads_in_place(TensorRef const& tensor, int head_dim) const {
     constexpr int32_t kCachedKeys = 2048;
-    bool const near = tensor.row_stride == params_.head_dim || chunk_.k_seq.length < kCachedKeys;
+    bool const near = tensor.row_stride == head_dim || chunk_.k_seq.length < kCachedKeys;
     return E::kDirect && num_tiles_ == 1 && near && params_.pages.block_table == nullptr;
   }
 
-  // Keys [begin, end) of K or V as rows of head dims, for products over the head dim.
-  Rows rows_of_dims(TensorRef const& tensor, int32_t begin, int32_t end,
+  // Keys [begin, end) of K or V, which is `head_dim` wide, as rows of head dims, for products over
+  // the head dim.
+  Rows rows_of_dims(TensorRef const& tensor, int head_dim, int32_t begin, int32_t end,
                     OperandBlock<E> const& room) const {
     Storage const* rows[kKeyBlock];
     find_rows(rows, tensor, params_.pages, chunk_, begin, end);
     if constexpr (E::kDirect) {
-      if (reads_in_place(tensor)) return {rows[0], tensor.row_stride};
+      if (reads_in_place(tensor, head_dim)) return {rows[0], tensor.row_stride};
     }
-    pack_keys<E>(room.data, room.stride, rows, end - begin, params_.head_dim);
+    pack_keys<E>(room.data, room.stride, rows, end - begin, head_dim);
     return {room.data, room.stride};
   }
 
   // The same for products over keys.
-  Rows rows_of_keys(TensorRef const& tensor, int32_t begin, int32_t end,
+  Rows rows_of_keys(TensorRef const& tensor, int head_dim, int32_t begin, int32_t end,
                     OperandBlock<E> const& room) const {
     Storage const* rows[kKeyBlock];
     find_rows(rows, tensor, params_.pages, chunk_, begin, end);
     if constexpr (E::kDirect) {
-      if (reads_in_place(tensor)) return {rows[0], tensor.row_stride};
+      if (reads_in_place(tensor, head_dim)) return {rows[0], tensor.row_stride};
     }
-    pack_values<E>(room.data, room.stride, rows, end - begin, params_.head_dim);
+    pack_values<E>(room.data, room.stride, rows, end - begin, head_dim);
     return {room.data, room.stride};
   }
 

@@ -33,15 +33,15 @@ struct FewWorkspace {
   Storage const** rows;  // of K and V of a block, and of what follows
   size_t bytes;
 
-  FewWorkspace(void* memory, int head_dim, int num_queries) {
+  FewWorkspace(void* memory, HeadDims const& dims, int num_queries) {
     Carver carver(memory);
     auto take = [&]<class T>(QueryRows<T>& rows, int stride) {
       rows = {carver.take<T>(kMostTogether * stride), stride, num_queries};
     };
-    take(queries, round_up((head_dim + E::kDepth - 1) / E::kDepth, kLanes<Operand>));
+    take(queries, round_up((dims.qk + E::kDepth - 1) / E::kDepth, kLanes<Operand>));
     take(scores, kKeyBlock);
-    take(sums, round_up(head_dim, kLanes<Real>));
-    take(out, round_up(head_dim, kLanes<Real>));
+    take(sums, round_up(dims.v, kLanes<Real>));
+    take(out, round_up(dims.v, kLanes<Real>));
     rows = carver.take<Storage const*>(2 * kKeyBlock + kMostAhead);
     bytes = carver.bytes();
   }
@@ -73,9 +73,9 @@ class FewForward : RowResults<E> {
 
   // KV heads that are best worked through together: those whose keys share a page.
   static int32_t heads_together(FwdParams const& params, int32_t seqlen_q) {
-    int const head_bytes = params.head_dim * int(sizeof(Storage));
+    int const head_bytes = larger(params.head_dim, params.head_dim_v) * int(sizeof(Storage));
     bool const adjacent =
-        params.k.head_stride == params.head_dim && params.v.head_stride == params.head_dim;
+        params.k.head_stride == params.head_dim && params.v.head_stride == params.head_dim_v;
     if (!adjacent || seqlen_q == 0) return 1;
     int const heads = smaller(kRowBytes / head_bytes, kMostTogether / (seqlen_q * params.group()));
     return larger(1, smaller(heads, params.num_heads_kv));
@@ -87,8 +87,9 @@ class FewForward : RowResults<E> {
         num_rows_(chunk.num_heads * chunk_.count),
         keys_{chunk.key_begin, chunk.key_end},
         partial_(chunk.partial),
-        workspace_(memory, params.head_dim, chunk_.count) {
-    int const row_bytes = num_heads_ * params.head_dim * int(sizeof(Storage));
+        workspace_(memory, head_dims(params), chunk_.count) {
+    int const widest = larger(params.head_dim, params.head_dim_v);
+    int const row_bytes = num_heads_ * widest * int(sizeof(Storage));
     rows_ahead_ = larger(kLeastAhead, smaller(kMostAhead, kBytesAhead / row_bytes));
   }
 
@@ -145,16 +146,17 @@ class FewForward : RowResults<E> {
   void step(int32_t begin, int32_t end, int32_t end_of_all) {
     int const num_keys = end - begin;
     find_block(begin, end, end_of_all);
-    auto block = [&](int first, TensorRef const& tensor) {
-      return KeyBlock<Storage>{workspace_.rows + first, num_keys,        rows_ahead_, num_heads_,
-                               tensor.head_stride,      params_.head_dim};
+    auto block = [&](int first, TensorRef const& tensor, int head_dim) {
+      return KeyBlock<Storage>{workspace_.rows + first, num_keys, rows_ahead_, num_heads_,
+                               tensor.head_stride,      head_dim};
     };
-    multiply_keys_few<E>(block(0, params_.k), workspace_.queries, workspace_.scores);
+    multiply_keys_few<E>(block(0, params_.k, params_.head_dim), workspace_.queries,
+                         workspace_.scores);
     Real rescale[kMostTogether];
     for (int i = 0; i < num_rows_; ++i) rescale[i] = softmax(i, begin, end);
     clear(workspace_.sums);
     auto const* const probs = reinterpret_cast<Operand*>(workspace_.scores.data);
-    multiply_values_few<E>(block(round_up(num_keys, kSize), params_.v),
+    multiply_values_few<E>(block(round_up(num_keys, kSize), params_.v, params_.head_dim_v),
                            {const_cast<Operand*>(probs), kKeyBlock, chunk_.count}, workspace_.sums);
     int const stride = workspace_.out.stride;
     for (int i = 0; i < num_rows_; ++i) {
@@ -193,21 +195,21 @@ class FewForward : RowResults<E> {
   }
 
   void finish() const {
-    int const head_dim = params_.head_dim;
+    int const head_dim_v = params_.head_dim_v;
     for_queries([&](int i, Query query) {
       Real const* const out = workspace_.out.data + i * workspace_.out.stride;
       Real const sum = reduce_lanes<Real>(state_[i].sum, [](Real a, Real b) { return a + b; });
       RowState<Real> const row = {state_[i].base, sum};
       if (partial_ != nullptr) {
-        SplitResult<E> const result(partial_, i, head_dim);
+        SplitResult<E> const result(partial_, i, head_dim_v);
         *result.state = row;
         __builtin_memcpy(result.out, out, workspace_.out.stride * sizeof(Real));
         return;
       }
       Real const scale = Base::finish_row(row, query);
       Storage* const to = Base::row_ptr(params_.out, query);
-      for (int d = 0; d < head_dim; d += kSize) {
-        store_row<E>(to + d, load<Real>(out + d) * scale, head_dim - d);
+      for (int d = 0; d < head_dim_v; d += kSize) {
+        store_row<E>(to + d, load<Real>(out + d) * scale, head_dim_v - d);
       }
     });
   }

@@ -23,13 +23,13 @@ struct Workspace {
   size_t bytes;
 
   // With memory == nullptr: only the size. Tile t gets its own queries and outputs.
-  Workspace(void* memory, int head_dim, int num_tiles) {
+  Workspace(void* memory, HeadDims const& dims, int num_tiles) {
     Carver carver(memory);
-    int const depth = (head_dim + E::kDepth - 1) / E::kDepth;
+    int const depth = (dims.qk + E::kDepth - 1) / E::kDepth;
     int const padded_depth = round_up(depth, kLanes<Operand>);
-    int const padded_dim = round_up(head_dim, kLanes<Real>);
+    int const padded_dim = round_up(dims.v, kLanes<Real>);
     keys.stride = packed_stride<Operand>(depth);
-    values.stride = packed_stride<Operand>(head_dim);
+    values.stride = packed_stride<Operand>(dims.v);
     tiles = carver.take<Tile<E>>(num_tiles);
     lists = {carver.take<TileLists<E, Order::kUp>>(num_tiles), num_tiles};
     scores = carver.take<Real>(kKeyBlock * kWidth);
@@ -62,7 +62,7 @@ class ChunkForward : RowResults<E> {
       : Base(params, chunk.queries),
         keys_{chunk.key_begin, chunk.key_end},
         partial_(chunk.partial),
-        workspace_(memory, params.head_dim, num_tiles_) {}
+        workspace_(memory, head_dims(params), num_tiles_) {}
 
   void run() {
     for (int t = 0; t < num_tiles_; ++t) start_tile(workspace_.tiles[t], t);
@@ -84,12 +84,12 @@ class ChunkForward : RowResults<E> {
       tile.sum[i] = 0;
     }
     tile.far = false;
-    Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
+    Base::pack_lanes(tile.queries, params_.q, params_.head_dim, tile.vectors, queries);
     if (Base::has_lists()) {
       Base::start_lists(workspace_.lists.tiles[index], tile, index,
                         {keys_.begin, smaller(keys_.end, chunk_.k_seq.length)});
     }
-    __builtin_memset(tile.out, 0, sizeof(Real) * round_up(params_.head_dim, kSize) * lanes);
+    __builtin_memset(tile.out, 0, sizeof(Real) * round_up(params_.head_dim_v, kSize) * lanes);
   }
 
   // What the tiles see from the first key to the last.
@@ -105,8 +105,8 @@ class ChunkForward : RowResults<E> {
     BlockMask const& mask = params_.block_mask;
     lists.for_runs(mask, [&](int32_t group, BlockRun run) {
       ColRange const cols = Base::keys_of(group, run);
-      Rows const keys = Base::rows_of_dims(params_.k, cols.begin, cols.end, workspace_.keys);
-      Rows const values = Base::rows_of_keys(params_.v, cols.begin, cols.end, workspace_.values);
+      Rows const keys = keys_of_block(cols.begin, cols.end);
+      Rows const values = values_of_block(cols.begin, cols.end);
       for (int t = 0; t < num_tiles_; ++t) {
         for_block_runs<Order::kUp>(lists.blocks_of(t, group) & run.bits(), [&](BlockRun part) {
           Tile<E>& tile = workspace_.tiles[t];
@@ -118,10 +118,17 @@ class ChunkForward : RowResults<E> {
     });
   }
 
+  Rows keys_of_block(int32_t begin, int32_t end) const {
+    return Base::rows_of_dims(params_.k, params_.head_dim, begin, end, workspace_.keys);
+  }
+  Rows values_of_block(int32_t begin, int32_t end) const {
+    return Base::rows_of_keys(params_.v, params_.head_dim_v, begin, end, workspace_.values);
+  }
+
   // Keys [begin, end) against every tile that sees some of them.
   void visit_block(int32_t begin, int32_t end) {
-    Rows const keys = Base::rows_of_dims(params_.k, begin, end, workspace_.keys);
-    Rows const values = Base::rows_of_keys(params_.v, begin, end, workspace_.values);
+    Rows const keys = keys_of_block(begin, end);
+    Rows const values = values_of_block(begin, end);
     for (int t = 0; t < num_tiles_; ++t) {
       Tile<E>& tile = workspace_.tiles[t];
       int32_t const first = larger(begin, tile.begin / kKeyStep * kKeyStep);
@@ -162,7 +169,7 @@ class ChunkForward : RowResults<E> {
     // Out = out * rescale + V^T P^T
     Operand const* const probs = reinterpret_cast<Operand const*>(scores);
     multiply_values<E, kVectors>(values.data, values.stride, (num_keys + E::kDepth - 1) / E::kDepth,
-                                 probs, params_.head_dim, rescale, tile.out);
+                                 probs, params_.head_dim_v, rescale, tile.out);
   }
 
   template <int kVectors>
@@ -173,7 +180,8 @@ class ChunkForward : RowResults<E> {
       alignas(kVectorBytes) Real raw_maxima[kWidth] = {};
       Real* const reached = adjusted ? raw_maxima : maxima;
       multiply_keys<E, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
-                                 last - first, tile.queries, Base::depth(), scores, reached);
+                                 last - first, tile.queries, Base::depth(params_.head_dim), scores,
+                                 reached);
       if (adjusted) {
         Base::template adjust<kVectors>(tile, first, last - first, scores, maxima);
       }
@@ -191,7 +199,7 @@ class ChunkForward : RowResults<E> {
       for (int i = 0; i < count; ++i, query = Base::next(query)) {
         RowState<Real> const row = {{tile.base[first + i], tile.far}, tile.sum[first + i]};
         if (partial_ != nullptr) {
-          SplitResult<E> const result(partial_, index * kCapacity + first + i, params_.head_dim);
+          SplitResult<E> const result(partial_, index * kCapacity + first + i, params_.head_dim_v);
           *result.state = row;
           sums[i] = result.out;
         } else {
@@ -203,9 +211,9 @@ class ChunkForward : RowResults<E> {
       int const stride = tile.vectors * kSize;
       if (partial_ != nullptr) {
         unpack_outputs<PlainElement<Real>>(sums, count, out, stride, broadcast(Real(1)),
-                                           params_.head_dim);
+                                           params_.head_dim_v);
       } else {
-        unpack_outputs<E>(rows, count, out, stride, load<Real>(scale), params_.head_dim);
+        unpack_outputs<E>(rows, count, out, stride, load<Real>(scale), params_.head_dim_v);
       }
     }
   }

@@ -24,24 +24,27 @@ struct GradRowsWorkspace {
   size_t bytes;
 
   // With memory == nullptr: only the size.
-  GradRowsWorkspace(void* memory, int head_dim, int num_tiles) {
+  GradRowsWorkspace(void* memory, HeadDims const& dims, int num_tiles) {
     Carver carver(memory);
-    int const depth = (head_dim + E::kDepth - 1) / E::kDepth;
-    int const padded_depth = round_up(depth, kLanes<Operand>);
+    int const depth = (dims.qk + E::kDepth - 1) / E::kDepth;
+    int const depth_v = (dims.v + E::kDepth - 1) / E::kDepth;
     tiles = carver.take<GradTile<E>>(num_tiles);
     lists = {carver.take<TileLists<E, Order::kDown>>(num_tiles), num_tiles};
     constexpr int kScores = kKeyBlock * kWidth;
     scores = {carver.take<Real>(kScores), carver.take<Real>(kScores), carver.take<Real>(kScores),
               carver.take<Uint<Real>>(kScores)};
-    auto take_block = [&]() -> OperandBlock<E> {
-      int64_t const stride = packed_stride<Operand>(depth);
+    auto take_block = [&](int length) -> OperandBlock<E> {
+      int64_t const stride = packed_stride<Operand>(length);
       return {carver.take<Operand>(kKeyBlock * stride), stride};
     };
-    keys = take_block();
-    values = take_block();
+    auto take_lanes = [&](int length) {
+      return carver.take<Operand>(round_up(length, kLanes<Operand>) * kWidth);
+    };
+    keys = take_block(depth);
+    values = take_block(depth_v);
     for (int t = 0; t < num_tiles; ++t) {
-      Operand* const tile_queries = carver.take<Operand>(padded_depth * kWidth);
-      Operand* const tile_grad_out = carver.take<Operand>(padded_depth * kWidth);
+      Operand* const tile_queries = take_lanes(depth);
+      Operand* const tile_grad_out = take_lanes(depth_v);
       if (memory == nullptr) continue;
       tiles[t].queries = tile_queries;
       tiles[t].grad_out = tile_grad_out;
@@ -66,7 +69,7 @@ class GradRows : protected ChunkQueries<E> {
       : Base(params, chunk),
         grad_out_(grad_out),
         grad_lse_(grad_lse),
-        work_(memory, params.head_dim, num_tiles_) {
+        work_(memory, head_dims(params), num_tiles_) {
     if (!rule_.scales.has_softcap) work_.scores.softcap_slopes = nullptr;
     if (!Base::drops()) work_.scores.keep = nullptr;
   }
@@ -74,8 +77,8 @@ class GradRows : protected ChunkQueries<E> {
   // Tile `index`, with its queries in `queries`, but for what `recompute_far_rows` does.
   void start_rows_of(GradTile<E>& tile, int index, Query (&queries)[kCapacity]) {
     Base::place_queries(tile, index, queries);
-    Base::pack_lanes(tile.queries, params_.q, tile.vectors, queries);
-    Base::pack_lanes(tile.grad_out, grad_out_, tile.vectors, queries);
+    Base::pack_lanes(tile.queries, params_.q, params_.head_dim, tile.vectors, queries);
+    Base::pack_lanes(tile.grad_out, grad_out_, params_.head_dim_v, tile.vectors, queries);
     tile.large = false;
     for (int n = 0; n < tile.vectors; ++n) start_rows(tile, n, queries + n * kSize);
     tile.far = kAlwaysFar || tile.large;
@@ -107,7 +110,8 @@ class GradRows : protected ChunkQueries<E> {
       int const skipped = (first - begin) * kWidth;
       Real* const scores = work_.scores.scores + skipped;
       multiply_keys<E, kVectors, false>(keys.data + (first - begin) * keys.stride, keys.stride,
-                                        last - first, tile.queries, Base::depth(), scores, nullptr);
+                                        last - first, tile.queries, Base::depth(params_.head_dim),
+                                        scores, nullptr);
       if (!adjusted) return;
       alignas(kVectorBytes) Real maxima[kWidth] = {};
       Real* const slopes = work_.scores.softcap_slopes;
@@ -116,11 +120,20 @@ class GradRows : protected ChunkQueries<E> {
     });
   }
 
+  // Keys [begin, end) of K and of V, for products over head dims.
+  Rows keys_of_block(int32_t begin, int32_t end) const {
+    return Base::rows_of_dims(params_.k, params_.head_dim, begin, end, work_.keys);
+  }
+  Rows values_of_block(int32_t begin, int32_t end) const {
+    return Base::rows_of_dims(params_.v, params_.head_dim_v, begin, end, work_.values);
+  }
+
   // dP = V dO^T of `num_keys` keys.
   template <int kVectors>
   void multiply_grads(GradTile<E> const& tile, Rows values, int num_keys) {
     multiply_keys<E, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
-                                      Base::depth(), work_.scores.grad_probs, nullptr);
+                                      Base::depth(params_.head_dim_v), work_.scores.grad_probs,
+                                      nullptr);
   }
 
   // Which of the keys [begin, begin + num_keys) dropout keeps, if there is any.
@@ -144,7 +157,7 @@ class GradRows : protected ChunkQueries<E> {
       grad_out[i] = Base::row_ptr(grad_out_, queries[i]);
     }
     Real* const delta = tile.delta + n * kSize;
-    store(delta, row_products<E>(out, grad_out, params_.head_dim));
+    store(delta, row_products<E>(out, grad_out, params_.head_dim_v));
     for (int i = 0; i < kSize; ++i) {
       int64_t const at = Base::lse_of(queries[i]);
       bool const empty = is_empty(queries[i]);
@@ -190,10 +203,10 @@ class GradRows : protected ChunkQueries<E> {
   void add_block(GradTile<E> const& tile, int32_t begin, int32_t end, RowSums<E>& rows) {
     ScoreBlock<Real> const& scores = work_.scores;
     int const num_keys = end - begin;
-    Rows const keys = Base::rows_of_dims(params_.k, begin, end, work_.keys);
+    Rows const keys = keys_of_block(begin, end);
     score_keys<kVectors>(tile, begin, end, keys);
     if (tile.large) {
-      Rows const values = Base::rows_of_dims(params_.v, begin, end, work_.values);
+      Rows const values = values_of_block(begin, end);
       multiply_grads<kVectors>(tile, values, num_keys);
       mark_kept_keys<kVectors>(tile, begin, num_keys);
     }

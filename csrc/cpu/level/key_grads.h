@@ -99,28 +99,32 @@ __attribute__((noinline)) void multiply_queries(typename E::Operand const* weigh
   });
 }
 
-// The sums of one KV head of one sequence, [key][grad_stride] each.
+// The sums of one KV head of one sequence, [key][stride] each.
 template <class E>
 struct KeyGradSums {
   using Real = typename E::Real;
 
   Real* grad_k;  // before the softmax scale
   Real* grad_v;  // before the survivors' factor of dropout
-  int64_t stride;
+  int64_t stride_k;
+  int64_t stride_v;
 
-  KeyGradSums(void* memory, int32_t seqlen_k, int32_t head_dim)
-      : grad_k(static_cast<Real*>(memory)), stride(round_up(head_dim, kLanes<Real>)) {
-    grad_v = grad_k + seqlen_k * stride;
+  KeyGradSums(void* memory, int32_t seqlen_k, HeadDims const& dims)
+      : grad_k(static_cast<Real*>(memory)), stride_k(padded(dims.qk)), stride_v(padded(dims.v)) {
+    grad_v = grad_k + seqlen_k * stride_k;
   }
   void clear(ColRange keys) const {
-    size_t const bytes = (keys.end - keys.begin) * stride * sizeof(Real);
-    if (bytes == 0) return;  // without keys there is no memory either
-    __builtin_memset(grad_k + keys.begin * stride, 0, bytes);
-    __builtin_memset(grad_v + keys.begin * stride, 0, bytes);
+    size_t const count = keys.end - keys.begin;
+    if (count == 0) return;  // without keys there is no memory either
+    __builtin_memset(grad_k + keys.begin * stride_k, 0, count * stride_k * sizeof(Real));
+    __builtin_memset(grad_v + keys.begin * stride_v, 0, count * stride_v * sizeof(Real));
   }
-  static size_t bytes(int32_t seqlen_k, int32_t head_dim) {
-    return 2 * size_t(seqlen_k) * round_up(head_dim, kLanes<Real>) * sizeof(Real);
+  static size_t bytes(int32_t seqlen_k, HeadDims const& dims) {
+    return size_t(seqlen_k) * (padded(dims.qk) + padded(dims.v)) * sizeof(Real);
   }
+
+ private:
+  static int64_t padded(int32_t head_dim) { return round_up(head_dim, kLanes<Real>); }
 };
 
 // Rows of sums times `factor`, as rows of a tensor.

@@ -12,17 +12,18 @@ namespace {
 
 template <class E>
 struct Forward {
-  static int64_t tile_bytes(int32_t head_dim) {
-    return int64_t(head_dim) * Tile<E>::kCapacity *
-           int64_t(sizeof(typename E::Operand) / E::kDepth + sizeof(typename E::Real));
+  static int64_t tile_bytes(HeadDims const& dims) {
+    constexpr int64_t kQueryBytes = sizeof(typename E::Operand) / E::kDepth;
+    constexpr int64_t kOutBytes = sizeof(typename E::Real);
+    return Tile<E>::kCapacity * (dims.qk * kQueryBytes + dims.v * kOutBytes);
   }
   static int32_t heads_together(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
     bool const few = FewForward<E>::takes(params, seqlen_q, seqlen_k);
     return few ? FewForward<E>::heads_together(params, seqlen_q) : 1;
   }
-  static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
-    size_t const few = FewWorkspace<E>(nullptr, head_dim, 1).bytes;
-    size_t const many = Workspace<E>(nullptr, head_dim, tiles).bytes;
+  static size_t workspace_bytes(HeadDims const& dims, int32_t tiles) {
+    size_t const few = FewWorkspace<E>(nullptr, dims, 1).bytes;
+    size_t const many = Workspace<E>(nullptr, dims, tiles).bytes;
     return few > many ? few : many;
   }
   static void run(FwdParams const& params, ForwardChunk const& chunk, void* workspace) {
@@ -32,8 +33,8 @@ struct Forward {
       ChunkForward<E>(params, chunk, workspace).run();
     }
   }
-  static size_t partial_bytes(int32_t head_dim) {
-    return SplitResult<E>::length(head_dim) * sizeof(typename E::Real);
+  static size_t partial_bytes(int32_t head_dim_v) {
+    return SplitResult<E>::length(head_dim_v) * sizeof(typename E::Real);
   }
   static void combine(FwdParams const& params, ForwardChunk const& chunk, int32_t num_splits) {
     CombineSplits<E>(params, chunk, num_splits).run();
@@ -49,12 +50,12 @@ struct Backward {
   using Real = typename E::Real;
   using Storage = typename E::Storage;
 
-  static size_t workspace_bytes(int32_t head_dim, int32_t tiles) {
-    return GradRowsWorkspace<E>(nullptr, head_dim, tiles).bytes +
-           GradWorkspace<E>(nullptr, head_dim, tiles).bytes;
+  static size_t workspace_bytes(HeadDims const& dims, int32_t tiles) {
+    return GradRowsWorkspace<E>(nullptr, dims, tiles).bytes +
+           GradWorkspace<E>(nullptr, dims, tiles).bytes;
   }
-  static size_t key_sums_bytes(int32_t head_dim, int32_t seqlen_k) {
-    return KeyGradSums<E>::bytes(seqlen_k, head_dim);
+  static size_t key_sums_bytes(HeadDims const& dims, int32_t seqlen_k) {
+    return KeyGradSums<E>::bytes(seqlen_k, dims);
   }
   static size_t splits_bytes(int32_t head_dim, int32_t tiles, int32_t splits) {
     return SplitGrads<E>(nullptr, head_dim, tiles, splits).bytes;
@@ -70,14 +71,15 @@ struct Backward {
     QueryChunk const& queries = chunk.queries;
     KeyGradSums<E> const sums = sums_of(params, chunk);
     ColRange const keys = keys_of(chunk);
-    auto write = [&](TensorRef const& to, Real const* from, Real factor) {
+    auto write = [&](TensorRef const& to, int32_t head_dim, Real const* from, int64_t stride,
+                     Real factor) {
       int64_t const first = queries.k_seq.first_row + int64_t(keys.begin);
       write_rows<E>(head_ptr<Storage>(to, queries.batch, first, queries.head_kv), to.row_stride,
-                    from + keys.begin * sums.stride, sums.stride, factor, keys.end - keys.begin,
-                    problem.head_dim);
+                    from + keys.begin * stride, stride, factor, keys.end - keys.begin, head_dim);
     };
-    write(params.grad_k, sums.grad_k, Real(problem.softmax_scale));
-    write(params.grad_v, sums.grad_v, Real(1 / (1 - problem.dropout.drop_prob)));
+    write(params.grad_k, problem.head_dim, sums.grad_k, sums.stride_k, Real(problem.softmax_scale));
+    write(params.grad_v, problem.head_dim_v, sums.grad_v, sums.stride_v,
+          Real(1 / (1 - problem.dropout.drop_prob)));
   }
   static constexpr BackwardKernel kernel() {
     return {GradTile<E>::kCapacity, kKeyBlock, workspace_bytes, key_sums_bytes,
@@ -86,7 +88,7 @@ struct Backward {
 
  private:
   static KeyGradSums<E> sums_of(BwdParams const& params, BackwardChunk const& chunk) {
-    return {chunk.key_sums, chunk.queries.k_seq.length, params.forward.head_dim};
+    return {chunk.key_sums, chunk.queries.k_seq.length, head_dims(params.forward)};
   }
   static ColRange keys_of(BackwardChunk const& chunk) {
     return {chunk.keys.begin, smaller(chunk.keys.end, chunk.queries.k_seq.length)};
@@ -97,8 +99,8 @@ template <class E>
 struct BiasBackward {
   static constexpr int kTiles = kBiasChunkQueries / GradTile<E>::kCapacity;
 
-  static size_t workspace_bytes(int32_t head_dim) {
-    return GradRowsWorkspace<E>(nullptr, head_dim, kTiles).bytes;
+  static size_t workspace_bytes(HeadDims const& dims) {
+    return GradRowsWorkspace<E>(nullptr, dims, kTiles).bytes;
   }
   static void run(BiasBwdParams const& params, BiasChunk const& chunk, void* workspace) {
     ChunkBiasBackward<E>(params, chunk, workspace).run();

@@ -17,9 +17,11 @@ struct SplitResult {
   RowState<Real>* state;
   Real* out;
 
-  static int64_t length(int head_dim) { return kStateLength + round_up(head_dim, kLanes<Real>); }
-  SplitResult(void* rows, int64_t index, int head_dim) {
-    Real* const row = static_cast<Real*>(rows) + index * length(head_dim);
+  static int64_t length(int head_dim_v) {
+    return kStateLength + round_up(head_dim_v, kLanes<Real>);
+  }
+  SplitResult(void* rows, int64_t index, int head_dim_v) {
+    Real* const row = static_cast<Real*>(rows) + index * length(head_dim_v);
     state = reinterpret_cast<RowState<Real>*>(row);
     out = row + kStateLength;
   }
@@ -97,7 +99,7 @@ class CombineSplits : RowResults<E> {
 
  private:
   SplitResult<E> result(int32_t index, int row) const {
-    return {partial_, int64_t(index) * num_heads_ * chunk_.count + row, params_.head_dim};
+    return {partial_, int64_t(index) * num_heads_ * chunk_.count + row, params_.head_dim_v};
   }
 
   void combine_row(int index, Query query) const {
@@ -116,12 +118,12 @@ class CombineSplits : RowResults<E> {
     Real const scale = Base::finish_row(row, query);
 
     typename E::Storage* const out = Base::row_ptr(params_.out, query);
-    for (int d = 0; d < params_.head_dim; d += kLanes<Real>) {
+    for (int d = 0; d < params_.head_dim_v; d += kLanes<Real>) {
       Vec<Real> sum = {};
       for (int32_t s = 0; s < num_splits_; ++s) {
         sum += load<Real>(result(s, index).out + d) * factors[s];
       }
-      store_row<E>(out + d, sum * scale, params_.head_dim - d);
+      store_row<E>(out + d, sum * scale, params_.head_dim_v - d);
     }
   }
 

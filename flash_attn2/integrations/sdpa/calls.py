@@ -10,12 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flash_attn2._impl import backends, launch
+from flash_attn2._impl import backends, launch, widths
 from flash_attn2._impl.forms import DENSE, VARLEN, differentiate, run
 from flash_attn2._impl.options import make_options
 from flash_attn2._impl.problem import (
     MAX_FACTOR,
-    MAX_HEAD_DIM,
     MIN_FACTOR,
     NO_PAGES,
     NO_SEQLENS,
@@ -50,7 +49,7 @@ def takes(
         and q.dtype in _DTYPES
         and q.dtype == k.dtype == v.dtype
         and head_dim == k.shape[-1] == v.shape[-1]
-        and 1 <= head_dim <= MAX_HEAD_DIM
+        and 1 <= head_dim <= widths.widest_equal(q)
     )
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flash_attn2._impl.problem import MAX_HEAD_DIM
+from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V
+from flash_attn2._impl.widths import MAX_EQUAL, takes_pairs
 
 
 class Call:
@@ -82,12 +83,17 @@ def make_call(
     """
     name = type(module).__name__
     head_dim, head_dim_v = query.shape[-1], value.shape[-1]
-    width = max(head_dim, head_dim_v)
-    if width > MAX_HEAD_DIM:
-        raise ValueError(
-            f"head_dim of {name} must be at most {MAX_HEAD_DIM} with "
-            f'attn_implementation="flash_attn2", got {width}: use "sdpa" or "eager"'
-        )
+    pairs = takes_pairs(query)
+    width = 0 if pairs else max(head_dim, head_dim_v)  # which all are padded to
+    for what, columns, most in (
+        ("head_dim", head_dim, MAX_HEAD_DIM if pairs else MAX_EQUAL),
+        ("head_dim of values", head_dim_v, MAX_HEAD_DIM_V if pairs else MAX_EQUAL),
+    ):
+        if columns > most:
+            raise ValueError(
+                f"{what} of {name} must be at most {most} on {query.device.type} with "
+                f'attn_implementation="flash_attn2", got {columns}: use "sdpa" or "eager"'
+            )
     if not query.dtype == key.dtype == value.dtype and not torch.is_autocast_enabled(
         query.device.type
     ):
@@ -108,7 +114,7 @@ def make_call(
 
 
 def _rows_of(x: Tensor, width: int) -> Tensor:
-    """(batch, seqlen, heads, width), padded with zeros, which change no score."""
+    """(batch, seqlen, heads, ...), padded with zeros up to `width`; they change no score."""
     if x.shape[-1] < width:
         x = pad(x, (0, width - x.shape[-1]))
     return x.transpose(1, 2)
