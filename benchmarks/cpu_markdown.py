@@ -111,7 +111,8 @@ def _range(goals: Sequence[Outcome], threads: str) -> str:
     if not values:
         return ""
     low, high = _number(min(values)), _number(max(values))
-    missed = sum(value < goals[0]["must"] for value in values)
+    must = goals[0]["must"]
+    missed = must is not None and sum(value < must for value in values)
     below = f" ({missed} of {len(values)} below)" if missed else ""
     return (low if low == high else f"{low} to {high}") + below
 

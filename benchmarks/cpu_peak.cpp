@@ -1,5 +1,6 @@
 // What this machine can do at most: multiply-adds of float32, and of pairs of bf16 where the
-// processor has them. cpu_peak.py compiles this file for the machine it runs on.
+// processor has them; and how fast it reads memory. cpu_peak.py compiles this file for the machine
+// it runs on.
 
 #include <cstdint>
 
@@ -42,6 +43,37 @@ int64_t multiply_adds(int threads, Step step) {
 }
 
 }  // namespace
+
+// Reads `bytes` of memory, which is aligned to a cache line, on `threads` threads: each one several
+// streams at a time, which is faster than one where pages are small. Returns the sum of its floats.
+extern "C" double read_memory(void const* memory, int64_t bytes, int threads) {
+  constexpr int kStreams = 4;
+  constexpr int kLine = 64;
+  constexpr int kVectorsPerLine = kLine / kVectorBytes;
+  constexpr int kFloatsPerLine = kLine / 4;
+  int64_t const lines = bytes / kLine / kStreams / threads;  // of a stream
+  float const* const data = static_cast<float const*>(memory);
+  double total = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : total)
+  for (int thread = 0; thread < threads; ++thread) {
+    float const* const begin = data + thread * kStreams * lines * kFloatsPerLine;
+    Vector sums[kStreams] = {};
+    for (int64_t line = 0; line < lines; ++line) {
+#pragma GCC unroll 4
+      for (int stream = 0; stream < kStreams; ++stream) {
+        float const* const at = begin + (stream * lines + line) * kFloatsPerLine;
+#pragma GCC unroll 4
+        for (int i = 0; i < kVectorsPerLine; ++i) {
+          sums[stream] += *reinterpret_cast<Vector const*>(at + i * kLanes);
+        }
+      }
+    }
+    for (Vector const& sum : sums) {
+      for (int i = 0; i < kLanes; ++i) total += sum[i];
+    }
+  }
+  return total;
+}
 
 // Both run on `threads` threads and return the floating-point operations that they did.
 

@@ -1,4 +1,4 @@
-"""The arithmetic peak of this machine, by a C++ loop that is compiled when it is first needed."""
+"""What this machine can do at most, by C++ loops that are compiled when they are first needed."""
 
 from __future__ import annotations
 
@@ -47,6 +47,18 @@ def loop(instructions: str) -> Callable[[], int]:
     function = getattr(_library(), _FUNCTIONS[instructions])
     function.restype = ctypes.c_int64
     return lambda: function(torch.get_num_threads())
+
+
+def reading(num_bytes: int) -> Callable[[], float]:
+    """A call that reads memory with all of torch's threads; its result is the number of floats.
+
+    Of `num_bytes`, that is all but 256 for each thread at most.
+    """
+    memory = torch.ones(num_bytes // 4)
+    function = _library().read_memory
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    function.restype = ctypes.c_double
+    return lambda: function(memory.data_ptr(), num_bytes, torch.get_num_threads())
 
 
 @functools.cache

@@ -30,7 +30,7 @@ from flash_attn2.bench.race import FLASH_ATTN2
 
 class Timed(NamedTuple):
     run: timing.Run
-    flops: float
+    work: float  # floating-point operations, or bytes that are read
     variant: str = ""  # which of several ways it is, for the record
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import peer_rows
 import peer_suite
@@ -27,7 +27,7 @@ class CpuTable(Suite[TableRow]):
 
     def __init__(self, cases: Sequence[TableRow], budget: timing.Budget) -> None:
         self.cases = cases
-        self._budget = budget
+        self.budget = budget
 
     def section(self, case: TableRow) -> str:
         return case.section
@@ -48,17 +48,18 @@ class CpuTable(Suite[TableRow]):
             "flash_attn2": build_info()["cpu"]["isa"],
             "torch": torch.backends.cpu.get_cpu_capability(),
         }
-        return self.describe(case) | {"isa": isa} | self._measure(case)
+        return self.describe(case) | {"isa": isa} | self.measure_row(case)
 
-    def _measure(self, row: TableRow) -> Outcome:
+    def measure_row(self, row: TableRow) -> Outcome:
+        """What a line says of a row beside what the row and its process are."""
         if isinstance(row, ErrorRow):
             return _errors(row)
         if isinstance(row, MemoryRow):
             return _memory(row)
         if isinstance(row, peer_rows.PeerRow):
-            return peer_suite.measure(row, self._budget)
+            return peer_suite.measure(row, self.budget)
         with contextlib.nullcontext() if row.mode.gradients else torch.inference_mode():
-            return _times(row, self._budget)
+            return _times(row, self.budget)
 
 
 class _OnThreads(NamedTuple):
@@ -74,13 +75,35 @@ class _Clock(timing.CpuClock):
         return super().measure(run.timed.run, calls)
 
 
+class Turns(Protocol):
+    """A row whose contenders take turns."""
+
+    @property
+    def threads(self) -> tuple[int, ...]: ...
+
+    @property
+    def goals(self) -> Mapping[str, Goal]: ...
+
+
 def _times(row: Row, budget: timing.Budget) -> Outcome:
     problem = Problem.create(row.case, "cpu", gradients=row.mode.gradients)
+    turns = take_turns(row, lambda name: build(name, row, problem), "flops_per_second", budget)
+    return {"mode": row.mode.name} | turns
+
+
+def take_turns(
+    row: Turns, build: Callable[[str], Timed], rate: str, budget: timing.Budget
+) -> Outcome:
+    """flash_attn2 and those that it has goals against, each with every number of threads.
+
+    `build` makes a contender's run by its name, or raises where it cannot; `rate` is what work over
+    seconds is called in the record.
+    """
     clock = _Clock()
 
     def enter(name: str) -> dict[int, race.Entry]:
         torch.set_num_threads(max(row.threads))
-        one = build(name, row, problem)
+        one = build(name)
         return {threads: race.enter(_OnThreads(one, threads), clock) for threads in row.threads}
 
     names = (FLASH_ATTN2, *(name for name in row.goals if name != ONE_THREAD))
@@ -91,22 +114,22 @@ def _times(row: Row, budget: timing.Budget) -> Outcome:
         for threads, entry in by_threads.items()
     }
     samples = race.run(entries, clock, budget)
-    flops = {key: entry.run.timed.flops for key, entry in entries.items()}
+    work = {key: entry.run.timed.work for key, entry in entries.items()}
     contenders = race.blank(names, unavailable)
     for key in entries:
         name, threads = key.rsplit("/", 1)
-        times = race.times(samples[key], "flops_per_second", flops[key])
+        times = race.times(samples[key], rate, work[key])
         variant = entries[key].run.timed.variant
         contenders[name][threads] = times | ({"variant": variant} if variant else {})
-    goals = [_compare(row, name, goal, flops, samples) for name, goal in row.goals.items()]
-    return {"mode": row.mode.name, "contenders": contenders, "goals": goals}
+    goals = [_compare(row, name, goal, work, samples) for name, goal in row.goals.items()]
+    return {"contenders": contenders, "goals": goals}
 
 
 def _compare(
-    row: Row,
+    row: Turns,
     against: str,
     goal: Goal,
-    flops: Mapping[str, float],
+    work: Mapping[str, float],
     samples: Mapping[str, timing.Samples],
 ) -> Outcome:
     """How many times flash_attn2's rate is the other's, by number of threads."""
@@ -117,8 +140,8 @@ def _compare(
         if ours == theirs or theirs not in samples:
             continue
         ratio = dataclasses.asdict(timing.compare(samples[ours], samples[theirs]))
-        work = flops[ours] / flops[theirs]
-        figures[str(threads)] = {name: value * work for name, value in ratio.items()}
+        more = work[ours] / work[theirs]
+        figures[str(threads)] = {name: value * more for name, value in ratio.items()}
     return {"against": against, "must": goal.must, "aim": goal.aim, "figures": figures}
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cpu_rows
+import limit_rows
 import model_rows
 import peer_rows
 import torch
 from cpu_peers import build
 from cpu_rows import Row, timed_rows
+from limit_rows import DecodeRow
 from model_rows import ModelRow
 from peer_rows import PeerRow
 
@@ -22,8 +24,12 @@ from flash_attn2.bench.decode.contenders import CONTENDERS as DECODE_CONTENDERS
 from flash_attn2.bench.decode.contenders import DecodeProblem
 from flash_attn2.bench.race import FLASH_ATTN2
 
-AnyRow = Row | PeerRow | ModelRow
-ENVIRONMENT: Mapping[str, Mapping[str, str]] = cpu_rows.ENVIRONMENT | peer_rows.ENVIRONMENT
+AnyRow = Row | PeerRow | DecodeRow | ModelRow
+ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    **cpu_rows.ENVIRONMENT,
+    **limit_rows.ENVIRONMENT,
+    **peer_rows.ENVIRONMENT,
+}
 
 
 class OwnRun(NamedTuple):
@@ -33,7 +39,7 @@ class OwnRun(NamedTuple):
 
 def rows() -> list[AnyRow]:
     """In the order in which they run."""
-    return [*timed_rows(), *peer_rows.rows(), *model_rows.rows()]
+    return [*timed_rows(), *limit_rows.rows(), *peer_rows.rows(), *model_rows.rows()]
 
 
 def prepare(row: AnyRow) -> OwnRun:
