@@ -80,23 +80,35 @@ class Kernel:
     instructions: tuple[Instruction, ...]
 
 
+def function_of(line: str) -> str | None:
+    """The mangled name of the function that starts at this line of a listing."""
+    found = _FUNCTION.match(line)
+    return found[1] if found else None
+
+
+def instruction_of(line: str) -> Instruction | None:
+    """The instruction that a line of a listing shows."""
+    found = _INSTRUCTION.match(line)
+    if found is None:
+        return None
+    return Instruction(
+        address=int(found["address"], 16),
+        opcode=found["opcode"],
+        operands=found["operands"].strip(),
+        predicate=found["predicate"] or "",
+    )
+
+
 def parse(lines: Iterable[str]) -> Iterator[Kernel]:
     """The kernels in the output of ``cuobjdump --dump-sass``."""
     name = None
     instructions: list[Instruction] = []
     for line in lines:
-        if function := _FUNCTION.match(line):
+        if (function := function_of(line)) is not None:
             if name is not None:
                 yield Kernel(name, tuple(instructions))
-            name, instructions = function[1], []
-        elif found := _INSTRUCTION.match(line):
-            instructions.append(
-                Instruction(
-                    address=int(found["address"], 16),
-                    opcode=found["opcode"],
-                    operands=found["operands"].strip(),
-                    predicate=found["predicate"] or "",
-                )
-            )
+            name, instructions = function, []
+        elif (found := instruction_of(line)) is not None:
+            instructions.append(found)
     if name is not None:
         yield Kernel(name, tuple(instructions))

@@ -34,6 +34,8 @@ PEERS = "*-peers.json"
 MODELS = "*-models.json"
 # Two commits side by side, for who changes kernels: described with the benchmarks.
 CHANGES = re.compile(r"before-after|redesign")
+# What a model says of kernels, without a device: in docs/notes/timing.md.
+PREDICTIONS = re.compile(r"kernel-time")
 
 _MODES = {"sparse": "Block masks", "decode": "Decoding"}
 _INTRODUCTION = """\

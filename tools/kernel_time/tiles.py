@@ -1,0 +1,111 @@
+"""What a kernel's name says of its tile, and what its machine code must then have."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_MMA_PRODUCTS = 16 * 8 * 16  # of one HMMA.16816
+_COPIED = 8  # elements of two bytes that a thread copies at once
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Instructions of one thread: MMAs, asynchronous copies, reductions in global memory, barriers,
+    and stores of results, 16 bytes each."""
+
+    mmas: int = 0
+    copies: int = 0
+    reductions: int = 0
+    barriers: int = 0
+    stores: int = 0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The tile of a CTA. A forward turn takes ``block_n`` keys, a backward one ``block_m`` queries.
+
+    ``prologue``, ``turn`` and ``epilogue`` say what the parts of the machine code have; of the
+    prologue, barriers are not known.
+    """
+
+    kind: str  # "fwd" or "bwd"
+    head_dim: int
+    block_m: int
+    block_n: int
+    warps: int
+    prologue: Counts
+    turn: Counts
+    epilogue: Counts
+
+    @property
+    def threads(self) -> int:
+        return self.warps * 32
+
+
+class TileError(Exception):
+    """A kernel's name does not say what its tile is, or its code does not do what the tile says."""
+
+
+def forward_tile(fields: list[int], listed: bool = False) -> Tile:
+    """Of a ``FwdTile`` of csrc/sm80/tiles.h; ``listed`` changes nothing here."""
+    head_dim, head_dim_v, block_m, block_n, row_warps, column_warps, _, _, key_warps = fields
+    warps = row_warps * column_warps * key_warps
+    per_pass = _COPIED * warps * 32
+    products = block_m * block_n * (head_dim + head_dim_v)
+    return Tile(
+        kind="fwd",
+        head_dim=head_dim,
+        block_m=block_m,
+        block_n=block_n,
+        warps=warps,
+        prologue=Counts(copies=(block_m + block_n) * head_dim // per_pass),
+        turn=Counts(
+            mmas=products // (_MMA_PRODUCTS * warps),
+            copies=block_n * (head_dim + head_dim_v) // per_pass,
+            # Before each of the two products; and where a pair of warps exchanges P.
+            barriers=2 + (column_warps == 2),
+        ),
+        epilogue=Counts(stores=block_m * head_dim_v // per_pass),
+    )
+
+
+def backward_tile(fields: list[int], listed: bool) -> Tile:
+    """Of a ``BwdTile`` of csrc/sm80/backward/tiles.h."""
+    head_dim, block_n, block_m, key_warps, query_warps, _, _, _, stages, _ = fields
+    warps = key_warps * query_warps
+    per_pass = _COPIED * warps * 32
+    queries = 2 * block_m * head_dim // per_pass + 1  # Q, dO, and two numbers of each row
+    exchanges = query_warps > 1
+    return Tile(
+        kind="bwd",
+        head_dim=head_dim,
+        block_m=block_m,
+        block_n=block_n,
+        warps=warps,
+        prologue=Counts(copies=2 * block_n * head_dim // per_pass + queries),
+        turn=Counts(
+            mmas=5 * block_m * block_n * head_dim // (_MMA_PRODUCTS * warps),
+            copies=queries + listed,  # one thread fetches the next entry of a list
+            reductions=block_m * head_dim // (warps * 32),
+            # When copies have landed; when dS is there; when nobody reads the one buffer any more.
+            barriers=2 + (stages == 1 and exchanges),
+        ),
+        epilogue=Counts(stores=2 * block_n * head_dim // per_pass),
+    )
+
+
+_TILES = {"FwdTile": (forward_tile, 9), "BwdTile": (backward_tile, 10)}
+_TILE = re.compile(r"\d(FwdTile|BwdTile)E((?:L[ib]\d+E)+)")
+
+
+def tile_of(mangled: str, listed: bool) -> Tile:
+    """The tile of a forward or backward kernel, by its mangled name."""
+    found = _TILE.search(mangled)
+    if found is None:
+        raise TileError(f"no tile in {mangled}")
+    make, size = _TILES[found[1]]
+    fields = [int(value) for value in re.findall(r"L[ib](\d+)E", found[2])]
+    if len(fields) != size:
+        raise TileError(f"a {found[1]} has {size} fields, {mangled} has {len(fields)}")
+    return make(fields, listed)
