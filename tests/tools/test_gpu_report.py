@@ -471,13 +471,42 @@ def test_markdown_says_what_is_slower_and_what_is_wrong() -> None:
 def test_predictions(tmp_path: Path) -> None:
     file = tmp_path / "predicted.json"
     file.write_text('{"fwd_hd16_plain_float32/causal/8": 3, "about": "x", "ok": true}')
-    known = predicted.read(file)
+    known = predicted.read(file, {"gpu": ""})
     assert known == {"fwd_hd16_plain_float32/causal/8": 3.0}
     assert predicted.of(known, "fwd", CASE) == 3.0
     assert predicted.of(known, "bwd", CASE) is None
     file.write_text("[1]")
     with pytest.raises(ValueError, match="must hold a JSON object"):
-        predicted.read(file)
+        predicted.read(file, {"gpu": ""})
+
+
+def test_predictions_of_the_model(tmp_path: Path) -> None:
+    def prediction(machine: str, policy: str, rate: float) -> dict[str, Any]:
+        about = {"instance": "fwd_hd16_plain_float32", "machine": machine, "policy": policy}
+        return about | {"full": [1.0, 2.0], "causal": [rate, rate + 1]}
+
+    model = {
+        "kind": "kernel_time",
+        "lengths": [8, 16],
+        "machines": {"A100": {"arch": "80"}, "H100": {"arch": "90"}},
+        "predictions": [
+            prediction("A100", "in turn", 3.0),
+            prediction("A100", "oldest", 5.0),
+            prediction("H100", "in turn", 50.0),
+        ],
+    }
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(model))
+
+    def rate(gpu: str, capability: str) -> float | None:
+        machine = {"gpu": gpu, "compute_capability": capability}
+        return predicted.of(predicted.read(file, machine), "fwd", CASE)
+
+    assert rate("NVIDIA A100-SXM4-80GB", "8.0") == 4.0
+    assert rate("NVIDIA H200", "9.0") == 50.0
+    assert rate("NVIDIA RTX 5090", "12.0") is None
+    assert predicted.is_named("NVIDIA GeForce RTX 3090", "RTX3090")
+    assert not predicted.is_named("NVIDIA A100-SXM4-80GB", "A10")
 
 
 def test_names_of_files() -> None:

@@ -44,7 +44,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--head-dims", default="", help="only these buckets, such as 64;128")
     parser.add_argument("--no-build", action="store_true", help="use the modules that are there")
     parser.add_argument("--only", nargs="+", metavar="PART", help="some of the parts")
-    parser.add_argument("--predicted", type=Path, help="JSON of TFLOP/s by kernel")
+    parser.add_argument(
+        "--predicted", type=Path, help="what tools.kernel_time -o wrote, or JSON of TFLOP/s"
+    )
     parser.add_argument("--commit", help="what is measured, where git cannot say it")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing: a record again")
     given = parser.parse_args(arguments)
@@ -87,7 +89,7 @@ def show(given: argparse.Namespace) -> int:
     record = read_record(given.show)
     folder = given.output or given.show.parent
     folder.mkdir(parents=True, exist_ok=True)
-    predictions = predicted.read(given.predicted) if given.predicted else {}
+    predictions = predicted.read(given.predicted, record["machine"]) if given.predicted else {}
     text = markdown.report(record, predictions)
     path = folder / f"{given.show.stem}.md"
     path.write_text(text + plots_of(pictures.write(record, folder, given.show.stem)))
@@ -144,8 +146,8 @@ def measure_parts(
     from tools.gpu_report.children import probed
     from tools.gpu_report.results import Results
 
-    predictions = predicted.read(given.predicted) if given.predicted else {}
     machine = probed(run.torch_device, run.folder, run.environment)
+    predictions = predicted.read(given.predicted, machine) if given.predicted else {}
     run.arch = str(machine.get("compute_capability", "")).replace(".", "")
     options: dict[str, Any] = {
         "device": given.device,
