@@ -1,5 +1,5 @@
-# CUDA units for the kernel emulator as nvcc sees them: its PTX, translated to C++, and its object of
-# the host's code. What is made of a unit lies in build/nvcc, where `make cuda-check` finds it, too.
+# CUDA units for the kernel emulator as nvcc sees them: its PTX, translated to C++, and an object of
+# the host's code. PTX lies in build/nvcc, where `make cuda-check` finds it, too.
 
 set(FLASH_ATTN2_FAULTS "" CACHE STRING
     "SEED,COUNT: kernels have so many faults each, of which one is chosen at run time (make mutants)")
@@ -26,36 +26,36 @@ function(fa2_check_nvcc result)
   endif()
 endfunction()
 
-# For units, each a .cu file: sets `cpp` to the files of their translated kernels, and `host_objects`
-# to what is linked beside them. FLAGS are nvcc's. AS_IS: a unit of no instances. Units of the same
-# name in different folders are an error.
-function(fa2_translate_units cpp host_objects)
-  cmake_parse_arguments(PARSE_ARGV 2 arg "AS_IS" "" "FLAGS")
+# For units, each a .cu file: sets `cpp` to the files of their translated kernels. FLAGS are nvcc's.
+# HOST_OBJECTS names a variable: these are programs, and it gets the objects of their host's code.
+# Units of the same name in different folders are an error.
+function(fa2_translate_units cpp)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "HOST_OBJECTS" "FLAGS")
   file(GLOB_RECURSE tools CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tools/nvcc/*.py"
        "${PROJECT_SOURCE_DIR}/tools/ptx_emulator/*.py")
-  set(as_is "")
-  if(arg_AS_IS)
-    set(as_is --as-is)
-  endif()
   set(translated "")
   set(objects "")
   foreach(source IN LISTS arg_UNPARSED_ARGUMENTS)
     cmake_path(GET source STEM unit)
     set(made "${FA2_UNITS_DIR}/compute_80/${unit}/${unit}")
     set(of_unit "${made}.ptx.cpp")
-    set(faults "")
+    set(outputs "${made}.ptx")
+    set(options "")
+    if(arg_HOST_OBJECTS)
+      set(outputs "${made}.o" "${made}.ptx")
+      set(options --program)
+    endif()
     list(FIND FA2_UNITS_WITH_FAULTS "${unit}" index)
     if(FLASH_ATTN2_FAULTS AND index GREATER -1)
       math(EXPR first "10000 * ${index} + 1")
       set(of_unit "${made}.faults.ptx.cpp")
-      set(faults --faults "${FLASH_ATTN2_FAULTS},${first}")
+      list(APPEND options --faults "${FLASH_ATTN2_FAULTS},${first}")
     endif()
     # Steps whose outputs stay the same are not followed by others: CMake has ninja look.
     add_custom_command(
-      OUTPUT "${made}.o" "${of_unit}"
-      BYPRODUCTS "${made}.ptx"
+      OUTPUT ${outputs} "${of_unit}"
       COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated unit "${source}"
-              --folder "${FA2_UNITS_DIR}" ${as_is} ${faults} -- ${arg_FLAGS}
+              --folder "${FA2_UNITS_DIR}" ${options} -- ${arg_FLAGS}
       DEPENDS "${source}" ${tools}
       DEPFILE "${made}.d"
       WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
@@ -64,22 +64,38 @@ function(fa2_translate_units cpp host_objects)
     list(APPEND translated "${of_unit}")
     list(APPEND objects "${made}.o")
   endforeach()
-  set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
   set(${cpp} "${translated}" PARENT_SCOPE)
-  set(${host_objects} "${objects}" PARENT_SCOPE)
+  if(arg_HOST_OBJECTS)
+    set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
+    set(${arg_HOST_OBJECTS} "${objects}" PARENT_SCOPE)
+  endif()
 endfunction()
 
-# An object library `target` of the translated kernels of instances; sets `host_objects` to what a
+# An object library `target` of the translated kernels of instances; sets `host_object` to what a
 # module links with beside it.
-function(fa2_add_translated_kernels target host_objects)
-  fa2_translate_units(cpp objects ${ARGN}
-    FLAGS ${FA2_UNIT_FLAGS} "-I${PROJECT_SOURCE_DIR}/csrc"
-          "-isystem=${FLASH_ATTN2_CUTLASS_INCLUDE_DIR}")
+function(fa2_add_translated_kernels target host_object)
+  set(flags ${FA2_UNIT_FLAGS} "-I${PROJECT_SOURCE_DIR}/csrc"
+            "-isystem=${FLASH_ATTN2_CUTLASS_INCLUDE_DIR}")
+  fa2_translate_units(cpp ${ARGN} FLAGS ${flags})
   add_library(${target} OBJECT ${cpp})
   target_link_libraries(${target} PRIVATE fa2_translated_kernels_flags)
   target_precompile_headers(${target} PRIVATE <ptx/ptx.h>)
   if(FLASH_ATTN2_FAULTS)
     target_precompile_headers(${target} PRIVATE <emu/faults.h>)
   endif()
-  set(${host_objects} "${objects}" PARENT_SCOPE)
+
+  # Which units there are is a matter of this build.
+  set(folder "${PROJECT_BINARY_DIR}/nvcc")
+  set(made "${folder}/compute_80/${target}/${target}")
+  add_custom_command(
+    OUTPUT "${made}.o"
+    COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated host ${target} ${ARGN}
+            --folder "${folder}" -- ${flags} -DFA2_HOST_ONLY -Xcompiler=-O1
+    DEPENDS ${ARGN}
+    DEPFILE "${made}.d"
+    WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+    COMMENT "nvcc ${target}, the host's code"
+    VERBATIM)
+  set_source_files_properties("${made}.o" PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
+  set(${host_object} "${made}.o" PARENT_SCOPE)
 endfunction()

@@ -9,11 +9,15 @@
 
 namespace fa2::sm80 {
 
+// With FA2_HOST_ONLY kernels have no code: where that is compiled apart, the host's side of many of
+// them compiles in no time.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kCtasPerSm)
     entry(__grid_constant__ typename Kernel::Args const args) {
+#ifndef FA2_HOST_ONLY
   extern __shared__ __align__(128) char smem[];
   Kernel{}(args, smem);
+#endif
 }
 
 template <class Kernel>

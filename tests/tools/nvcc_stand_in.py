@@ -10,7 +10,7 @@ from tools.nvcc.toolchain import Toolchain
 COMPILES = """
 while [ $# -gt 0 ]; do
   case $1 in
-    -o) output=$2;; -MF) depfile=$2;; -c) source=$2;; --keep-dir) kept=$2;;
+    -o) output=$2;; -MF) depfile=$2;; *.cu) source=$1;; --keep-dir) kept=$2;;
   esac
   shift
 done
@@ -19,8 +19,11 @@ cat {directory}/words
 if [ -n "$depfile" ]; then
   echo "$output : $source \\\\\n    {directory}/header.h" > $depfile
   name=$(basename $source .cu)
-  cp {directory}/ptx $kept/$name.ptx
-  : > $kept/$name.cudafe1.cpp
+  case $output in *.ptx) cp {directory}/ptx $output;; esac
+  if [ -n "$kept" ]; then
+    cp {directory}/ptx $kept/$name.ptx
+    : > $kept/$name.cudafe1.cpp
+  fi
 fi
 """
 

@@ -10,7 +10,12 @@ import nvcc_stand_in
 import pytest
 
 from tools.nvcc import toolchain
-from tools.nvcc.compiler import compile_front, compile_machine_code
+from tools.nvcc.compiler import (
+    compile_front,
+    compile_host,
+    compile_machine_code,
+    compile_program,
+)
 from tools.nvcc.instances import with_shared_bytes
 from tools.nvcc.steps import CompileError, listed_inputs
 from tools.nvcc.toolchain import ToolchainError, accepted_versions, check_host_compiler
@@ -23,8 +28,6 @@ def compile_twice_around(directory: Path, change: object) -> int:
     def build() -> None:
         front = compile_front(tools, "fwd", "text", directory / "units", "80", ["-O3"])
         assert front.ptx.is_file()
-        assert front.host_object.is_file()
-        assert not list(front.ptx.parent.glob("*.cudafe1.cpp"))
         assert compile_machine_code(tools, front, "90").cubin.is_file()
 
     build()
@@ -56,7 +59,7 @@ def test_a_front_that_comes_out_otherwise_is_compiled_on(tmp_path: Path) -> None
     assert compile_twice_around(tmp_path, change) == 2
 
 
-@pytest.mark.parametrize("name", ["fwd.o", "fwd.ptx", "fwd.json"])
+@pytest.mark.parametrize("name", ["fwd.ptx", "fwd.json"])
 def test_what_is_missing_is_made_again(tmp_path: Path, name: str) -> None:
     unit = tmp_path / "units" / "compute_80" / "fwd"
     assert compile_twice_around(tmp_path, (unit / name).unlink) == 1
@@ -101,6 +104,35 @@ def test_what_changes_while_it_is_compiled_is_compiled_again(tmp_path: Path) -> 
     for count in (1, 2):
         compile_front(tools, "fwd", "text", tmp_path, "80", [])
         assert len(nvcc_stand_in.calls(tmp_path)) == count
+
+
+@pytest.mark.parametrize("missing", ["gemm.o", "gemm.ptx", "gemm.json"])
+def test_a_program_is_both_in_one_run(tmp_path: Path, missing: str) -> None:
+    tools = nvcc_stand_in.make_toolchain(tmp_path)
+
+    def calls_to_make() -> int:
+        program = compile_program(tools, "gemm", "text", tmp_path / "units", "80", ["-O3"])
+        assert program.ptx.is_file()
+        assert program.host_object.is_file()
+        assert not list(program.ptx.parent.glob("*.cudafe1.cpp"))
+        return len(nvcc_stand_in.calls(tmp_path))
+
+    assert calls_to_make() == 1
+    assert calls_to_make() == 1
+    (tmp_path / "units" / "compute_80" / "gemm" / missing).unlink()
+    assert calls_to_make() == 2
+
+
+def test_an_object_of_the_hosts_code(tmp_path: Path) -> None:
+    tools = nvcc_stand_in.make_toolchain(tmp_path)
+    for _ in range(2):
+        made = compile_host(tools, "all", "text", tmp_path / "units", "80", ["-DHOST"])
+        assert made == tmp_path / "units" / "compute_80" / "all" / "all.o"
+        assert made.is_file()
+    (call,) = nvcc_stand_in.calls(tmp_path)
+    assert " -DHOST " in call
+    assert " -c " in call
+    assert "-lineinfo" not in call
 
 
 def test_architectures_of_ptx_have_folders_of_their_own(tmp_path: Path) -> None:
@@ -211,7 +243,10 @@ def test_a_real_unit(tmp_path: Path) -> None:
     flags = [f"-I{tmp_path}"]
     front = compile_front(tools, "tiny", '#include "header.h"\n', tmp_path, "80", flags)
     assert ".visible .entry _Z6kernelPi" in front.ptx.read_text()
-    assert b"_Z6kernelPi" in front.host_object.read_bytes()
+    assert (
+        b"_Z6kernelPi"
+        in compile_host(tools, "host", '#include "header.h"\n', tmp_path, "80", flags).read_bytes()
+    )
     code = compile_machine_code(tools, front, "90")
     assert "Compiling entry function '_Z6kernelPi' for 'sm_90'" in code.taken.output
     assert code.cubin.read_bytes().startswith(b"\x7fELF")

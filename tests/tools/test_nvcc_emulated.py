@@ -30,16 +30,15 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toolchain:
     return stand_in
 
 
-def make(directory: Path, *flags: str, as_is: bool = False) -> int:
+def make(directory: Path, *flags: str, program: bool = False) -> int:
     arguments = ["unit", str(directory / "rows.cu"), "--folder", str(directory / "units")]
-    return emulated.main([*arguments, *(["--as-is"] if as_is else []), "--", *flags])
+    return emulated.main([*arguments, *(["--program"] if program else []), "--", *flags])
 
 
 @pytest.mark.usefixtures("tools")
 def test_a_unit_is_compiled_and_translated(tmp_path: Path) -> None:
     assert make(tmp_path, "-O3", "-Iinclude") == 0
     unit = tmp_path / "units" / "compute_80" / "rows"
-    assert (unit / "rows.o").is_file()
     cpp = unit / "rows.ptx.cpp"
     assert '"nothing"' in cpp.read_text()
     assert " -O3 -Iinclude " in nvcc_stand_in.calls(tmp_path)[0]
@@ -53,13 +52,26 @@ def test_a_unit_is_compiled_and_translated(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tools")
-def test_a_unit_of_no_instances_is_compiled_as_it_is(tmp_path: Path) -> None:
+def test_a_program_is_compiled_as_it_is_with_its_host_code(tmp_path: Path) -> None:
     (tmp_path / "rows.cu").write_text("int main() {}\n")
-    text = tmp_path / "units" / "compute_80" / "rows" / "rows.cu"
-    assert make(tmp_path, as_is=True) == 0
-    assert text.read_text() == "int main() {}\n"
+    unit = tmp_path / "units" / "compute_80" / "rows"
     assert make(tmp_path) == 0
-    assert "shared_bytes_of_rows" in text.read_text()
+    assert not (unit / "rows.o").exists()
+    assert "shared_bytes_of_rows" in (unit / "rows.cu").read_text()
+    assert make(tmp_path, program=True) == 0
+    assert (unit / "rows.o").is_file()
+    assert (unit / "rows.ptx.cpp").is_file()
+    assert (unit / "rows.cu").read_text() == "int main() {}\n"
+
+
+@pytest.mark.usefixtures("tools")
+def test_the_host_code_of_units_is_one_object(tmp_path: Path) -> None:
+    sources = [str(tmp_path / f"{name}.cu") for name in "ab"]
+    folder = ["--folder", str(tmp_path / "units")]
+    assert emulated.main(["host", "all", *sources, *folder, "--", "-DHOST"]) == 0
+    unit = tmp_path / "units" / "compute_80" / "all"
+    assert (unit / "all.o").is_file()
+    assert (unit / "all.cu").read_text() == "".join(f'#include "{s}"\n' for s in sources)
 
 
 @pytest.mark.usefixtures("tools")
@@ -87,7 +99,8 @@ def test_why_there_is_no_nvcc_is_written_down(
     tools = nvcc_stand_in.make_toolchain(tmp_path)
     found: list[Toolchain] = []
 
-    def find_toolchain() -> Toolchain:
+    def find_toolchain(checked: bool) -> Toolchain:
+        assert not checked
         if not found:
             raise ToolchainError("no nvcc, nor to be fetched")
         return found[0]
@@ -108,3 +121,18 @@ def test_why_there_is_no_nvcc_is_written_down(
     found.append(tools)
     assert emulated.main(arguments) == 0
     assert not reason.exists()
+    # What works is tried once.
+    assert len(nvcc_stand_in.calls(tmp_path)) == 1
+    assert emulated.main(arguments) == 0
+    assert len(nvcc_stand_in.calls(tmp_path)) == 1
+
+
+def test_a_host_compiler_that_does_not_work_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["check", "--reason", str(tmp_path / "units" / "unavailable.txt")]
+    tools = nvcc_stand_in.make_toolchain(tmp_path, "exit 1")
+    monkeypatch.setattr(emulated, "find_toolchain", lambda checked: tools)
+    assert emulated.main(arguments) == emulated.main(arguments) == emulated.NO_NVCC
+    nvcc_stand_in.make_toolchain(tmp_path)
+    assert emulated.main(arguments) == 0
