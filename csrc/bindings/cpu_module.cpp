@@ -27,7 +27,7 @@ using fa2::cpu::Family;
 // Instruction-set levels that set_isa accepts here, lowest first.
 std::vector<std::string> isa_levels() {
   std::vector<std::string> names;
-  for (int level = 0; level <= static_cast<int>(fa2::cpu::detect_isa()); ++level) {
+  for (int level = 0; level <= static_cast<int>(fa2::cpu::highest_isa()); ++level) {
     names.emplace_back(fa2::cpu::isa_name(static_cast<fa2::cpu::Isa>(level)));
   }
   return names;

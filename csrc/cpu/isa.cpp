@@ -1,6 +1,5 @@
 #include "cpu/isa.h"
 
-#include <algorithm>
 #include <atomic>
 
 #include "host/error.h"
@@ -27,64 +26,37 @@ namespace {
 
 #if defined(__x86_64__)
 
-constexpr int kBf16 = static_cast<int>(DType::kBFloat16);
-
-// Up to so many (of a group), reading keys is most of the work, and pairs save converting them.
-constexpr int64_t kFewQueries = 3;
-
-// bf16 by products of pairs for few queries, by products of floats for all others. Which one is a
-// property of the sequence; partial results of the two are alike.
-void run_bf16(FwdParams const& params, ForwardChunk const& chunk, void* workspace) {
-  bool const few = int64_t(chunk.queries.q_seq.length) * params.group() <= kFewQueries;
-  LevelKernels const& level = few ? v4_bf16::kKernels : v4::kKernels;
-  level.forward[kBf16].run(params, chunk, workspace);
-}
-
-size_t workspace_of_bf16(HeadDims const& dims, int32_t tiles) {
-  return std::max(v4_bf16::kKernels.forward[kBf16].workspace_bytes(dims, tiles),
-                  v4::kKernels.forward[kBf16].workspace_bytes(dims, tiles));
-}
-
-LevelKernels const& bf16_for_few() {
-  static LevelKernels const kernels = [] {
-    LevelKernels level{};
-    level.forward[kBf16] = v4::kKernels.forward[kBf16];
-    level.forward[kBf16].run = run_bf16;
-    level.forward[kBf16].workspace_bytes = workspace_of_bf16;
-    level.backward[kBf16] = v4::kKernels.backward[kBf16];
-    level.bias[kBf16] = v4::kKernels.bias[kBf16];
-    return level;
-  }();
-  return kernels;
-}
-
 // vdpbf16ps of 32 products takes two cycles on Intel's processors since Sapphire Rapids, which have
-// tiles for the purpose; in that time they do 64 products of floats. (Seen on Emerald Rapids.)
-// Cooper Lake has no tiles.
+// tiles for the purpose; in that time they do 64 products of floats. (Seen on Emerald Rapids, where
+// even a single query over many keys is faster by floats.) Cooper Lake has no tiles.
 bool is_slow_at_bf16() { return __builtin_cpu_is("intel") && !__builtin_cpu_is("cooperlake"); }
 
 #endif
 
-struct Level {
-  char const* name;
-  LevelKernels const& (*kernels)();
-};
-
-template <LevelKernels const& kKernels>
-LevelKernels const& kernels() {
-  return kKernels;
+Isa fastest_isa() {
+  Isa const highest = highest_isa();
+#if defined(__x86_64__)
+  if (highest == Isa::kX86V4Bf16 && is_slow_at_bf16()) return Isa::kX86V4;
+#endif
+  return highest;
 }
 
+struct Level {
+  char const* name;
+  LevelKernels const& kernels;
+};
+
 constexpr Level kLevels[] = {
-    {"baseline", kernels<baseline::kKernels>},
+    {"baseline", baseline::kKernels},
 #if defined(__x86_64__)
-    {"x86-64-v3", kernels<v3::kKernels>},           {"x86-64-v4", kernels<v4::kKernels>},
-    {"x86-64-v4-bf16", kernels<v4_bf16::kKernels>}, {"x86-64-v4-bf16-few", bf16_for_few},
+    {"x86-64-v3", v3::kKernels},
+    {"x86-64-v4", v4::kKernels},
+    {"x86-64-v4-bf16", v4_bf16::kKernels},
 #endif
 };
 
 std::atomic<Isa>& active() {
-  static std::atomic<Isa> isa{detect_isa()};
+  static std::atomic<Isa> isa{fastest_isa()};
   return isa;
 }
 
@@ -93,7 +65,7 @@ template <class Kernel>
 Kernel const& highest(Kernel const (LevelKernels::*kernels)[kNumDTypes], DType dtype) {
   int level = static_cast<int>(active_isa());
   auto of_level = [&]() -> Kernel const& {
-    return (kLevels[level].kernels().*kernels)[static_cast<int>(dtype)];
+    return (kLevels[level].kernels.*kernels)[static_cast<int>(dtype)];
   };
   while (of_level().run == nullptr) --level;
   return of_level();
@@ -101,7 +73,7 @@ Kernel const& highest(Kernel const (LevelKernels::*kernels)[kNumDTypes], DType d
 
 }  // namespace
 
-Isa detect_isa() {
+Isa highest_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   bool const v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -110,9 +82,7 @@ Isa detect_isa() {
   bool const v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
-  if (v4 && __builtin_cpu_supports("avx512bf16")) {
-    return is_slow_at_bf16() ? Isa::kX86V4Bf16Few : Isa::kX86V4Bf16;
-  }
+  if (v4 && __builtin_cpu_supports("avx512bf16")) return Isa::kX86V4Bf16;
   if (v4) return Isa::kX86V4;
   if (v3) return Isa::kX86V3;
 #endif
@@ -127,7 +97,7 @@ char const* isa_name() { return isa_name(active_isa()); }
 
 void set_isa(std::string_view name) {
   std::string available;
-  for (int i = 0; i <= static_cast<int>(detect_isa()); ++i) {
+  for (int i = 0; i <= static_cast<int>(highest_isa()); ++i) {
     if (name == kLevels[i].name) {
       active() = static_cast<Isa>(i);
       return;

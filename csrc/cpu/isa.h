@@ -9,14 +9,14 @@
 namespace fa2::cpu {
 
 // Names of the levels, lowest first: "baseline", then on x86-64 "x86-64-v3" (AVX2, FMA, F16C),
-// "x86-64-v4" (AVX-512), "x86-64-v4-bf16" (and its bf16 products) and "x86-64-v4-bf16-few" (which
-// has these for few queries alone, for processors that are slow at them).
-enum class Isa : int { kBaseline, kX86V3, kX86V4, kX86V4Bf16, kX86V4Bf16Few };
+// "x86-64-v4" (AVX-512) and "x86-64-v4-bf16" (and its bf16 products).
+enum class Isa : int { kBaseline, kX86V3, kX86V4, kX86V4Bf16 };
 
 // The highest level that both this machine and this build have.
-Isa detect_isa();
+Isa highest_isa();
 
-// The level in use: the detected one unless a lower one was set.
+// The level in use: the highest one, or on processors that are slow at bf16 products the one below,
+// unless another was set.
 Isa active_isa();
 char const* isa_name(Isa isa);
 char const* isa_name();

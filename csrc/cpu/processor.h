@@ -27,4 +27,8 @@ int64_t forward_chunk_bytes(Processor const& processor);
 // in the cache. They are sums over chunks: their last bits depend on it.
 int32_t backward_chunk_queries(Processor const& processor, int64_t key_sums_bytes);
 
+// Keys of one head after which it is the next head's turn, where heads that lie beside each other
+// are decoded together: a power of two. Results do not depend on it.
+int32_t decode_turn_keys(Processor const& processor);
+
 }  // namespace fa2::cpu

@@ -75,6 +75,13 @@ TEST(chunks_follow_the_second_level_cache) {
   EXPECT_EQ(forward_kib(kMadeUp), 1536);
 }
 
+TEST(turns_in_decoding_are_longer_where_the_second_level_cache_is_large) {
+  for (Processor const& p : {kRaptorCove, kMadeUp}) EXPECT_EQ(cpu::decode_turn_keys(p), 16);
+  for (Processor const& p : {kZen5, kZen4, kSmall, kUnknown}) {
+    EXPECT_EQ(cpu::decode_turn_keys(p), 4);
+  }
+}
+
 TEST(chunks_of_the_backward_pass_grow_with_the_gradients_of_keys) {
   auto const queries = [](Processor const& p, int64_t mib) {
     return cpu::backward_chunk_queries(p, mib << 20);

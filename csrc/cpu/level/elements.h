@@ -54,6 +54,12 @@ FA2_CPU_INLINE Vec<uint32_t> round_bits(Vec<uint32_t> bits) {
   return (bits + kHalf + ((bits >> kDropped) & 1)) & ~((1u << kDropped) - 1);
 }
 
+// Two vectors of floats.
+struct TwoVectors {
+  Vec<float> first;
+  Vec<float> second;
+};
+
 // 16-bit elements that are widened to float when a block is packed.
 struct WidenedElement {
   using Storage = uint16_t;
@@ -69,6 +75,11 @@ struct WidenedElement {
 };
 
 struct BFloat16 : WidenedElement {
+  // The even and the odd entries of two vectors, whose order this saves restoring.
+  static FA2_CPU_INLINE TwoVectors widen_apart(Storage const* from) {
+    Vec<uint32_t> const pairs = load<uint32_t>(from);
+    return {(Vec<float>)(pairs << 16), (Vec<float>)(pairs & 0xffff0000u)};
+  }
   static FA2_CPU_INLINE Vec<float> widen(Storage const* from) {
     return (Vec<float>)(load_words(from) << 16);
   }

@@ -6,6 +6,7 @@
 #include "cpu/level/few_queries.h"
 #include "cpu/level/key_rows.h"
 #include "cpu/level/row_results.h"
+#include "cpu/processor.h"
 
 namespace fa2::cpu::FA2_CPU_LEVEL {
 
@@ -86,6 +87,7 @@ class FewForward : RowResults<E> {
         num_heads_(chunk.num_heads),
         num_rows_(chunk.num_heads * chunk_.count),
         keys_{chunk.key_begin, chunk.key_end},
+        turn_keys_(decode_turn_keys(active_processor())),
         partial_(chunk.partial),
         workspace_(memory, head_dims(params), chunk_.count) {
     int const widest = larger(params.head_dim, params.head_dim_v);
@@ -148,7 +150,7 @@ class FewForward : RowResults<E> {
     find_block(begin, end, end_of_all);
     auto block = [&](int first, TensorRef const& tensor, int head_dim) {
       return KeyBlock<Storage>{workspace_.rows + first, num_keys, rows_ahead_, num_heads_,
-                               tensor.head_stride,      head_dim};
+                               tensor.head_stride,      head_dim, turn_keys_};
     };
     multiply_keys_few<E>(block(0, params_.k, params_.head_dim), workspace_.queries,
                          workspace_.scores);
@@ -197,7 +199,8 @@ class FewForward : RowResults<E> {
   void finish() const {
     int const head_dim_v = params_.head_dim_v;
     for_queries([&](int i, Query query) {
-      Real const* const out = workspace_.out.data + i * workspace_.out.stride;
+      Real* const out = workspace_.out.data + i * workspace_.out.stride;
+      join_row<E>(out, head_dim_v);
       Real const sum = reduce_lanes<Real>(state_[i].sum, [](Real a, Real b) { return a + b; });
       RowState<Real> const row = {state_[i].base, sum};
       if (partial_ != nullptr) {
@@ -217,6 +220,7 @@ class FewForward : RowResults<E> {
   int const num_heads_;
   int const num_rows_;  // queries of all heads
   ColRange const keys_;
+  int const turn_keys_;
   void* const partial_;
   FewWorkspace<E> const workspace_;
   int rows_ahead_;

@@ -16,17 +16,17 @@ namespace fa2::cpu::FA2_CPU_LEVEL {
 inline constexpr int kFewTogether = 4;
 
 // Keys per step: after so many of one head it is the next head's turn. More save loads of queries
-// and sums. Fewer keep the heads close together in memory, which pays where memory is all that is
-// waited for.
+// and sums. Fewer, down to those of KeyBlock::turn_keys, keep the heads close together in memory,
+// which can pay where memory is all that is waited for.
 inline constexpr int kLongStep = 16;
-inline constexpr int kShortStep = 4;
 
 // Accumulators of P V in vectors: as many as the registers hold.
 inline constexpr int kFewAccumulators = kTileVectors == 4 ? 16 : 8;
 
 // Fetches rows in the order in which they lie in memory, a cache line at a time, while others are
 // worked on. That is the order in which the hardware fetches ahead by itself, and memory is read
-// at full speed: pieces of rows, head by head, come at half of it.
+// at full speed: pieces of rows, head by head, come at half of it. They go to the second-level
+// cache: the first one has no room for all that is on its way, and its misses are few at a time.
 class RowFetcher {
  public:
   // Rows [begin, end), which are `bytes` long.
@@ -38,18 +38,23 @@ class RowFetcher {
 
   FA2_CPU_INLINE void next() {
     if (row_ == end_) return;
-    __builtin_prefetch(*row_ + at_);
+    fetch(*row_ + at_);
     at_ += kCacheLine;
     if (at_ >= bytes_) {
       at_ = 0;
       ++row_;
       // Its page may have to be looked up first, which takes as long as fetching a few rows.
-      if (row_ + kRowsLookedUp < end_) __builtin_prefetch(row_[kRowsLookedUp]);
+      if (row_ + kRowsLookedUp < end_) fetch(row_[kRowsLookedUp]);
     }
   }
 
  private:
   static constexpr int kRowsLookedUp = 4;
+
+  static FA2_CPU_INLINE void fetch(char const* line) {
+    constexpr int kIntoSecondLevel = 2;
+    __builtin_prefetch(line, 0, kIntoSecondLevel);
+  }
 
   char const* const* row_;
   char const* const* end_;
@@ -66,9 +71,10 @@ struct KeyBlock {
   int num_heads;
   int64_t head_stride;
   int head_dim;
+  int turn_keys;
 
   int step(int num_queries) const {
-    return num_heads > 1 && num_queries <= kFewTogether ? kShortStep : kLongStep;
+    return num_heads > 1 && num_queries <= kFewTogether ? turn_keys : kLongStep;
   }
 
   // What is fetched while the block is read.
@@ -90,12 +96,50 @@ struct QueryRows {
   }
 };
 
+// Whether rows of K and V are widened by two vectors, the even entries apart from the odd ones.
+// Queries are packed, and outputs summed, in that order, as far as rows have whole pairs of
+// vectors.
+template <class E>
+inline constexpr bool kApart =
+    requires(typename E::Storage const* from) { E::widen_apart(from); } && E::kDepth == 1;
+
 // Rows of queries as operands: to[query * to_stride + operand].
 template <class E>
 FA2_CPU_INLINE void pack_query_rows(typename E::Operand* to, int to_stride,
                                     typename E::Storage const* const* rows, int count,
                                     int head_dim) {
-  for (int i = 0; i < count; ++i) pack_keys<E>(to + i * to_stride, 0, rows + i, 1, head_dim);
+  constexpr int kSize = kLanes<typename E::Operand>;
+  for (int i = 0; i < count; ++i) {
+    int d = 0;
+    if constexpr (kApart<E>) {
+      for (; d + 2 * kSize <= head_dim; d += 2 * kSize) {
+        auto const [even, odd] = E::widen_apart(rows[i] + d);
+        store(to + i * to_stride + d, even);
+        store(to + i * to_stride + d + kSize, odd);
+      }
+    }
+    if (d == head_dim) continue;
+    typename E::Storage const* const rest = rows[i] + d;
+    pack_keys<E>(to + i * to_stride + d / E::kDepth, 0, &rest, 1, head_dim - d);
+  }
+}
+
+// Puts the entries of a row of outputs into their own order.
+template <class E>
+FA2_CPU_INLINE void join_row(typename E::Real* row, int head_dim) {
+  using Real = typename E::Real;
+  constexpr int kSize = kLanes<Real>;
+  if constexpr (kApart<E>) {
+    Vec<Int<Real>> low;
+    Vec<Int<Real>> high;
+    interleave_orders<Real>(low, high);
+    for (int d = 0; d + 2 * kSize <= head_dim; d += 2 * kSize) {
+      Vec<Real> const even = load<Real>(row + d);
+      Vec<Real> const odd = load<Real>(row + d + kSize);
+      store(row + d, __builtin_shuffle(even, odd, low));
+      store(row + d + kSize, __builtin_shuffle(even, odd, high));
+    }
+  }
 }
 
 // Whether a cache line begins at entry d of a row.
@@ -128,6 +172,28 @@ FA2_CPU_INLINE void add_products(typename E::Operand const* queries, int query_s
   }
 }
 
+// The same over two vectors of entries, the even ones apart from the odd ones.
+template <class E, int kQueries, int kKeys, bool kFetch>
+FA2_CPU_INLINE void add_products_apart(typename E::Operand const* queries, int query_stride,
+                                       typename E::Storage const* const* rows, int64_t offset,
+                                       int d, RowFetcher& fetcher,
+                                       Vec<typename E::Real> (&sums)[kQueries * kKeys]) {
+  using Operand = typename E::Operand;
+  constexpr int kSize = kLanes<Operand>;
+#pragma GCC unroll 16
+  for (int r = 0; r < kKeys; ++r) {
+    if (kFetch && starts_line<typename E::Storage>(d)) fetcher.next();
+    auto const [even, odd] = E::widen_apart(rows[r] + offset + d);
+#pragma GCC unroll 4
+    for (int i = 0; i < kQueries; ++i) {
+      typename E::Operand const* const query = queries + i * query_stride + d;
+      Vec<Operand>& sum = sums[i * kKeys + r];
+      sum = E::multiply_add(sum, even, load<Operand>(query));
+      sum = E::multiply_add(sum, odd, load<Operand>(query + kSize));
+    }
+  }
+}
+
 // Dot products of kQueries queries with as many keys as fill a vector: of key r and query i in lane
 // i * keys + r.
 template <class E, int kQueries, bool kFetch>
@@ -143,6 +209,12 @@ FA2_CPU_INLINE Vec<typename E::Real> dot_products(typename E::Operand const* que
 #pragma GCC unroll 16
   for (int i = 0; i < kQueries * kKeys; ++i) sums[i] = Vec<Real>{};
   int d = 0;
+  if constexpr (kApart<E>) {
+    for (; d + 2 * kEntries <= head_dim; d += 2 * kEntries) {
+      add_products_apart<E, kQueries, kKeys, kFetch>(queries, query_stride, rows, offset, d,
+                                                     fetcher, sums);
+    }
+  }
   for (; d + kEntries <= head_dim; d += kEntries) {
     add_products<E, kQueries, kKeys, kFetch>(queries, query_stride, rows, offset, d, kEntries,
                                              fetcher, sums);
@@ -197,6 +269,22 @@ __attribute__((noinline)) void multiply_keys_few(KeyBlock<typename E::Storage> c
   }
 }
 
+// kColumns whole vectors of a row of V, a power of two of them, in the order of outputs.
+template <class E, int kColumns>
+FA2_CPU_INLINE void load_columns(typename E::Storage const* row, typename E::Storage const* partner,
+                                 int dim, Vec<typename E::Operand>* to) {
+  if constexpr (kApart<E> && kColumns > 1) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kColumns; n += 2) {
+      auto const [even, odd] = E::widen_apart(row + dim + n * kLanes<typename E::Operand>);
+      to[n] = even;
+      to[n + 1] = odd;
+    }
+  } else {
+    load_value_vectors<E, kColumns>(row, partner, dim, to);
+  }
+}
+
 // to[i * stride + n * lanes] += P V over keys [begin, end) for kQueries queries and kColumns
 // vectors of head dims from `dim` on, which lie at `offset` in a row; without kWhole there is a
 // single one, and not all of it.
@@ -228,7 +316,7 @@ FA2_CPU_INLINE void add_values(KeyBlock<typename E::Storage> const& values, int 
     if (partner != nullptr) partner += offset;
     Vec<Operand> v[kColumns];
     if constexpr (kWhole) {
-      load_value_vectors<E, kColumns>(row, partner, dim, v);
+      load_columns<E, kColumns>(row, partner, dim, v);
     } else {
       v[0] = load_values<E>(row, partner, dim, values.head_dim - dim);
     }

@@ -133,7 +133,9 @@ void write_rows(typename E::Storage* to, int64_t to_stride, typename E::Real con
                 int64_t from_stride, typename E::Real factor, int32_t num_keys, int32_t head_dim) {
   using Real = typename E::Real;
   constexpr int kSize = kLanes<Real>;
+  constexpr int kRowsAhead = 8;
   for (int32_t key = 0; key < num_keys; ++key, to += to_stride, from += from_stride) {
+    if (key + kRowsAhead < num_keys) fetch_row<1>(to + kRowsAhead * to_stride, head_dim);
     for (int d = 0; d < head_dim; d += kSize) {
       store_row<E>(to + d, load<Real>(from + d) * factor, head_dim - d);
     }
