@@ -27,9 +27,7 @@ TARGET = Target("sm80-emulated", torch.float16)
 
 
 @pytest.fixture(autouse=True)
-def _as_far_off_as_allowed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[None]:
+def _as_far_off_as_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     require_backend("sm80-emulated")
     options = "seed=2,async=random,approx=worst"
     monkeypatch.setenv("FLASH_ATTN2_EMULATOR", options)  # what the rule for lse goes by
