@@ -84,7 +84,7 @@ DENSE = [
         r"k_cache .* of q, .*float32, got .*16",
     ),
     ({"v_cache": torch.randn(3, 20, 2, 16, device=META)}, ValueError, r"v_cache .* cpu, got meta"),
-    ({"v_cache": torch.randn(3, 19, 2, 16)}, ValueError, r"v_cache must have .* k_cache, \(3, 20"),
+    ({"v_cache": torch.randn(3, 19, 2, 16)}, ValueError, r"v_cache must have .* k_cache .*\(3, 20"),
     ({"k": torch.randn(2, 3, 4, 16)}, ValueError, r"k must be \(2, seqlen_new, 2, 16\), .* \(2, 3"),
     ({"k": torch.randn(6, 2, 16)}, ValueError, r"k must be \(2, seqlen_new, .* got shape \(6, 2"),
     ({"k": torch.randn(2, 3, 2, 16).double()}, TypeError, r"k must have the dtype of q, torch.fl"),
