@@ -32,6 +32,7 @@ from flash_attn2._impl.arguments import (
     as_int,
     named_only,
     refuse_keywords,
+    require_bool,
     require_tensor,
     require_values,
 )
@@ -113,6 +114,8 @@ class PagedKVCache:
         page_size     tokens per page, at least 1
         dtype, device as of `torch.empty`
         head_dim_v    width of values, where it is not that of keys, head_dim
+        shared_kv     values are the leading head_dim_v columns of keys, and take no memory of their
+                      own: attention is called with k alone
         max_seqlen    most tokens that a sequence may hold; None: what all pages hold
         max_batch     most sequences in a step. Where it is given, every step writes its tensors
                       over those of the last one, at the same addresses, so that CUDA graphs can be
@@ -120,9 +123,9 @@ class PagedKVCache:
                       graph of a larger batch may be replayed for a smaller one
 
     `layers[i]` is (k_cache, v_cache) of layer i, (num_pages, page_size, num_heads_kv, head_dim) and
-    the same with head_dim_v. Sequences go by ids, which are never used again. Sizes, ids, lengths
-    and counts are ints, NumPy integers or integer tensors without dimensions. What fails changes
-    nothing.
+    the same with head_dim_v; with shared_kv, v_cache is k_cache[..., :head_dim_v]. Sequences go by
+    ids, which are never used again. Sizes, ids, lengths and counts are ints, NumPy integers or
+    integer tensors without dimensions. What fails changes nothing.
 
     A cache may be copied and pickled: a deep copy, or one from a pickle or `torch.save` (load it
     with weights_only=False), has pages of its own, the same sequences under the same ids, and steps
@@ -142,6 +145,7 @@ class PagedKVCache:
         device: torch.device | str | None = None,
         *,
         head_dim_v: int | None = None,
+        shared_kv: bool = False,
         max_seqlen: int | None = None,
         max_batch: int | None = None,
         **unknown: NoReturn,
@@ -152,6 +156,7 @@ class PagedKVCache:
         page_size, head_dim = _size("page_size", page_size), _size("head_dim", head_dim)
         num_heads_kv = _size("num_heads_kv", num_heads_kv)
         head_dim_v = head_dim if head_dim_v is None else _size("head_dim_v", head_dim_v)
+        require_bool("shared_kv", shared_kv)
         max_seqlen = None if max_seqlen is None else _size("max_seqlen", max_seqlen, math.inf)
         max_batch = None if max_batch is None else _size("max_batch", max_batch)
         if head_dim > MAX_HEAD_DIM:
@@ -160,6 +165,10 @@ class PagedKVCache:
             raise ValueError(
                 f"head_dim_v, or head_dim without it, must be at most {MAX_HEAD_DIM_V}, got "
                 f"{head_dim_v}"
+            )
+        if shared_kv and head_dim_v > head_dim:
+            raise ValueError(
+                f"head_dim_v must be at most head_dim, {head_dim}, with shared_kv, got {head_dim_v}"
             )
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or dtype not in FLOAT_DTYPES:
@@ -171,13 +180,15 @@ class PagedKVCache:
         self.max_seqlen = min(capacity if max_seqlen is None else max_seqlen, MAX_SEQLEN)
         self.max_batch = max_batch
         self._pages = Pages(num_pages, page_size)
-        together = head_dim_v == head_dim
-        shape = (num_layers, 2 if together else 1, num_pages, page_size, num_heads_kv)
-        self._values: Tensor | None = None  # where they do not lie beside the keys
+        self._shared_kv, self._head_dim_v = bool(shared_kv), head_dim_v
+        beside = not shared_kv and head_dim_v == head_dim
+        apart = not shared_kv and not beside
+        shape = (num_layers, 2 if beside else 1, num_pages, page_size, num_heads_kv)
+        self._values: Tensor | None = None  # where they do not lie beside the keys, or in them
         # Tensors of inference mode could not be written outside it.
         with torch.inference_mode(False):
             self._storage = torch.empty((*shape, head_dim), dtype=dtype, device=device)
-            if not together:
+            if apart:
                 self._values = torch.empty((*shape, head_dim_v), dtype=dtype, device=device)
             self._fixed_step = None
             if max_batch is not None:
@@ -187,13 +198,15 @@ class PagedKVCache:
 
         self._sequences: dict[int, HeldTokens] = {}
         self._ids = _Ids()
-        self._watch = WrittenLayers(2 if together else 1)
+        self._watch = WrittenLayers(1 if apart else 2)
 
     def _make_views(self) -> None:
         # Not kept in copies and pickles, where views become tensors with memory of their own.
         keys, values = self._storage[:, 0], self._storage[:, -1]
         if self._values is not None:
             values = self._values[:, 0]
+        elif self._shared_kv:
+            values = keys[..., : self._head_dim_v]
         self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
             zip(keys.unbind(), values.unbind(), strict=True)
         )
@@ -233,7 +246,8 @@ class PagedKVCache:
         num_layers, _, *_, num_heads_kv, head_dim = self._storage.shape
         used = self.num_pages - len(self._pages.free)
         bounds = "" if self.max_batch is None else f", max_batch={self.max_batch}"
-        width = "" if self._values is None else f", head_dim_v={self._values.shape[-1]}"
+        width = "" if self._head_dim_v == head_dim else f", head_dim_v={self._head_dim_v}"
+        width += ", shared_kv=True" if self._shared_kv else ""
         return (
             f"PagedKVCache(num_layers={num_layers}, num_pages={self.num_pages}, "
             f"page_size={self.page_size}, num_heads_kv={num_heads_kv}, head_dim={head_dim}, "

@@ -21,6 +21,7 @@ from flash_attn2._impl.arguments import (
 from flash_attn2._impl.autograd import attend, tables_in_autocast, to_autocast_dtype
 from flash_attn2._impl.forms import KVCACHE, KVCACHE_APPEND
 from flash_attn2._impl.given_out import placed, with_out
+from flash_attn2._impl.observe import ordinary
 from flash_attn2._impl.options import make_options, rows_of
 from flash_attn2._impl.problem import (
     MAX_SPLITS,
@@ -31,6 +32,7 @@ from flash_attn2._impl.problem import (
     Rotary,
     SeqLens,
 )
+from flash_attn2._impl.widths import keys_hold_values
 
 _INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
@@ -84,7 +86,9 @@ def flash_attn_with_kvcache(
     cache behind the cache_seqlens rows, in place, and count in this call; cache_seqlens itself is
     not changed. Nothing is written by a call that is refused. Every argument is read as it was
     before: what shares memory with a cache is copied first. Caches that overlap each other, or
-    themselves, are refused.
+    themselves, are refused, but for a v_cache that is k_cache[..., :head_dim_v]: keys that hold the
+    values (of MLA's latents, for one) are one cache, which is written once. v is then None, or
+    k[..., :head_dim_v], and there are no rotary tables, which would turn the values. (On the CPU.)
 
     Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in float32 or in
     q's dtype, the first rotary_dim entries of each head of k and q turn; k and v must be given.
@@ -154,15 +158,19 @@ def flash_attn_with_kvcache(
     if max_seqlen_q is not None:
         max_seqlen_q = as_bound("max_seqlen_q", max_seqlen_q, rows_of(q))
         cache_checks.check_seqlen("max_seqlen_q", max_seqlen_q)
-    if (k is None) != (v is None) or (rotary_cos is None) != (rotary_sin is None):
+    if k is None and v is not None:
         cache_checks.check_together("k", k, "v", v)
+    if (rotary_cos is None) != (rotary_sin is None):
         cache_checks.check_together("rotary_cos", rotary_cos, "rotary_sin", rotary_sin)
     device_type = "cuda" if q.is_cuda else "cpu"
     if torch.is_autocast_enabled(device_type):
+        values_in_k = k is not None and v is not None and ordinary() and keys_hold_values(k, v)
         q, k, v = to_autocast_dtype(device_type, q, k, v)
+        if values_in_k:
+            v = k[..., : v.shape[-1]]
         rotary_cos, rotary_sin = tables_in_autocast(device_type, rotary_cos, rotary_sin)
     form, append, appended = KVCACHE, None, 0
-    if k is not None and v is not None:
+    if k is not None:
         advances = options.window.left >= 0 or options.window.right >= 0
         rotary = Rotary(rotary_cos, rotary_sin, rotary_interleaved)
         form, append = KVCACHE_APPEND, Append(k, v, rotary, advances)

@@ -11,8 +11,9 @@ Forward returns `(out, lse, rng_state)`, over a cache `(out, lse)`; rng_state is
 int64, and empty without dropout. Backward returns the gradients of q, k, v and sink, empty for
 those that are None; bias_backward returns those of bias and relative_bias, empty for those that
 are not asked for. Inputs may share a tensor: without v, k holds keys and values, without k, q
-holds all three; and then so do their gradients. Over a cache there is no gradient. All have fake
-implementations, so torch.compile, export and meta tensors work.
+holds all three; and then so do their gradients. Over a cache there is no gradient, and k without v
+is appended to keys whose leading columns are the values. All have fake implementations, so
+torch.compile, export and meta tensors work.
 
 That an append and the attention after it are one op makes their checks one list, on every path,
 before anything is written.

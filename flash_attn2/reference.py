@@ -282,7 +282,8 @@ def kvcache_attention_reference(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`flash_attn_with_kvcache`: out, lse, and copies of the caches as the call leaves them.
+    """`flash_attn_with_kvcache`: out, lse, and copies of the caches as the call leaves them. k
+    without v is for values that are the leading columns of keys.
 
     Rotation and append are in the dtype of the tensors, attention in `dtype` (None: the same);
     options as for `attention_reference`, lengths excepted.
@@ -297,10 +298,9 @@ def kvcache_attention_reference(
     held: Any = table.shape[1] * k_cache.shape[1] if cache_seqlens is None else cache_seqlens
     ends = torch.zeros_like(lengths_q) + held
 
-    if k is not None and v is not None:
+    if k is not None:
         cu_seqlens_new = cu_seqlens_q if cu_seqlens_k_new is None else cu_seqlens_k_new
         k, lengths_new = _dense_rows(k, cu_seqlens_new)
-        v, _ = _dense_rows(v, cu_seqlens_new)
         if rotary_cos is not None and rotary_sin is not None:
             row_q, row_k = (torch.arange(x.shape[1], device=q.device) for x in (q, k))
             if not options.get("causal") and max(options.get("window_size", (-1, -1))) < 0:
@@ -315,7 +315,11 @@ def kvcache_attention_reference(
         position, page_size = ends[sequence] + row, k_cache.shape[1]
         place = table[sequence, position // page_size].long(), position % page_size
         k_cache = k_cache.index_put(place, k[exists])
-        v_cache = v_cache.index_put(place, v[exists])
+        if v is None:  # keys hold the values
+            v_cache = k_cache[..., : v_cache.shape[-1]]
+        else:
+            v, _ = _dense_rows(v, cu_seqlens_new)
+            v_cache = v_cache.index_put(place, v[exists])
         ends = ends + lengths_new
 
     first = torch.zeros_like(ends) if cache_leftpad is None else cache_leftpad.long()

@@ -54,6 +54,7 @@ class Appender {
     for (int32_t head = 0; head < params_.num_heads_kv; ++head) {
       rotate(head_ptr<Storage>(params_.k, 0, 0, head) + to_k,
              row_ptr(params_.new_k, batch, seq, row, head), position);
+      if (params_.new_v.data == nullptr) continue;  // keys hold values
       copy(head_ptr<Storage>(params_.v, 0, 0, head) + to_v,
            row_ptr(params_.new_v, batch, seq, row, head), 0, params_.head_dim_v);
     }

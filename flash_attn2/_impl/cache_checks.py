@@ -116,9 +116,16 @@ def _append_fits(p: Problem, append: Append) -> bool:
         and len(shape) == (3 if varlen else 4)
         and shape[-2:] == p.k.shape[-2:]
         and (varlen or shape[0] == q.shape[0])
-        and new_v.shape == (*shape[:-1], p.v.shape[-1])
-        and new_k.dtype is new_v.dtype is dtype
-        and new_k.device == new_v.device == device
+        and new_k.dtype is dtype
+        and new_k.device == device
+        and (
+            new_v is None
+            or (
+                new_v.shape == (*shape[:-1], p.v.shape[-1])
+                and new_v.dtype is dtype
+                and new_v.device == device
+            )
+        )
         and seqs_k.appended <= MAX_SEQLEN
         and (cos is None) == (sin is None)
         and (cos is None or sin is None or _rotary_fits(q, cos, sin))
@@ -209,6 +216,8 @@ def _check_append(p: Problem, append: Append) -> None:
         raise ValueError("cache_seqlens must say where the rows of k go, got None")
     varlen = seqs_k.cu_appended is not None
     for name, tensor, cache in (("k", append.new_k, k_cache), ("v", append.new_v, v_cache)):
+        if tensor is None:  # `cache_values.check_layout` says whether it may be
+            continue
         shape, heads = tensor.shape, cache.shape[-2:]
         if (
             len(shape) != (3 if varlen else 4)
@@ -224,7 +233,8 @@ def _check_append(p: Problem, append: Append) -> None:
                 f"{tuple(shape)}{advice}"
             )
         _check_like_q(name, tensor, q)
-    require_rows_of("v", append.new_v, "k", append.new_k)
+    if append.new_v is not None:
+        require_rows_of("v", append.new_v, "k", append.new_k)
     if too_long(seqs_k.appended):
         raise ValueError(f"k must have at most {MAX_SEQLEN} rows, got {seqs_k.appended}")
     cos, sin, _ = append.rotary

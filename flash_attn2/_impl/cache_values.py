@@ -16,8 +16,9 @@ from flash_attn2._impl import backends, observe, overlap
 from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.cache_checks import check_seqlen
 from flash_attn2._impl.checks import host_lengths, host_used, require_bound
-from flash_attn2._impl.problem import MAX_SEQLEN, NO_PAGES, PagedKV, Problem, capacity
+from flash_attn2._impl.problem import MAX_SEQLEN, NO_PAGES, Append, PagedKV, Problem, capacity
 from flash_attn2._impl.tensors import in_memory
+from flash_attn2._impl.widths import keys_hold_values
 
 _FEW = 64  # entries of a table that Python goes through as fast as torch does
 
@@ -123,16 +124,42 @@ def check_layout(p: Problem) -> None:
                 f"{name} must not overlap itself where k is appended to it, got shape "
                 f"{tuple(shape)} with strides {strides}"
             )
+    # Kernels for CUDA write a cache of each.
+    shared = written and not backend.aligned and keys_hold_values(k_cache, v_cache)
+    if p.append is not None and (shared or p.append.new_v is None):
+        _check_written_once(p.append, shared)
     if (
         written
+        and not shared
         and overlap.any_close((k_cache,), (v_cache,))
         and overlap.tensors_overlap(k_cache, v_cache)
     ):
         (begin_k, end_k), (begin_v, end_v) = overlap.span(k_cache), overlap.span(v_cache)
         raise ValueError(
             "k_cache and v_cache must not be the same memory, in whole or in part, where k is "
-            f"appended, got addresses {begin_k:#x} to {end_k:#x} with strides {k_cache.stride()} "
-            f"and {begin_v:#x} to {end_v:#x} with strides {v_cache.stride()}"
+            "appended, unless v_cache is k_cache[..., :head_dim_v], got addresses "
+            f"{begin_k:#x} to {end_k:#x} with strides {k_cache.stride()} and {begin_v:#x} to "
+            f"{end_v:#x} with strides {v_cache.stride()}"
+        )
+
+
+def _check_written_once(append: Append, shared: bool) -> None:
+    """What goes into a cache of keys whose leading columns are the values."""
+    new_k, new_v, (cos, _, _), _ = append
+    if not shared:
+        raise ValueError(
+            "v must be given with k, got v=None: only where v_cache is k_cache[..., :head_dim_v], "
+            "in the same memory, are the values in k"
+        )
+    if new_v is not None and new_k.numel() != 0 and not keys_hold_values(new_k, new_v):
+        raise ValueError(
+            "v must be None or k[..., :head_dim_v], in the same memory, as v_cache is of k_cache, "
+            "got another tensor"
+        )
+    if cos is not None:
+        raise ValueError(
+            "rotary_cos must be None where v_cache is k_cache[..., :head_dim_v], got a tensor: it "
+            "would turn the values, too. Rotate k before the call"
         )
 
 

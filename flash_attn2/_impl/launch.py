@@ -51,7 +51,7 @@ def forward(p: Problem, over_cache: bool) -> Result:
     if backend.aligned:
         widths.require_built(backend, head_dim, head_dim_v)
     if p.append is not None:
-        p = _apart_from_caches(p)
+        p = _apart_from_caches(_written_once(p))
     p = readable_problem(p, backend, over_cache)
     q, options, out = p.q, p.options, p.out
     if out is not None and (backend.aligned or out.stride(-1) != 1):  # of the caller's
@@ -260,6 +260,8 @@ def readable_problem(p: Problem, backend: Backend, over_cache: bool) -> Problem:
         rows += append[:2]
     copied = False
     for i, x in enumerate(rows):
+        if x is None:
+            continue
         if x.stride(-1) != 1 or (backend.aligned and not is_readable(x, backend)):
             rows[i], copied = _copied(x, backend), True
     if copied:
@@ -362,6 +364,17 @@ def is_readable(t: Tensor, backend: Backend) -> bool:
 
 def _without_padding(t: Tensor, head_dim: int) -> Tensor:
     return t if t.shape[-1] == head_dim else t[..., :head_dim].contiguous()
+
+
+def _written_once(p: Problem) -> Problem:
+    """Without new values where those of the cache are columns of its keys."""
+    append, k_cache, v_cache = p.append, p.k, p.v
+    assert append is not None
+    assert k_cache is not None
+    assert v_cache is not None
+    if append.new_v is None or not widths.keys_hold_values(k_cache, v_cache):
+        return p
+    return p._replace(append=append._replace(new_v=None))
 
 
 def _apart_from_caches(p: Problem) -> Problem:

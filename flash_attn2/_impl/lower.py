@@ -188,6 +188,8 @@ def lower_append(append: Append, seqs_k: SeqLens, q: Tensor) -> Fields:
     if cos is not None:
         fields["q"] = q
     with_addresses(fields, tables, of_new)
+    if new_v is None:
+        fields["new_v"] = 0, 0, 0, 0
     fields["seqs_new"] = of_new
     if cos is not None:
         fields["q_advances"] = q_advances

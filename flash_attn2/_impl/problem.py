@@ -91,7 +91,7 @@ class Append(NamedTuple):
     """New keys and values, to be written behind those that a cache holds."""
 
     new_k: Tensor
-    new_v: Tensor
+    new_v: Tensor | None  # None: the cache of values is the leading columns of that of keys
     rotary: Rotary = Rotary()
     q_advances: bool = False  # query i turns by its own position, not all by that of the first
 

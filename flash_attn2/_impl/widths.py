@@ -39,6 +39,16 @@ def takes_pairs(q: Tensor) -> bool:
     return backend is None or not backend.aligned
 
 
+def keys_hold_values(k: Tensor, v: Tensor) -> bool:
+    """Whether values are the leading columns of keys, in the same memory."""
+    return (
+        k.data_ptr() == v.data_ptr()
+        and k.stride() == v.stride()
+        and k.shape[:-1] == v.shape[:-1]
+        and v.shape[-1] <= k.shape[-1]
+    )
+
+
 def widest_equal(q: Tensor) -> int:
     """The widest heads that kernels where q is take."""
     return MAX_HEAD_DIM_V if takes_pairs(q) else MAX_EQUAL

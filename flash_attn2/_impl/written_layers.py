@@ -17,7 +17,7 @@ class WrittenLayers:
     """What was written since the last step, by the versions that autograd counts.
 
     `writes` are those of a layer to the storage that is looked at, each of which makes a new
-    version of it: one of keys, and one of values where they lie there too.
+    version of it: one of keys, and one of values where they lie there or are part of them.
     """
 
     def __init__(self, writes: int) -> None:

@@ -52,7 +52,8 @@ DENSE_ADDED = (
 )
 RESULTS = "(Tensor out, Tensor lse, Tensor rng_state)"
 GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
-# Exported programs hold calls by these: only new arguments may follow at the end, with defaults.
+# Exported programs hold calls by these: only new arguments may follow at the end, with defaults,
+# and what had to be given may become optional.
 SCHEMAS = {
     "forward": f"(Tensor q, Tensor? k, Tensor? v, {TRAINING}, {DENSE_ADDED}, {GIVEN}) -> {RESULTS}",
     "backward": f"({GRADIENT}, {TRAINING}, {DENSE_ADDED}) -> {GRADIENTS}",
@@ -64,7 +65,7 @@ SCHEMAS = {
     "kvcache_forward": f"(Tensor q, Tensor k_cache, Tensor v_cache, {CACHE}, {SCORES}) "
     "-> (Tensor out, Tensor lse)",
     "kvcache_append_forward": "(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, "
-    "Tensor v, Tensor? rotary_cos, Tensor? rotary_sin, bool rotary_interleaved, bool q_advances, "
+    "Tensor? v, Tensor? rotary_cos, Tensor? rotary_sin, bool rotary_interleaved, bool q_advances, "
     f"{CACHE}, {SCORES}) -> (Tensor out, Tensor lse)",
     "kvcache_no_gradient": "(Tensor grad_out, SymInt[] shape) -> Tensor",
 }

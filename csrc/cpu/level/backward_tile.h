@@ -180,7 +180,7 @@ class ChunkBackward : GradRows<E> {
 
   Block block(int32_t begin, int32_t end) const {
     Rows const keys = Base::keys_of_block(begin, end);
-    Rows const values = Base::values_of_block(begin, end);
+    Rows const values = Base::values_of_block(begin, end, keys);
     Rows key_pairs = keys;
     if constexpr (E::kDepth > 1) {
       key_pairs = Base::rows_of_keys(params_.k, params_.head_dim, begin, end, workspace_.key_pairs);

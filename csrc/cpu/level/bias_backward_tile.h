@@ -98,7 +98,8 @@ class ChunkBiasBackward : GradRows<E> {
   };
 
   Block rows_of(int32_t begin, int32_t end) const {
-    return {begin, Base::keys_of_block(begin, end), Base::values_of_block(begin, end)};
+    Rows const keys = Base::keys_of_block(begin, end);
+    return {begin, keys, Base::values_of_block(begin, end, keys)};
   }
 
   // Keys [begin, end) of the block against a tile.

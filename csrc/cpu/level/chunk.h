@@ -86,6 +86,7 @@ class ChunkQueries {
         chunk_(chunk),
         group_(params.group()),
         num_tiles_((chunk.count + kCapacity - 1) / kCapacity),
+        keys_hold_values_(keys_hold_values(params.k, params.v, head_dims(params))),
         rule_(score_rule<Real>(params)) {
     if (params.dropout.drop_prob > 0) {
       int64_t const* const state = params.dropout.rng_state;
@@ -268,6 +269,7 @@ class ChunkQueries {
   QueryChunk const& chunk_;
   int const group_;
   int const num_tiles_;
+  bool const keys_hold_values_;
   ScoreRule<Real> const rule_;
   DropoutRule dropout_ = {};
   RunMask<E> seen_;  // by a block mask, of the keys at hand

@@ -106,7 +106,7 @@ class ChunkForward : RowResults<E> {
     lists.for_runs(mask, [&](int32_t group, BlockRun run) {
       ColRange const cols = Base::keys_of(group, run);
       Rows const keys = keys_of_block(cols.begin, cols.end);
-      Rows const values = values_of_block(cols.begin, cols.end);
+      Rows const values = values_of_block(cols.begin, cols.end, keys);
       for (int t = 0; t < num_tiles_; ++t) {
         for_block_runs<Order::kUp>(lists.blocks_of(t, group) & run.bits(), [&](BlockRun part) {
           Tile<E>& tile = workspace_.tiles[t];
@@ -121,14 +121,17 @@ class ChunkForward : RowResults<E> {
   Rows keys_of_block(int32_t begin, int32_t end) const {
     return Base::rows_of_dims(params_.k, params_.head_dim, begin, end, workspace_.keys);
   }
-  Rows values_of_block(int32_t begin, int32_t end) const {
+  // Packed for products over keys, rows look as they do for products over head dims where operands
+  // are single entries.
+  Rows values_of_block(int32_t begin, int32_t end, Rows keys) const {
+    if (E::kDepth == 1 && Base::keys_hold_values_) return keys;
     return Base::rows_of_keys(params_.v, params_.head_dim_v, begin, end, workspace_.values);
   }
 
   // Keys [begin, end) against every tile that sees some of them.
   void visit_block(int32_t begin, int32_t end) {
     Rows const keys = keys_of_block(begin, end);
-    Rows const values = values_of_block(begin, end);
+    Rows const values = values_of_block(begin, end, keys);
     for (int t = 0; t < num_tiles_; ++t) {
       Tile<E>& tile = workspace_.tiles[t];
       int32_t const first = larger(begin, tile.begin / kKeyStep * kKeyStep);

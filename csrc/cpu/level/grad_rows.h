@@ -124,7 +124,9 @@ class GradRows : protected ChunkQueries<E> {
   Rows keys_of_block(int32_t begin, int32_t end) const {
     return Base::rows_of_dims(params_.k, params_.head_dim, begin, end, work_.keys);
   }
-  Rows values_of_block(int32_t begin, int32_t end) const {
+  // Where the last operand of a row of values is a whole one: `keys` have others behind it.
+  Rows values_of_block(int32_t begin, int32_t end, Rows keys) const {
+    if (Base::keys_hold_values_ && params_.head_dim_v % E::kDepth == 0) return keys;
     return Base::rows_of_dims(params_.v, params_.head_dim_v, begin, end, work_.values);
   }
 
@@ -206,7 +208,7 @@ class GradRows : protected ChunkQueries<E> {
     Rows const keys = keys_of_block(begin, end);
     score_keys<kVectors>(tile, begin, end, keys);
     if (tile.large) {
-      Rows const values = values_of_block(begin, end);
+      Rows const values = values_of_block(begin, end, keys);
       multiply_grads<kVectors>(tile, values, num_keys);
       mark_kept_keys<kVectors>(tile, begin, num_keys);
     }
