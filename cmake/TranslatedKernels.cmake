@@ -2,9 +2,10 @@
 # the host's code. PTX lies in build/nvcc, where `make cuda-check` finds it, too.
 
 set(FLASH_ATTN2_FAULTS "" CACHE STRING
-    "SEED,COUNT: kernels have so many faults each, of which one is chosen at run time (make mutants)")
+    "SEED,COUNT: kernels have faults, up to COUNT of a kind, one chosen at run time (make mutants)")
 # Those that get them.
-set(FA2_UNITS_WITH_FAULTS fwd_hd64_plain bwd_hd64_plain split_hd64_plain_few combine append bwd_rows)
+set(FA2_UNITS_WITH_FAULTS
+    fwd_hd64_plain fwd_hd64_listed bwd_hd64_plain split_hd64_plain_few combine append bwd_rows)
 
 set(FA2_UNITS_DIR "${PROJECT_SOURCE_DIR}/build/nvcc")
 # Why there are none, where nvcc cannot be had; tests skip with this reason.
@@ -33,6 +34,10 @@ function(fa2_translate_units cpp)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "HOST_OBJECTS" "FLAGS")
   file(GLOB_RECURSE tools CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tools/nvcc/*.py"
        "${PROJECT_SOURCE_DIR}/tools/ptx_emulator/*.py")
+  if(FLASH_ATTN2_FAULTS)
+    list(APPEND tools "${PROJECT_SOURCE_DIR}/tools/mutants/faults.py"
+         "${PROJECT_SOURCE_DIR}/tools/mutants/rewrite.py")
+  endif()
   set(translated "")
   set(objects "")
   foreach(source IN LISTS arg_UNPARSED_ARGUMENTS)
@@ -47,7 +52,7 @@ function(fa2_translate_units cpp)
     endif()
     list(FIND FA2_UNITS_WITH_FAULTS "${unit}" index)
     if(FLASH_ATTN2_FAULTS AND index GREATER -1)
-      math(EXPR first "10000 * ${index} + 1")
+      math(EXPR first "20000 * ${index} + 1")
       set(of_unit "${made}.faults.ptx.cpp")
       list(APPEND options --faults "${FLASH_ATTN2_FAULTS},${first}")
     endif()

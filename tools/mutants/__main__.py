@@ -1,11 +1,13 @@
 """How many faults of kernels the tests notice: mutation as a measure.
 
-    python -m tools.mutants [--seed N] [--per-kernel N] [--count N] [-- PYTEST ARGUMENTS]
+    python -m tools.mutants [OPTIONS] [-- PYTEST ARGUMENTS]
 
-Builds the emulated kernels at 64, some of them with faults in hundreds of their PTX instructions
-(``rewrite.py``), into ``build/mutants``. Of the faults that the selected tests come to, ``--count``
-are drawn by seed and tried one by one. Leaves ``build/mutants/report.json`` and prints a table with
-the survivors.
+Builds the emulated kernels at 64, some of them with faults in thousands of their PTX instructions
+(``rewrite.py``), into ``build/mutants``. Faults are of five strata (``faults.py``). Of those that
+the selected tests come to, all of order and ``--count`` of each other stratum, drawn by seed, are
+tried one by one. What is known from an earlier run of the same build is kept
+(``record.py``): only survivors are tried again. Leaves ``build/mutants/report.json`` and prints a
+table with the survivors.
 """
 
 from __future__ import annotations
@@ -18,10 +20,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools.mutants.plugin import MutantsPlugin, Selection, read_mutants
+from tools.mutants.record import Record
+from tools.mutants.report import summary
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutants"
 PACKAGE = BUILD / "package"
-TESTS = ("tests/sm80", "tests/kvcache", "tests/attention", "-k", "emulated")
+TESTS = ("tests", "-k", "emulated or sm80")
 
 
 def build(seed: int, per_kernel: int, jobs: int) -> None:
@@ -46,36 +52,48 @@ def build(seed: int, per_kernel: int, jobs: int) -> None:
     shutil.copytree(python, PACKAGE / "flash_attn2", ignore=ignored, dirs_exist_ok=True)
 
 
-def run(seed: int, count: int, arguments: list[str]) -> int:
+def run(selection: Selection, arguments: list[str]) -> int:
     """Tries the faults; in a process that has the package on its path."""
     import pytest
 
     from flash_attn2._impl import backends
-    from tools.mutants.plugin import MutantsPlugin, read_mutants, summary
 
     module = backends.load("sm80-emulated").module
-    plugin = MutantsPlugin(module, seed, count, read_mutants(ROOT / "build" / "nvcc"))
-    paths = [str(ROOT / a) if a.startswith("tests/") else a for a in arguments]
+    record = Record(BUILD / "record.json", Path(module.__file__ or ""))
+    plugin = MutantsPlugin(module, selection, read_mutants(ROOT / "build" / "nvcc"), record)
+    paths = [str(ROOT / a) if a.startswith("tests") else a for a in arguments]
     # -s: what tests print in processes of their own goes nowhere.
-    options = ["-q", "-s", "--tb=no", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+    options = ["-q", "-s", "--tb=short", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
     pytest.main([*options, *paths], plugins=[plugin])
-    (BUILD / "report.json").write_text(json.dumps(plugin.results, indent=1) + "\n")
+    report = {"tests": arguments, "results": plugin.results, "not_met": plugin.not_met}
+    (BUILD / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(summary(plugin.results))
     return 0 if plugin.results else 1
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tools.mutants", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--per-kernel", type=int, default=100)
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
-    parser.add_argument("--in-package", action="store_true", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--seed", type=int, default=1)
+    add("--per-kernel", type=int, default=100, help="built of each stratum of a kernel")
+    add(
+        "--count",
+        type=int,
+        default=200,
+        help="tried of each stratum but order, which is whole",
+    )
+    add("--kernels", default="", metavar="REGEX", help="tried of these kernels only")
+    add("--numbers", default="", metavar="N,N...", help="try these faults instead")
+    add("--seconds", type=float, help="processor time of tests that a fault gets; all by default")
+    add("--jobs", type=int, default=2, help="compilers at a time")
+    add("--in-package", action="store_true", help=argparse.SUPPRESS)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     given = parser.parse_args(arguments[:at])
     tests = arguments[at + 1 :] or list(TESTS)
     if given.in_package:
-        return run(given.seed, given.count, tests)
+        numbers = frozenset(map(int, given.numbers.split(","))) if given.numbers else frozenset()
+        selection = Selection(given.seed, given.count, given.kernels, numbers, given.seconds)
+        return run(selection, tests)
     build(given.seed, given.per_kernel, given.jobs)
     environment = os.environ | {"PYTHONPATH": f"{PACKAGE}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "tools.mutants", *arguments[:at], "--in-package", "--", *tests]

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from tools.ptx_emulator.statements import split_operands
 
-_LINE = re.compile(r"\s*(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*([^;{}]*(?:\{[^;{}]*\}[^;{}]*)*);\s*$")
+# Kinds of faults, each drawn by itself. Of the first two all are built: what orders threads and
+# copies, of which all are tried, too; under which predicates something happens.
+STRATA = ("order", "guards", "predicates", "accesses", "values")
+WHOLE_STRATA = ("order", "guards")
+ORDER = "order"
+
+_CODE = r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*([^;{}]*(?:\{[^;{}]*\}[^;{}]*)*);"
+_LINE = re.compile(rf"\s*(?:{_CODE}|\{{\s*{_CODE}\s*\}})\s*$")
 _COMPARISONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "ne", "ne": "eq"}
 _COMPARISONS |= {"ltu": "leu", "leu": "ltu", "gtu": "geu", "geu": "gtu", "equ": "neu", "neu": "equ"}
 _COMPARISONS |= {"lo": "ls", "ls": "lo", "hi": "hs", "hs": "hi"}
 _SWAPPED = {"add": "sub", "sub": "add", "max": "min", "min": "max", "and": "or", "or": "and"}
-_ORDERING = re.compile(r"bar(rier)?\.|cp\.async\.(wait|commit)|fence|membar")
-_WRITING = re.compile(r"st\.(global|shared|weak|relaxed|release|volatile)|red\.|cp\.async\.c[ag]")
-_ACCESS = re.compile(r"(ld|st)\.(?!param|local|const)|ldmatrix|cp\.async\.c[ag]|red\.")
+_ORDERING = re.compile(
+    r"bar(rier)?\.|cp\.async\.(wait|commit)|fence|membar|(st|ld|red|atom)\.(release|acquire|acq_rel)"
+)
+_WEAKER = re.compile(r"\.(release|acquire|acq_rel)\b")
+_WRITING = re.compile(r"st\.(global|shared|weak|relaxed|volatile)|red\.|cp\.async\.c[ag]")
+_ACCESS = re.compile(r"(ld|st)\.(?!param|local|const)|ldmatrix|cp\.async\.c[ag]|red\.|atom\.")
 _NUMBERS = ("f32", "s32", "u32", "b32", "s64", "u64", "b64")
 _KEPT = re.compile(r"(add|sub|mul|mad|fma|shl|shr|ex2|neg|xor|and|or)\.")
+_WITH_CONSTANTS = ("add", "mul", "mad", "shl", "shr", "and", "mov", "setp")
+_INTEGERS = ("s16", "u16", "b16", "s32", "u32", "b32", "s64", "u64", "b64")
 
 
 @dataclass(frozen=True)
@@ -30,61 +43,153 @@ class Instruction:
     operands: tuple[str, ...]
 
     @property
-    def text(self) -> str:
+    def unguarded(self) -> str:
         return f"{self.opcode} {', '.join(self.operands)}".strip()
+
+    @property
+    def prefix(self) -> str:
+        """Its guard, as it is written before the instruction."""
+        return f"@{'!' if self.guard_is_negated else ''}{self.guard} " if self.guard else ""
+
+    @property
+    def text(self) -> str:
+        return self.prefix + self.unguarded
+
+    @property
+    def orders(self) -> bool:
+        """Whether it orders threads, accesses or copies."""
+        return _ORDERING.match(self.opcode) is not None
+
+    @property
+    def accesses(self) -> bool:
+        """Whether it reads or writes memory that threads share."""
+        return _ACCESS.match(self.opcode) is not None
+
+    def is_ordered_with(self, other: Instruction) -> bool:
+        """Of what orders: whether it matters that it comes before or after another instruction."""
+        if self.opcode.startswith("cp.async.commit"):
+            return other.opcode.startswith(("cp.async.c", "cp.async.wait"))
+        if self.opcode.startswith("cp.async.wait"):
+            return other.opcode.startswith(("bar", "cp.async.commit"))
+        if not self.opcode.startswith("bar"):
+            return other.orders or other.accesses
+        # What lies at a fixed place is the same for all threads from beginning to end.
+        is_fixed = other.opcode.startswith("ld.") and other.operands[-1].startswith("[_")
+        is_shared = re.search(r"\.shared\b", other.opcode) is not None
+        return (is_shared and not is_fixed) or other.opcode.startswith("cp.async.wait")
+
+    @property
+    def registers(self) -> set[str]:
+        return set(re.findall(r"%[a-z]+\d+", " ".join((self.guard, *self.operands))))
+
+    @property
+    def results(self) -> set[str]:
+        """Registers that it writes; none where it is a store or the like."""
+        if self.opcode.startswith(("st.", "red.", "cp.", "bar", "bra", "ret", "fence", "membar")):
+            return set()
+        return set(re.findall(r"%[a-z]+\d+", self.operands[0])) if self.operands else set()
 
 
 @dataclass(frozen=True)
 class Fault:
-    """``kind`` and ``instead``: other instructions, None where the guard is what changes.
+    """What stands in the place of an instruction: ``instead``, whole instructions.
 
-    ``guard`` then is ``negate``, ``always`` or ``never``. ``late``: the instruction comes after
-    the next one.
+    ``move``: the instruction itself comes ``late``, after the next one that it is ordered with,
+    ``early``, before the last one, or after its next ``reader``.
     """
 
+    stratum: str
     kind: str
-    instead: tuple[str, ...] | None = None
-    guard: str = ""
-    late: bool = False
+    instead: tuple[str, ...] = ()
+    move: str = ""
 
 
+@cache
 def parse(line: str) -> Instruction | None:
     """The instruction on a line; None where there is none, or more than one."""
     found = _LINE.fullmatch(line)
-    if found is None or found[3].startswith("."):
+    if found is None:
         return None
-    operands = tuple(split_operands(found[4]))
-    return Instruction(found[2] or "", found[1] == "!", found[3], operands)
+    negated, guard, opcode, rest = found.groups()[:4] if found[3] else found.groups()[4:]
+    operands = tuple(split_operands(rest))
+    return Instruction(guard or "", negated == "!", opcode, operands)
 
 
-def faults(instruction: Instruction) -> Iterator[Fault]:
-    """All faults that may be made of an instruction."""
-    opcode, operands = instruction.opcode, instruction.operands
+def faults(instruction: Instruction, near: Sequence[str] = ()) -> Iterator[Fault]:
+    """All faults that may be made of an instruction.
+
+    ``near``: registers that it may use by mistake.
+    """
     if instruction.guard:
-        for guard in ("negate", "always", "never"):
-            yield Fault(f"guard: {guard}", guard=guard)
-    if _ORDERING.match(opcode):
-        yield Fault("dropped order", ())
-        if not instruction.guard:
-            yield Fault("late order", late=True)
-    elif _WRITING.match(opcode):
-        yield Fault("dropped write", ())
-    if opcode.startswith("cp.async.wait_group"):
-        yield Fault("wait for fewer", (f"{opcode} {int(operands[0]) + 1}",))
-    if _ACCESS.match(opcode):
-        yield from _shifted(instruction)
+        other = "" if instruction.guard_is_negated else "!"
+        text = instruction.unguarded
+        yield Fault("guards", "guard: always", (text,))
+        yield Fault("guards", "guard: never")
+        yield Fault("guards", "guard: negate", (f"@{other}{instruction.guard} {text}",))
+    for fault in _unguarded_faults(instruction, near):
+        instead = tuple(instruction.prefix + text for text in fault.instead)
+        yield Fault(fault.stratum, fault.kind, instead, fault.move)
+
+
+def _unguarded_faults(instruction: Instruction, near: Sequence[str]) -> Iterator[Fault]:
+    if instruction.orders:
+        yield from _order(instruction)
+    if instruction.accesses:
+        yield from _access(instruction)
     yield from _computed(instruction)
+    if instruction.results and not instruction.orders:
+        yield Fault(_stratum(instruction), "late", move="reader")
+    for operand in instruction.operands[1:]:
+        for other in _others(operand, near):
+            changed = [other if o == operand else o for o in instruction.operands[1:]]
+            text = f"{instruction.opcode} {', '.join((instruction.operands[0], *changed))}"
+            yield Fault(_stratum(instruction), "other register", (text,))
 
 
-def _shifted(instruction: Instruction) -> Iterator[Fault]:
-    """Addresses 16 bytes on."""
+def _stratum(instruction: Instruction) -> str:
+    if instruction.accesses:
+        return "accesses"
+    is_predicate = any(result.startswith("%p") for result in instruction.results)
+    return "predicates" if is_predicate else "values"
+
+
+def _others(operand: str, near: Sequence[str]) -> list[str]:
+    """A register of the same kind, at most."""
+    kind = re.fullmatch(r"(%[a-z]+)\d+", operand)
+    return [n for n in near if kind and n != operand and n.rstrip("0123456789") == kind[1]][:1]
+
+
+def _order(instruction: Instruction) -> Iterator[Fault]:
+    opcode, operands = instruction.opcode, instruction.operands
+    if _WEAKER.search(opcode):
+        text = f"{_WEAKER.sub('.relaxed', opcode)} {', '.join(operands)}"
+        yield Fault("order", "relaxed order", (text,))
+        return
+    yield Fault("order", "dropped order")
+    if not instruction.guard:
+        yield Fault("order", "late order", move="late")
+        yield Fault("order", "early order", move="early")
+    if opcode.startswith("cp.async.wait_group"):
+        yield Fault("order", "wait for fewer", (f"{opcode} {int(operands[0]) + 1}",))
+
+
+def _access(instruction: Instruction) -> Iterator[Fault]:
+    """Dropped writes, addresses 16 bytes on, and vectors in another order."""
+    if _WRITING.match(instruction.opcode):
+        yield Fault("accesses", "dropped write")
     for at, operand in enumerate(instruction.operands):
-        found = re.fullmatch(r"\[(%\w+)(?:\+(-?\d+))?\]", operand)
+        changed = list(instruction.operands)
+        found = re.fullmatch(r"\[([%\w$]+)(?:\+(-?\d+))?\]", operand)
         if found:
-            moved = list(instruction.operands)
-            moved[at] = f"[{found[1]}+{int(found[2] or 0) + 16}]"
-            what = "source" if at or instruction.opcode.startswith("ld") else "target"
-            yield Fault(f"shifted {what}", (f"{instruction.opcode} {', '.join(moved)}",))
+            changed[at] = f"[{found[1]}+{int(found[2] or 0) + 16}]"
+            is_source = at or instruction.opcode.startswith("ld")
+            kind = "shifted source" if is_source else "shifted target"
+        elif operand.startswith("{") and len(items := split_operands(operand[1:-1])) > 1:
+            changed[at] = "{" + ", ".join((items[1], items[0], *items[2:])) + "}"
+            kind = "swapped items"
+        else:
+            continue
+        yield Fault("accesses", kind, (f"{instruction.opcode} {', '.join(changed)}",))
 
 
 def _computed(instruction: Instruction) -> Iterator[Fault]:
@@ -95,22 +200,30 @@ def _computed(instruction: Instruction) -> Iterator[Fault]:
     if base == "setp":
         other = _COMPARISONS.get(modifiers[0])
         if other:
-            yield Fault("comparison", (f"{'.'.join([base, other, *modifiers[1:]])} {rest}",))
+            text = f"{'.'.join([base, other, *modifiers[1:]])} {rest}"
+            yield Fault("predicates", "comparison", (text,))
     elif base == "selp":
         swapped = (operands[0], operands[2], operands[1], operands[3])
-        yield Fault("selection", (f"{opcode} {', '.join(swapped)}",))
+        yield Fault("values", "selection", (f"{opcode} {', '.join(swapped)}",))
     elif base == "mma":
         results, addends = (split_operands(operands[i][1:-1]) for i in (0, 3))
         pairs = zip(results, addends, strict=True)
-        yield Fault("dropped mma", tuple(f"mov.f32 {d}, {c}" for d, c in pairs))
+        yield Fault("values", "dropped mma", tuple(f"mov.f32 {d}, {c}" for d, c in pairs))
+    elif kind == "pred" and base in _SWAPPED:
+        yield Fault("predicates", "operation", (f"{_SWAPPED[base]}.pred {rest}",))
+        for a in operands[1:]:
+            yield Fault("predicates", "dropped operation", (f"and.pred {operands[0]}, {a}, {a}",))
     elif kind in _NUMBERS:
         if base in _SWAPPED:
-            yield Fault("operation", (f"{'.'.join([_SWAPPED[base], *modifiers])} {rest}",))
+            text = f"{'.'.join([_SWAPPED[base], *modifiers])} {rest}"
+            yield Fault("values", "operation", (text,))
         if _KEPT.match(opcode) and "wide" not in modifiers and operands[1].startswith("%"):
             move = "b64" if kind.endswith("64") else "f32" if kind == "f32" else "b32"
-            yield Fault("dropped operation", (f"mov.{move} {operands[0]}, {operands[1]}",))
-    if base in ("add", "mul", "mad", "shl", "shr", "and", "mov", "setp") and kind[0:1] in "sub":
-        last = operands[-1] if operands else ""
-        if re.fullmatch(r"-?\d+", last) and kind != "pred":
-            changed = ", ".join((*operands[:-1], str(int(last) + 1)))
-            yield Fault("constant", (f"{opcode} {changed}",))
+            yield Fault(
+                "values", "dropped operation", (f"mov.{move} {operands[0]}, {operands[1]}",)
+            )
+    last = operands[-1] if operands else ""
+    takes_one = base in _WITH_CONSTANTS and kind in _INTEGERS
+    if takes_one and re.fullmatch(r"-?\d+", last):
+        changed = ", ".join((*operands[:-1], str(int(last) + 1)))
+        yield Fault(_stratum(instruction), "constant", (f"{opcode} {changed}",))

@@ -2,14 +2,17 @@
 
 Every test runs once without a fault: how long it takes, and which faults its kernels come to. Then
 each of the drawn faults is tried in a process of its own, by the tests that come to it, quick ones
-first, until one fails. Tests that fail without a fault are left out.
+and those that have noticed others first, until one fails. Tests that fail without a fault are left
+out, as they do where a build has not all kernels.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -20,81 +23,180 @@ from typing import Any
 import pytest
 import torch
 
+from tools.mutants.faults import ORDER, STRATA
+from tools.mutants.record import Record, Run, hash_of
+from tools.mutants.report import outcome_of
+
 _FAILED, _SURVIVED = 1, 0
-_SECONDS_TO_END = 3.0  # and twenty times what a test takes without a fault: then it hangs
+# Of processor time, and so many times what a test takes without a fault: then it does not end. Of
+# time on the clock a multiple, in case that it sleeps.
+_SECONDS_TO_END, _TIMES_TO_END = 3.0, 5
+_CLOCK = 30
 
 
-@dataclass
-class _Run:
-    """A test without a fault."""
+@dataclass(frozen=True)
+class Selection:
+    """Which faults are tried: of kernels whose name matches, up to ``count`` of a stratum, by seed.
 
-    item: pytest.Item
-    seconds: float
-    met: set[int]
+    Those of order are all tried. ``numbers``, if any, are tried instead. ``seconds``: as
+    much processor time of tests does a fault get; None: until all that come to it have run.
+    """
+
+    seed: int
+    count: int
+    kernels: str = ""
+    numbers: frozenset[int] = frozenset()
+    seconds: float | None = None
+
+    def of(self, mutants: dict[int, dict[str, Any]], met: set[int]) -> list[int]:
+        if self.numbers:
+            given = sorted(self.numbers & met & mutants.keys())
+            return random.Random(self.seed).sample(given, len(given))
+        drawn: list[int] = []
+        fitting = [
+            (n, m["stratum"])
+            for n, m in sorted(mutants.items())
+            if n in met and re.search(self.kernels, m["kernel"])
+        ]
+        for stratum in STRATA:
+            candidates = [n for n, its_stratum in fitting if its_stratum == stratum]
+            draw = random.Random(self.seed)
+            whole = stratum == ORDER
+            drawn += draw.sample(
+                candidates, len(candidates) if whole else min(self.count, len(candidates))
+            )
+        return drawn
 
 
 class MutantsPlugin:
-    def __init__(self, module: Any, seed: int, count: int, mutants: dict[int, dict[str, Any]]):
-        self._module, self._seed, self._count, self._mutants = module, seed, count, mutants
-        self._failure = ""
+    def __init__(
+        self, module: Any, selection: Selection, mutants: dict[int, dict[str, Any]], record: Record
+    ) -> None:
+        self._module, self._selection, self._mutants = module, selection, mutants
+        self._record = record
+        self._failure: dict[str, str] = {}
+        self._successes: Counter[str] = Counter()  # faults that a test has noticed
         self.results: list[dict[str, Any]] = []
+        self.not_met: list[int] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self._failure = f"{report.nodeid}: {_first_words(report)}"
+            self._failure = {"test": report.nodeid, "words": _first_words(report)}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        runs = [run for run in map(self._without_fault, session.items) if run is not None]
-        met = set().union(*(run.met for run in runs)) & self._mutants.keys()
-        drawn = random.Random(self._seed).sample(sorted(met), min(self._count, len(met)))
-        without = self._with_fault(0, list(runs))
-        if without["outcome"] != "survived":
-            raise pytest.UsageError(f"tests fail without a fault, too: {without['by']}")
-        for done, number in enumerate(sorted(drawn), 1):
-            result = self._with_fault(number, [run for run in runs if number in run.met])
+        runs = self._without_faults(session.items)
+        met = set().union(*(run.met for run in runs.values()))
+        drawn = self._selection.of(self._mutants, met)
+        self.not_met = sorted(self._mutants.keys() - met)
+        print(f"{len(runs)} tests come to {len(met)} faults", flush=True)
+        for done, number in enumerate(drawn, 1):
+            result = self._outcome(number, runs)
             self.results.append(self._mutants[number] | result)
             print(f"{done} of {len(drawn)}: {number} {result['outcome']}", flush=True)
+            if done % 20 == 0:
+                self._record.save()
+        self._record.save()
         return True
 
     def _passes(self, item: pytest.Item) -> bool:
-        self._failure = ""
+        self._failure = {}
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         return not self._failure
 
-    def _without_fault(self, item: pytest.Item) -> _Run | None:
-        self._module.faults_met()
-        start = time.monotonic()
-        passes = self._passes(item)
-        met = set(self._module.faults_met())
-        return _Run(item, time.monotonic() - start, met) if passes and met else None
+    def _without_faults(self, items: list[pytest.Item]) -> dict[pytest.Item, Run]:
+        """The tests that pass and come to a fault."""
+        files = {path: hash_of(path) for path in {item.path for item in items}}
+        runs = {}
+        for done, item in enumerate(items):
+            run = self._record.run_of(item.nodeid, files[item.path])
+            if run is None:
+                self._module.faults_met()
+                start = time.process_time()
+                passes = self._passes(item)
+                seconds = time.process_time() - start
+                run = Run(passes, seconds, frozenset(self._module.faults_met()))
+                self._record.keep_run(item.nodeid, files[item.path], run)
+            if run.passes and run.met:
+                runs[item] = run
+            if done % 10 == 9:
+                self._record.save()
+        self._record.save()
+        return runs
 
-    def _with_fault(self, number: int, runs: list[_Run]) -> dict[str, str]:
-        runs.sort(key=lambda run: run.seconds)
+    def _outcome(self, number: int, runs: dict[pytest.Item, Run]) -> dict[str, str]:
+        known = self._record.noticed(number, (item.nodeid for item in runs))
+        if known is not None:
+            self._successes[known["test"]] += 1
+            return known
+        meeting = [(item, run) for item, run in runs.items() if number in run.met]
+        meeting = self._affordable(meeting)
+        failure = self._try_fault(number, meeting)
+        if failure is None:
+            return {"outcome": "survived", "words": f"{len(meeting)} tests"}
+        test = failure["test"]
+        self._check(next(pair for pair in meeting if pair[0].nodeid == test))
+        self._successes[test] += 1
+        self._record.keep_noticed(number, failure)
+        return failure
+
+    def _check(self, pair: tuple[pytest.Item, Run]) -> None:
+        """That a test passes without a fault in a process of its own, too."""
+        name = pair[0].nodeid
+        if not self._successes[name] and self._try_fault(0, [pair]) is not None:
+            raise pytest.UsageError(f"{name} fails without a fault, too")
+
+    def _affordable(self, meeting: list[tuple[pytest.Item, Run]]) -> list[tuple[pytest.Item, Run]]:
+        """Quick tests first, and those that have noticed others; as many as there is time for."""
+        meeting.sort(key=lambda pair: pair[1].seconds / (1 + self._successes[pair[0].nodeid]))
+        if self._selection.seconds is None:
+            return meeting
+        ends = itertools.accumulate(run.seconds for _, run in meeting)
+        return [
+            pair
+            for at, (pair, end) in enumerate(zip(meeting, ends, strict=True))
+            if at == 0 or end <= self._selection.seconds
+        ]
+
+    def _try_fault(
+        self, number: int, meeting: list[tuple[pytest.Item, Run]]
+    ) -> dict[str, str] | None:
+        """How the first test that fails does; None if none does."""
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            os._exit(self._try(number, runs, writing))
+            os._exit(self._try(number, meeting, writing))
         os.close(writing)
         with os.fdopen(reading) as pipe:
-            words = pipe.read()
+            lines = pipe.read().splitlines()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status == _SURVIVED:
-            return {"outcome": "survived", "by": ""}
-        if status == -signal.SIGALRM:
-            return {"outcome": "noticed", "by": "it does not end"}
-        return {"outcome": "noticed", "by": words or f"status {status}"}
+            return None
+        if status == _FAILED:
+            failure: dict[str, str] = json.loads(lines[-1])
+            return {"outcome": outcome_of(failure["words"])} | failure
+        hangs = -status in (signal.SIGALRM, signal.SIGPROF)
+        words = "it does not end" if hangs else f"status {status}"
+        return {
+            "outcome": "hangs" if hangs else "wrong",
+            "test": json.loads(lines[-1]),
+            "words": words,
+        }
 
-    def _try(self, number: int, runs: list[_Run], writing: int) -> int:
+    def _try(self, number: int, meeting: list[tuple[pytest.Item, Run]], writing: int) -> int:
+        """In the child: writes the name of each test before it runs, at last how one fails."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         self._module.choose_fault(number)
         torch.set_num_threads(1)  # the threads of the parent do not exist here
-        for run in runs:
-            signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_END + 20 * run.seconds)
-            if not self._passes(run.item):
-                os.write(writing, self._failure.encode())
+        for item, run in meeting:
+            os.write(writing, (json.dumps(item.nodeid) + "\n").encode())
+            seconds = _SECONDS_TO_END + _TIMES_TO_END * run.seconds
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            signal.setitimer(signal.ITIMER_REAL, _CLOCK * seconds)
+            if not self._passes(item):
+                os.write(writing, json.dumps(self._failure).encode())
                 return _FAILED
         return _SURVIVED
 
@@ -109,19 +211,3 @@ def read_mutants(folder: Path) -> dict[int, dict[str, Any]]:
     """By number, from the lists that the build has left."""
     lists = sorted(folder.glob("compute_80/*/*.faults.json"))
     return {m["number"]: m for file in lists for m in json.loads(file.read_text())}
-
-
-def summary(results: list[dict[str, Any]]) -> str:
-    """Noticed and survived, by kind; then the survivors."""
-    kinds: dict[str, Counter[str]] = {}
-    for result in results:
-        kinds.setdefault(result["kind"], Counter())[result["outcome"]] += 1
-    lines = [f"{'kind':24}noticed survived"]
-    lines += [f"{k:24}{c['noticed']:7} {c['survived']:8}" for k, c in sorted(kinds.items())]
-    total = sum(kinds.values(), Counter())
-    lines.append(f"{'all':24}{total['noticed']:7} {total['survived']:8}")
-    for r in results:
-        if r["outcome"] == "survived":
-            lines.append(f"{r['number']} {r['kind']}, PTX line {r['line']}: {r['instruction']}")
-            lines.append(f"    {r['kernel']}")
-    return "\n".join(lines)

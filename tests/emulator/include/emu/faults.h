@@ -7,7 +7,7 @@
 
 namespace emu {
 
-inline constexpr uint32_t kMaxFaults = 1u << 16;
+inline constexpr uint32_t kMaxFaults = 1u << 18;
 
 extern uint32_t chosen_fault;        // 0: none
 extern bool faults_met[kMaxFaults];  // by number: whether a thread has come to it
