@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from sass_text import Line, code, steps
 
+from tools.kernel_time.control import ListingError
 from tools.kernel_time.costs import cost, reads
 from tools.kernel_time.machines import MACHINES, POLICIES, Sm, slots
 from tools.kernel_time.simulation import run_steps
@@ -106,6 +107,12 @@ def test_copies_are_waited_for_as_groups() -> None:
     assert cycles([copy, commit, wait]) == arrival + 2
     assert cycles([copy, commit, copy, commit, one_left]) == arrival + 2
     assert cycles([copy, commit, copy, commit, wait]) > arrival + 2
+
+
+def test_a_wait_of_another_form_is_refused() -> None:
+    (coded,) = code([Line("DEPBAR {5,4}")])
+    with pytest.raises(ListingError, match=r"DEPBAR \{5,4\}"):
+        cost(coded, CALM)
 
 
 def test_sums_in_memory_are_bound_by_their_rate() -> None:

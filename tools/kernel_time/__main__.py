@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tools import third_party
 from tools.cuda_check.compiler import compile_unit
+from tools.kernel_time.control import ListingError
 from tools.kernel_time.machines import MACHINES, POLICIES, Machine
 from tools.kernel_time.predict import Prediction, Subject, predict, slots_of, subjects_of
 from tools.kernel_time.published import LENGTHS
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         predictions = predict_all(arguments)
-    except (ToolchainError, CompileError, TileError, SimulationError) as error:
+    except (ToolchainError, CompileError, ListingError, TileError, SimulationError) as error:
         print(error, file=sys.stderr)
         return 1
     if not predictions:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tools.cuda_check.sass import Instruction
-from tools.kernel_time.control import Coded
+from tools.kernel_time.control import Coded, ListingError
 from tools.kernel_time.machines import Sm
 from tools.kernel_time.paths import Step
 
@@ -33,6 +33,10 @@ class Cost:
 
 
 def cost(coded: Coded, sm: Sm) -> Cost:
+    """Of one warp's instruction. What is not listed is integer arithmetic.
+
+    Raises ``ListingError`` for a wait that the simulator does not know.
+    """
     instruction = coded.instruction
     opcode, base = instruction.opcode, instruction.base_opcode
     if base in _MEMORY:
@@ -92,7 +96,9 @@ def _sync_cost(instruction: Instruction) -> Cost:
     if base == "DEPBAR":
         found = re.match(r"SB(\d), 0x([0-9a-f]+)", operands)
         if found is None:
-            raise ValueError(f"a wait for no scoreboard: DEPBAR {operands}")
+            raise ListingError(
+                f"a wait that is not for a count of one scoreboard: DEPBAR {operands}"
+            )
         return Cost("wait", extra=int(found[1]) << 8 | int(found[2], 16))
     if ".ARV" in instruction.opcode:
         return Cost("none")
