@@ -5,7 +5,7 @@
 
 #include <cuda_runtime.h>
 
-#include "host/error.h"
+#include "host/shared_memory.h"
 
 namespace fa2::sm80 {
 
@@ -24,9 +24,9 @@ template <class Kernel>
 void launch(typename Kernel::Args const& args, int grid, cudaStream_t stream) {
   constexpr int kSmemBytes = Kernel::kSmemBytes;
   auto* const function = &entry<Kernel>;
-  if constexpr (kSmemBytes > 48 * 1024) {  // what a kernel may have without asking
-    FA2_CUDA_CHECK(
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmemBytes));
+  if constexpr (kSmemBytes > kSmemWithoutAsking) {
+    static std::atomic<uint64_t> asked = 0;
+    allow_smem(function, kSmemBytes, asked);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(grid);
