@@ -45,6 +45,8 @@ inline void define_emulator(pybind11::module_& m) {
   m.def("counters_by_kernel", &counters_by_kernel,
         "dict[str, dict[str, float]]: the same for each kernel, by its name.");
   m.def("reset_counters", &emu::reset_counters);
+  m.def("take_runtime_calls", &emu::take_runtime_calls,
+        "dict[str, int]: calls of the CUDA runtime since the last call of this function.");
   m.def(
       "choose_fault", [](uint32_t number) { emu::chosen_fault = number; }, pybind11::arg("number"),
       "Of the faults that kernels were built with (tools/mutants); 0: none.");

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "calls.h"
 #include "limits.h"
 #include "machine.h"
 #include "registration.h"
@@ -77,15 +78,18 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
+  emu::count_call(__func__);
   *device = 0;
   return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
+  emu::count_call(__func__);
   return emu::remember_error(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  emu::count_call(__func__);
   if (device != 0) return emu::remember_error(cudaErrorInvalidDevice);
   emu::DeviceSize const& size = emu::device_size();
   switch (attribute) {
@@ -110,6 +114,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 }
 
 cudaError_t cudaFuncSetAttribute(void const* kernel, cudaFuncAttribute attribute, int value) {
+  emu::count_call(__func__);
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || value > emu::device_size().shared_bytes)
     return emu::remember_error(cudaErrorInvalidValue);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "calls.h"
 #include "limits.h"
 #include "registration.h"
 
@@ -30,6 +31,7 @@ int resident_blocks(void const* function, int threads, size_t dynamic_bytes) {
 extern "C" {
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void const* function) {
+  emu::count_call(__func__);
   emu::ptx::Entry const* const entry = emu::registered_entry(function);
   if (entry == nullptr) return emu::remember_error(cudaErrorInvalidDeviceFunction);
   *attributes = {};
@@ -45,12 +47,14 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks,
                                                                    void const* function,
                                                                    int threads,
                                                                    size_t dynamic_bytes, unsigned) {
+  emu::count_call(__func__);
   *blocks = emu::resident_blocks(function, threads, dynamic_bytes);
   return cudaSuccess;
 }
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void const* function,
                                                           int threads, size_t dynamic_bytes) {
+  emu::count_call(__func__);
   *blocks = emu::resident_blocks(function, threads, dynamic_bytes);
   return cudaSuccess;
 }

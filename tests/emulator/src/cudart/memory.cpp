@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string>
 
+#include "calls.h"
 #include "emu/api.h"
 #include "limits.h"
 #include "registration.h"
@@ -77,17 +78,28 @@ cudaError_t copy_symbol(void const* symbol, size_t offset, size_t bytes, void* t
 
 extern "C" {
 
-cudaError_t cudaMalloc(void** pointer, size_t bytes) { return emu::allocate(pointer, bytes); }
+cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  emu::count_call(__func__);
+  return emu::allocate(pointer, bytes);
+}
 cudaError_t cudaMallocAsync(void** pointer, size_t bytes, cudaStream_t) {
+  emu::count_call(__func__);
   return emu::allocate(pointer, bytes);
 }
 cudaError_t cudaMallocManaged(void** pointer, size_t bytes, unsigned) {
   return emu::allocate(pointer, bytes);
 }
-cudaError_t cudaFree(void* pointer) { return emu::release(pointer); }
-cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) { return emu::release(pointer); }
+cudaError_t cudaFree(void* pointer) {
+  emu::count_call(__func__);
+  return emu::release(pointer);
+}
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) {
+  emu::count_call(__func__);
+  return emu::release(pointer);
+}
 
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) {
+  emu::count_call(__func__);
   *pointer = std::malloc(bytes);
   return *pointer == nullptr ? emu::remember_error(cudaErrorMemoryAllocation) : cudaSuccess;
 }
@@ -97,10 +109,12 @@ cudaError_t cudaFreeHost(void* pointer) {
 }
 
 cudaError_t cudaMemcpy(void* to, void const* from, size_t bytes, cudaMemcpyKind) {
+  emu::count_call(__func__);
   return emu::copy(to, from, bytes);
 }
 cudaError_t cudaMemcpyAsync(void* to, void const* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
+  emu::count_call(__func__);
   return emu::copy(to, from, bytes);
 }
 cudaError_t cudaMemcpyToSymbol(void const* symbol, void const* from, size_t bytes, size_t offset,
@@ -119,10 +133,12 @@ cudaError_t cudaGetSymbolAddress(void** pointer, void const* symbol) {
 }
 
 cudaError_t cudaMemset(void* target, int value, size_t bytes) {
+  emu::count_call(__func__);
   std::memset(target, value, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
+  emu::count_call(__func__);
   return cudaMemset(target, value, bytes);
 }
 
