@@ -5,6 +5,7 @@
 | `FLASH_ATTN2_BACKEND` | `auto`, `cpu`, `sm80-emulated` | What computes CPU tensors: the native CPU family (`auto`, `cpu`), or the sm80 CUDA kernels under the emulator, which only a development build has. CUDA tensors always take the CUDA kernels. |
 | `FLASH_ATTN2_CPU_ISA` | `auto` or a level that `build_info()["cpu"]` lists | Instruction set of the CPU family; `auto` is the best that the processor has. |
 | `FLASH_ATTN2_CPU_L2_KIB` | `auto` or a number from 64 to 65536 | Second-level cache that sizes of chunks on the CPU follow; `auto` is the processor's own. Without `deterministic`, the last bits of dK and dV depend on it. |
+| `FLASH_ATTN2_DISTRIBUTED_CHECK` | `first`, `always`, `off` | When ranks compare their plans and arguments before they attend together: at the first call with new ones, at every call, or never. |
 
 Those of the build stand in docs/reference/environment.md.
 """  # noqa: E501
@@ -15,6 +16,7 @@ import os
 from collections.abc import Sequence
 
 BACKENDS = ("auto", "cpu", "sm80-emulated")
+DISTRIBUTED_CHECKS = ("first", "always", "off")
 
 
 def backend() -> str:
@@ -54,3 +56,15 @@ def cpu_l2_kib() -> int | None:
             f"FLASH_ATTN2_CPU_L2_KIB must be auto or a number from 64 to 65536, got {text!r}"
         )
     return int(text)
+
+
+def distributed_check() -> str:
+    """When ranks compare plans and arguments: one of `DISTRIBUTED_CHECKS`. Raises ValueError for
+    anything else."""
+    name = os.environ.get("FLASH_ATTN2_DISTRIBUTED_CHECK") or "first"
+    if name not in DISTRIBUTED_CHECKS:
+        raise ValueError(
+            "FLASH_ATTN2_DISTRIBUTED_CHECK must be one of "
+            f"{', '.join(DISTRIBUTED_CHECKS)}, got {name!r}"
+        )
+    return name

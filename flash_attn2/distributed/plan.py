@@ -49,7 +49,13 @@ class ContextPlan:
     """"zigzag", "greedy" or "contiguous": how rows are dealt out."""
     ranges: Ranges
     """Rows of each rank."""
+    rows: tuple[int, ...]
+    """How many each has."""
     ranks: Ranks
+    signature: int
+    """64 bits that are the same on all ranks that have the same plan."""
+    key: str
+    """By which ops find the plan of this process and group."""
 
     # Rows
 
@@ -71,7 +77,7 @@ class ContextPlan:
         rank = as_int("rank", rank)
         if not 0 <= rank < self.size:
             raise ValueError(f"rank must be from 0 to {self.size - 1}, got {rank}")
-        return replace(self, ranks=Ranks(self.ranks.outer, self.ranks.heads, rank))
+        return replace(self, ranks=Ranks(self.ranks.outer, self.ranks.heads, rank), key="")
 
     @cached_property
     def positions(self) -> Tensor:
@@ -142,16 +148,6 @@ class ContextPlan:
         )
 
     # For the calls
-
-    @cached_property
-    def signature(self) -> int:
-        """64 bits that are the same on all ranks that have the same plan."""
-        ranges = (self.ranges.starts, self.ranges.ends, self.ranges.offsets)
-        degrees = (self.ranks.outer, self.ranks.heads)
-        return digest(
-            *(self.seqlen, self.num_heads, self.num_heads_kv, self.pattern, self.scheme),
-            *(self.balance, ranges, degrees),
-        )
 
     def block_mask(self, device: torch.device) -> BlockMask | None:
         """The pattern as a mask of the whole sequence; None where it is a window. Kept."""
@@ -253,6 +249,8 @@ def context_plan(
     if chunk is not None:
         chunk = _positive("chunk", chunk)
     members, both = ranks_of(ranks, ring_dim, heads_dim)
+    if members.size == 1:
+        members = members._replace(rank=0)
     if both and scheme == "heads" and members.outer > 1:
         raise ValueError(
             'scheme must be "ring", "gather" or "auto" for ranks of two dimensions, which share '
@@ -262,13 +260,33 @@ def context_plan(
     make = _Maker(seqlen, num_heads, num_heads_kv, pattern, balance, chunk)
     with torch.device("cpu"):
         plans = [make.plan(members, one) for one in schemes]
-    if len(plans) == 1:
-        return plans[0]
 
     def seconds(plan: ContextPlan) -> float:
         return plan.report(head_dim=head_dim, dtype=dtype, cluster=cluster).both.total
 
-    return min(plans, key=seconds)
+    plan = plans[0] if len(plans) == 1 else min(plans, key=seconds)
+    if plan.ranks.rank is not None:
+        _keep(plan)
+    return plan
+
+
+# Plans by their keys. Old ones are forgotten where there are very many.
+_plans: dict[str, ContextPlan] = {}
+_MOST_PLANS = 1024
+
+
+def _keep(plan: ContextPlan) -> None:
+    _plans.pop(plan.key, None)
+    _plans[plan.key] = plan
+    if len(_plans) > _MOST_PLANS:
+        del _plans[next(iter(_plans))]
+
+
+def plan_of_key(key: str) -> ContextPlan:
+    """The plan that this process made. RuntimeError where there is none."""
+    if key not in _plans:
+        raise RuntimeError(f"this process has made no plan with the key {key!r}, or too many since")
+    return _plans[key]
 
 
 def _positive(name: str, value: Any) -> int:
@@ -319,10 +337,13 @@ class _Maker:
         else:
             ranges = chunks.contiguous(self.seqlen, members.outer)
         ranges = chunks.divided(ranges, members.heads)
-        return ContextPlan(
-            *(self.seqlen, self.num_heads, self.num_heads_kv, self.pattern),
-            *(scheme, balance, ranges, members),
-        )
+        degrees = (members.outer, members.heads)
+        whole = (self.seqlen, self.num_heads, self.num_heads_kv, self.pattern, scheme, balance)
+        signature = digest(*whole, tuple(ranges), degrees)
+        name = getattr(members.group, "group_name", "")
+        key = f"{signature:016x} {name} {members.rank}"
+        rows = tuple(ranges.rows.tolist())
+        return ContextPlan(*whole, ranges, rows, members, signature, key)
 
     def _balance_of(self, scheme: str) -> str:
         """ValueError for one that does not go with the scheme."""

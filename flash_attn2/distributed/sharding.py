@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,7 @@ def unshard(plan: ContextPlan, x: Tensor, dim: int) -> Tensor:
     ranks = plan.ranks
     if ranks.group is None and ranks.outer_group is None:
         raise ValueError("this plan is made of numbers: unshard needs one of a group or a mesh")
-    rows = plan.ranges.rows.tolist()
+    rows = plan.rows
     if x.shape[dim] != rows[plan.rank]:
         raise ValueError(
             f"x must have the {rows[plan.rank]} rows of rank {plan.rank} in dimension {dim}, got "
@@ -67,7 +68,7 @@ def _checked(x: Any, dim: Any) -> int:
     return index + x.ndim if index < 0 else index
 
 
-def _gathered(plan: ContextPlan, own: Tensor, rows: list[int]) -> list[Tensor]:
+def _gathered(plan: ContextPlan, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
     """The rows of all ranks, along the first dimension. Ranks pad theirs to the most of any."""
     ranks = plan.ranks
     if ranks.size == 1:
