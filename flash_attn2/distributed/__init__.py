@@ -10,6 +10,7 @@ print(plan.report())
 
 from flash_attn2.distributed.attention import context_attention
 from flash_attn2.distributed.cluster import Cluster, Timing
+from flash_attn2.distributed.decoding import sharded_kvcache_attention
 from flash_attn2.distributed.plan import ContextPlan, context_plan
 from flash_attn2.distributed.report import PlanReport
 
@@ -20,4 +21,5 @@ __all__ = [
     "Timing",
     "context_attention",
     "context_plan",
+    "sharded_kvcache_attention",
 ]
