@@ -40,11 +40,12 @@ def context_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Self-attention of the plan's sequence, of which every rank gives and gets its own rows.
 
-    q is (batch, rows, num_heads, head_dim), k and v are (batch, rows, num_heads_kv, head_dim): the
-    plan's rows of this rank, as `plan.shard` cuts them. Returns out, shaped as q, or (out, lse
-    (batch, num_heads, rows)). All ranks of the plan's group must call it with the same options, and
-    run the backward pass if one does. The plan's pattern takes the place of causal, window_size and
-    block_mask. So far for plans of scheme "heads"; NotImplementedError for others.
+    q is (batch, rows, num_heads, head_dim), k is (batch, rows, num_heads_kv, head_dim) and v is
+    (batch, rows, num_heads_kv, head_dim_v): the plan's rows of this rank, as `plan.shard` cuts
+    them. Returns out (batch, rows, num_heads, head_dim_v), or (out, lse (batch, num_heads, rows)).
+    All ranks of the plan's group must call it with the same options, and run the backward pass if
+    one does. The plan's pattern takes the place of causal, window_size and block_mask. So far for
+    plans of scheme "heads"; NotImplementedError for others.
 
     Options mean what they mean in `flash_attn_func`, in places of the whole sequence: out and
     gradients are those of one process, dropout included, whatever the number of ranks.

@@ -97,7 +97,7 @@ class HeadsScheme:
                 given_rng_state=rng_state,
             )
         else:
-            out = torch.empty_like(q)
+            out = q.new_empty((*q.shape[:3], v.shape[3]))
             lse = q.new_empty((q.shape[0], 0, q.shape[1]), dtype=torch.float32)
         back = [out] if not numbers.with_lse else [out, _column(lse)]
         tables, heads = [self._of_q] * len(back), [self._plan.num_heads] * len(back)
@@ -180,17 +180,24 @@ class HeadsScheme:
         }
 
     def saved_shapes(
-        self, batch: int, head_dim: int, bias: Tensor | None
+        self, batch: int, head_dim: int, head_dim_v: int, bias: Tensor | None
     ) -> dict[str, tuple[int, ...]]:
         """Of the tensors in `Saved`, but for the state of dropout."""
         seqlen, heads = self._plan.seqlen, self.share.size
-        of_kv = (batch, seqlen, len(self.share.different_kv), head_dim)
-        shapes = {"q": (batch, seqlen, heads, head_dim), "k": of_kv, "v": of_kv, "bias": (0,)}
+        rows, kv = (batch, seqlen), len(self.share.different_kv)
+        shapes = {
+            "q": (*rows, heads, head_dim),
+            "k": (*rows, kv, head_dim),
+            "v": (*rows, kv, head_dim_v),
+            "bias": (0,),
+            "out": (*rows, heads, head_dim_v),
+            "lse": (batch, heads, seqlen),
+        }
         if bias is not None and self._has_rows(bias):
             of_batch, of_heads, _, cols = _four(bias).shape
             own = len(self._heads_of(of_heads)[self._plan.rank])
             shapes["bias"] = (of_batch, own, seqlen, cols)
-        return shapes | {"out": shapes["q"], "lse": (batch, heads, seqlen)}
+        return shapes
 
     # Backward
 

@@ -42,7 +42,12 @@ def attend(
 
 
 def _signature(
-    plan: ContextPlan, q: Tensor, tensors: Tensors, numbers: Numbers, wanted: list[bool]
+    plan: ContextPlan,
+    q: Tensor,
+    head_dim_v: int,
+    tensors: Tensors,
+    numbers: Numbers,
+    wanted: list[bool],
 ) -> int:
     """What all ranks must have alike."""
     described = []
@@ -53,14 +58,14 @@ def _signature(
             if name == "bias" and x.ndim > 1 and shape[-2] == q.shape[1]:
                 shape[-2] = -1  # the rank's own rows
         described.append(None if x is None else (str(x.dtype), tuple(shape or ())))
-    of_q = (str(q.dtype), q.device.type, q.shape[0], q.shape[3])
+    of_q = (str(q.dtype), q.device.type, q.shape[0], q.shape[3], head_dim_v)
     return digest(plan.signature, of_q, tuple(described), tuple(numbers), tuple(wanted))
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     q, k, v, tensors, numbers, plan, wanted = _taken_apart(args)
     if plan.ranks.group is not None:
-        agreement.agree(plan.ranks.group, _signature(plan, q, tensors, numbers, wanted))
+        agreement.agree(plan.ranks.group, _signature(plan, q, v.shape[3], tensors, numbers, wanted))
     out, lse, saved = HeadsScheme(plan).forward(q, k, v, tensors, numbers)
     if not any(wanted):
         return out, lse, *(x.new_empty(0) for x in saved)
@@ -84,14 +89,14 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     scheme = HeadsScheme(plan)
     lse = q.new_empty((batch, num_heads, rows) if numbers.with_lse else (0,), dtype=torch.float32)
     dtypes = {"lse": torch.float32, "bias": q.dtype if bias is None else bias.dtype}
-    shapes = scheme.saved_shapes(batch, head_dim, bias)
+    shapes = scheme.saved_shapes(batch, head_dim, v.shape[3], bias)
     shapes["rng_state"] = (2 if numbers.dropout_p else 0,)
     dtypes["rng_state"] = torch.int64
     saved = [
         q.new_empty(shapes[name] if any(wanted) else (0,), dtype=dtypes.get(name, q.dtype))
         for name in Saved._fields
     ]
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse, *saved
+    return q.new_empty((batch, rows, num_heads, v.shape[3])), lse, *saved
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -130,9 +135,10 @@ def _backward_fake(grad_out: Tensor, grad_lse: Tensor, *args: Any) -> tuple[Tens
     saved, rest = Saved(*args[:_NUM_SAVED]), args[_NUM_SAVED:]
     _, sink, bias, relative_bias = rest[:4]
     plan, wanted = plan_of_key(rest[9]), rest[10]
-    batch, rows, num_heads, head_dim = grad_out.shape
+    batch, rows, num_heads, head_dim_v = grad_out.shape
+    head_dim, heads_kv = saved.q.shape[3], plan.num_heads_kv
     of_q = saved.q.new_empty((batch, rows, num_heads, head_dim))
-    of_kv = (saved.q.new_empty((batch, rows, plan.num_heads_kv, head_dim)) for _ in "kv")
+    of_kv = (saved.q.new_empty((batch, rows, heads_kv, x)) for x in (head_dim, head_dim_v))
     others = (
         torch.empty_like(x, memory_format=torch.contiguous_format)
         if want

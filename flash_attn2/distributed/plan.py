@@ -114,6 +114,7 @@ class ContextPlan:
         self,
         *,
         head_dim: int = 128,
+        head_dim_v: int | None = None,
         dtype: torch.dtype = torch.bfloat16,
         batch: int = 1,
         with_lse: bool = False,
@@ -122,11 +123,14 @@ class ContextPlan:
         """Rows, bytes sent, work and memory of each rank for one attention of this size, and times
         that a plain model predicts on the cluster (None: `Cluster()`).
 
-        Bytes are exact; with_lse counts those of lse, too, and of its gradient. Print it.
+        head_dim_v is that of the values, where it is another. Bytes are exact; with_lse counts
+        those of lse, too, and of its gradient. Print it.
         """
-        for name, value in (("head_dim", head_dim), ("batch", batch)):
+        head_dim_v = head_dim if head_dim_v is None else head_dim_v
+        given = {"head_dim": head_dim, "head_dim_v": head_dim_v, "batch": batch}
+        for name, value in given.items():
             _positive(name, value)
-        size = Elements(batch, head_dim, dtype.itemsize)
+        size = Elements(batch, head_dim, head_dim_v, dtype.itemsize)
         cluster = cluster or Cluster()
         with torch.device("cpu"):
             rows = self.ranges.rows
@@ -135,7 +139,7 @@ class ContextPlan:
             sent = traffic(
                 *(self.scheme, rows, self.head_shares, self.num_heads, size, with_lse),
             )
-            flops = (4.0 * batch * head_dim * self._pairs[:, None] * of_q).flatten()
+            flops = (2.0 * batch * (head_dim + head_dim_v) * self._pairs[:, None] * of_q).flatten()
             whole = rows.view(self.ranks.outer, self.ranks.heads).sum(1, keepdim=True)
             held = report.memory(self.scheme, whole, of_q, of_kv, size, self.ranks.heads > 1)
             degrees = (self.ranks.outer, self.ranks.heads)

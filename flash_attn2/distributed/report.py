@@ -135,9 +135,11 @@ def memory(
     and results of these rows. A ring: two buffers of keys and values, and partial results; a
     gather: keys and values of the whole sequence, of one KV head computed and one on its way.
     """
-    held = whole * (2 * of_q + 2 * of_kv) * size.row if exchanged else 0 * whole * of_q
+    kv = size.row + size.row_v
+    held = whole * (of_q + of_kv) * kv if exchanged else 0 * whole * of_q
     if scheme == "ring" and whole.shape[0] > 1:
-        held = held + 2 * 2 * whole.max() * of_kv * size.row + whole * of_q * size.partial_row
+        partial_out = size.batch * size.head_dim_v * size.partial
+        held = held + 2 * whole.max() * of_kv * kv + whole * of_q * partial_out
     elif scheme == "gather" and whole.shape[0] > 1:
-        held = held + 2 * 2 * whole.sum() * of_kv.clamp(max=1) * size.row
+        held = held + 2 * whole.sum() * of_kv.clamp(max=1) * kv
     return held

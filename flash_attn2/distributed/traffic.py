@@ -22,6 +22,7 @@ class Elements(NamedTuple):
 
     batch: int
     head_dim: int
+    head_dim_v: int
     itemsize: int
 
     @property
@@ -31,12 +32,18 @@ class Elements(NamedTuple):
 
     @property
     def row(self) -> int:
-        """Bytes of a row of a head, over the batch."""
+        """Bytes of a row of queries or keys, of a head and over the batch."""
         return self.batch * self.head_dim * self.itemsize
 
     @property
-    def partial_row(self) -> int:
-        return self.batch * self.head_dim * self.partial
+    def row_v(self) -> int:
+        """Likewise of values or results."""
+        return self.batch * self.head_dim_v * self.itemsize
+
+    @property
+    def partial_kv(self) -> int:
+        """Of sums of gradients of keys and values."""
+        return self.batch * (self.head_dim + self.head_dim_v) * self.partial
 
 
 class Traffic(NamedTuple):
@@ -82,13 +89,13 @@ def _exchange(
     """Own rows of the heads of others there, other rows of the own heads back."""
     others = rows.sum(1, keepdim=True) - rows
     kv_of_others = of_kv.sum() - of_kv
-    there = rows * (num_heads - of_q) * size.row
-    back = others * of_q * size.row
-    kv_there = 2 * rows * kv_of_others * size.row
-    kv_back = 2 * others * of_kv * size.row
+    of_others = num_heads - of_q
+    kv = size.row + size.row_v
     lse = LSE_BYTES * size.batch if with_lse else 0
-    forward = there + kv_there + back + others * of_q * lse
-    backward = there + kv_back + back + rows * (num_heads - of_q) * lse
+    forward = rows * (of_others * size.row + kv_of_others * kv)
+    forward = forward + others * of_q * (size.row_v + lse)
+    backward = rows * of_others * (size.row_v + lse)
+    backward = backward + others * (of_q * size.row + of_kv * kv)
     return forward, backward
 
 
@@ -96,7 +103,7 @@ def _outer(scheme: str, rows: Tensor, of_kv: Tensor, size: Elements) -> tuple[Te
     """`rows` (outer ranks, 1). Backward, keys and values come by again, and sums of their
     gradients go to those who have them."""
     count, total = rows.shape[0], rows.sum()
-    kv, partial = 2 * of_kv * size.row, 2 * of_kv * size.partial_row
+    kv, partial = of_kv * (size.row + size.row_v), of_kv * size.partial_kv
     if scheme == "ring":  # everything but what the next one has goes on to it
         keys = (total - rows.roll(-1, 0)) * kv if count > 1 else 0 * rows * kv
     else:

@@ -16,7 +16,7 @@ from flash_attn2.distributed.digest import digest
 from flash_attn2.masks.leaves import Window
 
 SEED = 7
-BATCH, HEAD_DIM = 2, 8
+BATCH, HEAD_DIM, HEAD_DIM_V = 2, 8, 5
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 3) -> Tensor:
@@ -35,9 +35,12 @@ def make(
 def inputs(plan: ContextPlan, dtype: torch.dtype, kinds: str) -> dict[str, Tensor]:
     """Of the whole sequence."""
     seqlen, heads = plan.seqlen, plan.num_heads
-    found = {"q": drawn(BATCH, seqlen, heads, HEAD_DIM, dtype=dtype, seed=1)}
-    for name, seed in (("k", 2), ("v", 3)):
-        found[name] = drawn(BATCH, seqlen, plan.num_heads_kv, HEAD_DIM, dtype=dtype, seed=seed)
+    heads_kv = plan.num_heads_kv
+    found = {
+        "q": drawn(BATCH, seqlen, heads, HEAD_DIM, dtype=dtype, seed=1),
+        "k": drawn(BATCH, seqlen, heads_kv, HEAD_DIM, dtype=dtype, seed=2),
+        "v": drawn(BATCH, seqlen, heads_kv, HEAD_DIM_V, dtype=dtype, seed=3),
+    }
     options = {
         "sink": drawn(heads, seed=4).float(),
         "alibi_slopes": drawn(heads, seed=5).float().abs(),
@@ -242,18 +245,18 @@ class Counted:
 def bytes_sent(group: Any) -> None:
     """Equal to the plan's, to the byte."""
     for counts in HEADS[group.size()]:
-        for dtype in (torch.float64, torch.bfloat16):
-            for with_lse in (False, True):
-                plan = make(group, 37, *counts, scheme="heads")
-                report = plan.report(head_dim=HEAD_DIM, dtype=dtype, batch=BATCH, with_lse=with_lse)
-                tensors = inputs(plan, dtype, "")
-                leaves = [local(plan, n, x).requires_grad_() for n, x in tensors.items()]
-                with Counted() as forward:
-                    out = context_attention(*leaves, plan, return_lse=with_lse)  # type: ignore[misc, call-overload]
-                with Counted() as backward:
-                    sum(x.sum() for x in (out if with_lse else [out])).backward()
-                assert forward.sent == report.forward_bytes[group.rank()]
-                assert backward.sent == report.backward_bytes[group.rank()]
+        for dtype, with_lse in ((torch.float64, False), (torch.bfloat16, True)):
+            plan = make(group, 37, *counts, scheme="heads")
+            size = {"head_dim": HEAD_DIM, "head_dim_v": HEAD_DIM_V, "batch": BATCH}
+            report = plan.report(**size, dtype=dtype, with_lse=with_lse)
+            tensors = inputs(plan, dtype, "")
+            leaves = [local(plan, n, x).requires_grad_() for n, x in tensors.items()]
+            with Counted() as forward:
+                out: Any = context_attention(*leaves, plan, return_lse=with_lse)
+            with Counted() as backward:
+                sum(x.sum() for x in (out if with_lse else [out])).backward()
+            assert forward.sent == report.forward_bytes[group.rank()]
+            assert backward.sent == report.backward_bytes[group.rank()]
 
 
 def unshard(group: Any) -> None:
