@@ -276,7 +276,7 @@ def test_record(tmp_path: Path) -> None:
 
 
 def test_summary_has_the_survivors() -> None:
-    common = {"kernel": "k", "line": 3, "source": "a.h:7", "stratum": "values"}
+    common = {"kernel": "k", "line": 3, "source": "a.h:7", "stratum": "values", "instead": "c"}
     results = [
         common | {"number": 1, "kind": "constant", "instruction": "a", "outcome": "wrong"},
         common | {"number": 2, "kind": "constant", "instruction": "b", "outcome": "survived"},
@@ -286,7 +286,7 @@ def test_summary_has_the_survivors() -> None:
     assert lines[1].split() == ["values", "0", "1", "0", "1", "50.0%"]
     assert lines[2].split() == ["constant", "0", "1", "0", "1", "50.0%"]
     assert lines[3].split() == ["all", "0", "1", "0", "1", "50.0%"]
-    assert lines[4] == "2 constant, PTX line 3, a.h:7"
+    assert lines[4:] == ["2 constant, PTX line 3, a.h:7", "    b -> c    k"]
 
 
 # Tests whose kernels come to faults, as the plugin sees them, in a process of their own.

@@ -30,5 +30,6 @@ def summary(results: Iterable[dict[str, Any]]) -> str:
         lines.append(f"{name:34}" + "".join(f"{count[o]:9}" for o in OUTCOMES) + f"{rate:8.1f}%")
     for r in survivors:
         lines.append(f"{r['number']} {r['kind']}, PTX line {r['line']}, {r['source']}")
-        lines.append(f"    {r['instruction']}    {r['kernel']}")
+        instead = f" -> {r['instead']}" if r["instead"] else ""
+        lines.append(f"    {r['instruction']}{instead}    {r['kernel']}")
     return "\n".join(lines)

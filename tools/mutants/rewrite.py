@@ -28,7 +28,7 @@ _NEAR = 30  # lines before an instruction, whose registers it may use by mistake
 class Mutant:
     """Fault ``number`` of an instruction, of a kernel by its mangled name.
 
-    ``source`` is the place in the CUDA source, after ``.loc``.
+    ``instead`` stands in its place; ``source`` is the place in the CUDA source, after ``.loc``.
     """
 
     number: int
@@ -37,6 +37,7 @@ class Mutant:
     stratum: str
     kind: str
     instruction: str
+    instead: str
     source: str
 
 
@@ -106,7 +107,7 @@ def with_faults(ptx: str, seed: int, per_kernel: int, first: int) -> tuple[str, 
             mutants.append(
                 Mutant(
                     *(number, place.kernel, at + 1, fault.stratum, fault.kind),
-                    *(place.instruction.text, place.source),
+                    *(place.instruction.text, "; ".join(fault.instead), place.source),
                 )
             )
             nth = place.faults.index(fault)
