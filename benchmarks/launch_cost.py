@@ -4,8 +4,8 @@
 
 The product's own code runs with the kernel emulator's CUDA runtime, in which a launch is checked
 and then does nothing (`launches=off`): Python, checks, plan, allocation of results and workspace,
-and the host's part of each launch, but no driver. The processor's
-time is taken, and the least of several rounds counts.
+and the host's part of each launch, but no driver. The processor's time is taken, and the least of
+several rounds counts.
 """
 
 from __future__ import annotations
