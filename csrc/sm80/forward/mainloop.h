@@ -42,12 +42,12 @@ class FwdMainloop {
     clear(output);
   }
 
-  // Needs the copy of Q issued.
+  // Needs the copy of Q issued, as a group of its own.
   CUTE_DEVICE void begin() {
     int const n = smem_.work.tiles.end - 1;
     k_stream_.template load<Rows::kBounded>(n, keys_from(n));
     if constexpr (kTile.q_in_registers) {
-      cp_async_wait_group<0>();
+      cp_async_wait_group<1>();  // K may stay on its way
       __syncthreads();
       products_.keep_queries();
     }
