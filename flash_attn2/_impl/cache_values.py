@@ -153,8 +153,9 @@ def _check_written_once(append: Append, shared: bool) -> None:
         )
     if new_v is not None and new_k.numel() != 0 and not keys_hold_values(new_k, new_v):
         raise ValueError(
-            "v must be None or k[..., :head_dim_v], in the same memory, as v_cache is of k_cache, "
-            "got another tensor"
+            "k_cache and v_cache must not be the same memory where v is appended beside k: v must "
+            "be None or k[..., :head_dim_v], in the same memory, as v_cache is of k_cache, got "
+            "another tensor"
         )
     if cos is not None:
         raise ValueError(
