@@ -59,7 +59,7 @@ constexpr FwdTile fwd_tile(int bucket, Variant variant, bool small) {
   bool const plain = variant == Variant::kPlain, dropout = has_dropout(variant);
   bool const listed = is_listed(variant);
   switch (bucket) {
-    case 32: return {32, 32, plain ? 192 : 128, 64, 4, 1, true, 2};
+    case 32: return {32, 32, 128, 64, 4, 1, true, plain ? 3 : 2};
     case 64: return {64, 64, 128, dropout && listed ? 32 : 64, 4, 1, !dropout, 2};
     case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
     case 128:
