@@ -48,6 +48,9 @@ class Saved(NamedTuple):
     rng_state: Tensor
 
 
+SAVED_NAMES = Saved._fields
+
+
 class Gradients(NamedTuple):
     """Like the tensors of the caller; None where not asked for."""
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from flash_attn2._impl.problem import Options, ScoreMod
 from flash_attn2.distributed import agreement
 from flash_attn2.distributed.digest import digest
-from flash_attn2.distributed.heads_scheme import HeadsScheme, Numbers, Saved, Tensors
+from flash_attn2.distributed.heads_scheme import SAVED_NAMES, HeadsScheme, Numbers, Saved, Tensors
 from flash_attn2.distributed.plan import ContextPlan, plan_of_key
 
 _NUMBERS = "float? softmax_scale, float softcap, float dropout_p, bool deterministic, bool with_lse"
 _TENSORS = "Tensor? alibi_slopes, Tensor? sink, Tensor? bias, Tensor? relative_bias"
-_SAVED = ", ".join(f"Tensor saved_{name}" for name in Saved._fields)
-_NUM_SAVED = len(Saved._fields)
+_SAVED = ", ".join(f"Tensor saved_{name}" for name in SAVED_NAMES)
+_NUM_SAVED = len(SAVED_NAMES)
 
 
 def attend(
@@ -94,7 +94,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     dtypes["rng_state"] = torch.int64
     saved = [
         q.new_empty(shapes[name] if any(wanted) else (0,), dtype=dtypes.get(name, q.dtype))
-        for name in Saved._fields
+        for name in SAVED_NAMES
     ]
     return q.new_empty((batch, rows, num_heads, v.shape[3])), lse, *saved
 
