@@ -120,4 +120,5 @@ def varlen_attention_probs(
 
 def _any_values(k: Tensor) -> Tensor:
     """Of keys that are alone: as narrow as any may be."""
+    require_allocated(k=k)  # PyTorch would not survive a view of what is not
     return k if k.ndim == 0 else k[..., :1]

@@ -125,7 +125,12 @@ def check_layout(p: Problem) -> None:
                 f"{tuple(shape)} with strides {strides}"
             )
     # Kernels for CUDA write a cache of each.
-    shared = written and not backend.aligned and keys_hold_values(k_cache, v_cache)
+    shared = (
+        written
+        and k_cache.data_ptr() == v_cache.data_ptr()
+        and not backend.aligned
+        and keys_hold_values(k_cache, v_cache)
+    )
     if p.append is not None and (shared or p.append.new_v is None):
         _check_written_once(p.append, shared)
     if (

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 # Products of matrices whose sums or results are as wide as keys, and as values.
 Products = tuple[int, int]
-_FORWARD, _BACKWARD, _BIAS = (1, 1), (3, 2), (1, 1)
+FORWARD, BACKWARD, BIAS = (1, 1), (3, 2), (1, 1)
 
 Named = dict[str, Any]  # arguments of an op
 
@@ -26,10 +26,14 @@ def _products(
 ) -> int:
     """Of heads as q and v have them, and sequences of these lengths; v is None where it is as wide
     as q."""
-    num_heads, head_dim = q.shape[-2:]
-    head_dim_v = head_dim if v is None else v.shape[-1]
+    head_dim_v = q.shape[-1] if v is None else v.shape[-1]
     scores = sum(a * b for a, b in zip(seqlens_q, seqlens_k, strict=True))
-    return 2 * num_heads * (count[0] * head_dim + count[1] * head_dim_v) * scores
+    return products(count, q.shape[-1], head_dim_v, q.shape[-2] * scores)
+
+
+def products(count: Products, head_dim: int, head_dim_v: int, scores: int) -> int:
+    """FLOPs of so many products that each make or take `scores` scores."""
+    return 2 * (count[0] * head_dim + count[1] * head_dim_v) * scores
 
 
 def _dense(count: Products, named: Named) -> int:
@@ -85,13 +89,13 @@ def _kvcache(count: Products, named: Named) -> int:
 
 
 _FORMULAS: dict[str, tuple[Callable[[Products, Named], int], Products]] = {
-    "forward": (_dense, _FORWARD),
-    "backward": (_dense, _BACKWARD),
-    "bias_backward": (_biases, _BIAS),
-    "varlen_forward": (_varlen, _FORWARD),
-    "varlen_backward": (_varlen, _BACKWARD),
-    "kvcache_forward": (_kvcache, _FORWARD),
-    "kvcache_append_forward": (_kvcache, _FORWARD),
+    "forward": (_dense, FORWARD),
+    "backward": (_dense, BACKWARD),
+    "bias_backward": (_biases, BIAS),
+    "varlen_forward": (_varlen, FORWARD),
+    "varlen_backward": (_varlen, BACKWARD),
+    "kvcache_forward": (_kvcache, FORWARD),
+    "kvcache_append_forward": (_kvcache, FORWARD),
 }
 
 
@@ -108,9 +112,8 @@ def _differences(cu_seqlens: Tensor, unknown: int) -> list[int]:
     return _values(cu_seqlens.diff(), unknown)
 
 
-def _formula(
-    op: Any, rule: Callable[[Products, Named], int], count: Products
-) -> Callable[..., int]:
+def count_op(op: Any, rule: Callable[[Products, Named], int], count: Products) -> None:
+    """Let FlopCounterMode count an op by what `rule` says of its arguments, by name."""
     arguments = op.default._schema.arguments
     defaults = {x.name: x.default_value for x in arguments if x.has_default_value()}
     names = [x.name for x in arguments]
@@ -118,12 +121,11 @@ def _formula(
     def flops(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
         return rule(count, defaults | dict(zip(names, args, strict=False)) | kwargs)
 
-    return flops
+    # As register_flop_formula does, which in torch 2.4 enters overloads, which nothing finds.
+    flop_registry[op] = flops
 
 
 def register() -> None:
     """Let FlopCounterMode count the ops, which have to be defined."""
     for name, (rule, count) in _FORMULAS.items():
-        op = getattr(torch.ops.flash_attn2, name)
-        # As register_flop_formula does, which in torch 2.4 enters overloads, which nothing finds.
-        flop_registry[op] = _formula(op, rule, count)
+        count_op(getattr(torch.ops.flash_attn2, name), rule, count)

@@ -51,7 +51,9 @@ def forward(p: Problem, over_cache: bool) -> Result:
     if backend.aligned:
         widths.require_built(backend, head_dim, head_dim_v)
     if p.append is not None:
-        p = _apart_from_caches(_written_once(p))
+        if p.k.data_ptr() == p.v.data_ptr():  # type: ignore[union-attr]
+            p = _written_once(p)
+        p = _apart_from_caches(p)
     p = readable_problem(p, backend, over_cache)
     q, options, out = p.q, p.options, p.out
     if out is not None and (backend.aligned or out.stride(-1) != 1):  # of the caller's

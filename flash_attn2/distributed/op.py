@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flash_attn2._impl.problem import Options, ScoreMod
-from flash_attn2.distributed import agreement
+from flash_attn2.distributed import agreement, flops
 from flash_attn2.distributed.digest import digest
 from flash_attn2.distributed.heads_scheme import SAVED_NAMES, HeadsScheme, Numbers, Saved, Tensors
 from flash_attn2.distributed.plan import ContextPlan, plan_of_key
@@ -171,3 +171,4 @@ _BACKWARD: Any = torch.library.custom_op(
 )
 _BACKWARD.register_fake(_backward_fake)
 _BACKWARD.register_autograd(_refuse_second)
+flops.register()

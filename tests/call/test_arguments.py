@@ -170,7 +170,7 @@ REQUIRED = {
     "varlen_forward": ("q", "cu_seqlens_q", "cu_seqlens_k"),
     "varlen_backward": ("q", "out", "lse", "cu_seqlens_q", "cu_seqlens_k"),
     "kvcache_forward": ("q", "k_cache", "v_cache"),
-    "kvcache_append_forward": ("q", "k_cache", "v_cache", "k", "v"),
+    "kvcache_append_forward": ("q", "k_cache", "v_cache", "k"),
 }
 
 
