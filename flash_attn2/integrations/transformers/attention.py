@@ -160,7 +160,7 @@ def packed(call: Call, segments: Segments) -> Tensor:
         **call.options,
         **call.training,
     )
-    return only_out(out).view(*call.q.shape)
+    return only_out(out).view(call.out_shape)
 
 
 def with_dense_mask(call: Call, mask: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def paged(
     out = flash_attn_with_kvcache(
         q, k_cache, v_cache, cache_seqlens=lengths, block_table=block_table, **call.options
     )
-    return only_out(out).view(call.q.shape)
+    return only_out(out).view(call.out_shape)
 
 
 def only_out(result: Tensor | tuple[Tensor, ...]) -> Tensor:

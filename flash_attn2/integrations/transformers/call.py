@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V
+from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V, out_shape
 from flash_attn2._impl.widths import MAX_EQUAL, takes_pairs
 
 
@@ -45,6 +45,11 @@ class Call:
         if bias.dtype not in (self.q.dtype, torch.float32):
             bias = bias.to(self.q.dtype)
         self.bias = bias if self.bias is None else self.bias + bias
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """(batch, seqlen_q, heads, width), with the columns that `crop` takes away."""
+        return out_shape(self.q, self.v)
 
     def crop(self, out: Tensor) -> Tensor:
         """Without the columns that values were padded with."""
