@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flash_attn2 import reference
 from flash_attn2._impl.options import make_options
-from flash_attn2._impl.problem import Options, SeqLens, lse_shape
+from flash_attn2._impl.problem import Options, SeqLens, lse_shape, out_shape
 from flash_attn2.compat.modules.functions import (
     flash_attn_func,
     flash_attn_kvpacked_func,
@@ -246,7 +246,8 @@ def _row_sums(dout: Tensor, out: Tensor) -> Tensor:
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> _Results:
     lse = q.new_empty(lse_shape(q), dtype=torch.float32)
-    return torch.empty_like(q), lse, q.new_empty(0), q.new_empty(2, dtype=torch.int64)
+    out = q.new_empty(out_shape(q, v))
+    return out, lse, q.new_empty(0), q.new_empty(2, dtype=torch.int64)
 
 
 def _fake_dense_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> _Results:
