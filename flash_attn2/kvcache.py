@@ -88,7 +88,8 @@ def flash_attn_with_kvcache(
     before: what shares memory with a cache is copied first. Caches that overlap each other, or
     themselves, are refused, but for a v_cache that is k_cache[..., :head_dim_v]: keys that hold the
     values (of MLA's latents, for one) are one cache, which is written once. v is then None, or
-    k[..., :head_dim_v], and there are no rotary tables, which would turn the values. (On the CPU.)
+    k[..., :head_dim_v], and there are no rotary tables, which would turn the values. (On the CPU;
+    compiled, from PyTorch 2.6 on.)
 
     Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in float32 or in
     q's dtype, the first rotary_dim entries of each head of k and q turn; k and v must be given.

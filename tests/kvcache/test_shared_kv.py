@@ -12,6 +12,7 @@ from cases import EVERYTHING, Case
 from support import (
     CPU_FLOAT32,
     TARGETS,
+    TORCH,
     Target,
     assert_lse,
     assert_within_rule,
@@ -221,6 +222,9 @@ def test_autocast() -> None:
     assert k_cache[:, 5:8].any()
 
 
+@pytest.mark.skipif(
+    TORCH < (2, 6), reason="functionalization of torch 2.4 and 2.5 takes views for memory apart"
+)
 def test_compile() -> None:
     given = arguments()
     expected = flash_attn_with_kvcache(**given)
