@@ -44,7 +44,7 @@ def test_a_link_to_nothing() -> None:
 def test_every_record_has_a_page(tmp_path: Path) -> None:
     names = {path.stem for path in performance.RECORDS.glob("*.json")}
     shown = {*performance.BENCH, performance.CPU_TABLE, *performance.TRAINING}
-    for pattern in (performance.PEERS, performance.MODELS):
+    for pattern in (performance.PEERS, performance.MODELS, performance.LIMITS):
         shown |= {path.stem for path in performance.RECORDS.glob(pattern)}
     elsewhere = (performance.CHANGES, performance.PREDICTIONS)
     left = {name for name in names - shown if not any(p.search(name) for p in elsewhere)}

@@ -32,6 +32,8 @@ TRAINING = ("train-gpt-cpu", "train-gpt-cpu-float32")
 PEERS = "*-peers.json"
 # Whole models beside SDPA, likewise.
 MODELS = "*-models.json"
+# Shares of a processor's own rates, likewise.
+LIMITS = "*-limits.json"
 # Two commits side by side, for who changes kernels: described with the benchmarks.
 CHANGES = re.compile(r"before-after|redesign")
 # What a model says of kernels, without a device: in docs/notes/timing.md.
@@ -66,6 +68,7 @@ def write(directory: Path) -> None:
         summaries.append("\n\n".join([f"## [{title}]({name}.md)", *lines]))
     summaries += peer_pages(directory)
     summaries += model_pages(directory)
+    summaries += limit_pages(directory)
     (directory / f"{CPU_TABLE}.md").write_text(cpu_table_page())
     (directory / "training.md").write_text(training_page())
     (directory / "index.md").write_text("\n\n".join([_INTRODUCTION, *summaries]) + "\n")
@@ -147,18 +150,36 @@ def peer_page(title: str, name: str, record: Mapping[str, Any], summary: Sequenc
 
 def model_pages(directory: Path) -> list[str]:
     """A page for each record of benchmarks/models.py, and what the index says of it."""
+    about = (
+        "The models of `examples/` with flash_attn2's attention and with SDPA's, in turns: "
+        "medians, and between which ratios the middle half of the rounds lies. "
+        "`benchmarks/models.py` measures."
+    )
+    says = "Tokens per second beside SDPA."
+    return _shown_pages(directory, MODELS, "models", ("Whole models", about, says))
+
+
+def limit_pages(directory: Path) -> list[str]:
+    """The same of benchmarks/limits.py."""
+    about = (
+        "Beside what the processor can do at most, measured in the same rounds: products in "
+        "registers, and reading memory; and level x86-64-v3 beside SDPA held to AVX2. "
+        "`benchmarks/limits.py` measures."
+    )
+    says = "Shares of the processor's own rates."
+    return _shown_pages(directory, LIMITS, "limits", ("Limits of the processor", about, says))
+
+
+def _shown_pages(
+    directory: Path, pattern: str, script: str, words: tuple[str, str, str]
+) -> list[str]:
+    """Of records that a script shows: title, what a page and what the index says."""
     summaries = []
-    for path in sorted(RECORDS.glob(MODELS)):
-        title = f"Whole models: {read_record(path)['machine']['cpu']}"
-        about = (
-            "The models of `examples/` with flash_attn2's attention and with SDPA's, in turns: "
-            "medians, and between which ratios the middle half of the rounds lies. "
-            "`benchmarks/models.py` measures."
-        )
-        (directory / f"{path.stem}.md").write_text(
-            f"# {title}\n\n{about}\n\n{_shown('models', path)}"
-        )
-        summaries.append(f"## [{title}]({path.stem}.md)\n\nTokens per second beside SDPA.")
+    for path in sorted(RECORDS.glob(pattern)):
+        title = f"{words[0]}: {read_record(path)['machine']['cpu']}"
+        text = f"# {title}\n\n{words[1]}\n\n{_shown(script, path)}"
+        (directory / f"{path.stem}.md").write_text(text)
+        summaries.append(f"## [{title}]({path.stem}.md)\n\n{words[2]}")
     return summaries
 
 
