@@ -34,7 +34,7 @@ from tools.gpu_report import (
     suite_run,
     worker,
 )
-from tools.gpu_report.__main__ import main, take, use_packages
+from tools.gpu_report.__main__ import found_wrong, main, take, use_packages
 from tools.gpu_report.children import Ended
 from tools.gpu_report.contenders import FLASH_ATTN, SDPA_FLASH
 from tools.gpu_report.plan import Plan
@@ -345,9 +345,29 @@ def test_tests_are_counted(tmp_path: Path) -> None:
         "failed": 1,
     }
     assert len(found["failures"]) == 1
+    assert found["exit_status"] == 1
     cut = suite_run.run([*words, "-k", "test_slow"], 8.0, tmp_path / "log")
     assert not cut["complete"]
     assert cut["seconds"] < 30
+
+
+@pytest.mark.parametrize(
+    ("failures", "exit_status", "wrong"),
+    [([], 0, False), (["test_b - assert 0"], 1, True), ([], 3, True), ([], None, False)],
+)
+def test_what_tests_found_is_shown(
+    tmp_path: Path, failures: list[str], exit_status: int | None, wrong: bool
+) -> None:
+    known: dict[str, Any] = {"counts": {"passed": 3}, "complete": True, "failures": failures}
+    known |= {"exit_status": exit_status, "status": exit_status}  # which is not the part's own
+    found = Findings([], known)
+    part = Section("tests", "Tests on the GPU", 1, lambda run, seconds: found, needs_build=False)
+    about, findings = take(part, Run("emulated", tmp_path), 1.0)
+    assert found_wrong(about, findings) == wrong
+    text = markdown.report(record_of([], about), {})
+    assert "| Tests on the GPU | done | 0 s |" in text
+    assert "## Tests on the GPU\n\n3 passed." in text
+    assert all(f"- {line}" in text for line in failures)
 
 
 def test_without_pytest_tests_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ def take(section: Section, run: Run, seconds: float) -> tuple[dict[str, Any], Fi
             raise SkippedError("the build failed")
         with clocks.watched() if run.device == "cuda" else contextlib.nullcontext():
             findings = section.run(run, seconds)
-        about |= {"status": "done", **findings.about, "clocks": clocks.summary()}
+        about |= {**findings.about, "status": "done", "clocks": clocks.summary()}
     except SkippedError as error:
         about |= {"status": "skipped", "reason": str(error)}
     except Exception as error:  # the other parts are not to be lost
@@ -215,7 +215,7 @@ def found_wrong(about: dict[str, Any], findings: Findings) -> bool:
     if any("failed" in one or is_wrong(one) for one in findings.outcomes):
         return True
     if about["name"] == "tests" and about["status"] == "done":
-        return bool(about["failures"])
+        return bool(about["failures"]) or about["exit_status"] not in (0, None)
     tools = about.get("tools", {})
     return any("output" in one for one in tools.values())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +26,7 @@ _LAST_WORDS = 3000  # characters of what a child said
 
 @dataclass(frozen=True)
 class Ended:
-    """A child that is no more: None where it had to be killed."""
+    """A child that is no more: None where its time was not enough."""
 
     status: int | None
     output: str
@@ -37,8 +39,15 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **more}
 
 
-def run(command: Sequence[str], seconds: float, log: Path, more: Mapping[str, str]) -> Ended:
-    """Runs a command for at most so long; its output is in `log`, too."""
+def run(
+    command: Sequence[str],
+    seconds: float,
+    log: Path,
+    more: Mapping[str, str],
+    last_words: float = 0.0,
+) -> Ended:
+    """Runs a command for at most so long; its output is in `log`, too. Before it is killed it is
+    interrupted, and has `last_words` seconds to say what it knows."""
     with log.open("w") as file:
         child = subprocess.Popen(
             command,
@@ -53,6 +62,10 @@ def run(command: Sequence[str], seconds: float, log: Path, more: Mapping[str, st
             status: int | None = child.wait(seconds)
         except subprocess.TimeoutExpired:
             status = None
+            if last_words:
+                child.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(last_words)
         finally:
             end(child)
     return Ended(status, log.read_text(errors="replace"))

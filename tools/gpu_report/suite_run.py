@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from tools.environments import ROOT
-from tools.gpu_report.children import end, environment
+from tools.gpu_report import children
 
 _NO_GPU_NEEDED = ("tools", "docs", "emulator", "bench", "fuzz", "mutants")
 _MOST_WORKERS = 8
+_LAST_WORDS = 5.0  # seconds for pytest to say what it has
 _COUNTS = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|deselected)")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.*)$", re.MULTILINE)
 
@@ -41,30 +39,11 @@ def command(selection: str) -> list[str]:
 
 def run(words: list[str], seconds: float, log: Path) -> dict[str, Any]:
     """Counts of tests by outcome, and those that failed; `complete`: time was enough for all."""
-    with log.open("w") as file:
-        start = time.monotonic()
-        child = subprocess.Popen(
-            words,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=environment({}),
-            start_new_session=True,
-        )
-        try:
-            child.wait(seconds)
-            complete = True
-        except subprocess.TimeoutExpired:
-            complete = False
-            child.send_signal(signal.SIGINT)  # it then says what it has
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(5)
-        finally:
-            end(child)
-    text = log.read_text(errors="replace")
-    return summary(text) | {
-        "status": child.returncode,
-        "complete": complete,
+    start = time.monotonic()
+    ended = children.run(words, seconds, log, {}, _LAST_WORDS)
+    return summary(ended.output) | {
+        "exit_status": ended.status,
+        "complete": ended.status is not None,
         "seconds": round(time.monotonic() - start, 1),
     }
 
