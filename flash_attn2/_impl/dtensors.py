@@ -205,7 +205,9 @@ def _placed(local: Problem, cuts: _Cuts, q: Tensor, packed: bool) -> Problem:
     """With what dropout needs: where the part lies, and a state that all devices share."""
     rng_state = local.options.dropout.rng_state
     if rng_state is None:
-        rng_state = _shared(launch.draw_rng_state(local.q.device), cuts.mesh)
+        rng_state = launch.draw_rng_state(local.q.device)
+        for dim in range(cuts.mesh.ndim):
+            share_rng_state(rng_state, cuts.mesh.get_group(dim))
     dropout = local.options.dropout._replace(rng_state=rng_state)
     num_heads = q.shape[-2]
     return local._replace(
@@ -216,14 +218,11 @@ def _placed(local: Problem, cuts: _Cuts, q: Tensor, packed: bool) -> Problem:
     )
 
 
-def _shared(rng_state: Tensor, mesh: Any) -> Tensor:
-    """That of the first device: those of others are drawn from generators of their own."""
+def share_rng_state(rng_state: Tensor, group: Any) -> None:
+    """Writes the one of the first rank: those of others are drawn from generators of their own."""
     import torch.distributed as dist
 
-    for dim in range(mesh.ndim):
-        group = mesh.get_group(dim)
-        dist.broadcast(rng_state, src=dist.get_global_rank(group, 0), group=group)
-    return rng_state
+    dist.broadcast(rng_state, src=dist.get_global_rank(group, 0), group=group)
 
 
 def split_heads(

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from flash_attn2._impl import env
+from flash_attn2.distributed.exchange import all_gathered
 
 _REFUSED = 0
 # Numbers on which a group has agreed, by its name and identity.
@@ -50,9 +51,7 @@ def refuse(group: Any) -> None:
 
 def _numbers(group: Any, number: int) -> list[int]:
     own = torch.tensor([number], device=device_of(group))
-    received = [torch.empty_like(own) for _ in range(group.size())]
-    dist.all_gather(received, own, group=group)
-    return [int(x) for x in received]
+    return [int(x) for x in all_gathered(group, own)]
 
 
 def _named(ranks: list[int]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flash_attn2._impl import checks
 from flash_attn2._impl.arguments import named_only, refuse_keywords, require_bool, require_tensors
+from flash_attn2._impl.autograd import to_autocast_dtype
 from flash_attn2._impl.dtensors import is_dtensor
 from flash_attn2._impl.options import make_options
 from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Options, Problem, ScoreMod
@@ -78,12 +79,13 @@ def context_attention(
             *(q, k, v, plan, softmax_scale, dropout_p, softcap, alibi_slopes, sink, bias),
             *(relative_bias, deterministic, return_lse),
         )
+        if torch.is_autocast_enabled(q.device.type):
+            q, k, v = to_autocast_dtype(q.device.type, q, k, v)
     except Exception:
         group = plan.ranks.group if isinstance(plan, ContextPlan) else None
         if group is not None and not torch.compiler.is_compiling():
             agreement.refuse(group)
         raise
-    q, k, v = _autocast(q, k, v)
     out, lse = op.attend(plan, q, k, v, options, bool(return_lse))
     return (out, lse) if return_lse else out
 
@@ -203,12 +205,3 @@ def _check_whole(plan: ContextPlan, q: Tensor, k: Tensor, v: Tensor, options: Op
     options = options._replace(score_mod=score_mod, sink=whole(options.sink))
     rows = (whole(q, 1), whole(k, 1), whole(v, 1))
     checks.check_dense(Problem(*rows, NO_SEQLENS, NO_SEQLENS, options, NO_PAGES))
-
-
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """In the lower precision of an autocast region, as `flash_attn_func` has them."""
-    device_type = q.device.type
-    if not torch.is_autocast_enabled(device_type):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(x.to(dtype) if x.dtype != torch.float64 else x for x in (q, k, v))

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flash_attn2._impl.arguments import named_only, refuse_keywords, require_bool, require_tensor
+from flash_attn2.distributed.exchange import all_gathered
 from flash_attn2.kvcache import flash_attn_with_kvcache
 from flash_attn2.merging import merge_attention
 
@@ -66,7 +67,7 @@ def sharded_kvcache_attention(
             num_splits=num_splits,
             return_lse=True,
         )
-        outs, lses = (_of_all(group, x) for x in (out, lse))
+        outs, lses = (all_gathered(group, x) for x in (out, lse))
         merged, lse = merge_attention([x.float() if _low(x) else x for x in outs], lses)
         merged = merged.to(out.dtype)
     return (merged, lse) if return_lse else merged
@@ -74,11 +75,3 @@ def sharded_kvcache_attention(
 
 def _low(x: Tensor) -> bool:
     return x.dtype in (torch.float16, torch.bfloat16)
-
-
-def _of_all(group: Any, x: Tensor) -> list[Tensor]:
-    if group.size() == 1:
-        return [x]
-    received = [torch.empty_like(x) for _ in range(group.size())]
-    dist.all_gather(received, x.contiguous(), group=group)
-    return received

@@ -27,6 +27,15 @@ class Parties(NamedTuple):
     """Of each rank."""
 
 
+def all_gathered(group: Any, x: Tensor) -> list[Tensor]:
+    """What each rank of a group has in the place of x, which has one shape on all of them."""
+    if group.size() == 1:
+        return [x]
+    received = [x.new_empty(x.shape) for _ in range(group.size())]
+    dist.all_gather(received, x.contiguous(), group=group)
+    return received
+
+
 def to_heads(parties: Parties, tensors: Sequence[Tensor], tables: Sequence[Table]) -> list[Tensor]:
     """Own rows of all heads -> all rows of the own heads."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from flash_attn2._impl import launch
+from flash_attn2._impl.dtensors import share_rng_state
 from flash_attn2.distributed.exchange import Parties, Table, gathered, joined, to_heads, to_rows
 from flash_attn2.distributed.head_shares import HeadShare
 from flash_attn2.distributed.plan import ContextPlan
@@ -117,7 +117,7 @@ class HeadsScheme:
         state = launch.draw_rng_state(device)
         group = self._plan.ranks.group
         if group is not None and group.size() > 1:
-            dist.broadcast(state, src=dist.get_global_rank(group, 0), group=group)
+            share_rng_state(state, group)
         return state
 
     def _has_rows(self, bias: Tensor) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from flash_attn2._impl.arguments import as_int, require_tensor
+from flash_attn2.distributed.exchange import all_gathered
 
 if TYPE_CHECKING:
     from flash_attn2.distributed.plan import ContextPlan
@@ -78,8 +78,6 @@ def _gathered(plan: ContextPlan, own: Tensor, rows: Sequence[int]) -> list[Tenso
     parts = [padded]
     groups = [ranks.group] if ranks.group is not None else [ranks.heads_group, ranks.outer_group]
     for group in groups:
-        sent = torch.stack(parts)
-        received = [torch.empty_like(sent) for _ in range(group.size())]
-        dist.all_gather(received, sent, group=group)
+        received = all_gathered(group, torch.stack(parts))
         parts = [part for several in received for part in several]
     return [part[:count] for part, count in zip(parts, rows, strict=True)]
