@@ -13,54 +13,37 @@ for flex_attention; the other runtimes `pip install "flash_attn2[peers]"`.
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import peer_rows
 import peers
-import recorded
-import torch
-from cpu_markdown import one_line, tables
-from cpu_rows import THREADS, rows
+import row_script
+from cpu_rows import rows
 from cpu_suite import CpuTable
 
-from flash_attn2.bench.record import read_record
-from flash_attn2.bench.timing import Budget
 
-_ROUNDS = (5, 50)  # at least and at most
-_QUICK_ROUNDS = (2, 3)
+def _all_rows(quick: bool) -> list[Any]:
+    return [*rows(quick), *peer_rows.rows(quick)]
+
+
+def _about_peers(selected: Sequence[Any]) -> dict[str, Any]:
+    if not any(isinstance(row, peer_rows.PeerRow) for row in selected):
+        return {}
+    return {"peers": peers.releases(), "peer_rows": len(peer_rows.rows())}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    return row_script.run(
+        argv,
+        __doc__,
+        output="cpu-table.json",
+        seconds=3,
+        rows=_all_rows,
+        suite=CpuTable,
+        more=_about_peers,
     )
-    parser.add_argument("--output", type=Path, default=Path("bench-results/cpu-table.json"))
-    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows with such a name")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per row (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="tiny problems, to try the script")
-    parser.add_argument("--list", action="store_true", help="only print the names of the rows")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only print FILE's tables")
-    args = parser.parse_args(argv)
-    if args.show:
-        print(tables(read_record(args.show)))
-        return 0
-    everything = [*rows(args.quick), *peer_rows.rows(args.quick)]
-    selected = [row for row in everything if re.search(args.rows, row.name)]
-    if not selected:
-        parser.error(f"--rows {args.rows!r} matches no row; --list shows their names")
-    if args.list:
-        print("\n".join(row.name for row in selected))
-        return 0
-    torch.set_num_threads(max(THREADS))  # as the record says of the machine
-    budget = Budget(args.seconds, *(_QUICK_ROUNDS if args.quick else _ROUNDS))
-    options = {"rows": args.rows, "seconds": args.seconds, "quick": args.quick}
-    if any(isinstance(row, peer_rows.PeerRow) for row in selected):
-        options |= {"peers": peers.releases(), "peer_rows": len(peer_rows.rows())}
-    return recorded.run(CpuTable(selected, budget), args.output, options, one_line, tables)
 
 
 if __name__ == "__main__":

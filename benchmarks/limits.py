@@ -14,28 +14,20 @@ c++), for the loops.
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import recorded
+import row_script
 import torch
-from cpu_markdown import one_line, tables
 from cpu_peak import reading
 from cpu_peers import Timed
-from cpu_rows import THREADS
 from cpu_suite import CpuTable, take_turns
 from limit_rows import ENVIRONMENT, READING, DecodeRow, LimitRow, rows
 
 from flash_attn2.bench.decode.contenders import CONTENDERS, DecodeProblem
-from flash_attn2.bench.record import read_record
 from flash_attn2.bench.suite import Outcome
 from flash_attn2.bench.timing import Budget
 
-_ROUNDS = (5, 50)  # at least and at most
-_QUICK_ROUNDS = (2, 3)
 _READ_BYTES = 2**28  # as many as the layers of a problem of decoding have at least
 
 
@@ -64,29 +56,7 @@ def _decoding(row: DecodeRow, budget: Budget) -> Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("bench-results/limits.json"))
-    parser.add_argument("--rows", default="", metavar="REGEX", help="only rows with such a name")
-    parser.add_argument("--seconds", type=float, default=4.0, help="per row (default: 4)")
-    parser.add_argument("--quick", action="store_true", help="tiny problems, to try the script")
-    parser.add_argument("--list", action="store_true", help="only print the names of the rows")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only print FILE's tables")
-    args = parser.parse_args(argv)
-    if args.show:
-        print(tables(read_record(args.show)))
-        return 0
-    selected = [row for row in rows(args.quick) if re.search(args.rows, row.name)]
-    if not selected:
-        parser.error(f"--rows {args.rows!r} matches no row; --list shows their names")
-    if args.list:
-        print("\n".join(row.name for row in selected))
-        return 0
-    torch.set_num_threads(max(THREADS))  # as the record says of the machine
-    budget = Budget(args.seconds, *(_QUICK_ROUNDS if args.quick else _ROUNDS))
-    options = {"rows": args.rows, "seconds": args.seconds, "quick": args.quick}
-    return recorded.run(Limits(selected, budget), args.output, options, one_line, tables)
+    return row_script.run(argv, __doc__, output="limits.json", seconds=4, rows=rows, suite=Limits)
 
 
 if __name__ == "__main__":
