@@ -22,6 +22,11 @@ def test_long_context(capsys: pytest.CaptureFixture[str]) -> None:
     assert "window of 1024 and a sink" in capsys.readouterr().out
 
 
+def test_latent_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "latent_attention.py"))["main"](3)
+    assert "3 tokens, the same in both forms" in capsys.readouterr().out
+
+
 NEEDING_EXTRAS = ("finetune_bert", "long_documents", "train_gpt")
 
 

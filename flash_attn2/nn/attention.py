@@ -1,9 +1,4 @@
-"""PyTorch modules over the attention functions: `Attention` and `RotaryEmbedding`.
-
-Both take dense tensors (batch, seqlen, ...) and packed ones (total, ...), whose sequences lie one
-after another at the rows that `cu_seqlens`, int32 (batch + 1,), names. `unpad_input` and
-`pad_input` lead from a padded batch to packed tensors and back.
-"""
+"""Multi-head attention with projections."""
 
 from __future__ import annotations
 
@@ -16,11 +11,9 @@ from torch import Tensor, nn
 
 from flash_attn2._impl.arguments import (
     as_int,
-    as_number,
     named_only,
     refuse_keywords,
     require_bool,
-    require_tensor,
 )
 from flash_attn2._impl.dtensors import is_dtensor, split_heads
 from flash_attn2._impl.multihead import check_multihead, fill
@@ -29,34 +22,12 @@ from flash_attn2._impl.options import bound_of, make_options, rows_of
 from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V
 from flash_attn2._impl.rotary import RotaryEmbedding
 from flash_attn2._impl.rotation import check_sequences
-from flash_attn2._impl.tensors import require_allocated
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 from flash_attn2.inference import Step
 from flash_attn2.kvcache import flash_attn_with_kvcache
 from flash_attn2.masks import BlockMask
-
-__all__ = ["Attention", "RotaryEmbedding", "alibi_slopes"]
-
-
-def alibi_slopes(num_heads: int, device: torch.device | str | None = None) -> Tensor:
-    """The slopes of Press et al. 2021, float32 (num_heads,).
-
-    For n heads, n a power of two, they are 2^(-8/n), 2^(-16/n), ..., 2^-8. Other numbers of heads
-    have those of the power of two below, and then every other one of the power of two above.
-    """
-    num_heads = as_int("num_heads", num_heads)
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
-    return torch.tensor(_alibi_slopes(num_heads), dtype=torch.float32, device=device)
-
-
-def _alibi_slopes(num_heads: int) -> list[float]:
-    def geometric(n: int) -> list[float]:
-        return [2.0 ** (-8 * (i + 1) / n) for i in range(n)]
-
-    below = 1 << (num_heads.bit_length() - 1)
-    slopes = geometric(below) + geometric(2 * below)[::2]
-    return slopes[:num_heads]
+from flash_attn2.nn.checks import check_bound, check_input, check_mode, check_step
+from flash_attn2.nn.slopes import given_slopes
 
 
 class Attention(nn.Module):
@@ -135,7 +106,7 @@ class Attention(nn.Module):
             dropout, softmax_scale, causal, window_size, softcap, None, None, deterministic
         )
 
-        slopes = _given_slopes(alibi, num_heads)  # before anything random is drawn
+        slopes = given_slopes(alibi, num_heads)  # before anything random is drawn
 
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -275,10 +246,11 @@ class Attention(nn.Module):
                 "bias": bias,
                 "relative_bias": relative_bias,
             }
-            self._check_step(cache, step, others)
+            check_step(cache, step, others)
+            looks_ahead = not self.causal and self.window_size[1] != 0
+            check_mode(self, looks_ahead, self.dropout)
             return self._attend_over_cache(x, cache, step)  # type: ignore[arg-type]
-        if cu_seqlens is None and max_seqlen is not None:
-            raise ValueError("max_seqlen must come with cu_seqlens, of packed x, got it alone")
+        check_bound(cu_seqlens, max_seqlen)
         if cu_seqlens is not None:
             for name, value in (
                 ("block_mask", block_mask),
@@ -291,7 +263,7 @@ class Attention(nn.Module):
                         "x of shape (1, total, embed_dim), with a mask by "
                         "masks.documents(cu_seqlens)"
                     )
-            self._check_input(x, packed=True)
+            check_input(x, self.qkv_proj, self.embed_dim, packed=True)
             check_sequences(cu_seqlens, x)
             max_seqlen = bound_of("max_seqlen", max_seqlen, cu_seqlens, rows_of(x))
         q, k, v = self.project(x, cu_seqlens=cu_seqlens)
@@ -329,7 +301,7 @@ class Attention(nn.Module):
         }
 
     def _attend_over_cache(self, x: Tensor, cache: tuple[Tensor, Tensor], step: Step) -> Tensor:
-        self._check_input(x, packed=True)
+        check_input(x, self.qkv_proj, self.embed_dim, packed=True)
         qk, v = self._heads(self.qkv_proj(x))
         q, k = qk.split((self.num_heads, self.num_heads_kv), -2)  # type: ignore[no-untyped-call]
         options = self._options(x.device)
@@ -348,43 +320,12 @@ class Attention(nn.Module):
         )
         return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
 
-    def _check_step(self, cache: Any, step: Any, others: dict[str, Any]) -> None:
-        if not isinstance(step, Step):
-            raise TypeError(
-                "step must be a Step, what PagedKVCache.append returns, beside cache, got "
-                f"{type(step).__name__}"
-            )
-        if not isinstance(cache, (tuple, list)) or len(cache) != 2:
-            raise TypeError(
-                "cache must be (k_cache, v_cache) of this layer, such as PagedKVCache.layers[i], "
-                f"beside step, got {type(cache).__name__}"
-            )
-        for name, value in (("cache[0]", cache[0]), ("cache[1]", cache[1])):
-            require_tensor(name, value)
-            if value.ndim != 4:
-                raise ValueError(
-                    f"{name} must be (num_pages, page_size, num_heads_kv, head_dim), got shape "
-                    f"{tuple(value.shape)}"
-                )
-        for name, value in others.items():
-            if value is not None:
-                raise ValueError(f"{name} must be None with cache, whose step says what it takes")
-        if not self.causal and self.window_size[1] != 0:
-            raise ValueError(
-                "cache must go with a layer that has causal=True: in another one, tokens see later "
-                "ones, which the cache does not hold yet"
-            )
-        if self.training and self.dropout:
-            raise ValueError(
-                f"cache must come without dropout, got {self.dropout} in training mode: call eval()"
-            )
-
     def project(
         self, x: Tensor, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x, (..., heads, head_dim or head_dim_v), rotated if there is
         a `rotary`."""
-        self._check_input(x, packed=cu_seqlens is not None)
+        check_input(x, self.qkv_proj, self.embed_dim, packed=cu_seqlens is not None)
         qkv = self.qkv_proj(x)
         if qkv.shape[-1] != sum(self._widths()):
             heads = self.num_heads + 2 * self.num_heads_kv
@@ -426,27 +367,6 @@ class Attention(nn.Module):
         q, k, v = split_heads(heads, counts, rotate)
         return q, k, v
 
-    def _check_input(self, x: Tensor, packed: bool) -> None:
-        require_tensor("x", x)
-        if x.ndim != (2 if packed else 3) or x.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"x must be (batch, seqlen, {self.embed_dim}), or (total, {self.embed_dim}) with "
-                f"cu_seqlens, got shape {tuple(x.shape)}"
-            )
-        require_allocated(x=x)
-        if type(self.qkv_proj) is not nn.Linear:  # another layer may take what it likes
-            return
-        weight = self.qkv_proj.weight
-        if x.device != weight.device:
-            raise ValueError(
-                f"x must be on the device of the parameters, {weight.device}, got {x.device}"
-            )
-        autocast = torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
-        if x.dtype != weight.dtype and not autocast:
-            raise TypeError(
-                f"x must have the dtype of the parameters, {weight.dtype}, got {x.dtype}"
-            )
-
     def extra_repr(self) -> str:
         text = f"{self.embed_dim}, num_heads={self.num_heads}, num_heads_kv={self.num_heads_kv}"
         text += f", head_dim={self.head_dim}"
@@ -471,24 +391,6 @@ _DEFAULTS = {  # of what `extra_repr` shows where it is not the default
     "softcap": 0.0,
     "deterministic": False,
 }
-
-
-def _given_slopes(alibi: Any, num_heads: int) -> tuple[float, ...] | None:
-    """What `alibi` asks for, as numbers."""
-    if isinstance(alibi, bool):
-        return tuple(_alibi_slopes(num_heads)) if alibi else None
-    if isinstance(alibi, Tensor):
-        if alibi.is_meta or alibi.ndim != 1:
-            raise ValueError(
-                f"alibi must be ({num_heads},) with values, got shape {tuple(alibi.shape)} on "
-                f"{alibi.device}"
-            )
-        alibi = alibi.detach().tolist()
-    if not isinstance(alibi, (list, tuple)):
-        raise TypeError(f"alibi must be True, False, or the slopes themselves, got {alibi!r}")
-    if len(alibi) != num_heads:
-        raise ValueError(f"alibi must be ({num_heads},), got shape ({len(alibi)},)")
-    return tuple(as_number("alibi", slope) for slope in alibi)
 
 
 def _sizes(
