@@ -122,6 +122,7 @@ def test_faults_of(line: str, kind: str, instead: Sequence[str]) -> None:
         ("@%p1 st.shared.u32 [%r1], %r2;", {"guards", "accesses"}),
         ("setp.lt.s32 %p1, %r1, %r2;", {"predicates"}),
         ("or.pred %p1, %p2, %p3;", {"predicates"}),
+        ("shfl.sync.idx.b32 %r1|%p1, %r2, 0, 31, -1;", {"values"}),
         ("add.s32 %r1, %r2, 1;", {"values"}),
     ],
 )

@@ -149,8 +149,9 @@ def _unguarded_faults(instruction: Instruction, near: Sequence[str]) -> Iterator
 def _stratum(instruction: Instruction) -> str:
     if instruction.accesses:
         return "accesses"
-    is_predicate = any(result.startswith("%p") for result in instruction.results)
-    return "predicates" if is_predicate else "values"
+    # A shuffle writes one beside its value.
+    only_predicates = all(result.startswith("%p") for result in instruction.results)
+    return "predicates" if instruction.results and only_predicates else "values"
 
 
 def _others(operand: str, near: Sequence[str]) -> list[str]:
