@@ -27,11 +27,15 @@ function(fa2_check_nvcc result)
   endif()
 endfunction()
 
-# For units, each a .cu file: sets `cpp` to the files of their translated kernels. FLAGS are nvcc's.
+# For units, each a .cu file: sets `cpp` to the files of their translated kernels. FLAGS are nvcc's;
+# ARCH is the virtual architecture, 80 by default.
 # HOST_OBJECTS names a variable: these are programs, and it gets the objects of their host's code.
 # Units of the same name in different folders are an error.
 function(fa2_translate_units cpp)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "HOST_OBJECTS" "FLAGS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "ARCH;HOST_OBJECTS" "FLAGS")
+  if(NOT arg_ARCH)
+    set(arg_ARCH 80)
+  endif()
   file(GLOB_RECURSE tools CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tools/nvcc/*.py"
        "${PROJECT_SOURCE_DIR}/tools/ptx_emulator/*.py")
   if(FLASH_ATTN2_FAULTS)
@@ -42,7 +46,7 @@ function(fa2_translate_units cpp)
   set(objects "")
   foreach(source IN LISTS arg_UNPARSED_ARGUMENTS)
     cmake_path(GET source STEM unit)
-    set(made "${FA2_UNITS_DIR}/compute_80/${unit}/${unit}")
+    set(made "${FA2_UNITS_DIR}/compute_${arg_ARCH}/${unit}/${unit}")
     set(of_unit "${made}.ptx.cpp")
     set(outputs "${made}.ptx")
     set(options "")
@@ -60,7 +64,7 @@ function(fa2_translate_units cpp)
     add_custom_command(
       OUTPUT ${outputs} "${of_unit}"
       COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated unit "${source}"
-              --folder "${FA2_UNITS_DIR}" ${options} -- ${arg_FLAGS}
+              --folder "${FA2_UNITS_DIR}" --arch ${arg_ARCH} ${options} -- ${arg_FLAGS}
       DEPENDS "${source}" ${tools}
       DEPFILE "${made}.d"
       WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"

@@ -70,6 +70,10 @@ def test_operands_are_split_outside_of_brackets() -> None:
         ("add.s32.rz %r1, %r1, %r1;", "add.s32.rz: the table of instructions does not have it"),
         ("ld.global.evict_never.u32 %r1, [%rd1];", "does not have .evict_never"),
         ("add.s32 %r1, %r1;", "add.s32: 2 operands"),
+        ("mbarrier.init.shared.b64 [%r1];", "mbarrier.init.shared.b64: 1 operands"),
+        ("mbarrier.init.shared.b64 %r1, 1;", "cannot read the address %r1"),
+        ("mbarrier.init.shared::cluster.b64 [%r1], 1;", "does not have it"),
+        ("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%r1], {%r1};", "does not have it"),
         ("add.s64 %rd1, %rd1, %r1;", "%r1 is u32, not s64"),
         ("add.s32 %r1, %r9, 1;", "unknown operand %r9"),
         ("mov.u32 %r9, 1;", "unknown target %r9"),
@@ -89,6 +93,14 @@ def test_errors_name_the_instruction_and_its_line(instruction: str, words: str) 
     opcode = instruction.split()[0].rstrip(";")
     assert str(error.value).startswith(f"x.ptx:10: {opcode}: ")
     assert words in str(error.value)
+
+
+def test_rows_of_one_spelling_differ_by_their_operands() -> None:
+    body = ".reg .b32 %r<2>;\n.reg .b64 %rd<2>;\nmov.u32 %r1, 0;\n"
+    arrive = "mbarrier.arrive.shared::cta.b64 %rd1, [%r1+8]{};\n"
+    text = cpp_of(body + arrive.format("") + arrive.format(", 3"))
+    assert "$rd1 = mbarrier_arrive(sites + 0, $r1 + u32(8), 1u, 0u, true, false);" in text
+    assert "$rd1 = mbarrier_arrive(sites + 1, $r1 + u32(8), u32(3u), 0u, true, false);" in text
 
 
 def test_the_command_writes_the_file_or_says_why_not(

@@ -35,6 +35,36 @@ TEST(matrices_from_shared_memory) {
   }
 }
 
+TEST(matrices_to_shared_memory) {
+  std::vector<uint32_t> in(128), out(128);
+  for (uint32_t i = 0; i < 128; ++i) in[i] = pair(uint16_t(2 * i), uint16_t(2 * i + 1));
+  auto const from = writable(in, "in");
+  auto const to = writable(out);
+  enum : uint32_t { kFour, kTransposed, kOne, kTooEarly, kMisaligned };
+  for (uint32_t mode : {kFour, kTransposed, kOne}) {
+    emu::reset_counters();
+    CHECK_EQUAL(launch_kernel("store_all", 1, 32, 0, in.data(), out.data(), mode), "");
+    CHECK_EQUAL(emu::counters().stmatrix.wavefronts, mode == kOne ? 1u : 4u);
+    for (uint32_t row = 0; row < 32; ++row) {
+      for (uint32_t col = 0; col < 8; ++col) {
+        uint16_t const got = uint16_t(out[row * 4 + col / 2] >> 16 * (col % 2));
+        uint32_t const i = row % 8, m = row / 8;
+        auto const element = [&](uint32_t r, uint32_t c) {
+          return uint16_t(in[(4 * r + c / 2) * 4 + m] >> 16 * (c % 2));
+        };
+        uint32_t const untouched = col % 2 == 0 ? row : 0;  // the row's number, in words
+        CHECK_EQUAL(got, mode == kOne && m > 0 ? untouched
+                         : mode == kTransposed ? element(col, i)
+                                               : element(i, col));
+      }
+    }
+  }
+  CHECK_CONTAINS(launch_kernel("store_all", 1, 32, 0, in.data(), out.data(), kTooEarly),
+                 "read without a __syncwarp after the write of warp 0 (stmatrix)");
+  CHECK_CONTAINS(launch_kernel("store_all", 1, 32, 0, in.data(), out.data(), kMisaligned),
+                 "not 16-byte aligned");
+}
+
 // A problem of 16 x 8 x 16 and its fragments, as the PTX ISA lays them out.
 template <class Half>
 struct Product {

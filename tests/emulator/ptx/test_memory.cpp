@@ -184,6 +184,36 @@ TEST(atomics_of_a_cta_race_with_those_of_another) {
   CHECK_CONTAINS(report, "(atomic, .cta)");
 }
 
+TEST(generic_addresses_by_the_window_of_a_cta) {
+  emu::Options options;
+  options.ctas_in_flight = 2;
+  WithOptions const scope(options);
+  std::vector<uint64_t> slot(1);
+  std::vector<uint8_t> out(8);
+  auto const slot_buffer = writable(slot, "slot");
+  auto const out_buffer = writable(out);
+  auto const report = [&](uint32_t local, uint32_t how, uint32_t own) {
+    slot[0] = 0;
+    return launch_kernel("foreign_window", 2, 1, 0, slot.data(), out.data(), local, how, own);
+  };
+  enum : uint32_t { kAsk, kRead, kAtomic, kAcquire };
+  for (uint32_t how : {kAsk, kRead, kAtomic, kAcquire}) {
+    out.assign(8, 0);
+    CHECK_EQUAL(report(0, how, 1), "");
+    CHECK_EQUAL(int(out[0]) * 2 + out[1], 2);
+    CHECK_EQUAL(int(out[4]), how == kAsk ? 0 : 5);
+  }
+  // In another CTA's window: neither the thread's shared memory nor global memory.
+  out.assign(8, 1);
+  CHECK_EQUAL(report(0, kAsk, 0), "");
+  CHECK_EQUAL(int(out[0]) * 2 + out[1], 0);
+  for (uint32_t how : {kRead, kAtomic, kAcquire}) {
+    CHECK_CONTAINS(report(0, how, 0), "out of bounds: shared memory + 0 of another CTA, (0,0,0)");
+  }
+  CHECK_CONTAINS(report(1, kRead, 0), "out of bounds: 4 bytes at local memory");
+  CHECK_CONTAINS(report(1, kAtomic, 1), "an atomic in local memory");
+}
+
 TEST(faults_of_memory) {
   std::vector<uint32_t> out(8);
   auto const buffer = writable(out);

@@ -14,6 +14,7 @@ void sync_warp(void const* site, uint32_t mask);
 uint32_t ballot(void const* site, uint32_t mask, bool predicate);
 uint64_t shuffle(void const* site, uint32_t mask, uint64_t value, int source_lane);
 uint32_t active_lanes();
+uint32_t elect(void const* site, uint32_t mask);  // one of these lanes, always the same
 
 // ---- barriers of a CTA
 enum class Reduction { kNone, kOr, kAnd, kCount };
@@ -36,6 +37,8 @@ enum class MmaType { kHalf, kBFloat16 };
 void mma(void const* site, MmaOperands& operands, MmaType type, int k);  // m16n8k16, m16n8k8
 void load_matrix(void const* site, uint64_t row, uint32_t* registers, int matrices,
                  bool transposed);
+void store_matrix(void const* site, uint64_t row, uint32_t const* registers, int matrices,
+                  bool transposed);
 uint32_t transpose_matrix(void const* site, uint32_t fragment);  // movmatrix
 
 // ---- asynchronous copies; of `source_bytes`, the rest becomes zero
@@ -44,6 +47,38 @@ void copy_async(void const* site, void const* source, uint64_t target, uint32_t 
 void copy_async_commit();
 void copy_async_wait_group(int pending);
 void copy_async_wait_all();
+
+// ---- mbarriers, by offset
+struct MbarrierArrival {
+  uint32_t count = 1;
+  uint32_t bytes = 0;    // that it says are to come
+  bool releases = true;  // hands over what comes before
+  bool drops = false;    // not expected again in the phases to come
+};
+// The one that a thread waits for: by its number, or by parity: the present one is meant where it
+// is of this parity, else the one before.
+struct MbarrierPhase {
+  uint32_t phase;
+  bool by_parity;
+  bool acquires = true;  // takes over what others have handed over
+};
+void mbarrier_init(void const* site, uint64_t offset, uint32_t arrivals);
+void mbarrier_invalidate(void const* site, uint64_t offset);
+void mbarrier_expect(void const* site, uint64_t offset, uint32_t bytes);
+// The number of the phase.
+uint64_t mbarrier_arrive(void const* site, uint64_t offset, MbarrierArrival const& arrival);
+// Whether the phase is complete; lets others go on before it says no.
+bool mbarrier_test(void const* site, uint64_t offset, MbarrierPhase wanted);
+
+// ---- bulk copies; `offset` is in shared memory
+void bulk_load(void const* site, uint64_t offset, void const* source, uint32_t bytes,
+               uint64_t mbarrier);
+void bulk_store(void const* site, void* target, uint64_t offset, uint32_t bytes);
+void bulk_store_commit();
+void bulk_store_wait(int pending, bool reading_only);
+
+// ---- registers: has so many from here on, `more` than before or less
+void set_registers(void const* site, int wanted, bool more);
 
 // ---- atomics
 struct Atomic {

@@ -6,12 +6,14 @@ instruction is spelled, what types its operands have, and what it computes, as a
 * ``<T:s32|u32>`` binds a name to one of several modifiers, or sets of them (``INT``);
 * ``[.ftz]`` may be there or not;
 * operands, result first, have types by name, or by a name that the spelling binds; ``wide`` is
-  ``T`` with twice the bits, ``bits`` is ``T`` without a sign;
+  ``T`` with twice the bits, ``bits`` is ``T`` without a sign, ``address`` one in brackets, as u64;
 * in the expression, ``{a}``, ``{b}``, ... are the sources, ``{site}`` says where the instruction
   is, and a bound name is what it stands for. ``wide`` and ``T`` are C++ types there.
 
 ``.ftz`` flushes operands and result, ``.sat`` clamps the result, unless the expression names them.
-Instructions that do not fit have an ``operation``: a function that writes the C++ itself.
+Of several rows with one spelling, that one counts which takes as many operands. ``shared::cta`` is
+``shared`` in spellings and modifiers. Instructions that do not fit have an ``operation``: a
+function that writes the C++ itself.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ def operation(*names: str) -> Callable[[Operation], Operation]:
 
 def _regex(pattern: str) -> re.Pattern[str]:
     text = re.sub(r"\[\.(\w+)\]", r"(?P<\1>@\1)?", pattern)
-    text = re.sub(r"<(\w+):([\w|]+)>", lambda m: f"(?P<{m[1]}>{_choices(m[2])})", text)
+    text = re.sub(r"<(\w+):([\w|:]+)>", lambda m: f"(?P<{m[1]}>{_choices(m[2])})", text)
     return re.compile(text.replace(".", r"\.").replace("@", r"\."))
 
 
@@ -117,18 +119,19 @@ class Form:
     sources: tuple[str, ...]
     expression: str
 
+    def takes(self, operands: list[str]) -> bool:
+        return len(operands) == len(self.targets) + len(self.sources)
+
     def apply(self, body: Body, found: re.Match[str], operands: list[str]) -> str:
         """C++ of the instruction."""
         bound = _derived({k: v.lstrip(".") for k, v in found.groupdict().items() if v})
-        if len(operands) != len(self.targets) + len(self.sources):
-            raise body.fail(f"{len(operands)} operands")
         kinds = [bound.get(kind, kind) for kind in self.targets + self.sources]
         flush = "ftz" in bound and "{ftz}" not in self.expression
         values = dict(bound)
         first = len(self.targets)
         sources = zip(operands[first:], kinds[first:], strict=True)
         for name, (operand, kind) in zip("abcdefgh", sources, strict=False):
-            value = body.read(operand, kind)
+            value = body.address(operand) if kind == "address" else body.read(operand, kind)
             values[name] = f"flush({value})" if flush and kind == "f32" else value
         if "{site}" in self.expression:
             values["site"] = body.site()
@@ -161,11 +164,16 @@ def form(pattern: str, signature: str, expression: str) -> None:
 
 def translate(body: Body, opcode: str, operands: list[str]) -> str:
     """C++ of an instruction. An error names it where the table does not have it."""
+    opcode = opcode.replace("shared::cta", "shared")
     base, *modifiers = opcode.split(".")
+    is_spelled = False
     for row in _forms.get(base, ()):
         found = row.spelling.fullmatch(opcode)
-        if found:
+        if found and row.takes(operands):
             return row.apply(body, found, operands)
+        is_spelled |= found is not None
+    if is_spelled:
+        raise body.fail(f"{len(operands)} operands")
     if base in _operations:
         return _operations[base](body, modifiers, operands)
     raise body.fail("the table of instructions does not have it")

@@ -25,17 +25,13 @@ _SCOPES = {"cta": "kCta", "gpu": "kGpu", "sys": "kGpu"}
 
 
 def _space(modifiers: Iterable[str]) -> str:
-    """``generic`` where none is named; ``shared::cta`` is ``shared``."""
-    return next((m for m in _plain(modifiers) if m in _SPACES), "generic")
-
-
-def _plain(modifiers: Iterable[str]) -> list[str]:
-    return ["shared" if m == "shared::cta" else m for m in modifiers]
+    """``generic`` where none is named."""
+    return next((m for m in modifiers if m in _SPACES), "generic")
 
 
 def _check(body: Body, modifiers: Iterable[str], *known: Iterable[str]) -> None:
     allowed = {name for names in known for name in names}
-    unknown = [m for m in _plain(modifiers) if m not in allowed]
+    unknown = [m for m in modifiers if m not in allowed]
     if unknown:
         raise body.fail(f"the table of instructions does not have .{unknown[0]}")
 
@@ -153,7 +149,6 @@ def _access(
 
 
 form("isspacep.<space:global|shared|local|const|param>", "pred = u64", "is_{space}({a})")
-form("isspacep.shared::cta", "pred = u64", "is_shared({a})")
 
 
 @operation("prefetch", "prefetchu", "applypriority", "discard")
@@ -172,13 +167,12 @@ form("cp.async.wait_all", "=", "copy_async_wait_all()")
 @operation("cp")
 def cp(body: Body, modifiers: list[str], operands: list[str]) -> str:
     """``cp.async.ca|cg.shared.global[.L2::128B] [to], [from], bytes[, source bytes or skip]``."""
-    plain = _plain(modifiers)
     hints = ("L2::64B", "L2::128B", "L2::256B")
-    _check(body, plain, ("async", "ca", "cg", "shared", "global"), hints)
-    if plain[:1] != ["async"] or len(operands) not in (3, 4) or not operands[2].isdigit():
+    _check(body, modifiers, ("async", "ca", "cg", "shared", "global"), hints)
+    if modifiers[:1] != ["async"] or len(operands) not in (3, 4) or not operands[2].isdigit():
         raise body.fail("the table of instructions does not have it")
     bytes_ = int(operands[2])
-    if bytes_ not in ((16,) if "cg" in plain else (4, 8, 16)):
+    if bytes_ not in ((16,) if "cg" in modifiers else (4, 8, 16)):
         raise body.fail(f"a copy of {bytes_} bytes")
     given = operands[2]
     if len(operands) == 4:

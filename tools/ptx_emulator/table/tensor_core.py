@@ -1,4 +1,4 @@
-"""Matrices: ``ldmatrix``, ``movmatrix`` and ``mma.sync``."""
+"""Matrices: ``ldmatrix``, ``stmatrix``, ``movmatrix`` and ``mma.sync``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,36 @@ form("movmatrix.sync.aligned.m8n8.trans.b16", "b32 = b32", "transpose_matrix({si
 @operation("ldmatrix")
 def ldmatrix(body: Body, modifiers: list[str], operands: list[str]) -> str:
     """1, 2 or 4 matrices of 8 x 8 halves; with ``.trans``, their transposes."""
-    parts = {m.replace("shared::cta", "shared") for m in modifiers}
-    count = next((m for m in ("x1", "x2", "x4") if m in parts), "x0")
     targets = body.items(operands[0])
-    expected = {"sync", "aligned", "m8n8", "shared", "b16", count}
-    if parts - {"trans"} != expected or len(targets) != int(count[1]):
-        raise body.fail("the table of instructions does not have it")
-    transposed = "true" if "trans" in parts else "false"
+    transposed = _check_matrices(body, modifiers, len(targets))
     writes = (body.write(t, "b32", f"matrices[{i}]") for i, t in enumerate(targets))
     address = body.address(operands[1])
     return (
         f"load_matrices({body.site()}, {address}, matrices, {len(targets)}, {transposed}); "
         + " ".join(writes)
     )
+
+
+@operation("stmatrix")
+def stmatrix(body: Body, modifiers: list[str], operands: list[str]) -> str:
+    """The other way round."""
+    sources = body.items(operands[1])
+    transposed = _check_matrices(body, modifiers, len(sources))
+    given = (f"matrices[{i}] = {body.read(source, 'b32')};" for i, source in enumerate(sources))
+    address = body.address(operands[0])
+    return (
+        " ".join(given)
+        + f" store_matrices({body.site()}, {address}, matrices, {len(sources)}, {transposed});"
+    )
+
+
+def _check_matrices(body: Body, modifiers: list[str], matrices: int) -> str:
+    """C++: whether they are transposed."""
+    count = next((m for m in ("x1", "x2", "x4") if m in modifiers), "x0")
+    expected = {"sync", "aligned", "m8n8", "shared", "b16", count}
+    if set(modifiers) - {"trans"} != expected or matrices != int(count[1]):
+        raise body.fail("the table of instructions does not have it")
+    return "true" if "trans" in modifiers else "false"
 
 
 _MMA = re.compile(

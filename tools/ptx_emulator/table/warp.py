@@ -9,6 +9,7 @@ form("vote.sync.<how:any|all|uni>.pred", "pred = pred u32", "vote_{how}({site}, 
 form("vote.sync.ballot.b32", "u32 = pred u32", "vote_ballot({site}, {a}, {b})")
 form("match.any.sync.<T:b32|b64>", "u32 = T u32", "match_any({site}, {a}, {b})")
 form("bar.warp.sync", "= u32", "sync_warp({site}, {a})")
+form("setmaxnreg.<how:inc|dec>.sync.aligned.u32", "= u32", "set_registers_{how}({site}, {a})")
 for op in ("add", "min", "max"):
     form(f"redux.sync.{op}.<T:u32|s32>", "T = T u32", f"{{T}}(redux_{op}({{site}}, {{a}}, {{b}}))")
 for op in ("and", "or", "xor"):
@@ -34,6 +35,23 @@ def shfl(body: Body, modifiers: list[str], operands: list[str]) -> str:
         if t != "_"
     ]
     return f"{{ auto const found = {found}; {' '.join(writes)} }}"
+
+
+@operation("elect")
+def elect(body: Body, modifiers: list[str], operands: list[str]) -> str:
+    """``elect.sync d|p, mask``; p says whether the thread's lane, of all in the mask, is d."""
+    targets = [t.strip() for t in operands[0].split("|")]
+    if modifiers != ["sync"] or len(targets) != 2 or len(operands) != 2:
+        raise body.fail("the table of instructions does not have it")
+    writes = [
+        body.write(target, kind, value)
+        for target, kind, value in zip(
+            targets, ("u32", "pred"), ("leader", "leader == lane_id()"), strict=True
+        )
+        if target != "_"
+    ]
+    found = f"elect({body.site()}, {body.read(operands[1], 'u32')})"
+    return f"{{ [[maybe_unused]] u32 const leader = {found}; {' '.join(writes)} }}"
 
 
 @operation("match")

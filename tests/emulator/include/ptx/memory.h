@@ -35,7 +35,7 @@ EMU_PTX_ORDERED(global)
 EMU_PTX_ORDERED(shared)
 #undef EMU_PTX_ORDERED
 
-// Generic addresses are the host's; a CTA's shared memory lies in a window of them.
+// Generic addresses are the host's; the shared memory of each CTA lies in a window of them.
 u64 shared_window();
 bool is_shared(u64 address);
 bool is_local(u64 address);

@@ -8,6 +8,7 @@
 #include "ptx/conversions.h"
 #include "ptx/floats.h"
 #include "ptx/halves.h"
+#include "ptx/mbarrier.h"
 #include "ptx/memory.h"
 #include "ptx/module.h"
 #include "ptx/tensor_core.h"

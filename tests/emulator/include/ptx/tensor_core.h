@@ -19,6 +19,7 @@ void multiply_bf16(Site const* site, MmaOperands& operands, int depth);
 void multiply_f16_f16(Site const* site, MmaOperands& operands, int depth);
 
 void load_matrices(Site const* site, u64 row, u32* registers, int matrices, bool transposed);
+void store_matrices(Site const* site, u64 row, u32 const* registers, int matrices, bool transposed);
 u32 transpose_matrix(Site const* site, u32 fragment);
 
 }  // namespace emu::ptx

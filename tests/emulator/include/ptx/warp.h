@@ -32,6 +32,7 @@ u32 vote_ballot(Site const* site, bool predicate, u32 mask);
 u32 match_any(Site const* site, u64 value, u32 mask);
 u32 match_all(Site const* site, u64 value, u32 mask);  // 0 where they differ
 void sync_warp(Site const* site, u32 mask);
+u32 elect(Site const* site, u32 mask);  // one of these lanes
 
 u32 redux_add(Site const* site, u32 value, u32 mask);
 u32 redux_min(Site const* site, u32 value, u32 mask);
@@ -49,6 +50,10 @@ void barrier_arrive(Site const* site, u32 id, u32 threads);
 u32 barrier_popc(Site const* site, u32 id, u32 threads, bool predicate);
 bool barrier_and(Site const* site, u32 id, u32 threads, bool predicate);
 bool barrier_or(Site const* site, u32 id, u32 threads, bool predicate);
+
+// setmaxnreg
+void set_registers_inc(Site const* site, u32 registers);
+void set_registers_dec(Site const* site, u32 registers);
 
 void nanosleep(u32 duration);
 [[noreturn]] void trap(Site const* site);

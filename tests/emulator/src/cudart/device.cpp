@@ -16,17 +16,20 @@ namespace emu {
 namespace {
 
 struct DeviceSize {
-  int minor;  // of compute capability 8
+  int major, minor;  // compute capability
   int multiprocessors;
   int l2_bytes;
   int shared_bytes;  // that a CTA may opt in to
   int shared_bytes_per_multiprocessor;
 };
 
-constexpr DeviceSize kSm80 = {0, 108, 40 << 20, kSharedBytesMax, 164 << 10};  // A100
-constexpr DeviceSize kSm86 = {6, 82, 6 << 20, 99 << 10, 100 << 10};           // RTX 3090
+constexpr DeviceSize kDevices[] = {
+    {8, 0, 108, 40 << 20, 163 << 10, 164 << 10},  // A100
+    {8, 6, 82, 6 << 20, 99 << 10, 100 << 10},     // RTX 3090
+    {9, 0, 132, 50 << 20, 227 << 10, 228 << 10},  // H100
+};
 
-DeviceSize const& device_size() { return options().device == Device::kSm80 ? kSm80 : kSm86; }
+DeviceSize const& device_size() { return kDevices[int(options().device)]; }
 
 constexpr unsigned kMaxThreadsZ = 64;
 constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535;
@@ -93,7 +96,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   if (device != 0) return emu::remember_error(cudaErrorInvalidDevice);
   emu::DeviceSize const& size = emu::device_size();
   switch (attribute) {
-    case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = size.major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = size.minor; break;
     case cudaDevAttrMultiProcessorCount: *value = size.multiprocessors; break;
     case cudaDevAttrL2CacheSize: *value = size.l2_bytes; break;

@@ -11,6 +11,7 @@
 #include "operations.h"
 #include "report.h"
 #include "scheduler.h"
+#include "shared_windows.h"
 
 namespace emu::ptx {
 
@@ -52,9 +53,20 @@ void* access_local_at(Site const* site, u64 address, u32 bytes) {
        ssize_t(address - u64(last->data)), last->bytes);
 }
 
+// Of a generic address in some window, which must be that of the thread's CTA.
+u64 shared_offset(Site const* site, u64 address) {
+  if (is_shared(address)) return address - shared_window();
+  u64 const at = address - shared_windows_begin;
+  u64 const slot = at / kSharedWindowBytes, offset = at % kSharedWindowBytes;
+  if (slot >= grid.slots.size()) fail(site, "out of bounds: shared memory of no CTA");
+  uint3 const owner = grid.slots[slot].index;
+  fail(site, "out of bounds: shared memory + %zu of another CTA, (%u,%u,%u)", size_t(offset),
+       owner.x, owner.y, owner.z);
+}
+
 void* access_generic_at(Site const* site, u64 address, u32 bytes, bool writes) {
-  if (is_shared(address)) {
-    return access_shared_at(site, address - shared_window(), bytes, writes);
+  if (in_shared_windows(address)) {
+    return access_shared_at(site, shared_offset(site, address), bytes, writes);
   }
   if (is_local(address)) return access_local_at(site, address, bytes);
   return access_global_at(site, address, bytes, writes);
@@ -87,8 +99,11 @@ void* access_shared_flag_at(Site const* site, u64 offset, u32 bytes, bool writes
 void* access_generic_flag_at(Site const* site, u64 address, u32 bytes, bool writes, Order order,
                              Scope scope) {
   if (is_local(address)) return access_local_at(site, address, bytes);
-  if (!is_shared(address)) return access_flag_at(site, address, bytes, writes, order, scope);
-  return access_shared_flag_at(site, address - shared_window(), bytes, writes, order, scope);
+  if (!in_shared_windows(address)) {
+    return access_flag_at(site, address, bytes, writes, order, scope);
+  }
+  u64 const offset = shared_offset(site, address);
+  return access_shared_flag_at(site, offset, bytes, writes, order, scope);
 }
 
 Entry const& running_entry() { return *grid.kernel.entry; }
@@ -148,7 +163,7 @@ void* write_generic_ordered(Site const* site, u64 address, u32 bytes, Order orde
 }
 
 u64 shared_window() { return u64(shared_base); }
-bool is_shared(u64 address) { return address - shared_window() < u64(kSharedBytesMax); }
+bool is_shared(u64 address) { return address - shared_window() < kSharedWindowBytes; }
 bool is_local(u64 address) { return address - stack_arena_begin < stack_arena_bytes; }
 bool is_param(u64 address) { return is_argument(address, 1); }
 bool is_const(u64 address) {
@@ -161,7 +176,8 @@ bool is_const(u64 address) {
   return false;
 }
 bool is_global(u64 address) {
-  return !is_shared(address) && !is_local(address) && !is_param(address) && !is_const(address);
+  return !in_shared_windows(address) && !is_local(address) && !is_param(address) &&
+         !is_const(address);
 }
 
 u32 dynamic_shared_start() { return running_entry().shared_bytes; }
@@ -185,9 +201,11 @@ void copy_async_wait_all() { emu::copy_async_wait_all(); }
 u64 atomic(Site const* site, Space space, u64 address, AtomicOp op, AtomicType type, u64 operand,
            u64 compare, Order order, Scope scope, bool has_result) {
   emu::Atomic const what{op, type, operand, compare, order, scope, has_result};
-  bool const in_window = space == Space::kGeneric && is_shared(address);
   if (space == Space::kShared) return emu::atomic_shared(site, address, what);
-  if (in_window) return emu::atomic_shared(site, address - shared_window(), what);
+  if (space == Space::kGeneric && in_shared_windows(address)) {
+    return emu::atomic_shared(site, shared_offset(site, address), what);
+  }
+  if (space == Space::kGeneric && is_local(address)) fail(site, "an atomic in local memory");
   return emu::atomic(site, to_pointer(address), what);
 }
 

@@ -40,6 +40,11 @@ void load_matrices(Site const* site, u64 row, u32* registers, int matrices, bool
   emu::load_matrix(site, row, registers, matrices, transposed);
 }
 
+void store_matrices(Site const* site, u64 row, u32 const* registers, int matrices,
+                    bool transposed) {
+  emu::store_matrix(site, row, registers, matrices, transposed);
+}
+
 u32 transpose_matrix(Site const* site, u32 fragment) {
   return emu::transpose_matrix(site, fragment);
 }

@@ -113,6 +113,7 @@ u32 match_all(Site const* site, u64 value, u32 mask) {
   return match_any(site, value, mask) == mask ? mask : 0;
 }
 void sync_warp(Site const* site, u32 mask) { emu::sync_warp(site, mask); }
+u32 elect(Site const* site, u32 mask) { return emu::elect(site, mask); }
 
 #define EMU_REDUX(T)                                                               \
   T redux_add(Site const* site, T value, u32 mask) {                               \
@@ -151,6 +152,13 @@ bool barrier_and(Site const* site, u32 id, u32 threads, bool predicate) {
 }
 bool barrier_or(Site const* site, u32 id, u32 threads, bool predicate) {
   return emu::barrier_sync(site, int(id), int(threads), predicate, Reduction::kOr) != 0;
+}
+
+void set_registers_inc(Site const* site, u32 registers) {
+  emu::set_registers(site, int(registers), true);
+}
+void set_registers_dec(Site const* site, u32 registers) {
+  emu::set_registers(site, int(registers), false);
 }
 
 void nanosleep(u32) { give_way(); }

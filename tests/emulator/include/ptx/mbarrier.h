@@ -1,0 +1,29 @@
+#pragma once
+
+// mbarriers and the bulk copies that they count. Shared memory is addressed by offset.
+
+#include "ptx/module.h"
+
+namespace emu::ptx {
+
+void mbarrier_init(Site const* site, u64 mbarrier, u32 arrivals);
+void mbarrier_invalidate(Site const* site, u64 mbarrier);
+void mbarrier_expect(Site const* site, u64 mbarrier, u32 bytes);
+// The state: which phase it was.
+u64 mbarrier_arrive(Site const* site, u64 mbarrier, u32 count, u32 bytes, bool releases,
+                    bool drops);
+bool mbarrier_test_state(Site const* site, u64 mbarrier, u64 state, bool acquires);
+bool mbarrier_test_parity(Site const* site, u64 mbarrier, u32 parity, bool acquires);
+
+// cp.async.bulk
+void bulk_load(Site const* site, u64 to, u64 from, u32 bytes, u64 mbarrier);
+void bulk_store(Site const* site, u64 to, u64 from, u32 bytes);
+void bulk_store_commit();
+void bulk_store_wait(u32 pending);
+void bulk_store_wait_read(u32 pending);
+
+// fence.proxy.async and fence.mbarrier_init
+void fence_proxy_async();
+void fence_mbarrier_init();
+
+}  // namespace emu::ptx
