@@ -2,12 +2,12 @@
 
     python -m tools.mutants [OPTIONS] [-- PYTEST ARGUMENTS]
 
-Builds the emulated kernels at 64, some of them with faults in thousands of their PTX instructions
-(``rewrite.py``), into ``build/mutants``. Faults are of five strata (``faults.py``). Of those that
-the selected tests come to, all of order and ``--count`` of each other stratum, drawn by seed, are
-tried one by one. What is known from an earlier run of the same build is kept
-(``record.py``): only survivors are tried again. Leaves ``build/mutants/report.json`` and prints a
-table with the survivors.
+Builds the emulated kernels of two buckets of head dims, some of them with faults in thousands of
+their PTX instructions (``rewrite.py``), into ``build/mutants``. Faults are of five strata
+(``faults.py``). Of those that the selected tests come to, all of order and ``--count`` of each
+other stratum, drawn by seed, are tried one by one. What is known from an earlier run of the same
+build is kept (``record.py``): only survivors are tried again. Leaves ``build/mutants/report.json``
+and prints a table with the survivors.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ PACKAGE = BUILD / "package"
 TESTS = ("tests", "-k", "emulated or sm80")
 
 
-def build(seed: int, per_kernel: int, jobs: int) -> None:
+def build(seed: int, per_kernel: int, head_dims: str, jobs: int) -> None:
     """The package with kernels that have faults, in ``PACKAGE``."""
     cmake = [sys.executable, "-m", "cmake"]
     options = {
         "FLASH_ATTN2_CUDA": "off",
         "FLASH_ATTN2_EMULATOR": "ON",
-        "FLASH_ATTN2_HEAD_DIMS": "64",
+        "FLASH_ATTN2_HEAD_DIMS": head_dims,
         "FLASH_ATTN2_FAULTS": f"{seed},{per_kernel}",
         "FLASH_ATTN2_OUTPUT_DIR": str(PACKAGE / "flash_attn2"),
         "Python_EXECUTABLE": sys.executable,
@@ -77,6 +77,11 @@ def main(arguments: list[str]) -> int:
     add("--seed", type=int, default=1)
     add("--per-kernel", type=int, default=100, help="built of each stratum of a kernel")
     add(
+        "--head-dims",
+        default="32,64",
+        help="buckets that are built: long lists are tested at 32; tests at others are left out",
+    )
+    add(
         "--count",
         type=int,
         default=200,
@@ -94,7 +99,7 @@ def main(arguments: list[str]) -> int:
         numbers = frozenset(map(int, given.numbers.split(","))) if given.numbers else frozenset()
         selection = Selection(given.seed, given.count, given.kernels, numbers, given.seconds)
         return run(selection, tests)
-    build(given.seed, given.per_kernel, given.jobs)
+    build(given.seed, given.per_kernel, given.head_dims, given.jobs)
     environment = os.environ | {"PYTHONPATH": f"{PACKAGE}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "tools.mutants", *arguments[:at], "--in-package", "--", *tests]
     return subprocess.run(command, cwd=PACKAGE, env=environment).returncode
