@@ -82,6 +82,13 @@ ScoreMod score_mod(Fields& fields) {
           .relative_bias = fields.nested_or_default<"relative_bias">(read_bias)};
 }
 
+Positions positions(Fields& fields) {
+  return {.q_start = fields.get<"q_start", int32_t>(),
+          .k_start = fields.get<"k_start", int32_t>(),
+          .seqlen_q = fields.get<"seqlen_q", int32_t>(),
+          .seqlen_k = fields.get<"seqlen_k", int32_t>()};
+}
+
 Dropout dropout(Fields& fields) {
   return {.drop_prob = fields.get<"drop_prob", double>(),
           .rng_state = fields.pointer_or_null<"rng_state", int64_t const>()};
@@ -125,6 +132,8 @@ FwdParams forward_params(Fields& fields) {
   p.batch_start = fields.get_or<"batch_start", int32_t>(0);
   p.head_start = fields.get_or<"head_start", int32_t>(0);
   p.num_heads_total = fields.get_or<"num_heads_total", int32_t>(0);
+  p.positions = fields.nested_or_default<"positions">(positions);
+  p.partial_lse = fields.pointer_or_null<"partial_lse", double>();
   return p;
 }
 
@@ -162,6 +171,7 @@ BwdParams backward_params(Fields& fields) {
           .grad_k = tensor_ref(fields.get<"grad_k", pybind11::tuple>()),
           .grad_v = tensor_ref(fields.get<"grad_v", pybind11::tuple>()),
           .grad_sink = fields.pointer_or_null<"grad_sink", float>(),
+          .accumulates = fields.get_or<"accumulates", bool>(false),
           .deterministic = fields.get<"deterministic", bool>(),
           .workspace = {}};
 }

@@ -47,7 +47,8 @@ FA2_HD int32_t mask_head(FwdParams const& p, int32_t head) {
 // Of the queries from row * kBlock on, in a head of the mask.
 FA2_HD ListedEntries listed_entries(FwdParams const& p, int32_t batch, int32_t head, int32_t row) {
   BlockMask const& mask = p.block_mask;
-  int32_t const rows = mask_blocks(p.seqs_q.max_seqlen);
+  int32_t const rows =
+      mask_blocks(p.positions.seqlen_q != 0 ? p.positions.seqlen_q : p.seqs_q.max_seqlen);
   int64_t const* const offsets =
       mask.row_offsets + batch * mask.batch_stride + int64_t(head) * (rows + 1) + row;
   auto const bounded = [&](int64_t entry, int64_t least) {

@@ -1,6 +1,7 @@
 #include "cpu/checks.h"
 
 #include "core/block_mask.h"
+#include "core/positions.h"
 #include "cpu/kernels.h"
 #include "host/error.h"
 
@@ -52,6 +53,25 @@ void check_bias(char const* name, Bias const& bias, FwdParams const& params) {
             name, to_string(bias.dtype), to_string(params.dtype));
 }
 
+void check_positions(FwdParams const& params) {
+  if (!is_part(params)) return;
+  bool const dense = params.seqs_q.cu_seqlens == nullptr && params.seqs_k.cu_seqlens == nullptr &&
+                     params.pages.block_table == nullptr;
+  FA2_CHECK(dense, "parts of sequences are dense queries and keys");
+  Positions const& at = params.positions;
+  auto const check = [](char const* name, int32_t start, int32_t rows, int32_t seqlen) {
+    FA2_CHECK(start >= 0 && seqlen <= kMaxSeqlen && start <= seqlen - rows,
+              "{} rows of {} from {} on are no part of {}", rows, name, start, seqlen);
+  };
+  check("q", at.q_start, params.seqs_q.max_seqlen, at.seqlen_q);
+  check("k", at.k_start, params.seqs_k.max_seqlen, at.seqlen_k);
+  FA2_CHECK(params.partial_lse == nullptr || params.sink == nullptr,
+            "a sink counts once and not in each part");
+  bool const listed = params.block_mask.row_offsets != nullptr;
+  FA2_CHECK(!listed || params.seqs_k.max_seqlen == at.seqlen_k,
+            "a block mask needs all keys, got {} of {}", params.seqs_k.max_seqlen, at.seqlen_k);
+}
+
 // Whether tensors with these sequences can have rows.
 bool has_rows(int32_t batch, SeqLens const& seqs) {
   return batch > 0 && seqs.max_seqlen > 0 && (seqs.cu_seqlens == nullptr || seqs.total > 0);
@@ -70,12 +90,15 @@ void check_problem(FwdParams const& params, int num_threads) {
   check_lengths("k", params.seqs_k);
   check_pages(params.pages, params.seqs_k);
   check_block_mask(params);
+  check_positions(params);
   check_bias("bias", params.score_mod.bias, params);
   check_bias("relative_bias", params.score_mod.relative_bias, params);
   bool const queries = params.num_heads > 0 && has_rows(params.batch, params.seqs_q);
   check_data("q", params.q.data, queries);
   check_data("out", params.out.data, queries);
-  check_data("lse", params.lse, queries);
+  check_data("lse",
+             params.partial_lse != nullptr ? params.partial_lse : static_cast<void*>(params.lse),
+             queries);
   bool const keys = has_rows(params.batch, params.seqs_k);
   check_data("k", params.k.data, keys);
   check_data("v", params.v.data, keys);

@@ -52,7 +52,7 @@ struct ForwardKernel {
   int32_t key_block;                            // keys that are worked through at a time
   int64_t (*tile_bytes)(HeadDims const& dims);  // of Q and O of a full tile
   // KV heads of a sequence that are best worked through together.
-  int32_t (*heads_together)(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k);
+  int32_t (*heads_together)(FwdParams const& params, SeqInfo const& q_seq, SeqInfo const& k_seq);
   size_t (*workspace_bytes)(HeadDims const& dims, int32_t tiles);
   // `workspace` is aligned to 64 bytes and needs no initialisation.
   void (*run)(FwdParams const& params, ForwardChunk const& chunk, void* workspace);

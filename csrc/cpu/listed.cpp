@@ -18,8 +18,9 @@ void for_rows(FwdParams const& params, ListedQueries const& queries, Body const&
   int64_t const most = mask_blocks(params.seqs_k.max_seqlen);
   int32_t const first_head = mask_head(params, queries.head_begin * group);
   int32_t const last_head = mask_head(params, queries.head_end * group - 1);
-  int64_t const end = queries.first + queries.count;
-  for (int64_t first = queries.first; first < end;) {
+  int64_t const start = queries.first + int64_t(params.positions.q_start) * group;
+  int64_t const end = start + queries.count;
+  for (int64_t first = start; first < end;) {
     int64_t const row = first / row_queries;
     int64_t const last = std::min(end, (row + 1) * row_queries);
     for (int32_t head = first_head; head <= last_head; ++head) {

@@ -45,10 +45,9 @@ void add_units(FwdParams const& params, FwdPlan& plan) {
   Kept<ScheduledChunk> chunks;
   schedule_forward(params, plan.kernel, plan.num_threads, *chunks);
   for (ScheduledChunk const& chunk : *chunks) {
-    plan.units->push_back(
-        {.chunk = chunk,
-         .splits = cut_keys(params, chunk, plan.kernel.key_block),
-         .heads = plan.kernel.heads_together(params, chunk.q_seq.length, chunk.k_seq.length)});
+    plan.units->push_back({.chunk = chunk,
+                           .splits = cut_keys(params, chunk, plan.kernel.key_block),
+                           .heads = plan.kernel.heads_together(params, chunk.q_seq, chunk.k_seq)});
   }
   if (plan.num_threads > 1) share_heads(*plan.units, plan.num_threads);
 }

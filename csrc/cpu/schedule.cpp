@@ -4,6 +4,7 @@
 
 #include "core/block_mask.h"
 #include "core/mask.h"
+#include "core/positions.h"
 #include "cpu/listed.h"
 #include "cpu/processor.h"
 
@@ -36,6 +37,11 @@ int64_t packed_queries(FwdParams const& params, SeqInfo const& q_seq) {
   return int64_t(q_seq.length) * params.group();
 }
 
+// Of the sequence that these are a part of, by which its keys are cut.
+int64_t whole_packed_queries(FwdParams const& params, SeqInfo const& q_seq) {
+  return int64_t(whole_seqlen_q(params, q_seq)) * params.group();
+}
+
 bool has_lists(FwdParams const& params) { return params.block_mask.row_offsets != nullptr; }
 
 ListedQueries listed_queries(ScheduledChunk const& chunk) {
@@ -50,7 +56,8 @@ int64_t chunk_cost(FwdParams const& params, ScheduledChunk const& chunk) {
     return std::max<int64_t>(chunk.count, listed_scores(params, listed_queries(chunk)));
   }
   int32_t const middle = static_cast<int32_t>((chunk.first + chunk.count / 2) / params.group());
-  ColRange const cols = visible_cols(middle, chunk.q_seq.length, chunk.k_seq.length, params.window);
+  int32_t const diagonal = first_diagonal(params, chunk.q_seq, chunk.k_seq) + middle;
+  ColRange const cols = cols_around(diagonal, chunk.k_seq.length, params.window);
   return int64_t(chunk.count) * std::max(1, cols.end - cols.begin);
 }
 
@@ -154,7 +161,7 @@ void cut_forward(FwdParams const& params, ForwardKernel const& kernel, int32_t b
     ScheduledChunk const heads = heads_of(params, batch, heads_from(params, head));
     if (has_lists(params)) {
       bool const cuts =
-          params.num_splits == 0 && packed_queries(params, heads.q_seq) > kMostSplitQueries;
+          params.num_splits == 0 && whole_packed_queries(params, heads.q_seq) > kMostSplitQueries;
       int64_t const of_many = std::min(tiles, most_with_splits(params, kernel, heads));
       CutByLists(params, kernel.tile_queries, cuts, heads)(tiles, of_many, chunks);
     } else {
@@ -227,13 +234,15 @@ KeySplits cut_keys(FwdParams const& params, ScheduledChunk const& chunk, int32_t
   }
   int32_t const short_enough = params.num_splits == 0 ? kBlocksPerSplit * key_block : key_block;
   if (params.num_splits == 1 || seqlen_k <= short_enough ||
-      packed_queries(params, q_seq) > kMostSplitQueries) {
+      whole_packed_queries(params, q_seq) > kMostSplitQueries) {
     return whole;
   }
 
-  // The window of the first query starts first, that of the last one ends last.
-  ColRange const first = visible_cols(0, q_seq.length, seqlen_k, params.window);
-  ColRange const last = visible_cols(q_seq.length - 1, q_seq.length, seqlen_k, params.window);
+  // The window of the first query of all starts first, that of the last one ends last.
+  int32_t const first_row = first_diagonal(params, q_seq, chunk.k_seq) - params.positions.q_start;
+  int32_t const last_row = first_row + whole_seqlen_q(params, q_seq) - 1;
+  ColRange const first = cols_around(first_row, seqlen_k, params.window);
+  ColRange const last = cols_around(last_row, seqlen_k, params.window);
   if (first.begin >= last.end) return whole;
   int32_t const begin = first.begin / key_block * key_block;
   int64_t const keys = last.end - begin;

@@ -9,14 +9,25 @@ from torch import Tensor
 
 from flash_attn2._impl import backends, launch, widths
 from flash_attn2._impl.biases import lower_bias, lower_relative_bias
-from flash_attn2._impl.lower import lower, with_addresses
+from flash_attn2._impl.lower import lower, rows_to_diagonal, with_addresses
 from flash_attn2._impl.problem import BiasGradient, BiasGradients, unpacked, with_qkv
 
 
 def bias_backward(gradient: BiasGradient) -> BiasGradients:
     """Gradients of the biases that they are wanted of, None of others."""
-    grad_out, grad_lse, p, of_bias, of_relative_bias = gradient
+    p = gradient.forward
     _, _, bias, relative_bias = p.options.score_mod
+    sums = (
+        zeros_for(bias if gradient.of_bias else None, p.q),
+        zeros_for(relative_bias if gradient.of_relative_bias else None, p.q),
+    )
+    add_bias_gradients(gradient, sums)
+    return _rounded(sums[0], bias), _rounded(sums[1], relative_bias)
+
+
+def add_bias_gradients(gradient: BiasGradient, sums: BiasGradients) -> None:
+    """To sums like the biases in float32, or float64 of float64 q; None where not wanted."""
+    grad_out, grad_lse, p, *_ = gradient
     if p.v is None:
         p = with_qkv(p, *unpacked(p.q, p.k, p.v))
     backend = backends.serving(p.q)
@@ -27,10 +38,6 @@ def bias_backward(gradient: BiasGradient) -> BiasGradients:
         widths.require_built(backend, head_dim, p.v.shape[-1])
     p = launch.readable_problem(p, backend, over_cache=False)
     q = p.q
-    sums = (
-        _zeros(bias if of_bias else None, q),
-        _zeros(relative_bias if of_relative_bias else None, q),
-    )
     assert p.out is not None
     assert p.lse is not None
     if p.lse.numel() != 0 and (sums[0] is not None or sums[1] is not None):
@@ -41,15 +48,14 @@ def bias_backward(gradient: BiasGradient) -> BiasGradients:
         if sums[0] is not None:
             problem["grad_bias"] = lower_bias(sums[0])
         if sums[1] is not None:
-            problem["grad_relative_bias"] = lower_relative_bias(sums[1], q.shape[1])
+            problem["grad_relative_bias"] = lower_relative_bias(sums[1], rows_to_diagonal(p))
         lse, rng_state = p.lse.contiguous(), p.options.dropout.rng_state
         rng_state = None if rng_state is None else rng_state.contiguous()
         problem["forward"] = lower(p, dtype_name, out, lse, rng_state, head_dim)
         backend.run(backend.module.bias_backward, problem, q.device)
-    return _rounded(sums[0], bias), _rounded(sums[1], relative_bias)
 
 
-def _zeros(bias: Tensor | None, q: Tensor) -> Tensor | None:
+def zeros_for(bias: Tensor | None, q: Tensor) -> Tensor | None:
     """Where the gradient of a bias is summed."""
     if bias is None:
         return None

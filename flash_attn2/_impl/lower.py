@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flash_attn2._impl.biases import lower_bias, lower_relative_bias
 from flash_attn2._impl.problem import (
     MAX_SEQLEN,
+    NO_POSITIONS,
     NO_SCORE_MOD,
     UNLIMITED,
     Append,
@@ -42,7 +44,10 @@ def lower(
     head_dim: int,
     over_cache: bool = False,
 ) -> Fields:
-    """FwdParams of readable tensors; head_dim is that before any padding."""
+    """FwdParams of readable tensors; head_dim is that before any padding.
+
+    Of a part of sequences, an lse in float64 is that of partial results.
+    """
     q, k, v, seqs_q, seqs_k, options, pages, num_splits, *_ = p
     batch_start, head_start, num_heads_total = p[-3:]
     scale, (left, right), score_mod, sink, (drop_prob, _), _, mask = options
@@ -109,7 +114,7 @@ def lower(
     if mask.row_offsets is not None:
         fields["block_mask"] = _of_block_mask(mask)
     if score_mod is not NO_SCORE_MOD:
-        fields["score_mod"] = of_scores = _of_score_mod(score_mod, q)
+        fields["score_mod"] = of_scores = _of_score_mod(score_mod, p)
         groups.append(of_scores)
     if sink is not None:
         groups.append(of_sink := {"sink": sink})
@@ -119,6 +124,12 @@ def lower(
         if batch_start or head_start or num_heads_total is not None:
             fields |= {"batch_start": batch_start, "head_start": head_start}
             fields["num_heads_total"] = num_heads_total or shape[-2]
+    if p.positions is not NO_POSITIONS:
+        fields |= {"batch_start": batch_start, "head_start": head_start}
+        fields["num_heads_total"] = num_heads_total or shape[-2]
+        fields["positions"] = p.positions._asdict()
+        if lse.dtype == torch.float64:
+            fields["partial_lse"] = fields.pop("lse")
     if groups:
         with_addresses(*groups)
     if sink is not None:
@@ -145,7 +156,16 @@ def _of_cache(k_cache: Tensor, seqs_k: SeqLens, pages: PagedKV) -> Fields:
     }
 
 
-def _of_score_mod(score_mod: ScoreMod, q: Tensor) -> Fields:
+def rows_to_diagonal(p: Problem) -> int:
+    """For `lower_relative_bias`: rows of q, or of a part so many that its entries are those of the
+    whole at its first query and key."""
+    if p.positions is NO_POSITIONS:
+        return p.q.shape[1]
+    q_start, k_start, seqlen_q, _ = p.positions
+    return seqlen_q + k_start - q_start
+
+
+def _of_score_mod(score_mod: ScoreMod, p: Problem) -> Fields:
     """ScoreMod; of dense queries where there are biases."""
     softcap, slopes, bias, relative_bias = score_mod
     fields: Fields = {"softcap": softcap, "alibi_slopes": slopes}
@@ -154,7 +174,7 @@ def _of_score_mod(score_mod: ScoreMod, q: Tensor) -> Fields:
     if bias is not None:
         fields["bias"] = lower_bias(bias)
     if relative_bias is not None:
-        fields["relative_bias"] = lower_relative_bias(relative_bias, q.shape[1])
+        fields["relative_bias"] = lower_relative_bias(relative_bias, rows_to_diagonal(p))
     return fields
 
 

@@ -96,6 +96,15 @@ class Append(NamedTuple):
     q_advances: bool = False  # query i turns by its own position, not all by that of the first
 
 
+class Positions(NamedTuple):
+    """Where the rows of a dense call stand in longer sequences, if they are a part of these."""
+
+    q_start: int = 0  # of the first query
+    k_start: int = 0  # of the first key
+    seqlen_q: int = 0  # of the whole sequence
+    seqlen_k: int = 0
+
+
 # The defaults. `lower` leaves out what is one of these.
 NO_SEQLENS = SeqLens()
 NO_PAGES = PagedKV()
@@ -104,6 +113,7 @@ CAUSAL = Window(UNLIMITED, 0)
 NO_BLOCK_MASK = BlockMask()
 NO_SCORE_MOD = ScoreMod()
 NO_DROPOUT = Dropout()
+NO_POSITIONS = Positions()
 NO_SHARD = (0, 0, None)  # of the last fields of a Problem
 
 
@@ -145,6 +155,8 @@ class Problem(NamedTuple):
     append: Append | None = None
     out: Tensor | None = None  # of a forward pass: memory for it, if there is some already
     lse: Tensor | None = None  # for a backward pass, which reads both
+    # Of a part of sequences: bias has the part's rows and keys, relative_bias is that of the whole.
+    positions: Positions = NO_POSITIONS
     # Of a shard: where it lies in the whole problem, which dropout is numbered by.
     batch_start: int = 0
     head_start: int = 0

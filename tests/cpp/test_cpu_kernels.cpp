@@ -175,17 +175,20 @@ void check_dropout() {
     tile.row[i] = Uint<Real>(1000003 * i + 17);
     tile.batch_head[i] = Uint<Real>(3 * i + 1);
   }
-  DropoutRule const rule{dropout_keep_threshold(0.4f), uint32_t(kOffset) ^ uint32_t(kOffset >> 32),
-                         uint64_t(kSeed)};
-  for (int const first : {0, 8, 40, 72}) {
-    for (int const num_keys : {1, 2, 9, 32, 50}) {
-      std::vector<Real> probs((num_keys + 3) / 4 * 4 * kSize, Real(1));
-      drop<E, 1>(rule, tile, first, num_keys, probs.data());
-      for (int key = 0; key < num_keys; ++key) {
-        for (int i = 0; i < kSize; ++i) {
-          bool const keep = dropout_bits(kSeed, kOffset, uint32_t(tile.batch_head[i]),
-                                         int32_t(tile.row[i]), first + key) < rule.keep_threshold;
-          EXPECT_EQ(probs[key * kSize + i], Real(keep));
+  for (int32_t const first_col : {0, 1, 6, 27}) {
+    DropoutRule const rule{dropout_keep_threshold(0.4f),
+                           uint32_t(kOffset) ^ uint32_t(kOffset >> 32), uint64_t(kSeed), first_col};
+    for (int const first : {0, 8, 40, 72}) {
+      for (int const num_keys : {1, 2, 9, 32, 50}) {
+        std::vector<Real> probs((num_keys + 3) / 4 * 4 * kSize, Real(1));
+        drop<E, 1>(rule, tile, first, num_keys, probs.data());
+        for (int key = 0; key < num_keys; ++key) {
+          int32_t const col = first_col + first + key;
+          for (int i = 0; i < kSize; ++i) {
+            uint32_t const bits = dropout_bits(kSeed, kOffset, uint32_t(tile.batch_head[i]),
+                                               int32_t(tile.row[i]), col);
+            EXPECT_EQ(probs[key * kSize + i], Real(bits < rule.keep_threshold));
+          }
         }
       }
     }

@@ -304,7 +304,7 @@ class ChunkBackward : GradRows<E> {
   // dV += P^T dO, dK += dS^T Q, of `queries` of the chunk; in turn with the other chunks.
   void add_key_grads(int32_t begin, int32_t end, RowRange queries) {
     turn_.wait_for(begin);
-    LaneWindow const window{chunk_, params_.window, group_, queries};
+    LaneWindow const window{chunk_, params_.window, group_, Base::diagonal_, queries};
     add_products(workspace_.weights.probs, workspace_.grad_out, window, begin, end, sums_.grad_v,
                  sums_.stride_v);
     add_products(workspace_.weights.grad_scores, workspace_.queries, window, begin, end,
@@ -329,6 +329,7 @@ class ChunkBackward : GradRows<E> {
   }
 
   void finish_tile(GradTile<E> const& tile, int index) const {
+    if (grads_.accumulates) return add_tile(tile, index);
     Query query = Base::first_query(index);
     for (int n = 0; n < tile.vectors; ++n) {
       int const count = smaller(kSize, tile.num_queries - n * kSize);
@@ -343,6 +344,23 @@ class ChunkBackward : GradRows<E> {
     for (int i = 0; i < tile.num_queries; ++i, query = Base::next(query)) {
       if (!Base::is_empty(query)) continue;
       __builtin_memset(Base::row_ptr(grads_.grad_q, query), 0, params_.head_dim * sizeof(Storage));
+    }
+  }
+
+  void add_tile(GradTile<E> const& tile, int index) const {
+    Real unused[kMaxHeadDim] = {};  // what empty rows would add
+    Real there[kSize];
+    for (Real& factor : there) factor = 1;
+    Query query = Base::first_query(index);
+    for (int n = 0; n < tile.vectors; ++n) {
+      int const count = smaller(kSize, tile.num_queries - n * kSize);
+      Real* rows[kSize];
+      for (int i = 0; i < count; ++i, query = Base::next(query)) {
+        rows[i] =
+            Base::is_empty(query) ? unused : Base::template row_of<Real>(grads_.grad_q, query);
+      }
+      add_outputs<Real>(rows, count, tile.grad_q + n * kSize, tile.vectors * kSize,
+                        broadcast(Real(params_.softmax_scale)), there, params_.head_dim);
     }
   }
 

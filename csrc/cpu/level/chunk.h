@@ -5,6 +5,7 @@
 
 #include "core/block_range.h"
 #include "core/mask.h"
+#include "core/positions.h"
 #include "core/seq_info.h"
 #include "cpu/level/key_rows.h"
 #include "cpu/level/pack.h"
@@ -48,6 +49,8 @@ FA2_CPU_INLINE float exp2_of(float x) { return __builtin_exp2f(x); }
 FA2_CPU_INLINE double exp2_of(double x) { return __builtin_exp2(x); }
 FA2_CPU_INLINE float log_of(float x) { return __builtin_logf(x); }
 FA2_CPU_INLINE double log_of(double x) { return __builtin_log(x); }
+FA2_CPU_INLINE double exp_of(double x) { return __builtin_exp(x); }
+FA2_CPU_INLINE double log1p_of(double x) { return __builtin_log1p(x); }
 FA2_CPU_INLINE float fma_of(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 FA2_CPU_INLINE double fma_of(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
@@ -85,13 +88,14 @@ class ChunkQueries {
       : params_(params),
         chunk_(chunk),
         group_(params.group()),
+        diagonal_(first_diagonal(params, chunk.q_seq, chunk.k_seq)),
         num_tiles_((chunk.count + kCapacity - 1) / kCapacity),
         keys_hold_values_(keys_hold_values(params.k, params.v, head_dims(params))),
         rule_(score_rule<Real>(params)) {
     if (params.dropout.drop_prob > 0) {
       int64_t const* const state = params.dropout.rng_state;
       dropout_ = {dropout_keep_threshold(params.dropout.drop_prob), dropout_stream(state[1]),
-                  uint64_t(state[0])};
+                  uint64_t(state[0]), params.positions.k_start};
     }
   }
 
@@ -109,9 +113,13 @@ class ChunkQueries {
     return {query.row + 1, 0};
   }
   int32_t head_of(Query query) const { return chunk_.head_kv * group_ + query.in_group; }
-  Storage* row_ptr(TensorRef const& tensor, Query query) const {
-    return head_ptr<Storage>(tensor, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) +
+  template <class T>
+  T* row_of(TensorRef const& tensor, Query query) const {
+    return head_ptr<T>(tensor, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) +
            query.row * tensor.row_stride;
+  }
+  Storage* row_ptr(TensorRef const& tensor, Query query) const {
+    return row_of<Storage>(tensor, query);
   }
   // Index into lse.
   int64_t lse_of(Query query) const {
@@ -122,11 +130,9 @@ class ChunkQueries {
   static int depth(int head_dim) { return (head_dim + E::kDepth - 1) / E::kDepth; }
 
   ColRange cols_of(Query query) const {
-    return visible_cols(query.row, chunk_.q_seq.length, chunk_.k_seq.length, params_.window);
+    return cols_around(query.row + diagonal_, chunk_.k_seq.length, params_.window);
   }
-  Real diagonal_of(Query query) const {
-    return Real(query.row + chunk_.k_seq.length - chunk_.q_seq.length);
-  }
+  Real diagonal_of(Query query) const { return Real(query.row + diagonal_); }
   Real slope_of(Query query) const {
     return Real(alibi_slope(params_.score_mod, chunk_.batch, head_of(query)));
   }
@@ -268,6 +274,7 @@ class ChunkQueries {
   FwdParams const& params_;
   QueryChunk const& chunk_;
   int const group_;
+  int32_t const diagonal_;  // the key that the first query of the sequence stands on
   int const num_tiles_;
   bool const keys_hold_values_;
   ScoreRule<Real> const rule_;
@@ -293,7 +300,7 @@ class ChunkQueries {
     ColRange const cols = cols_of(query);
     tile.col_begin[lane] = larger(cols.begin, keys.begin);
     tile.col_end[lane] = smaller(cols.end, keys.end);
-    tile.row[lane] = Uint<Real>(query.row);
+    tile.row[lane] = Uint<Real>(params_.positions.q_start + query.row);
     tile.batch_head[lane] = dropout_batch_head(params_, chunk_.batch, head_of(query));
     tile.diagonal[lane] = diagonal_of(query);
     tile.slope[lane] = slope_of(query);

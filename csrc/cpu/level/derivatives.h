@@ -68,8 +68,9 @@ __attribute__((noinline)) void mark_kept(DropoutRule const& rule, QueryLanes<E> 
   for_kept<E, kVectors>(rule, tile, first, num_keys,
                         [&](int key, int n, Vec<Word> kept, Vec<Word> next_kept)
                             FA2_CPU_INLINE_LAMBDA {
-                              store(keep + (key * kVectors + n) * kSize, kept);
-                              store(keep + ((key + 1) * kVectors + n) * kSize, next_kept);
+                              auto* const low = keep + (key * kVectors + n) * kSize;
+                              if (key >= 0) store(low, kept);
+                              if (key + 1 < kKeyBlock) store(low + kVectors * kSize, next_kept);
                             });
 }
 

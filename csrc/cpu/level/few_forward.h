@@ -59,16 +59,18 @@ class FewForward : RowResults<E> {
   using typename Base::Storage;
 
  public:
-  // Whether a sequence goes this way: a property of its own and not of how it is cut into chunks,
-  // on which no result may depend.
-  static bool takes(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
+  // Whether a sequence goes this way: a property of its own, or of the one that it is a part of,
+  // and not of how it is cut into chunks, on which no result may depend.
+  static bool takes(FwdParams const& params, SeqInfo const& q_seq, SeqInfo const& k_seq) {
+    int32_t const seqlen_q = whole_seqlen_q(params, q_seq);
+    int32_t const seqlen_k = whole_seqlen_k(params, k_seq);
     bool const listed = params.block_mask.row_offsets != nullptr;
     if (params.dropout.drop_prob > 0 || listed) return false;
     // A tile spends less on each query and, with lanes enough in use, is as fast on keys that lie
     // one after the other.
-    int const most = seqlen_k < kKeyBlock      ? kSize / 4
-                     : params.num_heads_kv > 1 ? kSize
-                                               : kSize * 3 / 4;
+    int const most = seqlen_k < kKeyBlock             ? kSize / 4
+                     : whole_num_heads_kv(params) > 1 ? kSize
+                                                      : kSize * 3 / 4;
     return int64_t(seqlen_q) * params.group() <= most;
   }
 
@@ -209,11 +211,7 @@ class FewForward : RowResults<E> {
         __builtin_memcpy(result.out, out, workspace_.out.stride * sizeof(Real));
         return;
       }
-      Real const scale = Base::finish_row(row, query);
-      Storage* const to = Base::row_ptr(params_.out, query);
-      for (int d = 0; d < head_dim_v; d += kSize) {
-        store_row<E>(to + d, load<Real>(out + d) * scale, head_dim_v - d);
-      }
+      Base::write_row(row, query, [&](int d) { return load<Real>(out + d); });
     });
   }
 

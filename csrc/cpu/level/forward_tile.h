@@ -192,6 +192,7 @@ class ChunkForward : RowResults<E> {
   }
 
   void finish_tile(Tile<E> const& tile, int index) {
+    if (partial_ == nullptr && Base::merges()) return merge_tile(tile, index);
     Query query = Base::first_query(index);
     for (int n = 0; n < tile.vectors; ++n) {
       int const first = n * kSize;
@@ -218,6 +219,26 @@ class ChunkForward : RowResults<E> {
       } else {
         unpack_outputs<E>(rows, count, out, stride, load<Real>(scale), params_.head_dim_v);
       }
+    }
+  }
+
+  void merge_tile(Tile<E> const& tile, int index) {
+    Query query = Base::first_query(index);
+    for (int n = 0; n < tile.vectors; ++n) {
+      int const first = n * kSize;
+      int const count = smaller(kSize, tile.num_queries - first);
+      alignas(kVectorBytes) Real own[kSize] = {};
+      Real there[kSize];
+      Real* rows[kSize];
+      for (int i = 0; i < count; ++i, query = Base::next(query)) {
+        auto const factors =
+            Base::merge_row({{tile.base[first + i], tile.far}, tile.sum[first + i]}, query);
+        own[i] = factors.own;
+        there[i] = factors.there;
+        rows[i] = Base::sums_of(query);
+      }
+      add_outputs<Real>(rows, count, tile.out + first, tile.vectors * kSize, load<Real>(own), there,
+                        params_.head_dim_v);
     }
   }
 

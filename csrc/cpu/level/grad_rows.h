@@ -86,6 +86,7 @@ class GradRows : protected ChunkQueries<E> {
   }
 
   void recompute_far_rows() {
+    if (has_exact_lse()) return;
     for (int t = 0; t < num_tiles_; ++t) {
       if (work_.tiles[t].far) recompute_rows(work_.tiles[t], t);
     }
@@ -101,7 +102,13 @@ class GradRows : protected ChunkQueries<E> {
 
   // Whether a row attends to nothing. Its gradients are 0, even where the query or all of the keys
   // are infinite, of which 0 times would be NaN.
-  bool is_empty(Query query) const { return params_.lse[Base::lse_of(query)] == -__builtin_inff(); }
+  bool is_empty(Query query) const { return lse_at(Base::lse_of(query)) == -__builtin_inf(); }
+
+  // Of rows whose keys may be in other calls: rows are made of their lse, in doubles.
+  bool has_exact_lse() const { return params_.partial_lse != nullptr; }
+  double lse_at(int64_t index) const {
+    return has_exact_lse() ? params_.partial_lse[index] : double(params_.lse[index]);
+  }
 
   template <int kVectors>
   void score_keys(GradTile<E> const& tile, int32_t begin, int32_t end, Rows keys) {
@@ -164,12 +171,25 @@ class GradRows : protected ChunkQueries<E> {
       int64_t const at = Base::lse_of(queries[i]);
       bool const empty = is_empty(queries[i]);
       // An infinite lse makes every probability of the row zero.
-      Real const lse2 = Real(params_.lse[at] * kLog2eDouble);
+      double const exact = lse_at(at) * kLog2eDouble;
+      Real const lse2 = Real(exact);
       tile.lse[n * kSize + i] = empty ? Real(__builtin_inf()) : lse2;
+      if (has_exact_lse()) start_far_row(tile, n * kSize + i, empty, exact);
       tile.large |= !empty && !(lse2 < kLargeLse && lse2 > -kLargeLse);
       if (grad_lse_ != nullptr) delta[i] -= Real(grad_lse_[at]);
       if (empty) delta[i] = 0;
     }
+  }
+
+  // What probabilities are made of where lse, here in base-2 units, is exact: what is lost in the
+  // rounding of the base is left to the factor.
+  void start_far_row(GradTile<E>& tile, int i, bool empty, double lse2) const {
+    double const scale = double(rule_.scale);
+    double const most = -double(kLowest<Real>);
+    double const exact = lse2 / scale;
+    double const base = exact < -most ? -most : (exact > most ? most : exact);
+    tile.base[i] = empty ? Real(0) : Real(base);
+    tile.inverse_sum[i] = empty ? Real(0) : Real(exp2_of(double(tile.base[i]) * scale - lse2));
   }
 
   // What probabilities are made of, from the scores once more; and D, which has to be exact in the

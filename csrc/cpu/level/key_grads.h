@@ -51,6 +51,7 @@ struct LaneWindow {
   QueryChunk const& chunk;
   Window const& window;
   int32_t group;
+  int32_t diagonal;  // the key that the first query of the sequence stands on
   RowRange queries;
 
   // A range that holds those of keys first ... last.
@@ -60,7 +61,8 @@ struct LaneWindow {
 
  private:
   FA2_CPU_INLINE RowRange rows_of(int32_t key) const {
-    return visible_rows(key, chunk.q_seq.length, chunk.k_seq.length, window);
+    ColRange const rows = cols_around(key - diagonal, chunk.q_seq.length, mirrored(window));
+    return {rows.begin, rows.end};
   }
   FA2_CPU_INLINE int32_t inside(int32_t row) const {
     int64_t const query = int64_t(row) * group - chunk.first;
@@ -138,6 +140,17 @@ void write_rows(typename E::Storage* to, int64_t to_stride, typename E::Real con
     if (key + kRowsAhead < num_keys) fetch_row<1>(to + kRowsAhead * to_stride, head_dim);
     for (int d = 0; d < head_dim; d += kSize) {
       store_row<E>(to + d, load<Real>(from + d) * factor, head_dim - d);
+    }
+  }
+}
+
+// The same, added to rows of Reals.
+template <class Real>
+void add_key_rows(Real* to, int64_t to_stride, Real const* from, int64_t from_stride, Real factor,
+                  int32_t num_keys, int32_t head_dim) {
+  for (int32_t key = 0; key < num_keys; ++key, to += to_stride, from += from_stride) {
+    for (int d = 0; d < head_dim; d += kLanes<Real>) {
+      add_to_row<Real>(to + d, load<Real>(from + d) * factor, Real(1), head_dim - d);
     }
   }
 }

@@ -17,9 +17,10 @@ struct Forward {
     constexpr int64_t kOutBytes = sizeof(typename E::Real);
     return Tile<E>::kCapacity * (dims.qk * kQueryBytes + dims.v * kOutBytes);
   }
-  static int32_t heads_together(FwdParams const& params, int32_t seqlen_q, int32_t seqlen_k) {
-    bool const few = FewForward<E>::takes(params, seqlen_q, seqlen_k);
-    return few ? FewForward<E>::heads_together(params, seqlen_q) : 1;
+  static int32_t heads_together(FwdParams const& params, SeqInfo const& q_seq,
+                                SeqInfo const& k_seq) {
+    bool const few = FewForward<E>::takes(params, q_seq, k_seq);
+    return few ? FewForward<E>::heads_together(params, q_seq.length) : 1;
   }
   static size_t workspace_bytes(HeadDims const& dims, int32_t tiles) {
     size_t const few = FewWorkspace<E>(nullptr, dims, 1).bytes;
@@ -27,7 +28,7 @@ struct Forward {
     return few > many ? few : many;
   }
   static void run(FwdParams const& params, ForwardChunk const& chunk, void* workspace) {
-    if (FewForward<E>::takes(params, chunk.queries.q_seq.length, chunk.queries.k_seq.length)) {
+    if (FewForward<E>::takes(params, chunk.queries.q_seq, chunk.queries.k_seq)) {
       FewForward<E>(params, chunk, workspace).run();
     } else {
       ChunkForward<E>(params, chunk, workspace).run();
@@ -74,8 +75,15 @@ struct Backward {
     auto write = [&](TensorRef const& to, int32_t head_dim, Real const* from, int64_t stride,
                      Real factor) {
       int64_t const first = queries.k_seq.first_row + int64_t(keys.begin);
-      write_rows<E>(head_ptr<Storage>(to, queries.batch, first, queries.head_kv), to.row_stride,
-                    from + keys.begin * stride, stride, factor, keys.end - keys.begin, head_dim);
+      Real const* const sums = from + keys.begin * stride;
+      int32_t const num_keys = keys.end - keys.begin;
+      if (params.accumulates) {
+        add_key_rows<Real>(head_ptr<Real>(to, queries.batch, first, queries.head_kv), to.row_stride,
+                           sums, stride, factor, num_keys, head_dim);
+      } else {
+        write_rows<E>(head_ptr<Storage>(to, queries.batch, first, queries.head_kv), to.row_stride,
+                      sums, stride, factor, num_keys, head_dim);
+      }
     };
     write(params.grad_k, problem.head_dim, sums.grad_k, sums.stride_k, Real(problem.softmax_scale));
     write(params.grad_v, problem.head_dim_v, sums.grad_v, sums.stride_v,

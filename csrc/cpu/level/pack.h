@@ -181,4 +181,25 @@ FA2_CPU_INLINE void unpack_outputs(typename E::Storage* const* rows, int count,
   }
 }
 
+// to[i] = to[i] * there + values[i] for `count` entries, or a whole vector if there are more.
+template <class Real>
+FA2_CPU_INLINE void add_to_row(Real* to, Vec<Real> values, Real there, int count) {
+  if (count >= kLanes<Real>) return store(to, load<Real>(to) * there + values);
+  for (int i = 0; i < count; ++i) to[i] = to[i] * there + values[i];
+}
+
+// As unpack_outputs, added to what `count` rows hold times there[i].
+template <class Real>
+FA2_CPU_INLINE void add_outputs(Real* const* rows, int count, Real const* from, int from_stride,
+                                Vec<Real> scale, Real const* there, int head_dim) {
+  constexpr int kSize = kLanes<Real>;
+  for (int d = 0; d < head_dim; d += kSize) {
+    Vec<Real> block[kSize];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSize; ++i) block[i] = load<Real>(from + (d + i) * from_stride) * scale;
+    transpose<Real>(block);
+    for (int i = 0; i < count; ++i) add_to_row<Real>(rows[i] + d, block[i], there[i], head_dim - d);
+  }
+}
+
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -37,6 +37,35 @@ class RowResults : protected ChunkQueries<E> {
 
   using Base::Base;
 
+  // Whether results are merged into those that are there.
+  bool merges() const { return params_.partial_lse != nullptr; }
+
+  // What a row's outputs are multiplied by, and those that are there, to be added up.
+  struct MergeFactors {
+    Real own;
+    Real there;
+  };
+
+  // Merges the row's normaliser into the one that is there. In doubles, since lse may be large, and
+  // what is added up next is relative to it.
+  MergeFactors merge_row(RowState<Real> row, Query query) const {
+    double& lse = params_.partial_lse[Base::lse_of(query)];
+    if (row.sum == 0) return {0, 1};
+    double const base = row.base.far ? double(row.base.score) * double(rule_.scale)
+                                     : double(row.base.shift(rule_.scale));
+    double const own = base * kLn2Double + log_of(double(row.sum));
+    double const larger = own > lse ? own : lse;
+    double const smaller = own > lse ? lse : own;
+    double const total = larger + log1p_of(exp_of(smaller - larger));
+    Real const factor = Real(exp_of(own - total)) / row.sum;
+    Real const there = lse == -__builtin_inf() ? 0 : Real(exp_of(lse - total));
+    lse = total;
+    return {Base::drops() ? factor * Base::keep_factor() : factor, there};
+  }
+
+  // A row of `out` that is summed up.
+  Real* sums_of(Query query) const { return Base::template row_of<Real>(params_.out, query); }
+
   // Writes lse and returns the factor of the output.
   Real finish_row(RowState<Real> row, Query query) const {
     Real total = row.sum;
@@ -64,6 +93,25 @@ class RowResults : protected ChunkQueries<E> {
     }
     params_.lse[Base::lse_of(query)] = float(lse);
     return Base::drops() ? factor * Base::keep_factor() : factor;
+  }
+
+  // Ends a row: sum_of(d) are its outputs from `d` on, relative to the base.
+  template <class SumOf>
+  void write_row(RowState<Real> row, Query query, SumOf const& sum_of) const {
+    int const head_dim_v = params_.head_dim_v;
+    if (merges()) {
+      MergeFactors const factors = merge_row(row, query);
+      Real* const sums = sums_of(query);
+      for (int d = 0; d < head_dim_v; d += kLanes<Real>) {
+        add_to_row<Real>(sums + d, sum_of(d) * factors.own, factors.there, head_dim_v - d);
+      }
+      return;
+    }
+    Real const scale = finish_row(row, query);
+    typename E::Storage* const out = Base::row_ptr(params_.out, query);
+    for (int d = 0; d < head_dim_v; d += kLanes<Real>) {
+      store_row<E>(out + d, sum_of(d) * scale, head_dim_v - d);
+    }
   }
 
  private:
@@ -115,16 +163,14 @@ class CombineSplits : RowResults<E> {
       factors[s] = exp2_of(base_distance(state.base, row.base, rule_.scale));
       row.sum += state.sum * factors[s];
     }
-    Real const scale = Base::finish_row(row, query);
-
-    typename E::Storage* const out = Base::row_ptr(params_.out, query);
-    for (int d = 0; d < params_.head_dim_v; d += kLanes<Real>) {
+    auto const sum_of = [&](int d) {
       Vec<Real> sum = {};
       for (int32_t s = 0; s < num_splits_; ++s) {
         sum += load<Real>(result(s, index).out + d) * factors[s];
       }
-      store_row<E>(out + d, sum * scale, params_.head_dim_v - d);
-    }
+      return sum;
+    };
+    Base::write_row(row, query, sum_of);
   }
 
   int const num_heads_;

@@ -84,6 +84,7 @@ struct DropoutRule {
   uint32_t keep_threshold;
   uint32_t stream;
   uint64_t key;
+  int32_t first_col;  // of the first key of the call
 };
 
 // Which lanes see a key, by the range of columns that each sees: of_vector(n)(j) is about keys
@@ -250,9 +251,11 @@ FA2_CPU_INLINE void dropout_word_vectors(DropoutRule const& rule, Uint<Real> con
   }
 }
 
-// Calls step(key, n, keep, keep_next) for keys [first, first + num_keys), `first` a multiple of 8,
-// two at a time, and every vector n of lanes: all bits of `keep` say whether first + key is kept,
-// those of `keep_next` whether its neighbour is.
+// Calls step(key, n, keep, keep_next) for keys [first, first + num_keys), two at a time, and every
+// vector n of lanes: all bits of `keep` say whether first + key is kept, those of `keep_next`
+// whether its neighbour is. `first` is a multiple of 8. The first key of the pair stands at an even
+// place: where the call begins at an odd one, `key` is odd, from -1 on, and the last neighbour may
+// be none of the keys.
 template <class E, int kVectors, class Step>
 FA2_CPU_INLINE void for_kept(DropoutRule const& rule, QueryLanes<E> const& tile, int32_t first,
                              int num_keys, Step const& step) {
@@ -260,15 +263,16 @@ FA2_CPU_INLINE void for_kept(DropoutRule const& rule, QueryLanes<E> const& tile,
   using Word = Vec<Uint<Real>>;
   constexpr int kSize = kLanes<Real>;
   Uint<Real> const threshold = rule.keep_threshold;
-  for (int32_t block = first & ~31; block < first + num_keys; block += 32) {
+  int32_t const begin = rule.first_col + first;
+  for (int32_t block = begin & ~31; block < begin + num_keys; block += 32) {
     for (int n = 0; n < kVectors; ++n) {
       for (int t = 0; t < 4; ++t) {
         Word words[4];
         dropout_word_vectors<Real>(rule, tile.row + n * kSize, tile.batch_head + n * kSize,
                                    dropout_col_group(block + 2 * t), words);
         for (int j = 0; j < 4; ++j) {
-          int const key = block + 8 * j + 2 * t - first;
-          if (key < 0 || key >= num_keys) continue;
+          int const key = block + 8 * j + 2 * t - begin;
+          if (key < -1 || key >= num_keys) continue;
           step(key, n, (Word)((words[j] & 0xffffu) < threshold),
                (Word)((words[j] >> 16) < threshold));
         }
@@ -290,11 +294,16 @@ __attribute__((noinline)) void drop(DropoutRule const& rule, QueryLanes<E> const
         if constexpr (E::kDepth == 1) {
           auto* const low = probs + (key * kVectors + n) * kSize;
           auto* const high = low + kVectors * kSize;
-          store(low, load<Word>(low) & keep);
-          store(high, load<Word>(high) & keep_next);
-        } else {
+          if (key >= 0) store(low, load<Word>(low) & keep);
+          if (key + 1 < num_keys) store(high, load<Word>(high) & keep_next);
+        } else if (key % 2 == 0) {
           auto* const pair = probs + (key / 2 * kVectors + n) * kSize;
           store(pair, load<Word>(pair) & ((keep & 0xffffu) | keep_next << 16));
+        } else {
+          auto* const next = probs + ((key + 1) / 2 * kVectors + n) * kSize;
+          auto* const pair = next - kVectors * kSize;
+          if (key >= 0) store(pair, load<Word>(pair) & (0xffffu | keep << 16));
+          if (key + 1 < num_keys) store(next, load<Word>(next) & (keep_next | 0xffff0000u));
         }
       });
 }

@@ -1,0 +1,74 @@
+"""Calls on parts of the rows of dense sequences (`Problem.positions`), and calls that add to what
+others have left, as context parallelism makes them.
+
+Arguments have been accepted by checks of the whole call. Sums are in float32, or in float64 of
+float64 tensors; the lse that goes with them is in float64, since what is added up is relative to
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flash_attn2._impl import backends, launch
+from flash_attn2._impl.lower import lower, with_addresses
+from flash_attn2._impl.problem import Gradient, Problem
+
+
+def require_parts(q: Tensor) -> None:
+    """NotImplementedError where the backend of q has no kernels for parts of sequences."""
+    backend = backends.serving(q)
+    if backend.aligned:
+        raise NotImplementedError(
+            f"rings and gathers run on the cpu backend so far, got tensors of the {backend.name} "
+            'backend: use a plan of scheme "heads"'
+        )
+
+
+def sums_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of partial results of tensors of this dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def merge(p: Problem, out: Tensor, lse: Tensor) -> None:
+    """Attention over the keys of a call, merged into `out` (batch, seqlen_q, num_heads, head_dim_v)
+    and `lse` (batch, num_heads, seqlen_q, float64, contiguous), results over other keys or 0 and
+    -inf."""
+    if p.q.numel() == 0 or p.k.numel() == 0:  # type: ignore[union-attr]
+        return
+    backend = backends.serving(p.q)
+    head_dim = p.q.shape[-1]
+    p = launch.readable_problem(p, backend, over_cache=False)
+    problem = lower(
+        *(p, backend.dtype_name(p.q.dtype), out, lse, p.options.dropout.rng_state, head_dim)
+    )
+    backend.run(backend.module.forward, problem, p.q.device)
+
+
+def add_gradients(gradient: Gradient, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> None:
+    """Adds the gradients of a call to sums shaped like q, k and v.
+
+    The problem has the final out. Its lse is in float32 where the call has all keys, and the final
+    one in float64 where it has some.
+    """
+    grad_out, grad_lse, p = gradient
+    if p.q.numel() == 0 or p.k.numel() == 0:  # type: ignore[union-attr]
+        return
+    backend = backends.serving(p.q)
+    head_dim = p.q.shape[-1]
+    p = launch.readable_problem(p, backend, over_cache=False)
+    assert p.out is not None
+    assert p.lse is not None
+    out, lse = launch.readable(p.out, backend), p.lse.contiguous()
+    incoming = launch.readable_incoming(grad_out, grad_lse, out, backend)  # held until it has run
+    problem: dict[str, Any] = {**incoming, "grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
+    with_addresses(problem)
+    problem["accumulates"] = True
+    problem["deterministic"] = launch.is_deterministic(p.options.deterministic)
+    problem["forward"] = lower(
+        *(p, backend.dtype_name(p.q.dtype), out, lse, p.options.dropout.rng_state, head_dim)
+    )
+    backend.run(backend.module.backward, problem, p.q.device)

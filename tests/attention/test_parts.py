@@ -1,0 +1,247 @@
+"""Attention cut into parts of queries and of keys, which are merged, against that of the whole."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from support import CPU_FLOAT32, TARGETS, Target, check_gradients, mask_arguments, targets
+from torch import Tensor
+
+from flash_attn2 import flash_attn_func, masks
+from flash_attn2._impl import launch, parts
+from flash_attn2._impl.bias_backward import add_bias_gradients, zeros_for
+from flash_attn2._impl.problem import BiasGradient, Gradient, Positions, Problem
+from flash_attn2._impl.schema import FORWARD
+from flash_attn2.reference import attention_reference
+
+CPU = [target for target in TARGETS if target.backend == "cpu"]
+NO_FLOAT16 = [target for target in CPU if target.dtype is not torch.float16]
+Range = tuple[int, int]
+
+
+def ranges(length: int, cuts: Sequence[int]) -> list[Range]:
+    return list(itertools.pairwise([0, *cuts, length]))
+
+
+def part_of(
+    whole: Problem, rows: Range, keys: Range, out: Tensor | None = None, lse: Tensor | None = None
+) -> Problem:
+    """The call of these rows and keys."""
+    q, k, v = whole.q, whole.k, whole.v
+    assert k is not None
+    assert v is not None
+    options = whole.options
+    bias = options.score_mod.bias
+    if bias is not None:
+        bias = bias[..., slice(*rows), slice(*keys)]
+        options = options._replace(score_mod=options.score_mod._replace(bias=bias))
+    return Problem(
+        *(q[:, slice(*rows)], k[:, slice(*keys)], v[:, slice(*keys)]),
+        options=options,
+        positions=Positions(rows[0], keys[0], q.shape[1], k.shape[1]),
+        out=out,
+        lse=lse,
+    )
+
+
+class InParts(torch.autograd.Function):
+    """`flash_attn_func` by parts, in the order in which a ring brings keys."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, cuts: Any, rng_state: Any, numbers: Any, names: Any, *tensors: Any
+    ) -> Any:
+        given = numbers | dict(zip(names, tensors, strict=True)) | {"given_rng_state": rng_state}
+        values = zip(FORWARD.names, FORWARD.defaults, strict=True)
+        whole = FORWARD.unflatten([given.get(name, default) for name, default in values])
+        q, k, v = whole.q, whole.k, whole.v
+        assert k is not None
+        assert v is not None
+        dtype = parts.sums_dtype(q.dtype)
+        found = []
+        ctx.rows, ctx.keys = ranges(q.shape[1], cuts[0]), ranges(k.shape[1], cuts[1])
+        for begin, end in ctx.rows:
+            out = torch.zeros(q.shape[0], end - begin, q.shape[2], v.shape[3], dtype=dtype)
+            lse = torch.full((q.shape[0], q.shape[2], end - begin), -torch.inf).double()
+            for keys in reversed(ctx.keys):
+                parts.merge(part_of(whole, (begin, end), keys), out, lse)
+            found.append((out.to(q.dtype), lse))
+        out, lse = (torch.cat([x[i] for x in found], i + 1) for i in (0, 1))
+        ctx.whole, ctx.names = whole, names
+        ctx.save_for_backward(out, lse)
+        return out, lse.float()
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> Any:
+        whole: Problem = ctx.whole
+        out, lse = ctx.saved_tensors
+        dtype = parts.sums_dtype(whole.q.dtype)
+        sums = {x: torch.zeros_like(getattr(whole, x), dtype=dtype) for x in "qkv"}
+        _, _, bias, relative_bias = whole.options.score_mod
+        sums["bias"], sums["relative_bias"] = (zeros_for(x, whole.q) for x in (bias, relative_bias))
+        for rows, keys in itertools.product(ctx.rows, ctx.keys):
+            at, of = slice(*rows), slice(*keys)
+            p = part_of(whole, rows, keys, out[:, at], lse[..., at].contiguous())
+            incoming = grad_out[:, at], grad_lse[..., at]
+            parts.add_gradients(
+                Gradient(*incoming, p), sums["q"][:, at], sums["k"][:, of], sums["v"][:, of]
+            )
+            of_bias = None if bias is None else sums["bias"][..., at, of]
+            add_bias_gradients(BiasGradient(*incoming, p), (of_bias, sums["relative_bias"]))
+        return *[None] * 4, *(
+            sums[x].to(getattr(whole.options.score_mod, x, whole.q).dtype) if x in sums else None
+            for x in ctx.names
+        )
+
+
+def in_parts(cuts: tuple[Sequence[int], Sequence[int]], **given: Any) -> tuple[Tensor, Tensor]:
+    """Given what `flash_attn_func` takes, which draws its state of dropout."""
+    given.pop("return_lse", None)
+    left, right = given.pop("window_size", (-1, -1))
+    numbers = {"window_left": left, "window_right": 0 if given.pop("causal", False) else right}
+    rng_state = launch.draw_rng_state(torch.device("cpu")) if given.get("dropout_p") else None
+    tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
+    numbers |= {name: x for name, x in given.items() if name not in tensors}
+    result: tuple[Tensor, Tensor] = InParts.apply(  # type: ignore[no-untyped-call]
+        cuts, rng_state, numbers, tuple(tensors), *tensors.values()
+    )
+    return result
+
+
+def drawn(target: Target, seqlen_q: int, seqlen_k: int, heads: int, heads_kv: int) -> Any:
+    return {
+        "q": target.tensor(2, seqlen_q, heads, 24),
+        "k": target.tensor(2, seqlen_k, heads_kv, 24),
+        "v": target.tensor(2, seqlen_k, heads_kv, 17),
+    }
+
+
+def options_of(kind: str, seqlen_q: int, seqlen_k: int, heads: int) -> dict[str, Any]:
+    return {
+        "causal": {"causal": True},
+        "window": {"window_size": (30, 9), "softcap": 3.0},
+        "alibi": {"alibi_slopes": torch.rand(heads), "causal": True, "dropout_p": 0.3},
+        "dropout": {"dropout_p": 0.4},
+        "bias": {"bias": torch.randn(2, 1, seqlen_q, seqlen_k), "causal": True},
+        "relative": {
+            "relative_bias": torch.randn(heads, seqlen_q + seqlen_k - 1),
+            "window_size": (-1, 20),
+            "dropout_p": 0.2,
+        },
+    }[kind]
+
+
+CUTS = {
+    (150, 150): ((17, 90), (1, 64, 131)),
+    (70, 131): ((64,), (33, 97)),  # more keys than queries
+    (131, 60): ((1, 129), (31,)),  # rows that see nothing
+    (3, 300): ((1,), (7, 210)),  # few queries
+}
+
+
+@targets(NO_FLOAT16)
+@pytest.mark.parametrize("kind", ["causal", "window", "alibi", "dropout", "bias", "relative"])
+@pytest.mark.parametrize("lengths", CUTS, ids=str)
+def test_gradients_and_results(target: Target, kind: str, lengths: tuple[int, int]) -> None:
+    inputs = drawn(target, *lengths, 4, 2) | options_of(kind, *lengths, 4)
+    cuts = CUTS[lengths]
+    names = tuple(x for x in ("q", "k", "v", "bias", "relative_bias") if x in inputs)
+    check_gradients(
+        lambda deterministic, **x: in_parts(cuts, **x), attention_reference, dict(inputs), names
+    )
+    if target.dtype != torch.float64:
+        return
+    torch.manual_seed(5)
+    out, lse = in_parts(cuts, **inputs)
+    torch.manual_seed(5)
+    whole, whole_lse = flash_attn_func(**inputs, return_lse=True)
+    assert (out - whole).abs().max() <= 1e-12
+    assert (lse - whole_lse).nan_to_num(neginf=0.0).abs().max() <= 1e-5
+    assert torch.equal(lse.isinf(), whole_lse.isinf())
+
+
+@targets(CPU)
+def test_large_logits(target: Target) -> None:
+    """No rounding of an lse reaches an exponent."""
+    inputs = drawn(target, 70, 70, 2, 1)
+    inputs["q"] *= 300
+    names = ("q", "k", "v")
+    check_gradients(
+        lambda deterministic, **x: in_parts(((33,), (20, 40)), **x),
+        attention_reference,
+        inputs | {"causal": True},
+        names,
+    )
+
+
+def rows_of(target: Target, seqlen: int, rows: int, given: dict[str, Any]) -> Iterator[Any]:
+    """Chunks of so many queries against all keys."""
+    mask = given.pop("block_mask", None)
+    if mask is not None:
+        given |= mask_arguments(mask)
+    values = zip(FORWARD.names, FORWARD.defaults, strict=True)
+    whole = FORWARD.unflatten([given.get(name, default) for name, default in values])
+    for begin in range(0, seqlen, rows):
+        p = part_of(whole, (begin, min(seqlen, begin + rows)), (0, seqlen))
+        yield launch.forward(p, over_cache=False)[:2]
+
+
+@targets(CPU)
+@pytest.mark.parametrize("rows", [1, 17, 128, 129])
+@pytest.mark.parametrize(
+    ("seqlen", "kind"),
+    [
+        *((2, "causal"), (5, "plain"), (127, "causal"), (300, "causal"), (300, "window")),
+        *((300, "mask"), (300, "dropout"), (1100, "causal")),
+    ],
+)
+def test_chunks_of_queries_have_the_bits_of_the_whole(
+    target: Target, rows: int, seqlen: int, kind: str
+) -> None:
+    q, k, v = drawn(target, seqlen, seqlen, 2, 2).values()
+    given: dict[str, Any] = {"q": q, "k": k, "v": v}
+    if kind == "mask":
+        rows = -(-rows // 64) * 64  # whole blocks, as neighbours in a tile share what they list
+        mask = (masks.random_blocks(1, seed=1) | masks.window(9, 0)).build(seqlen)
+        expected = flash_attn_func(q, k, v, block_mask=mask, return_lse=True)
+        given["block_mask"] = mask
+    elif kind == "dropout":
+        torch.manual_seed(3)
+        given |= {"dropout_p": 0.3, "given_rng_state": launch.draw_rng_state(torch.device("cpu"))}
+        torch.manual_seed(3)
+        expected = flash_attn_func(q, k, v, dropout_p=0.3, return_lse=True)
+    else:
+        window = {"causal": (-1, 0), "window": (40, 3), "plain": (-1, -1)}[kind]
+        given |= dict(zip(("window_left", "window_right"), window, strict=True))
+        expected = flash_attn_func(q, k, v, window_size=window, return_lse=True)
+    found = list(rows_of(target, seqlen, rows, given))
+    for i, name in enumerate(("out", "lse")):
+        assert torch.equal(torch.cat([x[i] for x in found], i + 1), expected[i]), name
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"q_start": 3}, "8 rows of q from 3 on are no part of 10"),
+        ({"k_start": -1}, "5 rows of k from -1 on are no part of 9"),
+        ({"seqlen_k": 4}, "5 rows of k from 2 on are no part of 4"),
+    ],
+)
+def test_wrong_positions_are_refused(changed: dict[str, int], message: str) -> None:
+    q, k, v = (CPU_FLOAT32.tensor(1, rows, 1, 8) for rows in (8, 5, 5))
+    positions = Positions(1, 2, 10, 9)._replace(**changed)
+    with pytest.raises(RuntimeError, match=message):
+        launch.forward(Problem(q, k, v, positions=positions), over_cache=False)
+
+
+def test_a_sink_is_no_part() -> None:
+    q, k, v = (CPU_FLOAT32.tensor(1, 8, 1, 8) for _ in "qkv")
+    p = Problem(q, k, v, positions=Positions(0, 0, 8, 8))
+    p = p._replace(options=p.options._replace(sink=torch.zeros(1)))
+    out, lse = torch.zeros(1, 8, 1, 8), torch.zeros(1, 1, 8, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="a sink counts once"):
+        parts.merge(p, out, lse)
