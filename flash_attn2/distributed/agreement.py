@@ -4,6 +4,7 @@ others that raised an error, or reads what was meant otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,23 +12,25 @@ import torch.distributed as dist
 
 from flash_attn2._impl import env
 from flash_attn2.distributed.exchange import all_gathered
+from flash_attn2.distributed.ranks import Ranks
 
 _REFUSED = 0
-# Numbers on which a group has agreed, by its name and identity.
-_agreed: dict[tuple[str, int], set[int]] = {}
+# Numbers on which ranks have agreed, by the names and identities of their groups.
+_agreed: dict[tuple[Any, ...], set[int]] = {}
 
 
-def agree(group: Any, number: int) -> None:
-    """Returns once all ranks of the group have called with this number, which is not 0. ValueError,
+def agree(ranks: Ranks, number: int) -> None:
+    """Returns once all ranks of a plan have called with this number, which is not 0. ValueError,
     on all of them, where they differ or one has refused its arguments.
 
     FLASH_ATTN2_DISTRIBUTED_CHECK says when: at the first call with a number, always, or never.
     """
     when = env.distributed_check()
-    known = _agreed.setdefault((group.group_name, id(group)), set())
-    if group.size() == 1 or when == "off" or (when == "first" and number in known):
+    groups = ranks.groups
+    known = _agreed.setdefault(tuple((x.group_name, id(x)) for x in groups), set())
+    if ranks.size == 1 or when == "off" or (when == "first" and number in known):
         return
-    numbers = _numbers(group, number)
+    numbers = _numbers(groups, number)
     refused = [rank for rank, x in enumerate(numbers) if x == _REFUSED]
     if refused:
         raise ValueError(
@@ -37,21 +40,25 @@ def agree(group: Any, number: int) -> None:
     if others:
         raise ValueError(
             "context_attention must be called with the same plan and arguments on all ranks: those "
-            f"of rank {group.rank()} are not those of {_named(others)}; compare plans, dtypes, "
+            f"of rank {ranks.rank} are not those of {_named(others)}; compare plans, dtypes, "
             "shapes, options, and which tensors require grad"
         )
     known.add(number)
 
 
-def refuse(group: Any) -> None:
+def refuse(ranks: Ranks) -> None:
     """Tells the other ranks that the arguments here are no good: they raise an error, too."""
-    if group.size() > 1 and env.distributed_check() != "off":
-        _numbers(group, _REFUSED)
+    if ranks.groups and ranks.size > 1 and env.distributed_check() != "off":
+        _numbers(ranks.groups, _REFUSED)
 
 
-def _numbers(group: Any, number: int) -> list[int]:
-    own = torch.tensor([number], device=device_of(group))
-    return [int(x) for x in all_gathered(group, own)]
+def _numbers(groups: Sequence[Any], number: int) -> list[int]:
+    """Of all ranks, in their order."""
+    known = torch.tensor([number], device=device_of(groups[0]))
+    for group in groups:
+        known = torch.cat(all_gathered(group, known))
+    numbers: list[int] = known.tolist()
+    return numbers
 
 
 def _named(ranks: list[int]) -> str:

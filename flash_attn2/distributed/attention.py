@@ -12,6 +12,7 @@ from flash_attn2._impl.arguments import named_only, refuse_keywords, require_boo
 from flash_attn2._impl.autograd import to_autocast_dtype
 from flash_attn2._impl.dtensors import is_dtensor
 from flash_attn2._impl.options import make_options
+from flash_attn2._impl.parts import require_parts
 from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Options, Problem, ScoreMod
 from flash_attn2.distributed import agreement, op
 from flash_attn2.distributed.plan import ContextPlan
@@ -45,8 +46,8 @@ def context_attention(
     (batch, rows, num_heads_kv, head_dim_v): the plan's rows of this rank, as `plan.shard` cuts
     them. Returns out (batch, rows, num_heads, head_dim_v), or (out, lse (batch, num_heads, rows)).
     All ranks of the plan's group must call it with the same options, and run the backward pass if
-    one does. The plan's pattern takes the place of causal, window_size and block_mask. So far for
-    plans of scheme "heads"; NotImplementedError for others.
+    one does. The plan's pattern takes the place of causal, window_size and block_mask. Plans of
+    schemes "ring" and "gather" are for CPU tensors so far; NotImplementedError for others.
 
     Options mean what they mean in `flash_attn_func`, in places of the whole sequence: out and
     gradients are those of one process, dropout included, whatever the number of ranks.
@@ -82,9 +83,8 @@ def context_attention(
         if torch.is_autocast_enabled(q.device.type):
             q, k, v = to_autocast_dtype(q.device.type, q, k, v)
     except Exception:
-        group = plan.ranks.group if isinstance(plan, ContextPlan) else None
-        if group is not None and not torch.compiler.is_compiling():
-            agreement.refuse(group)
+        if isinstance(plan, ContextPlan) and not torch.compiler.is_compiling():
+            agreement.refuse(plan.ranks)
         raise
     out, lse = op.attend(plan, q, k, v, options, bool(return_lse))
     return (out, lse) if return_lse else out
@@ -104,15 +104,9 @@ def _refuse(unknown: Any) -> None:
 def _require_plan(plan: Any) -> None:
     if not isinstance(plan, ContextPlan):
         raise TypeError(f"plan must be made by context_plan, got {type(plan).__name__}")
-    if plan.scheme != "heads":
-        raise NotImplementedError(
-            f'plan must be of scheme "heads", got {plan!r}: rings and gathers can be planned, and '
-            "not run yet"
-        )
-    if plan.ranks.group is None and plan.size > 1:
+    if not plan.ranks.groups and plan.size > 1:
         raise ValueError(
-            "plan must be of a process group or a mesh of one dimension, got one that is made of "
-            f"numbers: {plan!r}"
+            f"plan must be of a process group or a mesh, got one that is made of numbers: {plan!r}"
         )
 
 
@@ -146,6 +140,8 @@ def _checked(
     if torch.compiler.is_compiling():
         return options  # shapes are checked where the op is traced
     check_tensors(plan, q, k, v, options)
+    if plan.scheme != "heads":
+        require_parts(q)
     return options
 
 

@@ -1,4 +1,7 @@
-"""Scheme "heads": every rank attends over the whole sequence, for its heads."""
+"""What every scheme is on the outside: ranks that share rows exchange them for heads, each attends
+for its heads, and results go back. In scheme "heads" that is over the whole sequence; in others, by
+a ring or a gather of those that have other rows, and of one rank's rows there may be one owner.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ from torch import Tensor
 
 from flash_attn2._impl import launch
 from flash_attn2._impl.dtensors import share_rng_state
-from flash_attn2.distributed.exchange import Parties, Table, gathered, joined, to_heads, to_rows
+from flash_attn2.distributed.exchange import Parties, Table, gathered, to_heads, to_rows
+from flash_attn2.distributed.gather import Gather
 from flash_attn2.distributed.head_shares import HeadShare
+from flash_attn2.distributed.kv_heads import expanded, reduced
+from flash_attn2.distributed.outer import Call, Outer
 from flash_attn2.distributed.plan import ContextPlan
+from flash_attn2.distributed.ring import Ring
 from flash_attn2.masks.leaves import Window
 
 
@@ -68,13 +75,28 @@ class HeadsScheme:
     def __init__(self, plan: ContextPlan) -> None:
         self._plan = plan
         self._shares = plan.head_shares
-        self._parties = Parties(plan.ranks.group, plan.rank, plan.rows)
+        ranks = plan.ranks
+        first = plan.rank // ranks.heads * ranks.heads
+        group = ranks.heads_group if ranks.group is None else ranks.group
+        rows = plan.rows[first : first + ranks.heads]
+        self._parties = Parties(group, plan.rank - first, rows)
+        self._outer = self._make_outer()
         self._of_q: Table = tuple(tuple(range(x.begin, x.end)) for x in self._shares)
         self._of_kv: Table = tuple(share.different_kv for share in self._shares)
 
     @property
     def share(self) -> HeadShare:
-        return self._shares[self._plan.rank]
+        return self._shares[self._parties.rank]
+
+    def _make_outer(self) -> Ring | Gather | None:
+        plan = self._plan
+        if plan.scheme == "heads":
+            return None
+        outer = Outer(plan)
+        if plan.scheme == "gather":
+            return Gather(outer, self.share)
+        assert isinstance(plan.pattern, Window)
+        return Ring(outer, self.share, plan.pattern)
 
     # Forward
 
@@ -93,16 +115,19 @@ class HeadsScheme:
         q, k, v, *rest = to_heads(self._parties, sent, tables)
         empty = q.new_empty(0)
         bias = rest[0].transpose(1, 2).contiguous() if exchanged else empty
-        if self.share.size:
+        if self._outer is not None:
+            call = self._call(q, tensors, bias, numbers, rng_state)
+            out, lse = self._outer.forward(q, k, v, call)
+        elif self.share.size:
             out, lse, _ = torch.ops.flash_attn2.forward(
-                *(q, self._expanded(k), self._expanded(v)),
+                *(q, expanded(self.share, k), expanded(self.share, v)),
                 **self._options(q, tensors, bias, numbers),
                 given_rng_state=rng_state,
             )
         else:
             out = q.new_empty((*q.shape[:3], v.shape[3]))
             lse = q.new_empty((q.shape[0], 0, q.shape[1]), dtype=torch.float32)
-        back = [out] if not numbers.with_lse else [out, _column(lse)]
+        back = [out] if not numbers.with_lse else [out, _column(lse.float())]
         tables, heads = [self._of_q] * len(back), [self._plan.num_heads] * len(back)
         own_out, *own_lse = to_rows(self._parties, back, tables, heads)
         state = empty.new_empty(0, dtype=torch.int64) if rng_state is None else rng_state
@@ -115,9 +140,9 @@ class HeadsScheme:
         if dropout_p == 0:
             return None
         state = launch.draw_rng_state(device)
-        group = self._plan.ranks.group
-        if group is not None and group.size() > 1:
-            share_rng_state(state, group)
+        for group in self._plan.ranks.groups:
+            if group.size() > 1:
+                share_rng_state(state, group)
         return state
 
     def _has_rows(self, bias: Tensor) -> bool:
@@ -129,12 +154,17 @@ class HeadsScheme:
         """Of a tensor of so many: one for each head, or one for all."""
         return self._of_q if heads == self._plan.num_heads else tuple((0,) for _ in self._shares)
 
-    def _expanded(self, x: Tensor) -> Tensor:
-        """KV heads as often as the call needs them."""
-        share = self.share
-        if share.kv == share.different_kv:
-            return x
-        return x[:, :, [share.different_kv.index(head) for head in share.kv]]
+    def _call(
+        self,
+        q: Tensor,
+        tensors: Tensors,
+        bias: Tensor,
+        numbers: Numbers,
+        rng_state: Tensor | None,
+    ) -> Call:
+        """Likewise, as rings and gathers take it."""
+        options = self._options(q, tensors, bias, numbers)
+        return Call(options, rng_state, self._plan.seqlen, bias.ndim == 4)
 
     def _options(
         self, q: Tensor, tensors: Tensors, bias: Tensor, numbers: Numbers
@@ -186,7 +216,7 @@ class HeadsScheme:
         self, batch: int, head_dim: int, head_dim_v: int, bias: Tensor | None
     ) -> dict[str, tuple[int, ...]]:
         """Of the tensors in `Saved`, but for the state of dropout."""
-        seqlen, heads = self._plan.seqlen, self.share.size
+        seqlen, heads = sum(self._parties.rows), self.share.size
         rows, kv = (batch, seqlen), len(self.share.different_kv)
         shapes = {
             "q": (*rows, heads, head_dim),
@@ -201,6 +231,11 @@ class HeadsScheme:
             own = len(self._heads_of(of_heads)[self._plan.rank])
             shapes["bias"] = (of_batch, own, seqlen, cols)
         return shapes
+
+    @property
+    def lse_dtype(self) -> torch.dtype:
+        """Of the lse that is saved."""
+        return torch.float32 if self._outer is None else self._outer.lse_dtype
 
     # Backward
 
@@ -255,13 +290,21 @@ class HeadsScheme:
         wanted: tuple[bool, bool, bool],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Of q, k, v and sink, and of both biases, of the own heads."""
+        rng_state = saved.rng_state if numbers.dropout_p else None
         options = self._options(saved.q, tensors, saved.bias, numbers)
+        if self._outer is not None:
+            own = self._call(saved.q, tensors, saved.bias, numbers, rng_state)
+            results = saved.q, saved.k, saved.v, saved.out, saved.lse
+            found = self._outer.backward(grad_out, grad_lse, results, own, wanted)
+            none = saved.lse.new_empty(0, dtype=torch.float32)
+            sink, *of_biases = (none if x is None else x for x in found[3:])
+            return [*found[:3], sink], of_biases
         if not self.share.size:
             empty = [torch.zeros_like(x) for x in (saved.q, saved.k, saved.v)]
             return [*empty, saved.lse.new_empty(0)], _no_gradients(options, wanted)
-        rng_state = saved.rng_state if numbers.dropout_p else None
+        k, v = (expanded(self.share, x) for x in (saved.k, saved.v))
         call = (
-            *(grad_out, grad_lse, saved.q, self._expanded(saved.k), self._expanded(saved.v)),
+            *(grad_out, grad_lse, saved.q, k, v),
             *(saved.out, saved.lse, rng_state),
         )
         grad_q, grad_k, grad_v, grad_sink = torch.ops.flash_attn2.backward(*call, **options)
@@ -272,15 +315,8 @@ class HeadsScheme:
                     *call, **options, of_bias=wanted[1], of_relative_bias=wanted[2]
                 )
             )
-        return [grad_q, self._reduced(grad_k), self._reduced(grad_v), grad_sink], of_biases
-
-    def _reduced(self, grad: Tensor) -> Tensor:
-        """The gradient of `_expanded`, summed in the order of heads."""
-        share = self.share
-        if share.kv == share.different_kv:
-            return grad
-        table = tuple((share.different_kv.index(head),) for head in share.kv)
-        return joined(torch.split(grad, 1, 2), table, len(share.different_kv), dim=2)
+        grad_k, grad_v = (reduced(self.share, x) for x in (grad_k, grad_v))
+        return [grad_q, grad_k, grad_v, grad_sink], of_biases
 
     def _summed(self, part: Tensor, heads: int) -> Tensor:
         """(own heads or 1, size) -> (heads, size), over all ranks."""

@@ -64,8 +64,8 @@ def _signature(
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     q, k, v, tensors, numbers, plan, wanted = _taken_apart(args)
-    if plan.ranks.group is not None:
-        agreement.agree(plan.ranks.group, _signature(plan, q, v.shape[3], tensors, numbers, wanted))
+    if plan.ranks.groups:
+        agreement.agree(plan.ranks, _signature(plan, q, v.shape[3], tensors, numbers, wanted))
     out, lse, saved = HeadsScheme(plan).forward(q, k, v, tensors, numbers)
     if not any(wanted):
         return out, lse, *(x.new_empty(0) for x in saved)
@@ -88,7 +88,7 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     batch, rows, num_heads, head_dim = q.shape
     scheme = HeadsScheme(plan)
     lse = q.new_empty((batch, num_heads, rows) if numbers.with_lse else (0,), dtype=torch.float32)
-    dtypes = {"lse": torch.float32, "bias": q.dtype if bias is None else bias.dtype}
+    dtypes = {"lse": scheme.lse_dtype, "bias": q.dtype if bias is None else bias.dtype}
     shapes = scheme.saved_shapes(batch, head_dim, v.shape[3], bias)
     shapes["rng_state"] = (2 if numbers.dropout_p else 0,)
     dtypes["rng_state"] = torch.int64

@@ -23,8 +23,8 @@ counted and exact; times and shares of ideal are predictions of a plain model:
 - the exchange of rows for heads waits for kernels, and they for it;
 - a link has one bandwidth and no latency; nothing disturbs anything else.
 
-What was not run yet: more than one GPU, NCCL, and any of this at these sizes. Rings and gathers
-cannot be run at all yet.
+What was not run yet: more than one GPU, NCCL, and any of this at these sizes. All schemes run on
+processes with CPU tensors; rings and gathers not on GPUs yet.
 
 *sent* and *held* are of the rank with most; held is what it needs beside its own rows in the
 forward pass. *hidden* is the share of keys, values and gradients whose sending kernels hide.

@@ -344,8 +344,8 @@ class _Maker:
         degrees = (members.outer, members.heads)
         whole = (self.seqlen, self.num_heads, self.num_heads_kv, self.pattern, scheme, balance)
         signature = digest(*whole, tuple(ranges), degrees)
-        name = getattr(members.group, "group_name", "")
-        key = f"{signature:016x} {name} {members.rank}"
+        names = " ".join(group.group_name for group in members.groups)
+        key = f"{signature:016x} {names} {members.rank}"
         rows = tuple(ranges.rows.tolist())
         return ContextPlan(*whole, ranges, rows, members, signature, key)
 

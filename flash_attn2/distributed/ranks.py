@@ -29,6 +29,13 @@ class Ranks(NamedTuple):
     def size(self) -> int:
         return self.outer * self.heads
 
+    @property
+    def groups(self) -> list[Any]:
+        """Through which, one after the other, something gets from each rank to all. None of plans
+        that are made of numbers."""
+        given = [self.group] if self.group is not None else [self.heads_group, self.outer_group]
+        return [group for group in given if group is not None]
+
 
 class _Sizes(NamedTuple):
     """Given as a pair of numbers."""

@@ -40,7 +40,7 @@ def unshard(plan: ContextPlan, x: Tensor, dim: int) -> Tensor:
     """`ContextPlan.unshard`."""
     dim = _checked(x, dim)
     ranks = plan.ranks
-    if ranks.group is None and ranks.outer_group is None:
+    if not ranks.groups:
         raise ValueError("this plan is made of numbers: unshard needs one of a group or a mesh")
     rows = plan.rows
     if x.shape[dim] != rows[plan.rank]:
@@ -76,8 +76,7 @@ def _gathered(plan: ContextPlan, own: Tensor, rows: Sequence[int]) -> list[Tenso
     padded = own.new_zeros((max(rows), *own.shape[1:]))
     padded[: own.shape[0]] = own
     parts = [padded]
-    groups = [ranks.group] if ranks.group is not None else [ranks.heads_group, ranks.outer_group]
-    for group in groups:
+    for group in ranks.groups:
         received = all_gathered(group, torch.stack(parts))
         parts = [part for several in received for part in several]
     return [part[:count] for part, count in zip(parts, rows, strict=True)]

@@ -222,16 +222,23 @@ def wrapped(group: Any, how: str) -> None:
 
 
 class Counted:
-    """Bytes that go to other ranks through all_to_all_single."""
+    """Bytes that go to other ranks through all_to_all_single and batch_isend_irecv."""
 
     def __enter__(self) -> Counted:
         self.sent = 0
-        self._call = dist.all_to_all_single
+        self._call, self._batch = dist.all_to_all_single, dist.batch_isend_irecv
         dist.all_to_all_single = self._counting  # type: ignore[assignment]
+        dist.batch_isend_irecv = self._counting_messages
         return self
 
     def __exit__(self, *_: Any) -> None:
-        dist.all_to_all_single = self._call
+        dist.all_to_all_single, dist.batch_isend_irecv = self._call, self._batch
+
+    def _counting_messages(self, ops: Any) -> Any:
+        self.sent += sum(
+            x.tensor.numel() * x.tensor.element_size() for x in ops if x.op is dist.isend
+        )
+        return self._batch(ops)
 
     def _counting(self, out: Tensor, x: Tensor, to: Any, of: Any, group: Any) -> Any:
         own = group.rank()
@@ -271,8 +278,11 @@ def unshard(group: Any) -> None:
 
 
 def dropout_mask(group: Any) -> int:
+    return dropout_mask_of(group, make(group, 64, 8, 4, scheme="heads"))
+
+
+def dropout_mask_of(group: Any, plan: ContextPlan) -> int:
     """Of which entries are kept, a number."""
-    plan = make(group, 64, 8, 4, scheme="heads")
     q, k = torch.zeros(1, 64, 8, 64), torch.zeros(1, 64, 4, 64)
     v = torch.eye(64)[None, :, None].expand(1, 64, 4, 64)
     torch.manual_seed(group.rank())
@@ -354,10 +364,7 @@ def refusals(group: Any) -> None:
     small(group, softcap=7.0)
 
 
-def not_yet(group: Any) -> None:
-    ring = make(group, 12, 4, 2, masks.causal(), scheme="ring")
-    with pytest.raises(NotImplementedError, match='plan must be of scheme "heads"'):
-        small(group, plan=ring)
+def wrong_plans(group: Any) -> None:
     numbers = context_plan(2, 12, num_heads=4, num_heads_kv=2, scheme="heads").at(group.rank())
     with pytest.raises(ValueError, match="made of numbers"):
         small(group, plan=numbers)

@@ -35,7 +35,7 @@ def test_dropout_does_not_depend_on_ranks(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["differences", "refusals", "not_yet", "checked_always", "second_derivative"]
+    "case", ["differences", "refusals", "wrong_plans", "checked_always", "second_derivative"]
 )
 def test_errors(pool: Pool, case: str) -> None:
     pool.run(2, CASES, case)

@@ -1,0 +1,252 @@
+"""Scheme "gather": every rank gets the keys and values of the whole sequence, of one KV head after
+the other. While the heads of one are computed, the next is on its way.
+
+Queries see all of their keys in one call, so that a forward pass is that of one process. Gradients
+of keys are summed over the rank's own queries, sent to those who have the keys, and summed there in
+the order of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from flash_attn2._impl import launch, parts
+from flash_attn2._impl.bias_backward import add_bias_gradients, zeros_for
+from flash_attn2._impl.problem import BLOCK, BiasGradient, Gradient, Problem
+from flash_attn2.distributed import transfer
+from flash_attn2.distributed.head_shares import HeadShare
+from flash_attn2.distributed.outer import (
+    Call,
+    Outer,
+    OuterGradients,
+    Part,
+    finished_biases,
+    grad_of_sink,
+)
+from flash_attn2.distributed.transfer import Message, Pending
+
+
+class Slice(NamedTuple):
+    """A KV head of the share, and the query heads that read it."""
+
+    head: int
+    """Its place among the share's different KV heads."""
+    begin: int
+    end: int
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.begin, self.end)
+
+
+def slices_of(share: HeadShare) -> list[Slice]:
+    """One for each KV head."""
+    each = share.size // max(len(share.kv), 1)  # query heads of a KV head of the call
+    found = []
+    end = 0
+    for head, kv in enumerate(share.different_kv):
+        begin, end = end, end + each * share.kv.count(kv)
+        found.append(Slice(head, begin, end))
+    return found
+
+
+def _in_blocks(
+    call: Call, q: Tensor, keys: Tensor, values: Tensor, part: Part
+) -> tuple[int, Problem]:
+    """The problem of a part, and at which of its queries that begins.
+
+    Under a block mask queries are filled up to whole blocks by zeros: then each is in a tile with
+    what it would be with in the whole.
+    """
+    front = back = 0
+    if call.options.get("block_mask_offsets") is not None:
+        front = part.start % BLOCK
+        back = min(-part.end % BLOCK, call.seqlen - part.end)
+    if front or back:
+        q = pad(q, (0, 0, 0, 0, front, back))
+        bias = call.options["bias"]
+        if bias is not None and call.bias_has_rows:
+            bias = pad(part.of(bias, 2), (0, 0, front, back))
+            call = call._replace(options={**call.options, "bias": bias})
+            part = part._replace(first=0)
+        part = part._replace(start=part.start - front, rows=part.rows + front + back)
+    return front, call.problem(q, keys, values, part, Part(0, 0, call.seqlen))
+
+
+class Gather:
+    """The gather of one rank, for its heads."""
+
+    lse_dtype = torch.float32
+
+    def __init__(self, outer: Outer, share: HeadShare) -> None:
+        self._outer = outer
+        self._share = share
+        self._slices = slices_of(share)
+        self._all = Part(0, 0, outer.seqlen)
+
+    # Forward
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """out and lse (batch, heads, rows) of the rank's rows."""
+        out = q.new_empty((*q.shape[:3], v.shape[3]))
+        lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+        for own, keys, values in self._gathered(k, v):
+            of_heads = call.of_heads(own.queries, self._share.size)
+            queries = q[:, :, own.queries]
+            for part in self._outer.own:
+                front, p = _in_blocks(of_heads, part.of(queries, 1), keys, values, part)
+                found, found_lse, _ = launch.forward(p, over_cache=False)
+                part.of(out, 1)[:, :, own.queries] = found.narrow(1, front, part.rows)
+                part.of(lse, 2)[:, own.queries] = found_lse.narrow(2, front, part.rows)
+        return out, lse
+
+    def _gathered(self, k: Tensor, v: Tensor) -> Iterator[tuple[Slice, Tensor, Tensor]]:
+        """Keys and values (batch, seqlen, 1, size) of the whole sequence, head after head."""
+        waiting = [self._ask_for(own, k, v) for own in self._slices[:1]]
+        for i, own in enumerate(self._slices):
+            received, pending = waiting.pop()
+            pending.wait()
+            keys, values = self._in_order(received, k), self._in_order(received, v, k.shape[3])
+            del received
+            waiting += [self._ask_for(x, k, v) for x in self._slices[i + 1 : i + 2]]
+            yield own, keys, values
+
+    def _ask_for(self, own: Slice, k: Tensor, v: Tensor) -> tuple[list[Tensor], Pending]:
+        """(batch, rows, head_dim + head_dim_v) of each rank, on their way."""
+        mine = torch.cat([k[:, :, own.head], v[:, :, own.head]], 2)
+        outer = self._outer
+        others = [rank for rank in range(outer.size) if rank != outer.index]
+        shapes = [(k.shape[0], outer.rows(rank), mine.shape[2]) for rank in range(outer.size)]
+        received = [
+            mine
+            if rank == outer.index
+            else transfer.empty(shapes[rank], dtype=k.dtype, device=k.device)
+            for rank in range(outer.size)
+        ]
+        pending = transfer.post(
+            outer.group,
+            [Message(rank, mine) for rank in others],
+            [Message(rank, received[rank]) for rank in others],
+        )
+        return received, pending
+
+    def _in_order(self, received: list[Tensor], like: Tensor, first: int = 0) -> Tensor:
+        """Columns from `first` on of what came, by places in the sequence."""
+        size = like.shape[3]
+        whole = like.new_empty((like.shape[0], self._outer.seqlen, 1, size))
+        for rank, x in enumerate(received):
+            for part in self._outer.parts[rank]:
+                part.of_whole(whole, 1)[:, :, 0] = part.of(x, 1).narrow(2, first, size)
+        return whole
+
+    # Backward
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        call: Call,
+        wanted: tuple[bool, bool, bool],
+    ) -> OuterGradients:
+        """`saved` are q, k, v and the results of `forward`; `wanted` is of sink, bias and
+        relative_bias."""
+        q, k, v, out, lse = saved
+        sink = call.options["sink"]
+        biases = call.options["bias"], call.options["relative_bias"]
+        of_biases = (
+            zeros_for(biases[0] if wanted[1] else None, q),
+            zeros_for(biases[1] if wanted[2] else None, q),
+        )
+        grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
+        sums_of_biases = call._replace(
+            options={**call.options, "bias": of_biases[0], "relative_bias": of_biases[1]}
+        )
+        sent: list[tuple[Slice, list[Tensor], Pending]] = []
+        for own, keys, values in self._gathered(k, v):
+            own_call, own_sums = (
+                x.of_heads(own.queries, self._share.size) for x in (call, sums_of_biases)
+            )
+            of_lse = None if grad_lse is None else grad_lse[:, own.queries]
+            incoming = grad_out[:, :, own.queries], of_lse
+            of_slice = q[:, :, own.queries], out[:, :, own.queries], lse[:, own.queries]
+            grad, of_keys = self._add(incoming, of_slice, keys, values, own_call, own_sums)
+            grad_q[:, :, own.queries] = grad
+            sent.append((own, *self._send_home(of_keys)))
+            if len(sent) == 2:
+                self._receive(*sent.pop(0), grad_k, grad_v)
+        for last in sent:
+            self._receive(*last, grad_k, grad_v)
+        grad_sink = None
+        if wanted[0] and sink is not None:
+            grad_sink = self._outer.summed(grad_of_sink(sink, out, lse, grad_out, grad_lse))
+        found = finished_biases(self._outer, call, of_biases)
+        return OuterGradients(grad_q, grad_k, grad_v, grad_sink, *found)
+
+    def _add(
+        self,
+        incoming: tuple[Tensor, Tensor | None],
+        of_slice: tuple[Tensor, Tensor, Tensor],
+        keys: Tensor,
+        values: Tensor,
+        call: Call,
+        sums_of_biases: Call,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the queries, and sums (batch, seqlen, head_dim + head_dim_v) of those of
+        keys and values, of a slice."""
+        q, out, lse = of_slice
+        grad_out, grad_lse = incoming
+        dtype = parts.sums_dtype(q.dtype)
+        grad_q = torch.zeros(q.shape, dtype=dtype, device=q.device)
+        size, size_v = keys.shape[3], values.shape[3]
+        of_keys = grad_q.new_zeros((*keys.shape[:2], size + size_v))
+        grad_k, grad_v = (x.unsqueeze(2) for x in torch.split(of_keys, [size, size_v], 2))
+        of_bias, of_relative = (sums_of_biases.options[x] for x in ("bias", "relative_bias"))
+        for part in self._outer.own:
+            results = part.of(out, 1), part.of(lse, 2).contiguous()
+            p = call.problem(part.of(q, 1), keys, values, part, self._all, results)
+            grads = part.of(grad_out, 1), None if grad_lse is None else part.of(grad_lse, 2)
+            parts.add_gradients(Gradient(*grads, p), part.of(grad_q, 1), grad_k, grad_v)
+            bias = None if of_bias is None else call.bias_part(of_bias, part, self._all)
+            add_bias_gradients(BiasGradient(*grads, p), (bias, of_relative))
+        return grad_q, of_keys
+
+    def _send_home(self, of_keys: Tensor) -> tuple[list[Tensor], Pending]:
+        """Sums to the ranks that have the keys; the own rows of those of each, on their way."""
+        outer = self._outer
+        batch, _, size = of_keys.shape
+        own = torch.empty(0)
+        sent, received = [], []
+        for rank in range(outer.size):
+            rows = of_keys.new_empty((batch, outer.rows(rank), size))
+            for part in outer.parts[rank]:
+                part.of(rows, 1).copy_(part.of_whole(of_keys, 1))
+            if rank == outer.index:
+                own = rows
+            else:
+                sent.append(Message(rank, rows))
+        others = []
+        for rank in range(outer.size):
+            if rank == outer.index:
+                others.append(own)
+                continue
+            others.append(transfer.empty(own.shape, dtype=own.dtype, device=own.device))
+            received.append(Message(rank, others[-1]))
+        return others, transfer.post(outer.group, sent, received)
+
+    def _receive(
+        self, own: Slice, received: list[Tensor], pending: Pending, grad_k: Tensor, grad_v: Tensor
+    ) -> None:
+        """Sums what comes, in the order of ranks."""
+        pending.wait()
+        total = received[0].clone()
+        for x in received[1:]:
+            total += x
+        size = grad_k.shape[3]
+        grad_k[:, :, own.head] = total[:, :, :size]
+        grad_v[:, :, own.head] = total[:, :, size:]

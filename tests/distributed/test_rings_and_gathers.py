@@ -1,0 +1,99 @@
+"""`context_attention` by rings and gathers, with and without shared heads, beside one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pool import SIZES, Pool
+
+from flash_attn2._impl import backends, parts
+
+CASES = "outer_cases"
+SCHEMES = ("ring", "gather")
+
+
+@pytest.mark.parametrize("count", [1, *SIZES])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_any_number_of_ranks(pool: Pool, count: int, scheme: str) -> None:
+    pool.run(count, CASES, "lengths", scheme)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_options(pool: Pool, count: int, scheme: str) -> None:
+    pool.run(count, CASES, "options", scheme)
+
+
+@pytest.mark.parametrize(("case", "count"), [("windows", 3), ("patterns", 3), ("few_rows", 2)])
+def test_masks(pool: Pool, case: str, count: int) -> None:
+    pool.run(count, CASES, case)
+
+
+@pytest.mark.parametrize("outer", [2, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_both_dimensions(pool: Pool, scheme: str, outer: int) -> None:
+    pool.run(8, CASES, "both_dimensions", scheme, outer)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rounding_is_that_of_one_process(pool: Pool, scheme: str) -> None:
+    pool.run(3, CASES, "low_precision", scheme)
+
+
+@pytest.mark.parametrize("chunk", [1, 17, 128, 129])
+def test_a_gather_has_the_bits_of_one_process(pool: Pool, chunk: int) -> None:
+    pool.run(2, CASES, "same_bits", chunk)
+
+
+@pytest.mark.parametrize("count", [1, *SIZES])
+def test_bytes_are_those_of_the_plan(pool: Pool, count: int) -> None:
+    pool.run(count, CASES, "bytes_sent")
+
+
+def test_dropout_depends_on_neither_ranks_nor_scheme(pool: Pool) -> None:
+    found = set(pool.run(1, "context_cases", "dropout_mask"))
+    for count in SIZES:
+        for scheme in SCHEMES:
+            found |= set(pool.run(count, CASES, "dropout_mask", scheme))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("case", ["disturbed", "same_in_every_run"])
+@pytest.mark.parametrize("count", [3, 8])
+def test_whatever_the_others_do(pool: Pool, case: str, count: int) -> None:
+    pool.run(count, CASES, case)
+
+
+@pytest.mark.parametrize("case", ["overlap", "a_remote_key_counts"])
+def test_messages(pool: Pool, case: str) -> None:
+    pool.run(3, CASES, case)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_wrapped(pool: Pool, scheme: str) -> None:
+    pool.run(2, CASES, "wrapped", scheme)
+
+
+def test_differences_between_ranks_of_a_mesh(pool: Pool) -> None:
+    pool.run(8, CASES, "differences")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_rank_that_dies(scheme: str) -> None:
+    own = Pool()
+    with pytest.raises(AssertionError) as error:
+        own.run(2, CASES, "dies", scheme)
+    assert str(error.value) == "rank 1:\nthe process is gone"
+
+
+def test_other_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = torch.zeros(1, 1, 1, 8)
+    parts.require_parts(q)
+    cuda = replace(backends.serving(q), name="cuda", aligned=True)
+    monkeypatch.setattr(backends, "serving", lambda q: cuda)
+    with pytest.raises(
+        NotImplementedError, match="rings and gathers run on the cpu backend so far"
+    ):
+        parts.require_parts(q)
