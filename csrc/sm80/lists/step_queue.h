@@ -208,7 +208,7 @@ struct StepQueue {
     // What is copied first finds the tensors pointed at the tile behind it.
     int32_t const before = last_tile < 0 && put > 0 ? first->key_tile + 1 : last_tile;
     int32_t const final = put > 0 ? first[put - 1].key_tile : before;
-    __syncwarp();
+    // Needs no __syncwarp: up to the next one, lanes write other fields than those read so far.
     for (int i = lane; i < put; i += 32) {
       int32_t const from = i > 0 ? first[i - 1].key_tile : before, to = first[i].key_tile;
       bool const refills = more && i == put - 1;
