@@ -55,9 +55,13 @@ Processor active_processor() { return active(); }
 
 void set_processor(Processor const& processor) { active() = processor; }
 
+// Packing a block, whose rows come from memory or are a page apart each, costs more than bringing Q
+// and O of a tile from the third-level cache. So a small second one (Zen 3) does not bound a chunk.
 int64_t forward_chunk_bytes(Processor const& processor) {
+  constexpr int64_t kSmallL2 = 512 << 10;
   int64_t const l2_bytes = l2_of(processor);
-  return processor.wide_l2 ? l2_bytes / 4 : l2_bytes * 3 / 4;
+  if (processor.wide_l2) return l2_bytes / 4;
+  return l2_bytes <= kSmallL2 ? l2_bytes * 2 : l2_bytes * 3 / 4;
 }
 
 int32_t backward_chunk_queries(Processor const& processor, int64_t key_sums_bytes) {

@@ -113,9 +113,10 @@ class CutByLists {
 };
 
 int64_t forward_chunk_tiles(FwdParams const& params, ForwardKernel const& kernel) {
-  constexpr int64_t kMost = 16;
+  constexpr int64_t kMostQueries = 1024;
   int64_t const bytes = kernel.tile_bytes(head_dims(params));
-  return std::clamp<int64_t>(forward_chunk_bytes(active_processor()) / bytes, 1, kMost);
+  return std::clamp<int64_t>(forward_chunk_bytes(active_processor()) / bytes, 1,
+                             kMostQueries / kernel.tile_queries);
 }
 
 // Tiles of the forward pass whose partial results are not too many.

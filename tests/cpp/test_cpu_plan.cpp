@@ -61,6 +61,7 @@ using cpu::Processor;
 constexpr Processor kZen5 = {1 << 20, true};
 constexpr Processor kZen4 = {1 << 20, false};
 constexpr Processor kRaptorCove = {2 << 20, false};
+constexpr Processor kZen3 = {512 << 10, false};
 constexpr Processor kSmall = {256 << 10, false};
 constexpr Processor kUnknown = {};
 constexpr Processor kMadeUp = {1 << 30, false};
@@ -70,8 +71,9 @@ TEST(chunks_follow_the_second_level_cache) {
   EXPECT_EQ(forward_kib(kZen5), 256);
   EXPECT_EQ(forward_kib(kZen4), 768);
   EXPECT_EQ(forward_kib(kRaptorCove), 1536);
-  EXPECT_EQ(forward_kib(kSmall), 192);
-  EXPECT_EQ(forward_kib(kUnknown), 384);
+  EXPECT_EQ(forward_kib(kZen3), 1024);
+  EXPECT_EQ(forward_kib(kSmall), 512);
+  EXPECT_EQ(forward_kib(kUnknown), 1024);
   EXPECT_EQ(forward_kib(kMadeUp), 1536);
 }
 

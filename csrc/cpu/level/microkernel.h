@@ -25,6 +25,7 @@ FA2_CPU_INLINE void multiply(typename E::Operand const* a, int64_t row_stride, i
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) sums[r][n] = Vec<Real>{};
   }
+#pragma GCC unroll kDepthSteps
   for (int i = 0; i < depth; ++i) {
     Vec<Operand> queries[kVectors];
 #pragma GCC unroll 4

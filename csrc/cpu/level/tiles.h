@@ -23,6 +23,11 @@ template <int kVectors>
 inline constexpr int kTileRows =
     kTileVectors == 4 ? (kVectors == 4 ? 6 : 8) : (kVectors == 2 ? 6 : 8);
 
+// Steps of the summed dimension that a turn of the inner loop takes. A step of two vectors is
+// twelve products beside eight loads, and what each turn adds to them costs time where two threads
+// share a core.
+inline constexpr int kDepthSteps = kTileVectors == 4 ? 1 : 4;
+
 // Keys per block: a multiple of 6 and 8 rows, of the 32 columns in which dropout is numbered, and
 // of the blocks of a mask.
 inline constexpr int kKeyBlock = 192;
