@@ -5,6 +5,7 @@
 
 #include "core/append.h"
 #include "core/block_mask.h"
+#include "core/positions.h"
 #include "core/score_mod.h"
 #include "host/error.h"
 #include "sm80/plan_parts.h"
@@ -82,6 +83,8 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
   FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {}",
             std::end(kBuckets)[-1], p.head_dim);
+  FA2_CHECK(!is_part(p) && p.partial_lse == nullptr,
+            "CUDA kernels know nothing of parts of sequences yet");
   check_block_mask(p);
   check_bias("bias", p.score_mod.bias, p);
   check_bias("relative_bias", p.score_mod.relative_bias, p);

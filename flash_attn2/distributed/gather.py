@@ -1,5 +1,6 @@
 """Scheme "gather": every rank gets the keys and values of the whole sequence, of one KV head after
-the other. While the heads of one are computed, the next is on its way.
+the other, or of several at a time if the plan says so. While some are computed, the next are on
+their way.
 
 Queries see all of their keys in one call, so that a forward pass is that of one process. Gradients
 of keys are summed over the rank's own queries, sent to those who have the keys, and summed there in
@@ -20,6 +21,7 @@ from flash_attn2._impl.bias_backward import add_bias_gradients, zeros_for
 from flash_attn2._impl.problem import BLOCK, BiasGradient, Gradient, Problem
 from flash_attn2.distributed import transfer
 from flash_attn2.distributed.head_shares import HeadShare
+from flash_attn2.distributed.kv_heads import expanded, reduced
 from flash_attn2.distributed.outer import (
     Call,
     Outer,
@@ -32,26 +34,29 @@ from flash_attn2.distributed.transfer import Message, Pending
 
 
 class Slice(NamedTuple):
-    """A KV head of the share, and the query heads that read it."""
+    """KV heads of a rank's share, and the query heads that read them."""
 
-    head: int
-    """Its place among the share's different KV heads."""
-    begin: int
-    end: int
+    kv: slice
+    """Their places among the share's different KV heads."""
+    share: HeadShare
+    """Of them alone; its query heads count from the first one of the rank's."""
 
     @property
     def queries(self) -> slice:
-        return slice(self.begin, self.end)
+        return slice(self.share.begin, self.share.end)
 
 
-def slices_of(share: HeadShare) -> list[Slice]:
-    """One for each KV head."""
+def slices_of(share: HeadShare, at_once: int) -> list[Slice]:
+    """Of so many KV heads, or of fewer the last one."""
     each = share.size // max(len(share.kv), 1)  # query heads of a KV head of the call
+    different = share.different_kv
     found = []
     end = 0
-    for head, kv in enumerate(share.different_kv):
-        begin, end = end, end + each * share.kv.count(kv)
-        found.append(Slice(head, begin, end))
+    for first in range(0, len(different), at_once):
+        kv = slice(first, min(first + at_once, len(different)))
+        own = tuple(head for head in share.kv if head in different[kv])
+        begin, end = end, end + each * len(own)
+        found.append(Slice(kv, HeadShare(begin, end, own)))
     return found
 
 
@@ -83,10 +88,10 @@ class Gather:
 
     lse_dtype = torch.float32
 
-    def __init__(self, outer: Outer, share: HeadShare) -> None:
+    def __init__(self, outer: Outer, share: HeadShare, at_once: int) -> None:
         self._outer = outer
         self._share = share
-        self._slices = slices_of(share)
+        self._slices = slices_of(share, at_once)
         self._all = Part(0, 0, outer.seqlen)
 
     # Forward
@@ -96,6 +101,7 @@ class Gather:
         out = q.new_empty((*q.shape[:3], v.shape[3]))
         lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
         for own, keys, values in self._gathered(k, v):
+            keys, values = (expanded(own.share, x) for x in (keys, values))
             of_heads = call.of_heads(own.queries, self._share.size)
             queries = q[:, :, own.queries]
             for part in self._outer.own:
@@ -106,19 +112,21 @@ class Gather:
         return out, lse
 
     def _gathered(self, k: Tensor, v: Tensor) -> Iterator[tuple[Slice, Tensor, Tensor]]:
-        """Keys and values (batch, seqlen, 1, size) of the whole sequence, head after head."""
+        """Keys and values (batch, seqlen, heads, size) of the whole sequence, slice after slice."""
         waiting = [self._ask_for(own, k, v) for own in self._slices[:1]]
         for i, own in enumerate(self._slices):
             received, pending = waiting.pop()
             pending.wait()
-            keys, values = self._in_order(received, k), self._in_order(received, v, k.shape[3])
+            heads = own.kv.stop - own.kv.start
+            keys = self._in_order(received, 0, (heads, k.shape[3]))
+            values = self._in_order(received, heads * k.shape[3], (heads, v.shape[3]))
             del received
             waiting += [self._ask_for(x, k, v) for x in self._slices[i + 1 : i + 2]]
             yield own, keys, values
 
     def _ask_for(self, own: Slice, k: Tensor, v: Tensor) -> tuple[list[Tensor], Pending]:
-        """(batch, rows, head_dim + head_dim_v) of each rank, on their way."""
-        mine = torch.cat([k[:, :, own.head], v[:, :, own.head]], 2)
+        """(batch, rows, columns of keys and then of values) of each rank, on their way."""
+        mine = torch.cat([x[:, :, own.kv].flatten(2) for x in (k, v)], 2)
         outer = self._outer
         others = [rank for rank in range(outer.size) if rank != outer.index]
         shapes = [(k.shape[0], outer.rows(rank), mine.shape[2]) for rank in range(outer.size)]
@@ -135,14 +143,14 @@ class Gather:
         )
         return received, pending
 
-    def _in_order(self, received: list[Tensor], like: Tensor, first: int = 0) -> Tensor:
-        """Columns from `first` on of what came, by places in the sequence."""
-        size = like.shape[3]
-        whole = like.new_empty((like.shape[0], self._outer.seqlen, 1, size))
+    def _in_order(self, received: list[Tensor], first: int, shape: tuple[int, int]) -> Tensor:
+        """Columns of what came, by places in the sequence, as (batch, seqlen, *shape)."""
+        batch, size = received[0].shape[0], shape[0] * shape[1]
+        whole = received[0].new_empty((batch, self._outer.seqlen, size))
         for rank, x in enumerate(received):
             for part in self._outer.parts[rank]:
-                part.of_whole(whole, 1)[:, :, 0] = part.of(x, 1).narrow(2, first, size)
-        return whole
+                part.of_whole(whole, 1).copy_(part.of(x, 1).narrow(2, first, size))
+        return whole.view(batch, self._outer.seqlen, *shape)
 
     # Backward
 
@@ -175,7 +183,7 @@ class Gather:
             of_lse = None if grad_lse is None else grad_lse[:, own.queries]
             incoming = grad_out[:, :, own.queries], of_lse
             of_slice = q[:, :, own.queries], out[:, :, own.queries], lse[:, own.queries]
-            grad, of_keys = self._add(incoming, of_slice, keys, values, own_call, own_sums)
+            grad, of_keys = self._add(own, incoming, of_slice, keys, values, own_call, own_sums)
             grad_q[:, :, own.queries] = grad
             sent.append((own, *self._send_home(of_keys)))
             if len(sent) == 2:
@@ -190,6 +198,7 @@ class Gather:
 
     def _add(
         self,
+        own: Slice,
         incoming: tuple[Tensor, Tensor | None],
         of_slice: tuple[Tensor, Tensor, Tensor],
         keys: Tensor,
@@ -197,15 +206,14 @@ class Gather:
         call: Call,
         sums_of_biases: Call,
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of the queries, and sums (batch, seqlen, head_dim + head_dim_v) of those of
-        keys and values, of a slice."""
+        """Gradients of the queries, and sums (batch, seqlen, columns of keys and then of values) of
+        theirs, of a slice."""
         q, out, lse = of_slice
         grad_out, grad_lse = incoming
         dtype = parts.sums_dtype(q.dtype)
         grad_q = torch.zeros(q.shape, dtype=dtype, device=q.device)
-        size, size_v = keys.shape[3], values.shape[3]
-        of_keys = grad_q.new_zeros((*keys.shape[:2], size + size_v))
-        grad_k, grad_v = (x.unsqueeze(2) for x in torch.split(of_keys, [size, size_v], 2))
+        keys, values = (expanded(own.share, x) for x in (keys, values))
+        grad_k, grad_v = (grad_q.new_zeros(x.shape) for x in (keys, values))
         of_bias, of_relative = (sums_of_biases.options[x] for x in ("bias", "relative_bias"))
         for part in self._outer.own:
             results = part.of(out, 1), part.of(lse, 2).contiguous()
@@ -214,7 +222,8 @@ class Gather:
             parts.add_gradients(Gradient(*grads, p), part.of(grad_q, 1), grad_k, grad_v)
             bias = None if of_bias is None else call.bias_part(of_bias, part, self._all)
             add_bias_gradients(BiasGradient(*grads, p), (bias, of_relative))
-        return grad_q, of_keys
+        sums = [reduced(own.share, x).flatten(2) for x in (grad_k, grad_v)]
+        return grad_q, torch.cat(sums, 2)
 
     def _send_home(self, of_keys: Tensor) -> tuple[list[Tensor], Pending]:
         """Sums to the ranks that have the keys; the own rows of those of each, on their way."""
@@ -247,6 +256,7 @@ class Gather:
         total = received[0].clone()
         for x in received[1:]:
             total += x
-        size = grad_k.shape[3]
-        grad_k[:, :, own.head] = total[:, :, :size]
-        grad_v[:, :, own.head] = total[:, :, size:]
+        grads = grad_k[:, :, own.kv], grad_v[:, :, own.kv]
+        columns = [x.shape[2] * x.shape[3] for x in grads]
+        for grad, part in zip(grads, torch.split(total, columns, 2), strict=True):
+            grad.copy_(part.reshape(grad.shape))

@@ -94,7 +94,7 @@ class HeadsScheme:
             return None
         outer = Outer(plan)
         if plan.scheme == "gather":
-            return Gather(outer, self.share)
+            return Gather(outer, self.share, plan.kv_heads_at_once)
         assert isinstance(plan.pattern, Window)
         return Ring(outer, self.share, plan.pattern)
 

@@ -56,6 +56,8 @@ class ContextPlan:
     """64 bits that are the same on all ranks that have the same plan."""
     key: str
     """By which ops find the plan of this process and group."""
+    kv_heads_at_once: int = 1
+    """Of a gather: KV heads whose keys and values come together."""
 
     # Rows
 
@@ -141,9 +143,10 @@ class ContextPlan:
             )
             flops = (2.0 * batch * (head_dim + head_dim_v) * self._pairs[:, None] * of_q).flatten()
             whole = rows.view(self.ranks.outer, self.ranks.heads).sum(1, keepdim=True)
-            held = report.memory(self.scheme, whole, of_q, of_kv, size, self.ranks.heads > 1)
+            at_once, exchanged = self.kv_heads_at_once, self.ranks.heads > 1
+            held = report.memory(self.scheme, whole, of_q, of_kv, size, exchanged, at_once)
             degrees = (self.ranks.outer, self.ranks.heads)
-            slices = max(int(of_kv.max()), 1)
+            slices = max(-(-int(of_kv.max()) // at_once), 1)
             forward, backward = report.predicted(
                 *(cluster, self.scheme, flops, sent, degrees, slices)
             )
@@ -198,6 +201,7 @@ def context_plan(
     head_dim: int = 128,
     dtype: torch.dtype = torch.bfloat16,
     cluster: Cluster | None = None,
+    memory_limit: int | None = None,
 ) -> ContextPlan:
     """Divides self-attention of `seqlen` tokens among ranks. Nothing is sent, and equal arguments
     give equal plans: every rank makes its own.
@@ -212,7 +216,9 @@ def context_plan(
     scheme, of the ranks that have different rows:
 
         "ring"    keys and values go round; for masks.causal(), windows and None
-        "gather"  every rank gets all keys and values, a slice of heads after the other
+        "gather"  every rank gets all keys and values, a slice of KV heads after the other: of as
+                  many heads as two slices of a sequence of this head_dim and dtype take up to
+                  `memory_limit` bytes; None: of one head
         "heads"   rows are exchanged for heads and back; any number of ranks, where KV heads are
                   sent to several if need be
         "auto"    what `report` predicts to be fastest, with this head_dim and dtype on `cluster`
@@ -261,7 +267,8 @@ def context_plan(
             'heads along one of them, got "heads"'
         )
     schemes = [scheme] if scheme != "auto" else _candidates(pattern, members, both)
-    make = _Maker(seqlen, num_heads, num_heads_kv, pattern, balance, chunk)
+    at_once = _kv_heads_at_once(memory_limit, 4 * seqlen * head_dim * dtype.itemsize)
+    make = _Maker(seqlen, num_heads, num_heads_kv, pattern, balance, chunk, at_once)
     with torch.device("cpu"):
         plans = [make.plan(members, one) for one in schemes]
 
@@ -300,6 +307,19 @@ def _positive(name: str, value: Any) -> int:
     return number
 
 
+def _kv_heads_at_once(limit: Any, of_one: int) -> int:
+    """KV heads of which two slices fit, where that of one head has so many bytes."""
+    if limit is None:
+        return 1
+    limit = _positive("memory_limit", limit)
+    if limit < of_one:
+        raise ValueError(
+            f"memory_limit must be at least {of_one}, the bytes of keys and values of two KV heads "
+            f"of the whole sequence, one computed and one on its way, got {limit}"
+        )
+    return int(limit // of_one)
+
+
 def _require_one_of(name: str, value: Any, allowed: Any) -> None:
     if value not in get_args(allowed):
         raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
@@ -323,6 +343,7 @@ class _Maker:
     pattern: Pattern
     balance: str
     chunk: int | None
+    kv_heads_at_once: int
 
     def plan(self, members: Ranks, scheme: str) -> ContextPlan:
         if scheme == "ring" and not isinstance(self.pattern, Window):
@@ -343,11 +364,12 @@ class _Maker:
         ranges = chunks.divided(ranges, members.heads)
         degrees = (members.outer, members.heads)
         whole = (self.seqlen, self.num_heads, self.num_heads_kv, self.pattern, scheme, balance)
-        signature = digest(*whole, tuple(ranges), degrees)
+        at_once = min(self.kv_heads_at_once, self.num_heads_kv) if scheme == "gather" else 1
+        signature = digest(*whole, tuple(ranges), degrees, at_once)
         names = " ".join(group.group_name for group in members.groups)
         key = f"{signature:016x} {names} {members.rank}"
         rows = tuple(ranges.rows.tolist())
-        return ContextPlan(*whole, ranges, rows, members, signature, key)
+        return ContextPlan(*whole, ranges, rows, members, signature, key, at_once)
 
     def _balance_of(self, scheme: str) -> str:
         """ValueError for one that does not go with the scheme."""

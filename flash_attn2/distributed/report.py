@@ -127,13 +127,19 @@ def predicted(
 
 
 def memory(
-    scheme: str, whole: Tensor, of_q: Tensor, of_kv: Tensor, size: Elements, exchanged: bool
+    scheme: str,
+    whole: Tensor,
+    of_q: Tensor,
+    of_kv: Tensor,
+    size: Elements,
+    exchanged: bool,
+    kv_heads_at_once: int,
 ) -> Tensor:
     """int64 bytes beside a rank's own rows, of (outer ranks, ranks that share heads).
 
     whole (outer ranks, 1): rows of all that share heads. Exchanged: they hold queries, keys, values
     and results of these rows. A ring: two buffers of keys and values, and partial results; a
-    gather: keys and values of the whole sequence, of one KV head computed and one on its way.
+    gather: keys and values of the whole sequence, of the KV heads computed and those on their way.
     """
     kv = size.row + size.row_v
     held = whole * (of_q + of_kv) * kv if exchanged else 0 * whole * of_q
@@ -141,5 +147,5 @@ def memory(
         partial_out = size.batch * size.head_dim_v * size.partial
         held = held + 2 * whole.max() * of_kv * kv + whole * of_q * partial_out
     elif scheme == "gather" and whole.shape[0] > 1:
-        held = held + 2 * whole.sum() * of_kv.clamp(max=1) * kv
+        held = held + 2 * whole.sum() * of_kv.clamp(max=kv_heads_at_once) * kv
     return held

@@ -29,6 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from flash_attn2 import masks
 from flash_attn2._impl import parts
+from flash_attn2.bench.memory import keep_freed_memory, touched_memory
 from flash_attn2.distributed import ContextPlan, context_attention, transfer
 
 COUNTS = {1: (4, 2), 2: (4, 2), 3: (6, 3), 4: (4, 1), 8: (6, 2)}
@@ -61,6 +62,53 @@ def options(group: Any, scheme: str) -> None:
     plan = make(group, 37, 6, 3, masks.causal(), scheme=scheme)
     for more in OPTIONS:
         check(group, plan=plan, **more)
+
+
+def nothing(group: Any, scheme: str) -> None:
+    """An empty batch."""
+    plan = make(group, 12, 4, 2, masks.causal(), scheme=scheme)
+    leaves = [torch.ones(0, plan.rows[plan.rank], n, 8, requires_grad=True) for n in (4, 2, 2)]
+    out: Any = context_attention(*leaves, plan)
+    assert out.shape == leaves[0].shape
+    out.sum().backward()
+    assert all(x.grad is not None for x in leaves)
+
+
+def limited(group: Any) -> None:
+    """Gathers of several KV heads at a time, of which the last may be fewer."""
+    of_one = 4 * 50 * HEAD_DIM * 8
+    given = {"scheme": "gather", "head_dim": HEAD_DIM, "dtype": torch.float64}
+    for heads, count in (((6, 3), 2), ((4, 4), 3), ((4, 2), 5)):
+        limit = (count + 1) * of_one - 1
+        plan = make(group, 50, *heads, masks.causal(), **given, memory_limit=limit)
+        assert plan.kv_heads_at_once == min(count, heads[1])
+        check(group, plan=plan, kinds="alibi_slopes, bias, sink", dropout_p=0.1)
+    mesh = mesh_of(2, 4)
+    for heads in ((6, 3), (12, 6)):
+        plan = make(mesh, 50, *heads, masks.causal(), **given, memory_limit=2 * of_one)
+        check(group, plan=plan, kinds="bias of all rows, relative_bias")
+
+
+def memory(group: Any) -> dict[str, tuple[int, int, int]]:
+    """By plans: bytes that a rank touches in the forward pass, those that the plan says, and those
+    of its own rows of q, k, v and out."""
+    keep_freed_memory()
+    size, seqlen, heads = 64, 8192, (4, 2)
+    pattern = masks.window(256, 0)  # of little work
+    found = {}
+    for plan in (
+        make(group, seqlen, *heads, pattern, scheme="ring"),
+        make(group, seqlen, *heads, pattern, scheme="gather"),
+        make(mesh_of(4, 2), seqlen, *heads, pattern, scheme="ring"),
+    ):
+        rows = plan.rows[plan.rank]
+        leaves = [torch.ones(1, rows, n, size, requires_grad=True) for n in (4, 2, 2)]
+        context_attention(*leaves, plan)  # what is touched once
+        touched = touched_memory(lambda plan=plan, leaves=leaves: context_attention(*leaves, plan))
+        own = rows * (2 * heads[0] + 2 * heads[1]) * size * 4
+        held = int(plan.report(head_dim=size, dtype=torch.float32).memory_bytes[plan.rank])
+        found[f"{plan.scheme} {plan.ranks.heads}"] = touched, held, own
+    return found
 
 
 def patterns(group: Any) -> None:

@@ -346,6 +346,8 @@ def test_digests() -> None:
         (ValueError, "auto, ring, gather, heads, got 'ulysses'", {"scheme": "ulysses"}),
         (ValueError, "balance must be one of", {"balance": "even"}),
         (ValueError, "chunk must be at least 1, got 0", {"chunk": 0}),
+        (ValueError, "memory_limit must be at least .*, got 9", {"memory_limit": 9}),
+        (TypeError, "memory_limit must be an int", {"memory_limit": "1 GB"}),
         (ValueError, "a ring takes masks.causal", {"scheme": "ring", "pattern": masks.bigbird()}),
         (ValueError, 'for a ring, got "greedy"', {"scheme": "ring", "balance": "greedy"}),
         (ValueError, '"contiguous" for scheme "heads"', {"scheme": "heads", "balance": "zigzag"}),

@@ -9,6 +9,7 @@ import torch
 from pool import SIZES, Pool
 
 from flash_attn2._impl import backends, parts
+from flash_attn2.bench.memory import supported
 
 CASES = "outer_cases"
 SCHEMES = ("ring", "gather")
@@ -35,6 +36,29 @@ def test_masks(pool: Pool, case: str, count: int) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_both_dimensions(pool: Pool, scheme: str, outer: int) -> None:
     pool.run(8, CASES, "both_dimensions", scheme, outer)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_empty_batches(pool: Pool, scheme: str) -> None:
+    pool.run(2, CASES, "nothing", scheme)
+
+
+def test_slices_of_several_heads(pool: Pool) -> None:
+    pool.run(8, CASES, "limited")
+
+
+@pytest.mark.skipif(not supported(), reason="memory is counted on Linux with glibc")
+def test_memory_is_that_of_the_plan() -> None:
+    """And copies of a rank's own rows, which are saved for the backward pass."""
+    apart = Pool()  # whose malloc keeps what is freed
+    try:
+        ranks = apart.run(8, CASES, "memory")
+    finally:
+        apart.stop()
+    for found in ranks:
+        for name, (touched, held, own) in found.items():
+            assert touched <= held + 4 * own + 2**20, (name, ranks)
+            assert name == "gather 1" or touched <= 6 * own, (name, ranks)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
