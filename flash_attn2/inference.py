@@ -39,6 +39,7 @@ from flash_attn2._impl.arguments import (
 from flash_attn2._impl.checks import FLOAT_DTYPES
 from flash_attn2._impl.pages import Extended, HeldTokens, Pages
 from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V, MAX_SEQLEN
+from flash_attn2._impl.quantised import ALLOWED, CODE_NAMES
 from flash_attn2._impl.step_tensors import FixedStep, step_tensors
 from flash_attn2._impl.written_layers import WrittenLayers
 
@@ -92,7 +93,7 @@ class Usage(NamedTuple):
     """Pages that the sequences would take if they shared none."""
     bytes_used: int
     bytes_total: int
-    """Of keys and values; allocated once, in the constructor."""
+    """Of keys and values, and their scales; allocated once, in the constructor."""
 
 
 class _Ids:
@@ -112,7 +113,9 @@ class PagedKVCache:
         num_layers, num_heads_kv, head_dim  of the model
         num_pages     pages that all sequences share among them, of `page_size` tokens in each layer
         page_size     tokens per page, at least 1
-        dtype, device as of `torch.empty`
+        dtype, device as of `torch.empty`; dtype may be torch.float8_e4m3fn, float8_e5m2 or int8,
+                      half of what 16 bits take and a scale for each token and head, which attention
+                      computes as it writes (on the CPU)
         head_dim_v    width of values, where it is not that of keys, head_dim
         shared_kv     values are the leading head_dim_v columns of keys, and take no memory of their
                       own: attention is called with k alone
@@ -123,9 +126,11 @@ class PagedKVCache:
                       graph of a larger batch may be replayed for a smaller one
 
     `layers[i]` is (k_cache, v_cache) of layer i, (num_pages, page_size, num_heads_kv, head_dim) and
-    the same with head_dim_v; with shared_kv, v_cache is k_cache[..., :head_dim_v]. Sequences go by
-    ids, which are never used again. Sizes, ids, lengths and counts are ints, NumPy integers or
-    integer tensors without dimensions. What fails changes nothing.
+    the same with head_dim_v; with shared_kv, v_cache is k_cache[..., :head_dim_v]. `descales[i]` is
+    (k_descale, v_descale) of a cache of 8 bits, in float32 (num_pages, page_size, num_heads_kv),
+    and () of others; with shared_kv both are the same. Sequences go by ids, which are never used
+    again. Sizes, ids, lengths and counts are ints, NumPy integers or integer tensors without
+    dimensions. What fails changes nothing.
 
     A cache may be copied and pickled: a deep copy, or one from a pickle or `torch.save` (load it
     with weights_only=False), has pages of its own, the same sequences under the same ids, and steps
@@ -171,8 +176,10 @@ class PagedKVCache:
                 f"head_dim_v must be at most head_dim, {head_dim}, with shared_kv, got {head_dim_v}"
             )
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not isinstance(dtype, torch.dtype) or dtype not in FLOAT_DTYPES:
-            raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+        if not isinstance(dtype, torch.dtype) or dtype not in (*FLOAT_DTYPES, *CODE_NAMES):
+            raise TypeError(
+                f"dtype must be float16, bfloat16, float32 or float64, or {ALLOWED}, got {dtype}"
+            )
         capacity = num_pages * page_size
 
         self.num_pages = num_pages
@@ -185,11 +192,18 @@ class PagedKVCache:
         apart = not shared_kv and not beside
         shape = (num_layers, 2 if beside else 1, num_pages, page_size, num_heads_kv)
         self._values: Tensor | None = None  # where they do not lie beside the keys, or in them
+        self._scales: Tensor | None = None  # of 8 bits
+        self._dtype = dtype
+        # Tensors of 8-bit floats cannot be pickled.
+        memory_dtype = torch.uint8 if dtype in CODE_NAMES else dtype
         # Tensors of inference mode could not be written outside it.
         with torch.inference_mode(False):
-            self._storage = torch.empty((*shape, head_dim), dtype=dtype, device=device)
+            self._storage = torch.empty((*shape, head_dim), dtype=memory_dtype, device=device)
             if apart:
-                self._values = torch.empty((*shape, head_dim_v), dtype=dtype, device=device)
+                self._values = torch.empty((*shape, head_dim_v), dtype=memory_dtype, device=device)
+            if dtype in CODE_NAMES:
+                of_both = (num_layers, 1 if shared_kv else 2, *shape[2:])
+                self._scales = torch.ones(of_both, dtype=torch.float32, device=device)
             self._fixed_step = None
             if max_batch is not None:
                 columns = self._pages.holding(min(self.max_seqlen, capacity))
@@ -202,22 +216,27 @@ class PagedKVCache:
 
     def _make_views(self) -> None:
         # Not kept in copies and pickles, where views become tensors with memory of their own.
-        keys, values = self._storage[:, 0], self._storage[:, -1]
+        storage = self._storage.view(self._dtype)
+        keys, values = storage[:, 0], storage[:, -1]
         if self._values is not None:
-            values = self._values[:, 0]
+            values = self._values.view(self._dtype)[:, 0]
         elif self._shared_kv:
             values = keys[..., : self._head_dim_v]
         self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
             zip(keys.unbind(), values.unbind(), strict=True)
         )
+        self.descales: tuple[tuple[Tensor, Tensor] | tuple[()], ...] = ((),) * len(self.layers)
+        if self._scales is not None:
+            of_keys, of_values = self._scales[:, 0], self._scales[:, -1]
+            self.descales = tuple(zip(of_keys.unbind(), of_values.unbind(), strict=True))
 
     def _memory(self) -> tuple[Tensor, ...]:
-        """All of it, each (num_layers, ..., num_pages, page_size, num_heads_kv, width)."""
-        return (self._storage,) if self._values is None else (self._storage, self._values)
+        """All of it, each (num_layers, ..., num_pages, page_size, num_heads_kv, ...)."""
+        return tuple(x for x in (self._storage, self._values, self._scales) if x is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["layers"]
+        del state["layers"], state["descales"]
         return state | {"_watch": self._watch.anew()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -230,7 +249,7 @@ class PagedKVCache:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._storage.dtype
+        return self._dtype
 
     def __len__(self) -> int:
         """How many sequences the cache holds."""

@@ -26,12 +26,15 @@ from flash_attn2._impl.options import make_options, rows_of
 from flash_attn2._impl.problem import (
     MAX_SPLITS,
     NO_PAGES,
+    NO_QUANTISED,
     Append,
     PagedKV,
     Problem,
+    QuantisedKV,
     Rotary,
     SeqLens,
 )
+from flash_attn2._impl.quantised import for_append
 from flash_attn2._impl.widths import keys_hold_values
 
 _INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
@@ -65,6 +68,8 @@ def flash_attn_with_kvcache(
     cu_seqlens_k_new: Tensor | None = None,
     return_lse: bool = False,
     out: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
     **unknown: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of new queries over a cache of keys and values, which first takes in new ones.
@@ -90,6 +95,24 @@ def flash_attn_with_kvcache(
     values (of MLA's latents, for one) are one cache, which is written once. v is then None, or
     k[..., :head_dim_v], and there are no rotary tables, which would turn the values. (On the CPU;
     compiled, from PyTorch 2.6 on.)
+
+    Caches of 8 bits. With q in float16, bfloat16 or float32, both caches may be
+    torch.float8_e4m3fn, float8_e5m2 or int8: codes, each of which stands for its number times a
+    scale of k_descale or v_descale. These are float32 with positive numbers, by heads and, in
+    shapes of their own for each,
+        sequences      (batch, num_heads_kv), expanded where one is for all
+        pages          (num_pages, num_heads_kv) or (num_pages, 1, num_heads_kv), of a dense cache
+                       (batch_cache, 1, num_heads_kv)
+        tokens         (num_pages, page_size, num_heads_kv), (batch_cache, seqlen_cache,
+                       num_heads_kv)
+    An append divides rows of k and v, rotated, by their scales, and rounds to the nearest code.
+    Numbers beyond the largest one become that, and infinities do; NaN becomes 0 in int8. Scales of
+    sequences and pages are only read. Those of tokens are computed, so that the largest finite
+    entry of a row of a head gets the largest code (448, 57344, 127), and written: what they held is
+    not looked at. Of keys that hold the values there is one scale: v_descale is k_descale. NaN and
+    infinities in a cache do what they do in one of bfloat16. On the CPU a scale of a sequence or a
+    page in use that is not a positive number is a ValueError; one of a token makes the results that
+    depend on it NaN. On a GPU caches of 8 bits are a NotImplementedError.
 
     Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in float32 or in
     q's dtype, the first rotary_dim entries of each head of k and q turn; k and v must be given.
@@ -145,7 +168,7 @@ def flash_attn_with_kvcache(
     require_tensors(
         _TENSORS,
         *(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_batch_idx, cache_leftpad),
-        *(block_table, cu_seqlens_q, cu_seqlens_k_new),
+        *(block_table, cu_seqlens_q, cu_seqlens_k_new, k_descale, v_descale),
     )
     flags: tuple[Any, ...] = rotary_interleaved, return_softmax_lse, return_lse
     if not type(flags[0]) is type(flags[1]) is type(flags[2]) is bool:
@@ -197,7 +220,12 @@ def flash_attn_with_kvcache(
         pages = PagedKV(block_table, cache_batch_idx)
     seqs_q = SeqLens(cu_seqlens_q, None, max_seqlen_q)
     seqs_k = SeqLens(None, used, rows, cache_leftpad, cu_seqlens_k_new, appended)
-    p = Problem(q, k_cache, v_cache, seqs_q, seqs_k, options, pages, num_splits, append)
+    scales = NO_QUANTISED
+    if k_descale is not None or v_descale is not None:
+        scales = QuantisedKV(k_descale, v_descale)
+        if append is not None:
+            scales = QuantisedKV(for_append(k_descale, k_cache), for_append(v_descale, v_cache))
+    p = Problem(q, k_cache, v_cache, seqs_q, seqs_k, options, pages, num_splits, append, scales)
     if out is not None:
         p = with_out(form, p, out)
     result, lse, *_ = attend(form, p)
@@ -209,6 +237,7 @@ def flash_attn_with_kvcache(
 _TENSORS = (
     *("q", "k_cache", "v_cache", "?k", "?v", "?rotary_cos", "?rotary_sin", "?cache_batch_idx"),
     *("?cache_leftpad", "?block_table", "?cu_seqlens_q", "?cu_seqlens_k_new"),
+    *("?k_descale", "?v_descale"),
 )
 
 
@@ -237,7 +266,10 @@ def attend_over_pages(p: Problem, block_table: Tensor) -> tuple[Tensor, Tensor]:
     if used is None:
         used = cu_seqlens_k.diff()
     pages = PagedKV(block_table[:, : -(-longest // p.k.shape[1])])
-    p = Problem(p.q, p.k, p.v, p.seqs_q, SeqLens(None, used), p.options, pages, out=p.out)
+    seqs_k = SeqLens(None, used)
+    p = Problem(
+        p.q, p.k, p.v, p.seqs_q, seqs_k, p.options, pages, quantised=NO_QUANTISED, out=p.out
+    )
     out, lse, *_ = attend(KVCACHE, p)
     return out, lse
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from flash_attn2._impl.options import make_options
 from flash_attn2._impl.problem import BLOCK, Options, SeqLens
 from flash_attn2._impl.problem import BlockMask as Lists
+from flash_attn2._impl.quantised import LARGEST
 from flash_attn2.masks import BlockMask
 from flash_attn2.masks.words import num_blocks
 
@@ -263,6 +264,54 @@ def gathered(cache: Tensor, table: Tensor, first: Tensor, lengths: Tensor, seqle
     return cache[page, position % page_size].masked_fill(beyond, 0)
 
 
+def quantised(x: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The codes of x / scales in float8_e4m3fn, float8_e5m2 or int8, bit for bit as appends write
+    them: the quotient in float32, rounded to nearest even, saturating. NaN becomes 0 in int8.
+    """
+    quotient = x.float() / scales
+    if dtype is torch.int8:
+        return quotient.nan_to_num(0.0, torch.inf, -torch.inf).clamp(-128, 127).round().to(dtype)
+    return quotient.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
+
+
+def row_scales(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scales (...) that appends compute for rows x (..., head_dim): the largest finite entry
+    gets the largest code. Rows without any, or of zeros, have 1.
+    """
+    magnitude = x.float().abs().nan_to_num(0.0, 0.0).amax(-1)
+    smallest = torch.finfo(torch.float32).tiny
+    scales = (magnitude / torch.tensor(LARGEST[dtype])).clamp(min=smallest)
+    return scales.masked_fill(magnitude == 0, 1.0)
+
+
+def dequantised(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """What codes (..., head_dim) with scales (...) stand for."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return (codes.to(wide) * scales.to(wide)[..., None]).to(dtype)
+
+
+def _appended(
+    cache: Tensor,
+    scales: Tensor | None,
+    computed: bool,
+    place: tuple[Tensor, Tensor],
+    sequence: Tensor,
+    x: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """A cache, and its scales by sequences or rows of the cache, with rows x at `place`."""
+    if scales is None:
+        return cache.index_put(place, x), None
+    if scales.ndim == 2:
+        factors = scales[sequence]
+    elif computed:
+        factors = row_scales(x, cache.dtype)
+        scales = scales.index_put(place, factors)
+    else:
+        factors = scales[place[0], 0]
+    codes = quantised(x, factors[..., None], cache.dtype).view(torch.uint8)
+    return cache.view(torch.uint8).index_put(place, codes).view(cache.dtype), scales
+
+
 def kvcache_attention_reference(
     q: Tensor,
     k_cache: Tensor,
@@ -279,11 +328,15 @@ def kvcache_attention_reference(
     rotary_interleaved: bool = True,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_k_new: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
     dtype: torch.dtype | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """`flash_attn_with_kvcache`: out, lse, and copies of the caches as the call leaves them. k
     without v is for values that are the leading columns of keys.
+
+    With k_descale and v_descale the caches hold codes of 8 bits, and scales follow the caches.
 
     Rotation and append are in the dtype of the tensors, attention in `dtype` (None: the same);
     options as for `attention_reference`, lengths excepted.
@@ -297,6 +350,12 @@ def kvcache_attention_reference(
         table = block_table
     held: Any = table.shape[1] * k_cache.shape[1] if cache_seqlens is None else cache_seqlens
     ends = torch.zeros_like(lengths_q) + held
+    given = k_descale, v_descale
+    computed = [x is not None and x.ndim == 3 and x.shape[1] == k_cache.shape[1] for x in given]
+    k_descale, v_descale = (  # of pages: (num_pages, 1, num_heads_kv)
+        x[:, None] if x is not None and x.ndim == 2 and x.shape[0] != q.shape[0] else x
+        for x in given
+    )
 
     if k is not None:
         cu_seqlens_new = cu_seqlens_q if cu_seqlens_k_new is None else cu_seqlens_k_new
@@ -314,26 +373,44 @@ def kvcache_attention_reference(
         sequence, row = exists.nonzero(as_tuple=True)
         position, page_size = ends[sequence] + row, k_cache.shape[1]
         place = table[sequence, position // page_size].long(), position % page_size
-        k_cache = k_cache.index_put(place, k[exists])
+        k_cache, k_descale = _appended(k_cache, k_descale, computed[0], place, sequence, k[exists])
         if v is None:  # keys hold the values
-            v_cache = k_cache[..., : v_cache.shape[-1]]
+            v_cache, v_descale = k_cache[..., : v_cache.shape[-1]], k_descale
         else:
             v, _ = _dense_rows(v, cu_seqlens_new)
-            v_cache = v_cache.index_put(place, v[exists])
+            v_cache, v_descale = _appended(
+                v_cache, v_descale, computed[1], place, sequence, v[exists]
+            )
         ends = ends + lengths_new
 
     first = torch.zeros_like(ends) if cache_leftpad is None else cache_leftpad.long()
     lengths_k = ends - first
-    dense_k, dense_v = (
-        gathered(x, table, first, lengths_k, int(lengths_k.max())) for x in (k_cache, v_cache)
+    dtype = dtype or q.dtype
+    dense = functools.partial(
+        _keys_of_cache, table=table, first=first, lengths=lengths_k, seqlen=int(lengths_k.max())
     )
-    q, dense_k, dense_v = (x.to(dtype or q.dtype) for x in (q, dense_k, dense_v))
+    dense_k = dense(k_cache, k_descale, dtype)
+    dense_v = dense(v_cache, v_descale, dtype)
+    q = q.to(dtype)
     out, lse, _ = attention_reference(
         q, dense_k, dense_v, lengths_q=lengths_q, lengths_k=lengths_k, **options
     )
     if cu_seqlens_q is not None:
         out, lse = _to_packed(out, lse, cu_seqlens_q, total_q)
-    return out, lse, k_cache, v_cache
+    if k_descale is None or v_descale is None:
+        return out, lse, k_cache, v_cache
+    left = (x.reshape(of.shape) for x, of in zip((k_descale, v_descale), given, strict=True))  # type: ignore[union-attr]
+    return out, lse, k_cache, v_cache, *left
+
+
+def _keys_of_cache(cache: Tensor, scales: Tensor | None, dtype: torch.dtype, **rows: Any) -> Tensor:
+    """`gathered` in `dtype`, of codes multiplied by their scales."""
+    if scales is None:
+        return gathered(cache, **rows).to(dtype)
+    if scales.ndim == 3:
+        return gathered(dequantised(cache, scales.expand(cache.shape[:-1]), dtype), **rows)
+    codes = gathered(cache.to(torch.float32), **rows)
+    return dequantised(codes, scales[:, None].expand(codes.shape[:-1]), dtype)
 
 
 def probabilities(

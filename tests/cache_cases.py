@@ -118,13 +118,14 @@ class CacheCase:
             self.filled(target, (pages, page_size, self.heads[1], width), table)
             for width in self.widths.values()
         )
+        return dict(zip(("k_cache", "v_cache"), self.laid_out(list(filled)), strict=True))
+
+    def laid_out(self, caches: list[Tensor]) -> list[Tensor]:
         if self.layout == "heads_outside":
-            caches = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in filled]
-        elif self.layout == "interleaved":
-            caches = list(torch.stack(list(filled), 3).unbind(3))
-        else:
-            caches = list(filled)
-        return dict(zip(("k_cache", "v_cache"), caches, strict=True))
+            return [x.transpose(1, 2).contiguous().transpose(1, 2) for x in caches]
+        if self.layout == "interleaved":
+            return list(torch.stack(caches, 3).unbind(3))
+        return caches
 
     def filled(self, target: Target, shape: tuple[int, ...], table: Tensor) -> Tensor:
         cache = torch.full(shape, torch.nan, dtype=target.dtype)
@@ -216,22 +217,24 @@ def pairs(
 
 
 def bits(x: Tensor) -> Tensor:
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     return x.contiguous().view(integer)
 
 
 def check_kvcache(**arguments: Any) -> tuple[Tensor, Tensor]:
-    """out and lse within the rule; the caches as the reference leaves them, the rest as it was."""
+    """out and lse within the rule; the caches, and scales of 8 bits, as the reference leaves them,
+    the rest as it was."""
     refer = {k: v for k, v in arguments.items() if k not in ("num_splits", "max_seqlen_q")}
     exact, low = (
         kvcache_attention_reference(**refer, dtype=dtype) for dtype in (torch.float64, None)
     )
     before = {k: v.clone() for k, v in arguments.items() if isinstance(v, Tensor)}
     out, lse = flash_attn_with_kvcache(**arguments, return_softmax_lse=True)
-    for name in before.keys() - {"k_cache", "v_cache"}:
+    written = ("k_cache", "v_cache", "k_descale", "v_descale")
+    for name in before.keys() - set(written):
         torch.testing.assert_close(arguments[name], before[name], rtol=0, atol=0, equal_nan=True)
-    for cache, expected in (("k_cache", exact[2]), ("v_cache", exact[3])):
-        assert torch.equal(bits(arguments[cache]), bits(expected)), f"{cache} holds something else"
+    for name, expected in zip(written, exact[2:], strict=False):
+        assert torch.equal(bits(arguments[name]), bits(expected)), f"{name} holds something else"
     if out.is_cuda and "cu_seqlens_q" in arguments:  # rows of no sequence are unspecified there
         out[arguments["cu_seqlens_q"][-1] :] = 0
         lse[:, arguments["cu_seqlens_q"][-1] :] = -torch.inf

@@ -29,6 +29,20 @@ TensorRef tensor_ref(pybind11::tuple const& tuple) {
           .head_stride = field(3)};
 }
 
+CodeType code_type_of(std::string_view name) {
+  for (size_t i = 0; i < std::size(kCodeTypeNames); ++i) {
+    if (name == kCodeTypeNames[i]) return static_cast<CodeType>(i);
+  }
+  throw pybind11::type_error("unknown code type: " + std::string(name));
+}
+
+ScaleUnit scale_unit_of(std::string_view name) {
+  if (name == "sequence") return ScaleUnit::kSequence;
+  if (name == "page") return ScaleUnit::kPage;
+  if (name == "row") return ScaleUnit::kRow;
+  throw pybind11::type_error("unknown unit of scales: " + std::string(name));
+}
+
 // Each of these reads the struct of the same name. Without a dictionary for it, a struct has its
 // defaults.
 
@@ -47,6 +61,17 @@ PagedKV paged_kv(Fields& fields) {
           .table_stride = fields.get<"table_stride", int64_t>(),
           .page_size = fields.get<"page_size", int32_t>(),
           .num_pages = fields.get<"num_pages", int32_t>()};
+}
+
+Scales scales(Fields& fields) {
+  return {.factors = tensor_ref(fields.get<"factors", pybind11::tuple>()),
+          .unit = scale_unit_of(fields.get<"unit", std::string>())};
+}
+
+QuantisedKV quantised_kv(Fields& fields) {
+  return {.type = code_type_of(fields.get<"type", std::string>()),
+          .k = fields.nested<"k">(scales),
+          .v = fields.nested<"v">(scales)};
 }
 
 Window read_window(Fields& fields) {
@@ -134,6 +159,7 @@ FwdParams forward_params(Fields& fields) {
   p.num_heads_total = fields.get_or<"num_heads_total", int32_t>(0);
   p.positions = fields.nested_or_default<"positions">(positions);
   p.partial_lse = fields.pointer_or_null<"partial_lse", double>();
+  p.quantised = fields.nested_or_default<"quantised">(quantised_kv);
   return p;
 }
 
@@ -155,6 +181,7 @@ AppendParams append_params(Fields& fields, FwdParams const& p) {
                       .seqs_new = fields.nested<"seqs_new">(seq_lens),
                       .rotary = fields.nested_or_default<"rotary">(rotary)};
   append.seqs_q = p.seqs_q;
+  append.quantised = p.quantised;
   if (append.rotary.cos != nullptr) {
     append.q = tensor_ref(fields.get<"q", pybind11::tuple>());
     append.rotated_q = p.q;

@@ -1,10 +1,13 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 // The conversions of elements.h, at the level of the compiler's default flags. The build compiles
 // this file without fused multiply-adds, since every family rotates to the same bits.
 #define FA2_CPU_LEVEL appending
 #include "core/append.h"
+#include "core/quantised.h"
 #include "core/rotary.h"
 #include "core/seq_info.h"
 #include "cpu/checks.h"
@@ -51,13 +54,49 @@ class Appender {
     if (!has_place(params_, batch, position)) return;
     int64_t const to_k = kv_row_offset(params_.k, pages, batch, position);
     int64_t const to_v = kv_row_offset(params_.v, pages, batch, position);
+    bool const quantises = params_.quantised.type != CodeType::kNone;
     for (int32_t head = 0; head < params_.num_heads_kv; ++head) {
-      rotate(head_ptr<Storage>(params_.k, 0, 0, head) + to_k,
-             row_ptr(params_.new_k, batch, seq, row, head), position);
-      if (params_.new_v.data == nullptr) continue;  // keys hold values
-      copy(head_ptr<Storage>(params_.v, 0, 0, head) + to_v,
-           row_ptr(params_.new_v, batch, seq, row, head), 0, params_.head_dim_v);
+      Storage const* const key = row_ptr(params_.new_k, batch, seq, row, head);
+      Storage const* const value = params_.new_v.data == nullptr  // keys hold values
+                                       ? nullptr
+                                       : row_ptr(params_.new_v, batch, seq, row, head);
+      if (quantises) {
+        Storage turned[kMaxHeadDim];
+        rotate(turned, key, position);
+        QuantisedKV const& cache = params_.quantised;
+        quantise(params_.k, cache.k, batch, position, head, turned, params_.head_dim);
+        if (value != nullptr) {
+          quantise(params_.v, cache.v, batch, position, head, value, params_.head_dim_v);
+        }
+        continue;
+      }
+      rotate(head_ptr<Storage>(params_.k, 0, 0, head) + to_k, key, position);
+      if (value == nullptr) continue;
+      copy(head_ptr<Storage>(params_.v, 0, 0, head) + to_v, value, 0, params_.head_dim_v);
     }
+  }
+
+  // A row of a cache of 8 bits, and its factor where each row has its own.
+  void quantise(TensorRef const& cache, Scales const& scales, int32_t batch, int64_t position,
+                int32_t head, Storage const* from, int count) const {
+    CodeType const type = params_.quantised.type;
+    Real x[kMaxHeadDim];
+    widen(x, from, count);
+    float& factor = head_ptr<float>(scales.factors, 0, 0,
+                                    head)[scale_offset(scales, params_.pages, batch, position)];
+    if (scales.unit == ScaleUnit::kRow) factor = row_factor(type, largest_finite(x, count));
+    uint8_t* const to =
+        head_ptr<uint8_t>(cache, 0, 0, head) + kv_row_offset(cache, params_.pages, batch, position);
+    for (int i = 0; i < count; ++i) to[i] = code_of(type, float(x[i]) / factor);
+  }
+
+  static float largest_finite(Real const* x, int count) {
+    float largest = 0;
+    for (int i = 0; i < count; ++i) {
+      float const magnitude = std::abs(float(x[i]));
+      if (magnitude <= std::numeric_limits<float>::max()) largest = std::max(largest, magnitude);
+    }
+    return largest;
   }
 
   void rotate_query(int32_t batch, SeqInfo const& seq, int32_t row) const {

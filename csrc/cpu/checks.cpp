@@ -72,6 +72,17 @@ void check_positions(FwdParams const& params) {
             "a block mask needs all keys, got {} of {}", params.seqs_k.max_seqlen, at.seqlen_k);
 }
 
+// Of a cache that calls read, `keys` telling whether it has any that count, or write.
+void check_quantised(QuantisedKV const& cache, DType dtype, bool keys) {
+  if (cache.type == CodeType::kNone) return;
+  FA2_CHECK(cache.type >= CodeType::kNone && cache.type <= CodeType::kInt8, "code type {}",
+            static_cast<int>(cache.type));
+  FA2_CHECK(dtype != DType::kFloat64, "a cache of {} for q in {}", to_string(cache.type),
+            to_string(dtype));
+  bool const given = cache.k.factors.data != nullptr && cache.v.factors.data != nullptr;
+  FA2_CHECK(given || !keys, "a cache of {} without factors", to_string(cache.type));
+}
+
 // Whether tensors with these sequences can have rows.
 bool has_rows(int32_t batch, SeqLens const& seqs) {
   return batch > 0 && seqs.max_seqlen > 0 && (seqs.cu_seqlens == nullptr || seqs.total > 0);
@@ -103,6 +114,7 @@ void check_problem(FwdParams const& params, int num_threads) {
   check_data("k", params.k.data, keys);
   check_data("v", params.v.data, keys);
   check_data("rng_state", params.dropout.rng_state, params.dropout.drop_prob > 0);
+  check_quantised(params.quantised, params.dtype, keys);
 }
 
 void check_problem(BwdParams const& params, int num_threads) {
@@ -145,6 +157,7 @@ void check_problem(AppendParams const& params, int num_threads) {
     bool const keys = has_rows(params.batch, params.seqs_k);
     check_data("k", params.k.data, keys);
     check_data("v", params.v.data, keys);
+    check_quantised(params.quantised, params.dtype, keys);
   }
   if (params.q.data != nullptr) {
     check_data("rotated_q", params.rotated_q.data, has_rows(params.batch, params.seqs_q));

@@ -6,17 +6,20 @@
 
 namespace fa2::cpu {
 
-// One per compilation of level.cpp.
+// One per compilation of level.cpp, and of quantised.cpp.
 namespace baseline {
 extern LevelKernels const kKernels;
-}
+extern ForwardKernel const kQuantisedKernels[kNumCodeTypes];
+}  // namespace baseline
 #if defined(__x86_64__)
 namespace v3 {
 extern LevelKernels const kKernels;
-}
+extern ForwardKernel const kQuantisedKernels[kNumCodeTypes];
+}  // namespace v3
 namespace v4 {
 extern LevelKernels const kKernels;
-}
+extern ForwardKernel const kQuantisedKernels[kNumCodeTypes];
+}  // namespace v4
 namespace v4_bf16 {
 extern LevelKernels const kKernels;
 }
@@ -44,14 +47,15 @@ Isa fastest_isa() {
 struct Level {
   char const* name;
   LevelKernels const& kernels;
+  ForwardKernel const* quantised;
 };
 
 constexpr Level kLevels[] = {
-    {"baseline", baseline::kKernels},
+    {"baseline", baseline::kKernels, baseline::kQuantisedKernels},
 #if defined(__x86_64__)
-    {"x86-64-v3", v3::kKernels},
-    {"x86-64-v4", v4::kKernels},
-    {"x86-64-v4-bf16", v4_bf16::kKernels},
+    {"x86-64-v3", v3::kKernels, v3::kQuantisedKernels},
+    {"x86-64-v4", v4::kKernels, v4::kQuantisedKernels},
+    {"x86-64-v4-bf16", v4_bf16::kKernels, v4::kQuantisedKernels},
 #endif
 };
 
@@ -108,7 +112,12 @@ void set_isa(std::string_view name) {
             available);
 }
 
-ForwardKernel const& forward_kernel(DType dtype) { return highest(&LevelKernels::forward, dtype); }
+ForwardKernel const& forward_kernel(FwdParams const& params) {
+  CodeType const codes = params.quantised.type;
+  if (codes == CodeType::kNone) return highest(&LevelKernels::forward, params.dtype);
+  Level const& level = kLevels[static_cast<int>(active_isa())];
+  return level.quantised[static_cast<int>(codes) - static_cast<int>(CodeType::kFloat8E4M3)];
+}
 
 BackwardKernel const& backward_kernel(DType dtype) {
   return highest(&LevelKernels::backward, dtype);

@@ -26,7 +26,7 @@ char const* isa_name();
 void set_isa(std::string_view name);
 
 // The kernels of the level in use.
-ForwardKernel const& forward_kernel(DType dtype);
+ForwardKernel const& forward_kernel(FwdParams const& params);
 BackwardKernel const& backward_kernel(DType dtype);
 BiasKernel const& bias_kernel(DType dtype);
 

@@ -106,6 +106,7 @@ struct BiasKernel {
 };
 
 inline constexpr int kNumDTypes = 4;
+inline constexpr int kNumCodeTypes = 3;  // that there are kernels of
 
 // By DType; run is null where the level has nothing to add.
 struct LevelKernels {

@@ -86,7 +86,7 @@ FwdPlan plan_forward(FwdParams const& params, int num_threads) {
   check_problem(params, num_threads);
   FA2_CHECK(params.num_splits >= 0 && params.num_splits <= kMaxSplits,
             "num_splits {} is not in 0 ... {}", params.num_splits, kMaxSplits);
-  FwdPlan plan{.kernel = forward_kernel(params.dtype), .num_threads = num_threads};
+  FwdPlan plan{.kernel = forward_kernel(params), .num_threads = num_threads};
   add_units(params, plan);
   for (size_t begin = 0; begin < plan.units->size(); begin = plan.rounds->back().end) {
     plan.rounds->push_back(next_round(params, plan, begin));

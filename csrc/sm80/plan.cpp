@@ -85,6 +85,7 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
             std::end(kBuckets)[-1], p.head_dim);
   FA2_CHECK(!is_part(p) && p.partial_lse == nullptr,
             "CUDA kernels know nothing of parts of sequences yet");
+  FA2_CHECK(p.quantised.type == CodeType::kNone, "CUDA kernels read no caches of 8 bits");
   check_block_mask(p);
   check_bias("bias", p.score_mod.bias, p);
   check_bias("relative_bias", p.score_mod.relative_bias, p);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flash_attn2._impl import quantised
 from flash_attn2._impl.checks import (
     FLOAT_DTYPES,
     check_device,
@@ -43,7 +44,7 @@ def check_shapes(p: Problem) -> None:
 
 def _fits(p: Problem) -> bool:
     """Whether `_check_cache` and the checks after it would surely pass."""
-    q, k, v, seqs_q, seqs_k, _, (table, batch_idx), num_splits, *_ = p
+    q, k, v, seqs_q, seqs_k, _, (table, batch_idx), num_splits, _, scales, *_ = p
     assert k is not None
     assert v is not None
     shape_q, shape_k, shape_v, dtype, device = q.shape, k.shape, v.shape, q.dtype, q.device
@@ -54,6 +55,7 @@ def _fits(p: Problem) -> bool:
         and (shape_v == shape_k or shape_v[:-1] == shape_k[:-1])
         and dtype is k.dtype is v.dtype
         and dtype in FLOAT_DTYPES
+        and (scales is None or scales[0] is scales[1] is None)
         and device == k.device == v.device
         and 0 <= num_splits <= MAX_SPLITS
     ):
@@ -174,7 +176,11 @@ def _check_cache(p: Problem) -> None:
             raise ValueError(
                 f"{name} must be ({dims}, num_heads_kv, head_dim), got shape {tuple(tensor.shape)}"
             )
-        _check_like_q(name, tensor, q, f": create the cache with dtype={q.dtype}")
+        if tensor.dtype in quantised.CODE_NAMES:
+            check_device(name, tensor, q.device)
+        else:
+            advice = f": create the cache with dtype={q.dtype}, or one of {quantised.ALLOWED}"
+            _check_like_q(name, tensor, q, advice)
     if table is not None and k_cache.shape[1] == 0:
         raise ValueError("k_cache must have a page_size of at least 1, got 0")
     require_rows_of("v_cache", v_cache, "k_cache", k_cache)
@@ -191,6 +197,7 @@ def _check_cache(p: Problem) -> None:
         raise ValueError(
             f"k_cache must hold at most {MAX_SEQLEN} rows of a sequence, got room for {most}"
         )
+    quantised.check_shapes(p)
 
 
 def check_splits(num_splits: int) -> None:

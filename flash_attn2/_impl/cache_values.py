@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from flash_attn2._impl import backends, observe, overlap
+from flash_attn2._impl import backends, observe, overlap, quantised
 from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.cache_checks import check_seqlen
 from flash_attn2._impl.checks import host_lengths, host_used, require_bound
@@ -69,6 +69,8 @@ def check_values(p: Problem) -> None:
     if pages.block_table is not None:
         # A page in front of the padding is used only if new rows go there.
         _check_pages(pages.block_table, list(map(min, begins, held)), ends, k_cache)
+    if p.quantised is not None and p.quantised.k_descale is not None:
+        quantised.check_values(p, ends)
     if p.append is not None:
         if pages is not NO_PAGES:
             _check_targets(pages, held, ends, k_cache.shape[1])
@@ -110,6 +112,9 @@ def check_layout(p: Problem) -> None:
     assert k_cache is not None
     assert v_cache is not None
     backend = backends.serving(p.q)
+    if p.quantised is not None and p.quantised.k_descale is not None:
+        quantised.require_built(backend)
+        _check_scales_apart(p)
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         shape, strides = cache.shape, cache.stride()
         if strides[-1] != 1 and shape[-1] > 1:
@@ -146,6 +151,42 @@ def check_layout(p: Problem) -> None:
             f"{begin_k:#x} to {end_k:#x} with strides {k_cache.stride()} and {begin_v:#x} to "
             f"{end_v:#x} with strides {v_cache.stride()}"
         )
+
+
+def _check_scales_apart(p: Problem) -> None:
+    """Of scales that are written."""
+    assert p.quantised is not None
+    k_scales, v_scales = p.quantised
+    if not (written := quantised.written_scales(p)):
+        return
+    for x in written:
+        name = "k_descale" if x is k_scales else "v_descale"
+        if overlap.overlaps_itself(tuple(x.shape), x.stride()):
+            raise ValueError(
+                f"{name} must not overlap itself where k is appended, got shape {tuple(x.shape)} "
+                f"with strides {x.stride()}"
+            )
+        for other, y in (("k_cache", p.k), ("v_cache", p.v)):
+            assert y is not None
+            if overlap.tensors_overlap(x, y):
+                raise ValueError(f"{name} must not share memory with {other} where k is appended")
+    assert k_scales is not None
+    assert v_scales is not None
+    assert p.k is not None
+    assert p.v is not None
+    same = (
+        k_scales.data_ptr() == v_scales.data_ptr()
+        and k_scales.shape == v_scales.shape
+        and k_scales.stride() == v_scales.stride()
+    )
+    if keys_hold_values(p.k, p.v):
+        if not same:
+            raise ValueError(
+                "v_descale must be k_descale where v_cache is k_cache[..., :head_dim_v], got "
+                "another tensor"
+            )
+    elif overlap.tensors_overlap(k_scales, v_scales):
+        raise ValueError("k_descale and v_descale must not share memory where k is appended")
 
 
 def _check_written_once(append: Append, shared: bool) -> None:

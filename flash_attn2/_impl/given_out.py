@@ -49,7 +49,7 @@ def with_out(form: Form, p: Problem, out: Any) -> Problem:
     readable = (x for x in inputs if x.layout is torch.strided and not x._is_zerotensor())
     if out._is_zerotensor() or out.is_neg() or overlap.any_close((out,), readable):
         return p
-    return Problem(*p[:9], out=out)
+    return Problem(*p[:10], out=out)
 
 
 def placed(out: Tensor, result: Any) -> Any:

@@ -29,6 +29,7 @@ from flash_attn2._impl.problem import (
     unpacked,
     with_qkv,
 )
+from flash_attn2._impl.quantised import written_scales
 from flash_attn2._impl.schema import KVCACHE_APPEND_FORWARD
 
 # Results are allocated through these names, so that tests can poison them.
@@ -103,7 +104,7 @@ def _append_and_attend(
         problem = lower(p, dtype_name, out, lse, None, q.shape[-1], over_cache=True)
         problem["append"] = lower_append(append, p.seqs_k, q)
         backend.run(backend.module.forward, problem, q.device)
-    for cache in (p.k, p.v):
+    for cache in (p.k, p.v, *written_scales(p)):
         assert cache is not None
         if not cache.is_inference():  # those have no versions
             torch.autograd.graph.increment_version(cache)
@@ -382,19 +383,28 @@ def _written_once(p: Problem) -> Problem:
     return p._replace(append=append._replace(new_v=None))
 
 
+def _among(x: Any, tensors: tuple[Tensor, ...]) -> bool:
+    return any(x is y for y in tensors)
+
+
 def _apart_from_caches(p: Problem) -> Problem:
     """With copies of what shares memory with the caches, which are written before it is read."""
     k_cache, v_cache = p.k, p.v
     assert k_cache is not None
     assert v_cache is not None
     q, _, _, *rest = KVCACHE_APPEND_FORWARD.flatten(p)
-    if not overlap.any_close((k_cache, v_cache), (q, *rest)):
+    written: tuple[Tensor, ...] = (k_cache, v_cache)
+    read, scales = rest, written[:0]
+    if p.quantised is not None and p.quantised.k_descale is not None:
+        scales = written_scales(p)
+        written += scales
+        read = [x for x in rest if not _among(x, scales)]
+    if not overlap.any_close(written, (q, *read)):
         return p
 
     def apart(x: Any) -> Any:
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or _among(x, scales):
             return x
-        overlaps = (overlap.tensors_overlap(written, x) for written in (k_cache, v_cache))
-        return x.clone() if any(overlaps) else x
+        return x.clone() if any(overlap.tensors_overlap(y, x) for y in written) else x
 
     return KVCACHE_APPEND_FORWARD.unflatten([apart(q), k_cache, v_cache, *map(apart, rest)])

@@ -25,6 +25,7 @@ from flash_attn2._impl.problem import (
     ScoreMod,
     SeqLens,
 )
+from flash_attn2._impl.quantised import lower_quantised
 from flash_attn2._impl.tensors import SURELY_MEMORY, require_memory
 
 Fields = dict[str, Any]
@@ -48,7 +49,7 @@ def lower(
 
     Of a part of sequences, an lse in float64 is that of partial results.
     """
-    q, k, v, seqs_q, seqs_k, options, pages, num_splits, *_ = p
+    q, k, v, seqs_q, seqs_k, options, pages, num_splits, _, quantised, *_ = p
     batch_start, head_start, num_heads_total = p[-3:]
     scale, (left, right), score_mod, sink, (drop_prob, _), _, mask = options
     assert k is not None
@@ -98,6 +99,8 @@ def lower(
                 "num_pages": k.shape[0],
             }
             groups.append(of_pages)
+        if quantised is not None and quantised.k_descale is not None:
+            fields["quantised"] = lower_quantised(quantised, p)
     elif seqs_k.cu_seqlens is None:
         of_k = {"max_seqlen": k.shape[1]}
     else:

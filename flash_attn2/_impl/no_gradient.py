@@ -11,6 +11,7 @@ from torch._C._functorch import TransformType, peek_interpreter_stack
 
 from flash_attn2._impl.forms import Form, run
 from flash_attn2._impl.problem import Problem
+from flash_attn2._impl.quantised import written_scales
 
 _NO_GRADIENT = (
     "attention over a KV cache has no gradient: call it under torch.no_grad() or with detached "
@@ -31,7 +32,7 @@ def written(p: Problem) -> tuple[Tensor | None, ...]:
     if p.append is None:
         return ()
     new_k, new_v, (cos, sin, _), _ = p.append
-    return p.k, p.v, new_k, new_v, cos, sin
+    return p.k, p.v, new_k, new_v, cos, sin, *written_scales(p)
 
 
 def with_gradient(

@@ -105,6 +105,13 @@ class Positions(NamedTuple):
     seqlen_k: int = 0
 
 
+class QuantisedKV(NamedTuple):
+    """The scales of a cache of 8 bits; `quantised` says which shapes they have."""
+
+    k_descale: Tensor | None = None  # float32; None: the cache is of q's dtype
+    v_descale: Tensor | None = None
+
+
 # The defaults. `lower` leaves out what is one of these.
 NO_SEQLENS = SeqLens()
 NO_PAGES = PagedKV()
@@ -114,6 +121,7 @@ NO_BLOCK_MASK = BlockMask()
 NO_SCORE_MOD = ScoreMod()
 NO_DROPOUT = Dropout()
 NO_POSITIONS = Positions()
+NO_QUANTISED = QuantisedKV()
 NO_SHARD = (0, 0, None)  # of the last fields of a Problem
 
 
@@ -153,6 +161,7 @@ class Problem(NamedTuple):
     pages: PagedKV = NO_PAGES
     num_splits: int = 0  # 0: the family chooses
     append: Append | None = None
+    quantised: QuantisedKV | None = None  # of calls over a cache
     out: Tensor | None = None  # of a forward pass: memory for it, if there is some already
     lse: Tensor | None = None  # for a backward pass, which reads both
     # Of a part of sequences: bias has the part's rows and keys, relative_bias is that of the whole.

@@ -45,7 +45,7 @@ class Signature(Generic[_Struct]):
         self.names = tuple(paths)
         self.paths = tuple(paths.values())
         fields = {name: _field(struct, path) for name, path in paths.items()}
-        marks = iter("ab")
+        marks = iter("abcd")
         declared = []
         for name, (hint, default) in fields.items():
             kind = _TYPES[hint]
@@ -185,8 +185,10 @@ _SHARD = {
 _DENSE_ADDED = _ADDED | _BLOCK_MASK | _BIASES | _SHARD
 _VARLEN_ADDED = _ADDED | _SHARD
 _GIVEN = {"given_rng_state": "options.dropout.rng_state"}  # of a forward pass: not to be drawn
+_SCALES = {"k_descale": "quantised.k_descale", "v_descale": "quantised.v_descale"}
+_CACHE_ADDED = _SCALES
 _WANTED = {"of_bias": "of_bias", "of_relative_bias": "of_relative_bias"}
-_DEFAULTED = _OPTIONS | _DENSE_ADDED | _WANTED | _GIVEN  # at the end of every schema
+_DEFAULTED = _OPTIONS | _DENSE_ADDED | _WANTED | _GIVEN | _CACHE_ADDED  # at the end of every schema
 _CACHES = {"q": "q", "k_cache": "k", "v_cache": "v"}
 _NEW = {
     "k": "append.new_k",
@@ -229,7 +231,10 @@ BACKWARD = _gradient({}, _DENSE_ADDED)
 BIAS_BACKWARD = Signature(BiasGradient, _gradient_paths({}, _DENSE_ADDED) | _WANTED, {"out", "lse"})
 VARLEN_FORWARD = Signature(Problem, _QKV | _VARLEN | _OPTIONS | _VARLEN_ADDED | _GIVEN, _BOUNDS)
 VARLEN_BACKWARD = _gradient(_VARLEN, _VARLEN_ADDED, _BOUNDS)
-KVCACHE_FORWARD = Signature(Problem, _CACHES | _CACHE | _SCORES, _CACHES)
+KVCACHE_FORWARD = Signature(Problem, _CACHES | _CACHE | _SCORES | _CACHE_ADDED, _CACHES)
 KVCACHE_APPEND_FORWARD = Signature(
-    Problem, _CACHES | _NEW | _CACHE | _SCORES, _CACHES, ("k_cache", "v_cache")
+    Problem,
+    _CACHES | _NEW | _CACHE | _SCORES | _CACHE_ADDED,
+    _CACHES,
+    ("k_cache", "v_cache", *_SCALES),
 )

@@ -13,6 +13,8 @@ class CacheOptions(TypedDict, total=False):
     max_seqlen_q: int | Tensor | None
     cu_seqlens_k_new: Tensor | None
     out: Tensor | None
+    k_descale: Tensor | None
+    v_descale: Tensor | None
 
 @overload
 def flash_attn_with_kvcache(

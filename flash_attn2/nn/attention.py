@@ -24,9 +24,9 @@ from flash_attn2._impl.rotary import RotaryEmbedding
 from flash_attn2._impl.rotation import check_sequences
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 from flash_attn2.inference import Step
-from flash_attn2.kvcache import flash_attn_with_kvcache
 from flash_attn2.masks import BlockMask
-from flash_attn2.nn.checks import check_bound, check_input, check_mode, check_step
+from flash_attn2.nn.checks import check_bound, check_input
+from flash_attn2.nn.over_cache import attend_over_cache, check_mode, check_step
 from flash_attn2.nn.slopes import given_slopes
 
 
@@ -220,7 +220,7 @@ class Attention(nn.Module):
         block_mask: BlockMask | None = None,
         bias: Tensor | None = None,
         relative_bias: Tensor | None = None,
-        cache: tuple[Tensor, Tensor] | None = None,
+        cache: tuple[Tensor, ...] | None = None,
         step: Step | None = None,
     ) -> Tensor:
         """Attends within each sequence of x; the result has the shape of x.
@@ -234,9 +234,10 @@ class Attention(nn.Module):
         For generation, x holds new tokens of many sequences, packed (total, embed_dim) as `step`,
         what `PagedKVCache.append` returned, has them: whole prompts, pieces of them, single tokens,
         in one call. `cache` is this layer's, `PagedKVCache.layers[i]`, which takes in their keys
-        and values; queries then see all that their sequence holds. The results are those of the
-        whole sequences at once. It needs a causal layer without dropout (`eval()`), and no
-        gradient: `torch.no_grad()` or `torch.inference_mode()`.
+        and values (of 8 bits, `(*layers[i], *descales[i])`); queries then see all that their
+        sequence holds. The results are those of the whole sequences at once. It needs a causal
+        layer without dropout (`eval()`), and no gradient: `torch.no_grad()` or
+        `torch.inference_mode()`.
         """
         if cache is not None or step is not None:
             others = {
@@ -300,7 +301,7 @@ class Attention(nn.Module):
             "sink": None if self.sink is None else self.sink.float(),
         }
 
-    def _attend_over_cache(self, x: Tensor, cache: tuple[Tensor, Tensor], step: Step) -> Tensor:
+    def _attend_over_cache(self, x: Tensor, cache: tuple[Tensor, ...], step: Step) -> Tensor:
         check_input(x, self.qkv_proj, self.embed_dim, packed=True)
         qk, v = self._heads(self.qkv_proj(x))
         q, k = qk.split((self.num_heads, self.num_heads_kv), -2)  # type: ignore[no-untyped-call]
@@ -310,14 +311,7 @@ class Attention(nn.Module):
             cos, sin = self.rotary.tables(positions, torch.float32, x.device)
             options["rotary_cos"], options["rotary_sin"] = cos, sin
             options["rotary_interleaved"] = self.rotary.interleaved
-        out: Any = flash_attn_with_kvcache(
-            *(q, *cache, k, v),
-            cache_seqlens=step.cache_seqlens,  # not step._asdict(), which torch 2.4 does not trace
-            block_table=step.block_table,
-            cu_seqlens_q=step.cu_seqlens_q,
-            max_seqlen_q=step.max_seqlen_q,
-            **options,
-        )
+        out = attend_over_cache(q, k, v, cache, step, options)
         return self.out_proj(out.flatten(-2))  # type: ignore[no-any-return]
 
     def project(

@@ -14,8 +14,8 @@ from flash_attn2._impl.rotary import RotaryEmbedding
 from flash_attn2._impl.rotation import check_sequences
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 from flash_attn2.inference import Step
-from flash_attn2.kvcache import flash_attn_with_kvcache
-from flash_attn2.nn.checks import check_bound, check_input, check_mode, check_step
+from flash_attn2.nn.checks import check_bound, check_input
+from flash_attn2.nn.over_cache import attend_over_cache, check_mode, check_step
 
 
 class LatentAttention(nn.Module):
@@ -122,7 +122,7 @@ class LatentAttention(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
-        cache: tuple[Tensor, Tensor] | None = None,
+        cache: tuple[Tensor, ...] | None = None,
         step: Step | None = None,
     ) -> Tensor:
         """Attends within each sequence of x; the result has the shape of x.
@@ -136,8 +136,9 @@ class LatentAttention(nn.Module):
             PagedKVCache(num_layers, num_pages, page_size, 1, kv_lora_rank + qk_rope_head_dim,
                          head_dim_v=kv_lora_rank, shared_kv=True)
 
-        The results are those of the whole sequences at once. It needs a causal layer without
-        dropout (`eval()`), and no gradient: `torch.no_grad()` or `torch.inference_mode()`.
+        or, with a `dtype` of 8 bits, `(*layers[i], *descales[i])`. The results are those of the
+        whole sequences at once. It needs a causal layer without dropout (`eval()`), and no
+        gradient: `torch.no_grad()` or `torch.inference_mode()`.
         """
         if cache is not None or step is not None:
             check_step(cache, step, {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen})
@@ -196,7 +197,7 @@ class LatentAttention(nn.Module):
         shared = shared.expand(*k_nope.shape[:-1], self.qk_rope_head_dim)
         return q, torch.cat((k_nope, shared.to(k_nope.dtype)), -1), v
 
-    def _absorbed(self, x: Tensor, cache: tuple[Tensor, Tensor], step: Step) -> Tensor:
+    def _absorbed(self, x: Tensor, cache: tuple[Tensor, ...], step: Step) -> Tensor:
         """Over latents: q (W_k c) = (W_k^T q) c, and sums of W_v c are W_v times sums of c."""
         check_input(x, self.kv_a_proj_with_mqa, self.embed_dim, packed=True)
         _check_width(cache, self.kv_lora_rank, self.qk_rope_head_dim)
@@ -205,16 +206,13 @@ class LatentAttention(nn.Module):
         w_k, w_v = of_heads[:, : self.qk_nope_head_dim], of_heads[:, self.qk_nope_head_dim :]
         q_nope, q_rope = q[..., : self.qk_nope_head_dim], q[..., self.qk_nope_head_dim :]
         q_latent = torch.einsum("thn,hnr->thr", q_nope, w_k)
-        out: Any = flash_attn_with_kvcache(
+        out = attend_over_cache(
             torch.cat((q_latent, q_rope.to(q_latent.dtype)), -1),
-            *cache,
             torch.cat((latent.unsqueeze(-2), shared.to(latent.dtype)), -1),
-            cache_seqlens=step.cache_seqlens,  # not step._asdict(), which torch 2.4 does not trace
-            block_table=step.block_table,
-            cu_seqlens_q=step.cu_seqlens_q,
-            max_seqlen_q=step.max_seqlen_q,
-            softmax_scale=self.softmax_scale,
-            causal=True,
+            None,
+            cache,
+            step,
+            {"softmax_scale": self.softmax_scale, "causal": True},
         )
         out = torch.einsum("thr,hvr->thv", out, w_v)
         return self.o_proj(out.flatten(-2))  # type: ignore[no-any-return]
@@ -258,9 +256,9 @@ def _check_rotary(rotary: Any, dim: int) -> None:
         raise ValueError(f"rotary must turn at most qk_rope_head_dim = {dim}, got {rotary.dim}")
 
 
-def _check_width(cache: tuple[Tensor, Tensor], kv_lora_rank: int, qk_rope_head_dim: int) -> None:
+def _check_width(cache: tuple[Tensor, ...], kv_lora_rank: int, qk_rope_head_dim: int) -> None:
     width = kv_lora_rank + qk_rope_head_dim
-    got = [(x.shape[2], x.shape[3]) for x in cache]
+    got = [(x.shape[2], x.shape[3]) for x in cache[:2]]
     if got != [(1, width), (1, kv_lora_rank)]:
         raise ValueError(
             f"cache must hold latents of one head, {width} wide with values of {kv_lora_rank}, got "

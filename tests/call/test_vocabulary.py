@@ -50,6 +50,8 @@ DENSE_ADDED = (
     "Tensor? block_mask_tiles=None, Tensor? block_mask_bits=None, Tensor? bias=None, "
     f"Tensor? relative_bias=None, {SHARD}"
 )
+SCALES = "Tensor? k_descale=None, Tensor? v_descale=None"
+WRITTEN_SCALES = "Tensor(c!)? k_descale=None, Tensor(d!)? v_descale=None"
 RESULTS = "(Tensor out, Tensor lse, Tensor rng_state)"
 GRADIENTS = "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_sink)"
 # Exported programs hold calls by these: only new arguments may follow at the end, with defaults,
@@ -62,11 +64,11 @@ SCHEMAS = {
     "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}, {SHARD}, "
     f"{GIVEN}) -> {RESULTS}",
     "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}, {ADDED}, {SHARD}) -> {GRADIENTS}",
-    "kvcache_forward": f"(Tensor q, Tensor k_cache, Tensor v_cache, {CACHE}, {SCORES}) "
+    "kvcache_forward": f"(Tensor q, Tensor k_cache, Tensor v_cache, {CACHE}, {SCORES}, {SCALES}) "
     "-> (Tensor out, Tensor lse)",
     "kvcache_append_forward": "(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, "
     "Tensor? v, Tensor? rotary_cos, Tensor? rotary_sin, bool rotary_interleaved, bool q_advances, "
-    f"{CACHE}, {SCORES}) -> (Tensor out, Tensor lse)",
+    f"{CACHE}, {SCORES}, {WRITTEN_SCALES}) -> (Tensor out, Tensor lse)",
     "kvcache_no_gradient": "(Tensor grad_out, SymInt[] shape) -> Tensor",
 }
 

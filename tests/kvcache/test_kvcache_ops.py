@@ -246,7 +246,7 @@ def test_signature() -> None:
     own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert own == {
         *("sink", "cu_seqlens_q", "max_seqlen_q", "cu_seqlens_k_new"),
-        *("return_lse", "out"),
+        *("return_lse", "out", "k_descale", "v_descale"),
     }
 
 

@@ -9,6 +9,7 @@
 #include "core/seq_info.h"
 #include "cpu/level/key_rows.h"
 #include "cpu/level/pack.h"
+#include "cpu/level/quantised.h"
 #include "cpu/level/query_lanes.h"
 #include "cpu/level/scores.h"
 
@@ -118,8 +119,9 @@ class ChunkQueries {
     return head_ptr<T>(tensor, chunk_.batch, chunk_.q_seq.first_row, head_of(query)) +
            query.row * tensor.row_stride;
   }
-  Storage* row_ptr(TensorRef const& tensor, Query query) const {
-    return row_of<Storage>(tensor, query);
+  template <class Q = E>
+  typename Q::Storage* row_ptr(TensorRef const& tensor, Query query) const {
+    return row_of<typename Q::Storage>(tensor, query);
   }
   // Index into lse.
   int64_t lse_of(Query query) const {
@@ -181,11 +183,13 @@ class ChunkQueries {
   // The rows of `tensor`, which are `head_dim` wide, at `queries`, transposed: to[operand][lane].
   void pack_lanes(Operand* to, TensorRef const& tensor, int head_dim, int vectors,
                   Query const* queries) const {
-    for (int n = 0; n < vectors; ++n) {
-      Storage const* rows[kSize];
-      for (int i = 0; i < kSize; ++i) rows[i] = row_ptr(tensor, queries[n * kSize + i]);
-      pack_queries<E>(to + n * kSize, vectors * kSize, rows, head_dim);
-    }
+    with_query_element<E>(params_.dtype, [&]<class Q>() FA2_CPU_INLINE_LAMBDA {
+      for (int n = 0; n < vectors; ++n) {
+        typename Q::Storage const* rows[kSize];
+        for (int i = 0; i < kSize; ++i) rows[i] = row_ptr<Q>(tensor, queries[n * kSize + i]);
+        pack_queries<Q>(to + n * kSize, vectors * kSize, rows, head_dim);
+      }
+    });
   }
 
   // A lone tile reads operands where they lie: packing pays only when several tiles share it, or
@@ -218,6 +222,19 @@ class ChunkQueries {
       if (reads_in_place(tensor, head_dim)) return {rows[0], tensor.row_stride};
     }
     pack_values<E>(room.data, room.stride, rows, end - begin, head_dim);
+    return {room.data, room.stride};
+  }
+
+  // Keys [begin, end) of a cache of 8 bits, multiplied by their factors.
+  Rows dequantised_rows(TensorRef const& tensor, Scales const& scales, int head_dim, int32_t begin,
+                        int32_t end, OperandBlock<E> const& room) const {
+    rows_of_dims(tensor, head_dim, begin, end, room);
+    float factors[kKeyBlock];
+    read_factors<E>(factors, scales, params_.pages, chunk_, 1, begin, end);
+    for (int32_t i = 0; i < end - begin; ++i) {
+      Operand* const row = room.data + i * room.stride;
+      for (int d = 0; d < head_dim; d += kSize) store(row + d, load<Real>(row + d) * factors[i]);
+    }
     return {room.data, room.stride};
   }
 

@@ -32,17 +32,22 @@ struct PlainElement {
 using Float32 = PlainElement<float>;
 using Float64 = PlainElement<double>;
 
+// kLanes<float> 16-bit words.
+typedef uint16_t HalfVector __attribute__((vector_size(kVectorBytes / 2)));
+
+FA2_CPU_INLINE HalfVector load_half_vector(void const* from) {
+  HalfVector words;
+  __builtin_memcpy(&words, from, sizeof(words));
+  return words;
+}
+
 // A vector of kLanes<float> 16-bit storage words in the low halves of 32-bit lanes.
 FA2_CPU_INLINE Vec<uint32_t> load_words(uint16_t const* from) {
-  typedef uint16_t Words __attribute__((vector_size(kVectorBytes / 2)));
-  Words words;
-  __builtin_memcpy(&words, from, sizeof(words));
-  return __builtin_convertvector(words, Vec<uint32_t>);
+  return __builtin_convertvector(load_half_vector(from), Vec<uint32_t>);
 }
 
 FA2_CPU_INLINE void store_words(uint16_t* to, Vec<uint32_t> v) {
-  typedef uint16_t Words __attribute__((vector_size(kVectorBytes / 2)));
-  Words const words = __builtin_convertvector(v, Words);
+  HalfVector const words = __builtin_convertvector(v, HalfVector);
   __builtin_memcpy(to, &words, sizeof(words));
 }
 
@@ -95,14 +100,17 @@ struct BFloat16 : WidenedElement {
 
 struct Float16 : WidenedElement {
   static FA2_CPU_INLINE Vec<float> widen(Storage const* from) {
+    return widen(load_half_vector(from));
+  }
+  static FA2_CPU_INLINE Vec<float> widen(HalfVector words) {
 #if defined(__AVX512F__)
-    return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((__m256i const*)from));
+    return (Vec<float>)_mm512_cvtph_ps((__m256i)words);
 #elif defined(__F16C__)
-    return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((__m128i const*)from));
+    return (Vec<float>)_mm256_cvtph_ps((__m128i)words);
 #else
     // Moves exponent and mantissa into place and corrects the exponent's bias by a product, which
     // also normalises subnormals. Infinities and NaNs get the float's largest exponent.
-    Vec<uint32_t> const half = load_words(from);
+    Vec<uint32_t> const half = __builtin_convertvector(words, Vec<uint32_t>);
     Vec<uint32_t> const magnitude = (half & 0x7fffu) << 13;
     Vec<float> const scaled = (Vec<float>)magnitude * 0x1p112f;
     Vec<uint32_t> const special = (Vec<uint32_t>)(magnitude >= (0x7c00u << 13)) & 0x7f800000u;

@@ -31,7 +31,9 @@ struct FewWorkspace {
   QueryRows<Real> scores;  // probabilities take their place
   QueryRows<Real> sums;    // of a block
   QueryRows<Real> out;
-  Storage const** rows;  // of K and V of a block, and of what follows
+  Storage const** rows;          // of K and V of a block, and of what follows
+  float* key_factors = nullptr;  // [head][kKeyBlock], of a cache of 8 bits
+  float* value_factors = nullptr;
   size_t bytes;
 
   FewWorkspace(void* memory, HeadDims const& dims, int num_queries) {
@@ -44,6 +46,10 @@ struct FewWorkspace {
     take(sums, round_up(dims.v, kLanes<Real>));
     take(out, round_up(dims.v, kLanes<Real>));
     rows = carver.take<Storage const*>(2 * kKeyBlock + kMostAhead);
+    if constexpr (kQuantised<E>) {
+      key_factors = carver.take<float>(kMostTogether * kKeyBlock);
+      value_factors = carver.take<float>(kMostTogether * kKeyBlock);
+    }
     bytes = carver.bytes();
   }
 };
@@ -100,7 +106,6 @@ class FewForward : RowResults<E> {
   void run() {
     int32_t begin = keys_.end;
     int32_t end = keys_.begin;
-    Storage const* rows[kMostTogether];
     for_queries([&](int i, Query query) {
       ColRange const cols = Base::cols_of(query);
       visible_[i] = {larger(cols.begin, keys_.begin), smaller(cols.end, keys_.end)};
@@ -111,10 +116,8 @@ class FewForward : RowResults<E> {
       modifiers_[i] = modifiers_of(query);
       state_[i].base = {};
       state_[i].sum = Vec<Real>{};
-      rows[i] = Base::row_ptr(params_.q, query);
     });
-    pack_query_rows<E>(workspace_.queries.data, workspace_.queries.stride, rows, num_rows_,
-                       params_.head_dim);
+    pack_queries();
     clear(workspace_.out);
     for_blocks(begin / kKeyStep * kKeyStep, end, kKeyBlock,
                [&](int32_t first, int32_t last) { step(first, last, end); });
@@ -132,6 +135,16 @@ class FewForward : RowResults<E> {
         step(index++, Query{query.row, head * group_ + query.in_group});
       }
     }
+  }
+
+  void pack_queries() {
+    with_query_element<E>(params_.dtype, [&]<class Q>() FA2_CPU_INLINE_LAMBDA {
+      typename Q::Storage const* rows[kMostTogether];
+      for_queries(
+          [&](int i, Query query) { rows[i] = Base::template row_ptr<Q>(params_.q, query); });
+      pack_query_rows<E, Q>(workspace_.queries.data, workspace_.queries.stride, rows, num_rows_,
+                            params_.head_dim);
+    });
   }
 
   FewModifiers<Real> modifiers_of(Query query) const {
@@ -156,6 +169,7 @@ class FewForward : RowResults<E> {
     };
     multiply_keys_few<E>(block(0, params_.k, params_.head_dim), workspace_.queries,
                          workspace_.scores);
+    if constexpr (kQuantised<E>) find_factors(begin, end);
     Real rescale[kMostTogether];
     for (int i = 0; i < num_rows_; ++i) rescale[i] = softmax(i, begin, end);
     clear(workspace_.sums);
@@ -174,13 +188,26 @@ class FewForward : RowResults<E> {
   Real softmax(int i, int32_t begin, int32_t end) {
     int const num_keys = end - begin;
     Real* const scores = workspace_.scores.data + i * kKeyBlock;
+    int const factors = i / chunk_.count * kKeyBlock;
+    if constexpr (kQuantised<E>) multiply_row(scores, workspace_.key_factors + factors, num_keys);
     for (int j = num_keys; j < round_up(num_keys, kExpStep<Real>); ++j) {
       scores[j] = -Real(__builtin_inf());
     }
     if (rule_.modifies || begin < visible_[i].begin || end > visible_[i].end) {
       adjust_row<Real>(rule_, visible_[i], modifiers_[i], begin, num_keys, scores);
     }
-    return exponentiate_row<E>(rule_.scale, num_keys, state_[i], scores);
+    Real const rescale = exponentiate_row<E>(rule_.scale, num_keys, state_[i], scores);
+    if constexpr (kQuantised<E>) multiply_row(scores, workspace_.value_factors + factors, num_keys);
+    return rescale;
+  }
+
+  void find_factors(int32_t begin, int32_t end) const {
+    QuantisedKV const& from = params_.quantised;
+    auto read = [&](float* to, Scales const& scales) {
+      read_factors<E>(to, scales, params_.pages, chunk_, num_heads_, begin, end);
+    };
+    read(workspace_.key_factors, from.k);
+    read(workspace_.value_factors, from.v);
   }
 
   // The keys of a block, padded to whole vectors, then its values, then the keys of the next.

@@ -103,24 +103,39 @@ template <class E>
 inline constexpr bool kApart =
     requires(typename E::Storage const* from) { E::widen_apart(from); } && E::kDepth == 1;
 
-// Rows of queries as operands: to[query * to_stride + operand].
+// Two vectors of entries of a row, the even ones apart from the odd ones.
 template <class E>
+FA2_CPU_INLINE TwoVectors load_apart(typename E::Storage const* from) {
+  if constexpr (kApart<E>) {
+    return E::widen_apart(from);
+  } else {
+    constexpr int kSize = kLanes<float>;
+    Vec<float> const first = E::widen(from);
+    Vec<float> const second = E::widen(from + kSize);
+    Vec<int32_t> even;
+    for (int i = 0; i < kSize; ++i) even[i] = 2 * i;
+    return {__builtin_shuffle(first, second, even), __builtin_shuffle(first, second, even + 1)};
+  }
+}
+
+// Rows of queries, whose element is Q, as operands of E: to[query * to_stride + operand].
+template <class E, class Q>
 FA2_CPU_INLINE void pack_query_rows(typename E::Operand* to, int to_stride,
-                                    typename E::Storage const* const* rows, int count,
+                                    typename Q::Storage const* const* rows, int count,
                                     int head_dim) {
   constexpr int kSize = kLanes<typename E::Operand>;
   for (int i = 0; i < count; ++i) {
     int d = 0;
     if constexpr (kApart<E>) {
       for (; d + 2 * kSize <= head_dim; d += 2 * kSize) {
-        auto const [even, odd] = E::widen_apart(rows[i] + d);
+        auto const [even, odd] = load_apart<Q>(rows[i] + d);
         store(to + i * to_stride + d, even);
         store(to + i * to_stride + d + kSize, odd);
       }
     }
     if (d == head_dim) continue;
-    typename E::Storage const* const rest = rows[i] + d;
-    pack_keys<E>(to + i * to_stride + d / E::kDepth, 0, &rest, 1, head_dim - d);
+    typename Q::Storage const* const rest = rows[i] + d;
+    pack_keys<Q>(to + i * to_stride + d / E::kDepth, 0, &rest, 1, head_dim - d);
   }
 }
 
@@ -361,6 +376,14 @@ __attribute__((noinline)) void multiply_values_few(KeyBlock<typename E::Storage>
             if (rest != 0) add.template operator()<1, false>(values.head_dim - rest);
           });
     }
+  }
+}
+
+// row[i] *= factors[i], in whole vectors.
+template <class Real>
+FA2_CPU_INLINE void multiply_row(Real* row, Real const* factors, int count) {
+  for (int i = 0; i < count; i += kLanes<Real>) {
+    store(row + i, load<Real>(row + i) * load<Real>(factors + i));
   }
 }
 

@@ -119,11 +119,19 @@ class ChunkForward : RowResults<E> {
   }
 
   Rows keys_of_block(int32_t begin, int32_t end) const {
+    if constexpr (kQuantised<E>) {
+      return Base::dequantised_rows(params_.k, params_.quantised.k, params_.head_dim, begin, end,
+                                    workspace_.keys);
+    }
     return Base::rows_of_dims(params_.k, params_.head_dim, begin, end, workspace_.keys);
   }
   // Packed for products over keys, rows look as they do for products over head dims where operands
   // are single entries.
   Rows values_of_block(int32_t begin, int32_t end, Rows keys) const {
+    if constexpr (kQuantised<E>) {
+      return Base::dequantised_rows(params_.v, params_.quantised.v, params_.head_dim_v, begin, end,
+                                    workspace_.values);
+    }
     if (E::kDepth == 1 && Base::keys_hold_values_) return keys;
     return Base::rows_of_keys(params_.v, params_.head_dim_v, begin, end, workspace_.values);
   }
@@ -193,32 +201,38 @@ class ChunkForward : RowResults<E> {
 
   void finish_tile(Tile<E> const& tile, int index) {
     if (partial_ == nullptr && Base::merges()) return merge_tile(tile, index);
-    Query query = Base::first_query(index);
-    for (int n = 0; n < tile.vectors; ++n) {
-      int const first = n * kSize;
-      int const count = smaller(kSize, tile.num_queries - first);
-      alignas(kVectorBytes) Real scale[kSize] = {};
-      Storage* rows[kSize];
-      Real* sums[kSize];
-      for (int i = 0; i < count; ++i, query = Base::next(query)) {
-        RowState<Real> const row = {{tile.base[first + i], tile.far}, tile.sum[first + i]};
-        if (partial_ != nullptr) {
-          SplitResult<E> const result(partial_, index * kCapacity + first + i, params_.head_dim_v);
-          *result.state = row;
-          sums[i] = result.out;
-        } else {
-          rows[i] = Base::row_ptr(params_.out, query);
-          scale[i] = Base::finish_row(row, query);
-        }
-      }
-      Real const* const out = tile.out + first;
-      int const stride = tile.vectors * kSize;
+    with_query_element<E>(params_.dtype, [&]<class Q>() FA2_CPU_INLINE_LAMBDA {
+      Query query = Base::first_query(index);
+      for (int n = 0; n < tile.vectors; ++n) finish_vector<Q>(tile, index, n, query);
+    });
+  }
+
+  // Of vector n of the lanes; `query` is its first one, and becomes that of the next vector.
+  template <class Q>
+  FA2_CPU_INLINE void finish_vector(Tile<E> const& tile, int index, int n, Query& query) {
+    int const first = n * kSize;
+    int const count = smaller(kSize, tile.num_queries - first);
+    alignas(kVectorBytes) Real scale[kSize] = {};
+    typename Q::Storage* rows[kSize];
+    Real* sums[kSize];
+    for (int i = 0; i < count; ++i, query = Base::next(query)) {
+      RowState<Real> const row = {{tile.base[first + i], tile.far}, tile.sum[first + i]};
       if (partial_ != nullptr) {
-        unpack_outputs<PlainElement<Real>>(sums, count, out, stride, broadcast(Real(1)),
-                                           params_.head_dim_v);
+        SplitResult<E> const result(partial_, index * kCapacity + first + i, params_.head_dim_v);
+        *result.state = row;
+        sums[i] = result.out;
       } else {
-        unpack_outputs<E>(rows, count, out, stride, load<Real>(scale), params_.head_dim_v);
+        rows[i] = Base::template row_ptr<Q>(params_.out, query);
+        scale[i] = Base::finish_row(row, query);
       }
+    }
+    Real const* const out = tile.out + first;
+    int const stride = tile.vectors * kSize;
+    if (partial_ != nullptr) {
+      unpack_outputs<PlainElement<Real>>(sums, count, out, stride, broadcast(Real(1)),
+                                         params_.head_dim_v);
+    } else {
+      unpack_outputs<Q>(rows, count, out, stride, load<Real>(scale), params_.head_dim_v);
     }
   }
 

@@ -108,10 +108,12 @@ class RowResults : protected ChunkQueries<E> {
       return;
     }
     Real const scale = finish_row(row, query);
-    typename E::Storage* const out = Base::row_ptr(params_.out, query);
-    for (int d = 0; d < head_dim_v; d += kLanes<Real>) {
-      store_row<E>(out + d, sum_of(d) * scale, head_dim_v - d);
-    }
+    with_query_element<E>(params_.dtype, [&]<class Q>() FA2_CPU_INLINE_LAMBDA {
+      typename Q::Storage* const out = Base::template row_ptr<Q>(params_.out, query);
+      for (int d = 0; d < head_dim_v; d += kLanes<Real>) {
+        store_row<Q>(out + d, sum_of(d) * scale, head_dim_v - d);
+      }
+    });
   }
 
  private:

@@ -4,6 +4,8 @@
 // they apply, then the online softmax, then dropout. All of it lane by lane, one lane being one
 // query.
 
+#include <initializer_list>
+
 #include "core/dropout.h"
 #include "core/params.h"
 #include "core/score_mod.h"
