@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .biases import bias_specs
+from .codes import CodeSpec, ScaleSpec
 from .layout import PLAIN, Layout, Spec
 from .masks import MaskSpec
 from .memory import guarded_copy
@@ -82,7 +83,7 @@ def build(call: Call, behind: bool) -> dict[str, Any]:
 
 
 def built(value: Any, behind: bool) -> Any:
-    if isinstance(value, (Spec, MaskSpec)):
+    if isinstance(value, (Spec, MaskSpec, CodeSpec, ScaleSpec)):
         return value.build(behind)
     if isinstance(value, Integers):
         tensor = torch.tensor(value.values, dtype=torch.int32).view(value.size)
@@ -278,6 +279,13 @@ def _pages(
             problem.seed + 1 + i,
             merged,
         )
+        if use.codes:
+            numbers = replace(arguments[name], dtype=torch.float32)
+            # As many pages as sequences would not say of which of them scales are.
+            unclear = use.page_size and use.scales == "sequence" and count == batch
+            codes = CodeSpec(numbers, use.codes, "page" if unclear else use.scales)
+            arguments[name] = codes
+            arguments[f"{name[0]}_descale"] = ScaleSpec(codes, batch)
     return arguments
 
 

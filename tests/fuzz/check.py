@@ -33,6 +33,7 @@ from .memory import guarded_copy, guarded_results
 from .problem import Problem
 
 RUNS_OF_LOW = 3
+WRITTEN = ("k_cache", "v_cache", "k_descale", "v_descale")  # by calls that append
 # Up to here gradients are exact to the rule.
 LARGE_SCORE = 2000
 Results = dict[str, Tensor]
@@ -57,7 +58,7 @@ def check(problem: Problem) -> None:
     with guarded_results(problem.behind), unchecked() if problem.hostile else nullcontext():
         torch.manual_seed(problem.seed)
         actual = run(problem, call, arguments)
-    for name in before.keys() - {"k_cache", "v_cache"}:
+    for name in before.keys() - set(WRITTEN):
         if not same_bits(arguments[name], before[name]):
             raise WrongResultError(f"{name} was changed")
     if mask is not None and not all(map(torch.equal, lists, tensors_of(mask))):
@@ -99,7 +100,7 @@ def run(problem: Problem, call: Call, arguments: dict[str, Any]) -> Results:
             raise WrongResultError("probs are not empty")
         if leaves:
             actual |= gradients(problem, call, actual, leaves, own_memory=True)
-    for name in ("k_cache", "v_cache"):
+    for name in WRITTEN:
         if name in arguments:
             actual[name] = arguments[name]
     return {name: x.detach() for name, x in actual.items()}
@@ -160,8 +161,8 @@ def expected(
         given.pop(name, None)
     given.pop("deterministic", None)
     if problem.kind == "cache":
-        out, lse, k_cache, v_cache = kvcache_attention_reference(**given, dtype=dtype)
-        return {"out": out, "lse": lse, "k_cache": k_cache, "v_cache": v_cache}
+        results = kvcache_attention_reference(**given, dtype=dtype)
+        return dict(zip(("out", "lse", *WRITTEN), results, strict=False))
     tensors = ("q", "k", "v", "kv", "qkv")
     given |= {name: given[name].to(dtype) for name in tensors if name in given}
     leaves = {name: given[name].detach().requires_grad_(True) for name in call.differentiated}
@@ -226,7 +227,7 @@ def compare(
         inputs = given if i == 0 else nudged(given, dtype, problem.seed + i)
         right = exact if i == 0 else expected(problem, call, inputs, torch.float64, rng_state)
         low = expected(problem, call, inputs, dtype, rng_state)
-        for name in errors:
+        for name in errors.keys() - set(WRITTEN):
             errors[name] = max(errors[name], distance(low[name], right[name]))
     for name, x in actual.items():
         rounding = cancelling if name.startswith("gradient") else 0.0
@@ -268,6 +269,8 @@ def largest_term(problem: Problem, given: dict[str, Any]) -> float:
     for name in ("q", "k", "kv", "qkv", "k_cache"):
         if name in given:
             x = given[name].double().nan_to_num(0, 0, 0)
+            if name == "k_cache" and "k_descale" in given and x.numel():
+                x = x * given["k_descale"].nan_to_num(0).max()
             norms.append(x.norm(dim=-1).amax().item() if x.numel() else 0.0)
     largest = scale * norms[0] * norms[-1]
     for name in ("bias", "relative_bias"):
@@ -324,7 +327,7 @@ def compare_one(
         raise WrongResultError(
             f"{name} has shape {tuple(x.shape)}, expected is {tuple(exact.shape)}"
         )
-    if name in ("k_cache", "v_cache"):
+    if name in WRITTEN:
         if not same_bits(x, exact):
             raise WrongResultError(f"{name} holds something else")
         return
@@ -369,6 +372,6 @@ def places(where: Tensor) -> str:
 
 def same_bits(x: Tensor, y: Tensor) -> bool:
     if x.is_floating_point():
-        integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+        integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
         x, y = (tensor.contiguous().view(integer) for tensor in (x, y))
     return torch.equal(x, y)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .biases import NO_BIASES, Biases, drawn_biases
+from .codes import drawn_codes
 from .layout import OF_OTHERS, PLAIN, VALUES, Layout, drawn_layout, short_repr
 from .masks import NO_MASK, Mask, drawn_mask
 
@@ -48,6 +49,8 @@ class CacheUse:
     one_length: bool = False  # an int as cache_seqlens
     num_splits: int = 0
     bound: bool = False  # max_seqlen_q is given
+    codes: str = ""  # the type of a cache of 8 bits
+    scales: str = "row"  # and what one of its scales is for
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -108,6 +111,7 @@ _HOSTILE = 0.05  # share of problems
 _MASKED = 0.4  # share of dense ones
 _BIASED = 0.3  # likewise
 _WIDER = 0.4  # share of problems, on the CPU, with values of another width or heads beyond 256
+_CODES = 0.3  # share of problems over a cache, on the CPU, of 8 bits
 _EDGES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257)
 _HEAD_DIMS = (1, 2, 7, 8, 16, 32, 33, 40, 64, 64, 64, 72, 80, 96, 100, 128, 128, 160, 192, 256)
 _SETTINGS = (
@@ -177,6 +181,9 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
     widths = random.Random(f"{seed} {number} widths")
     if backend == "cpu" and widths.random() < _WIDER:
         problem = _with_widths(widths, problem)
+    codes = random.Random(f"{seed} {number} codes")
+    if backend == "cpu" and kind == "cache" and codes.random() < _CODES:
+        problem = replace(problem, cache=replace(problem.cache, **drawn_codes(codes)))
     return possible(_cut(problem, limits.work))
 
 
@@ -335,6 +342,8 @@ def possible(problem: Problem) -> Problem:
         values = "wide"
     if values == "minus_inf" and problem.path == "gradient":
         problem = replace(problem, path="direct")
+    if problem.dtype == "float64" and problem.cache.codes:
+        problem = replace(problem, cache=replace(problem.cache, codes=""))
     if not problem.seqlens_q and problem.kind == "cache":
         problem = replace(problem, cache=replace(problem.cache, one_length=False))
     return replace(problem, values=values, options=options)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from . import memory
 from .call import Call, Integers, Numbers, described
-from .check import more_of
-from .layout import Spec
+from .check import WRITTEN, more_of
+from .codes import SCALE, CodeSpec, ScaleSpec
+from .layout import PLAIN, Spec
 from .masks import MaskSpec, random_block_mask
 from .problem import Problem
 
@@ -105,6 +107,10 @@ def _argument(name: str, value: Any) -> list[str]:
     target = f'arguments["{name}"]'
     if isinstance(value, Spec):
         return tensor_lines(target, value)
+    if isinstance(value, CodeSpec):
+        return _codes(target, value)
+    if isinstance(value, ScaleSpec):
+        return _scales(target, value)
     if isinstance(value, Integers):
         tensor = f"torch.tensor({value.values}, dtype=torch.int32)"
         return [f"{target} = {tensor}.view({value.size})"]
@@ -112,6 +118,34 @@ def _argument(name: str, value: Any) -> list[str]:
         values = repr(value.values).replace("-inf", "-torch.inf")
         return [f"{target} = torch.tensor({values})"]
     return [f"{target} = {value!r}"]
+
+
+def _codes(target: str, codes: CodeSpec) -> list[str]:
+    spec, code = codes.numbers, f"torch.{codes.code}"
+    scales = SCALE[codes.code]
+    of_rows = f"reference.row_scales(numbers, {code})[..., None]"
+    place = f"as_strided({spec.size}, {spec.strides}, {spec.layout.offset})"
+    return [
+        *tensor_lines("numbers", replace(spec, layout=PLAIN)),
+        f"scales = {of_rows if codes.unit == 'row' else f'torch.tensor({scales})'}",
+        f"x = memory({spec.count}, torch.uint8)",
+        f"x = x.{place}" if spec.count else f"x = x.view({spec.size})",
+        f"x.copy_(reference.quantised(numbers, scales, {code}).view(torch.uint8))",
+        f"{target} = x.view({code})",
+    ]
+
+
+def _scales(target: str, scales: ScaleSpec) -> list[str]:
+    """After the codes, whose numbers are still there."""
+    codes = scales.codes
+    if codes.unit == "row":
+        return [f"{target} = reference.row_scales(numbers, torch.{codes.code})"]
+    num_pages, _, heads, _ = codes.numbers.size
+    size = (scales.batch, heads) if codes.unit == "sequence" else (num_pages, 1, heads)
+    return [
+        f"torch.manual_seed({codes.numbers.seed + 20})",
+        f"{target} = {SCALE[codes.code]} * (0.5 + torch.rand({size}))",
+    ]
 
 
 def tensor_lines(target: str, spec: Spec) -> list[str]:
@@ -159,7 +193,7 @@ def _results(problem: Problem, call: Call) -> list[str]:
 
 
 def _caches(call: Call) -> tuple[str, ...]:
-    return tuple(name for name in ("k_cache", "v_cache") if name in call.arguments)
+    return tuple(name for name in WRITTEN if name in call.arguments)
 
 
 def _expected(problem: Problem, call: Call) -> list[str]:
