@@ -18,6 +18,9 @@ namespace {
 constexpr int32_t kUnknownL2 = 512 << 10;
 constexpr int32_t kMostL2 = 2 << 20;
 
+// Of cores whose vectors are 256 bits wide (Zen 3).
+constexpr int32_t kSmallL2 = 512 << 10;
+
 int32_t l2_of(Processor const& processor) {
   return processor.l2_bytes <= 0 ? kUnknownL2 : std::min(processor.l2_bytes, kMostL2);
 }
@@ -58,7 +61,6 @@ void set_processor(Processor const& processor) { active() = processor; }
 // Packing a block, whose rows come from memory or are a page apart each, costs more than bringing Q
 // and O of a tile from the third-level cache. So a small second one (Zen 3) does not bound a chunk.
 int64_t forward_chunk_bytes(Processor const& processor) {
-  constexpr int64_t kSmallL2 = 512 << 10;
   int64_t const l2_bytes = l2_of(processor);
   if (processor.wide_l2) return l2_bytes / 4;
   return l2_bytes <= kSmallL2 ? l2_bytes * 2 : l2_bytes * 3 / 4;
@@ -72,10 +74,11 @@ int32_t backward_chunk_queries(Processor const& processor, int64_t key_sums_byte
 
 // Rows that are fetched ahead wait in the second-level cache for as long as a turn of all heads. A
 // large one (Emerald Rapids) has room for them, and long turns save loads; at 1 MiB (Zen 5) short
-// turns were faster.
+// turns were faster. Where it is small, vectors are narrow and loads what is waited for (Zen 3).
 int32_t decode_turn_keys(Processor const& processor) {
   constexpr int32_t kLargeL2 = 2 << 20;
-  return l2_of(processor) >= kLargeL2 ? 16 : 4;
+  int32_t const l2_bytes = l2_of(processor);
+  return l2_bytes >= kLargeL2 || l2_bytes <= kSmallL2 ? 16 : 4;
 }
 
 }  // namespace fa2::cpu

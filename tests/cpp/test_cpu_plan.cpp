@@ -77,10 +77,10 @@ TEST(chunks_follow_the_second_level_cache) {
   EXPECT_EQ(forward_kib(kMadeUp), 1536);
 }
 
-TEST(turns_in_decoding_are_longer_where_the_second_level_cache_is_large) {
-  for (Processor const& p : {kRaptorCove, kMadeUp}) EXPECT_EQ(cpu::decode_turn_keys(p), 16);
-  for (Processor const& p : {kZen5, kZen4, kSmall, kUnknown}) {
-    EXPECT_EQ(cpu::decode_turn_keys(p), 4);
+TEST(turns_in_decoding_are_short_where_the_second_level_cache_is_neither_large_nor_small) {
+  for (Processor const& p : {kZen5, kZen4}) EXPECT_EQ(cpu::decode_turn_keys(p), 4);
+  for (Processor const& p : {kRaptorCove, kMadeUp, kZen3, kSmall, kUnknown}) {
+    EXPECT_EQ(cpu::decode_turn_keys(p), 16);
   }
 }
 

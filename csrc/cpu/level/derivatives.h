@@ -89,29 +89,40 @@ FA2_CPU_INLINE void store_weights(typename E::Operand* row, int64_t stride,
   }
 }
 
-// P of a vector of queries and one key, and the gradient P (dP - D) of its score as the softmax
-// gets it. No P exceeds 1, whatever lse is. The survivors' factor of dropout is applied to dP here.
-template <class Real>
-struct ScoreGrad {
-  Vec<Real> prob;
-  Vec<Real> grad;
+// P of a vector of queries and kCount keys that follow each other, and the gradients P (dP - D) of
+// their scores as the softmax gets them. No P exceeds 1, whatever lse is. The survivors' factor of
+// dropout is applied to dP here.
+template <class Real, int kCount>
+struct ScoreGrads {
+  Vec<Real> prob[kCount];
+  Vec<Real> grad[kCount];
 };
 
-template <class E, bool kModified, bool kFar>
-FA2_CPU_INLINE ScoreGrad<typename E::Real> score_grad(
-    typename E::Real scale, typename E::Real keep_factor, GradTile<E> const& tile,
-    ScoreBlock<typename E::Real> const& block, int n, int64_t at, Vec<typename E::Real> shift,
-    Vec<typename E::Real> delta) {
-  using Real = typename E::Real;
-  Vec<Real> const s = load<Real>(block.scores + at);
-  Vec<Real> const exponent = kFar ? (s - shift) * scale : s * scale - shift;
-  Vec<Real> p = exp2<Real, E::kExpDegree>(min(Vec<Real>{}, exponent));
-  if constexpr (kFar) p *= load<Real>(tile.inverse_sum + n * kLanes<Real>);
-  Vec<Real> dp = load<Real>(block.grad_probs + at);
-  if (kModified && block.keep != nullptr) {
-    dp = (Vec<Real>)((Vec<Uint<Real>>)dp & load<Uint<Real>>(block.keep + at)) * keep_factor;
+// The first key's scores are those from `at` on, those of the next one come `step` later.
+template <class E, bool kModified, bool kFar, int kCount, class Real = typename E::Real>
+FA2_CPU_INLINE ScoreGrads<Real, kCount> score_grads(Real scale, Real keep_factor,
+                                                    GradTile<E> const& tile,
+                                                    ScoreBlock<Real> const& block, int n,
+                                                    int64_t at, int64_t step, Vec<Real> shift,
+                                                    Vec<Real> delta) {
+  ScoreGrads<Real, kCount> result;
+#pragma GCC unroll 2
+  for (int i = 0; i < kCount; ++i) {
+    Vec<Real> const s = load<Real>(block.scores + at + i * step);
+    result.prob[i] = min(Vec<Real>{}, kFar ? (s - shift) * scale : s * scale - shift);
   }
-  return {p, p * (dp - delta)};
+  exp2_in_place<Real, E::kExpDegree>(result.prob);
+#pragma GCC unroll 2
+  for (int i = 0; i < kCount; ++i) {
+    if constexpr (kFar) result.prob[i] *= load<Real>(tile.inverse_sum + n * kLanes<Real>);
+    Vec<Real> dp = load<Real>(block.grad_probs + at + i * step);
+    if (kModified && block.keep != nullptr) {
+      Vec<Uint<Real>> const keep = load<Uint<Real>>(block.keep + at + i * step);
+      dp = (Vec<Real>)((Vec<Uint<Real>>)dp & keep) * keep_factor;
+    }
+    result.grad[i] = result.prob[i] * (dp - delta);
+  }
+  return result;
 }
 
 // P and dS of `num_keys` keys, two at a time: if their number is odd, the next row must hold scores
@@ -132,15 +143,13 @@ __attribute__((noinline)) void differentiate(typename E::Real scale, typename E:
   for (int64_t j = 0; j < num_keys; j += 2) {
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) {
-      Vec<Real> p[2];
-      Vec<Real> ds[2];
+      int64_t const from = (j * kVectors + n) * kSize;
+      constexpr int kStep = kVectors * kSize;
+      auto [p, ds] = score_grads<E, kModified, kFar, 2>(scale, keep_factor, tile, block, n, from,
+                                                        kStep, shift[n], delta[n]);
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
-        int64_t const at = ((j + i) * kVectors + n) * kSize;
-        auto const score = score_grad<E, kModified, kFar>(scale, keep_factor, tile, block, n, at,
-                                                          shift[n], delta[n]);
-        p[i] = score.prob;
-        ds[i] = score.grad;
+        int64_t const at = from + i * kStep;
         if (kModified && block.softcap_slopes != nullptr) {
           ds[i] *= load<Real>(block.softcap_slopes + at);
         }
@@ -152,8 +161,8 @@ __attribute__((noinline)) void differentiate(typename E::Real scale, typename E:
       store_weights<E>(weights.probs + at, weights.stride, p[0], p[1]);
       store_weights<E>(weights.grad_scores + at, weights.stride, ds[0], ds[1]);
       if constexpr (E::kDepth == 1) {
-        store(block.scores + (j * kVectors + n) * kSize, ds[0]);
-        store(block.scores + ((j + 1) * kVectors + n) * kSize, ds[1]);
+        store(block.scores + from, ds[0]);
+        store(block.scores + from + kStep, ds[1]);
       } else {
         // Pair rows overwrite score rows that have been read.
         store(block.scores + (j / 2 * kVectors + n) * kSize, E::pair(ds[0], ds[1]));
@@ -179,8 +188,8 @@ __attribute__((noinline)) void differentiate_scores(typename E::Real scale,
     for (int64_t j = 0; j < num_keys; ++j) {
       int64_t const at = (j * kVectors + n) * kSize;
       auto const score =
-          score_grad<E, true, kFar>(scale, keep_factor, tile, block, n, at, shift, delta);
-      store(block.scores + at, (Vec<Uint<Real>>)score.grad & count);
+          score_grads<E, true, kFar, 1>(scale, keep_factor, tile, block, n, at, 0, shift, delta);
+      store(block.scores + at, (Vec<Uint<Real>>)score.grad[0] & count);
     }
   }
 }

@@ -201,9 +201,9 @@ __attribute__((noinline)) void exponentiate(typename E::Real scale, int num_keys
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         Vec<Real> const s = load<Real>(place + i * kVectors * kSize);
-        Vec<Real> const exponent = kFar ? (s - shift[n]) * scale : s * scale - shift[n];
-        p[i] = exp2<Real, E::kExpDegree>(exponent);
+        p[i] = kFar ? (s - shift[n]) * scale : s * scale - shift[n];
       }
+      exp2_in_place<Real, E::kExpDegree>(p);
       sum[n] += (p[0] + p[1]) + (p[2] + p[3]);
       if constexpr (E::kDepth == 1) {
 #pragma GCC unroll 4

@@ -86,6 +86,11 @@ FA2_CPU_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps
 FA2_CPU_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a, b); }
 FA2_CPU_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a, b); }
 FA2_CPU_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a, b); }
+#elif defined(__AVX__)
+FA2_CPU_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a, b); }
+FA2_CPU_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm256_max_pd(a, b); }
+FA2_CPU_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a, b); }
+FA2_CPU_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return _mm256_min_pd(a, b); }
 #else
 template <class V>
 FA2_CPU_INLINE V max(V a, V b) {
