@@ -139,6 +139,31 @@ def test_memory_by_heads(
     assert "n/a" not in line
 
 
+@pytest.mark.parametrize("more", [[], ["--page-size", "16", "--scales", "sequence"]])
+def test_caches_of_8_bits(
+    more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [
+        "--batch",
+        "2",
+        "--seqlen",
+        "40",
+        "--heads",
+        "2",
+        "--heads-kv",
+        "1",
+        "--head-dim",
+        "16",
+    ]
+    arguments = ["--seconds", "0.1", "--threads", "1", "--cold-mib", "0", *sizes, *more]
+    monkeypatch.setattr(sys, "argv", ["kv_codes.py", *arguments])
+    runpy.run_path(str(ROOT / "benchmarks" / "kv_codes.py"), run_name="__main__")
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header == "| cache | ms | ratio |"
+    names = [line.split(" | ")[0] for line in lines]
+    assert names == ["| bfloat16", "| float8_e4m3fn", "| float8_e5m2", "| int8"]
+
+
 def test_an_interrupted_run_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
