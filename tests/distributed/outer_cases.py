@@ -171,7 +171,11 @@ def same_bits(group: Any, chunk: int) -> None:
     """A gather's forward pass."""
     seqlen = 140 if chunk == 1 else 600
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        for pattern in (masks.causal(), masks.documents(torch.arange(seqlen) // 50)):
+        for pattern in (
+            masks.causal(),
+            masks.documents(torch.arange(seqlen) // 50),
+            masks.random_blocks(1, seed=1) | masks.window(9, 0),
+        ):
             plan = make(group, seqlen, 4, 2, pattern, scheme="gather", chunk=chunk)
             tensors = inputs(plan, dtype, "sink, bias of all heads")
             expected = one_process(plan, tensors, return_lse=True)

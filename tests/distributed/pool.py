@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import time
 import traceback
+from collections.abc import Sequence
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch.distributed as dist
 SIZES = (2, 3, 4, 8)
 _LARGEST = max(SIZES)
 _TIMEOUT = timedelta(seconds=240)  # of what waits for another rank, on a busy machine, too
+_MOST_SECONDS, _SECONDS_AFTER_FAILURE = 600, 30
 _HERE = str(Path(__file__).parent)
 
 
@@ -38,7 +41,7 @@ class Pool:
         pipes = self._pipes[:count]
         for pipe in pipes:
             pipe.send((count, module, function, args))
-        answers = [_answer(pipe) for pipe in pipes]
+        answers = _answers(pipes)
         wrong = [f"rank {i}:\n{text}" for i, (done, text) in enumerate(answers) if not done]
         if wrong:
             self.stop()
@@ -68,9 +71,26 @@ class Pool:
             self._pipes.append(ours)
 
 
+def _answers(pipes: Sequence[Connection]) -> list[tuple[bool, Any]]:
+    """Of all; where one has failed, others may wait for it in vain."""
+    found: dict[Connection, tuple[bool, Any]] = {}
+    end = time.monotonic() + _MOST_SECONDS
+    while len(found) < len(pipes):
+        left = [pipe for pipe in pipes if pipe not in found]
+        ready = wait(left, max(end - time.monotonic(), 0.0))
+        if not ready:
+            break
+        for pipe in left:
+            if pipe in ready:
+                found[pipe] = _answer(pipe)
+                if not found[pipe][0]:
+                    end = min(end, time.monotonic() + _SECONDS_AFTER_FAILURE)
+    return [found.get(pipe, (False, "no answer")) for pipe in pipes]
+
+
 def _answer(pipe: Connection) -> tuple[bool, Any]:
     try:
-        return pipe.recv() if pipe.poll(600) else (False, "no answer")
+        return pipe.recv()  # type: ignore[no-any-return]
     except EOFError:
         return False, "the process is gone"
 
