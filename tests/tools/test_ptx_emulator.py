@@ -66,7 +66,9 @@ def test_operands_are_split_outside_of_brackets() -> None:
 @pytest.mark.parametrize(
     ("instruction", "words"),
     [
-        ("wgmma.fence.sync.aligned;", "wgmma.fence.sync.aligned: the table of instructions does"),
+        ("clusterctarank.u32 %r1, 0;", "clusterctarank.u32: the table of instructions does"),
+        ("wgmma.mma_async.sync.aligned.m64n12k16.f32.f16.f16 {%r1}, 0;", "does not have it"),
+        ("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r1}, 0;", "2 operands"),
         ("add.s32.rz %r1, %r1, %r1;", "add.s32.rz: the table of instructions does not have it"),
         ("ld.global.evict_never.u32 %r1, [%rd1];", "does not have .evict_never"),
         ("add.s32 %r1, %r1;", "add.s32: 2 operands"),

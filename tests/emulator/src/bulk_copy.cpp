@@ -64,7 +64,7 @@ void end_reading(BulkStore& store) {
   read_source(store);
   store.has_read = true;
   if (!grid.options.races) return;
-  current_cta().shadow.end_bulk_read(current_warp(), current->lane, store.source, store.bytes);
+  current_cta().shadow.end_unit_read(current_warp(), current->lane, store.source, store.bytes);
 }
 
 void land(BulkStore& store) {
@@ -144,7 +144,7 @@ void bulk_store(void const* site, void* target, uint64_t offset, uint32_t bytes)
   int const buffer = check_global(target, bytes, GlobalAccess::kStore, site);
   count_bulk_copy(AccessKind::kGlobalStore, buffer, target, bytes);
   if (grid.options.races) {
-    current_cta().shadow.begin_bulk_read(current_warp(), current->lane, uint32_t(offset), bytes,
+    current_cta().shadow.begin_unit_read(current_warp(), current->lane, uint32_t(offset), bytes,
                                          site);
   }
   BulkStore store{site, static_cast<char*>(target), uint32_t(offset), bytes, 0, false, {}};

@@ -35,6 +35,22 @@ struct MmaOperands {
 enum class MmaType { kHalf, kBFloat16 };
 
 void mma(void const* site, MmaOperands& operands, MmaType type, int k);  // m16n8k16, m16n8k8
+// wgmma of 64 x `columns`, depth 16. A and B are descriptors of matrices in shared memory.
+struct Wgmma {
+  int columns;
+  MmaType type;
+  bool adds;  // to what the sums are
+  bool negates_a, negates_b;
+  bool transposes_a, transposes_b;
+  bool a_in_registers;
+  uint64_t a, b;
+};
+// `a`: four registers, or null; `sums`: half as many as there are columns.
+void wgmma(void const* site, Wgmma const& op, uint32_t const* a, float* sums);
+void wgmma_fence(void const* site);
+void wgmma_commit(void const* site);
+void wgmma_wait(void const* site, int pending);
+
 void load_matrix(void const* site, uint64_t row, uint32_t* registers, int matrices,
                  bool transposed);
 void store_matrix(void const* site, uint64_t row, uint32_t const* registers, int matrices,

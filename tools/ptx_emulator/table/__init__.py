@@ -14,6 +14,7 @@ from tools.ptx_emulator.table import (  # noqa: F401 - they fill the table
     memory,
     tensor_core,
     warp,
+    wgmma,
 )
 from tools.ptx_emulator.table.forms import translate
 from tools.ptx_emulator.table.special import SPECIAL_REGISTERS
