@@ -30,6 +30,9 @@ TILES: Mapping[str, Mapping[str, str]] = {
     "bwd_hd64_plain": {"128x64, 1 buffer": "128, 64, 4, 1, 32, false, false, 1, 2"},
     "bwd_hd96_plain": {"128x64": "128, 64, 4, 2, 16, false, false, 1, 1"},
     "bwd_hd128_plain": {"64x64": "64, 64, 2, 2, 32, false, false, 1, 1"},
-    "bwd_hd192_plain": {"32x32": "32, 32, 2, 2, 16, false, false, 1, 1"},
+    "bwd_hd192_plain": {
+        "64x64": "64, 64, 2, 4, 16, false, false, 1, 1",
+        "32x32": "32, 32, 2, 2, 16, false, false, 1, 1",
+    },
     "bwd_hd256_plain": {"32x32": "32, 32, 2, 2, 16, false, false, 1, 1"},
 }

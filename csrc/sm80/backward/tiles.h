@@ -35,7 +35,7 @@ constexpr bool has_small_bwd_tile(int bucket) { return bucket > 96; }
 
 // What needs more registers holds the scores of fewer queries at once, or reads V anew. At 64 the
 // listed kernel has twice the queries at once in their place, so that K and V are read half as
-// often.
+// often. At 192 the plain kernel has 96 keys: fewer blocks of them add to dQ.
 constexpr BwdTile bwd_tile(int bucket, Variant variant, bool small) {
   bool const plain = variant == Variant::kPlain || variant == Variant::kListed;
   switch (bucket) {
@@ -50,7 +50,7 @@ constexpr BwdTile bwd_tile(int bucket, Variant variant, bool small) {
       return {128, 128, 64, 4, 2, plain ? 32 : 16, false, false, 2, 1};
     case 192:
       if (small) return {192, 32, 32, 2, 2, 16, false, false, 1, 1};
-      return {192, 64, 64, 2, 4, 16, false, false, 1, 1};
+      return {192, variant == Variant::kPlain ? 96 : 64, 64, 2, 4, 16, false, false, 1, 1};
     default:
       if (small) return {256, 32, 32, 2, 2, 16, false, false, 1, 1};
       return {256, 64, 64, 2, 4, 16, false, false, 1, 1};
