@@ -216,12 +216,12 @@ class PagedKVCache:
 
     def _make_views(self) -> None:
         # Not kept in copies and pickles, where views become tensors with memory of their own.
-        storage = self._storage.view(self._dtype)
-        keys, values = storage[:, 0], storage[:, -1]
-        if self._values is not None:
-            values = self._values.view(self._dtype)[:, 0]
-        elif self._shared_kv:
-            values = keys[..., : self._head_dim_v]
+        with torch.inference_mode(False):  # where views as another dtype would be tensors of it
+            storage = self._storage.view(self._dtype)
+            values = None if self._values is None else self._values.view(self._dtype)[:, 0]
+        keys = storage[:, 0]
+        if values is None:
+            values = keys[..., : self._head_dim_v] if self._shared_kv else storage[:, -1]
         self.layers: tuple[tuple[Tensor, Tensor], ...] = tuple(
             zip(keys.unbind(), values.unbind(), strict=True)
         )

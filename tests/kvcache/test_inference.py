@@ -295,8 +295,11 @@ def test_cache_of_inference_mode_serves_outside_it() -> None:
         cache = small_cache(max_batch=1)
         sequence = cache.allocate()
         append(cache, sequence, [1])
+        codes = PagedKVCache(1, 2, 4, 1, 8, torch.float8_e5m2, head_dim_v=16)
     append(cache, sequence, [2])
     assert read(cache, sequence) == [1, 2]
+    for x in (*codes.layers[0], *codes.descales[0]):
+        assert not x.is_inference()
 
 
 CALLS: dict[str, Callable[[PagedKVCache, int], object]] = {
@@ -474,7 +477,7 @@ def test_sequences_end() -> None:
         ({"head_dim": 513}, ValueError, "head_dim_v, or head_dim .* at most 512, got 513"),
         ({"head_dim_v": 0}, ValueError, "head_dim_v must be at least 1, got 0"),
         ({"max_batch": 0}, ValueError, "max_batch must be at least 1, got 0"),
-        ({"dtype": torch.int8}, TypeError, "dtype must be float16, .*, got torch.int8"),
+        ({"dtype": torch.int16}, TypeError, "dtype must be float16, .*, got torch.int16"),
         ({"dtype": "float16"}, TypeError, "dtype must be float16, .*, got float16"),
         ({"num_layers": 1.5}, TypeError, "num_layers must be an int, got float 1.5"),
         ({"page_size": True}, TypeError, "page_size must be an int, got bool"),
