@@ -5,7 +5,8 @@
 # fa2_add_instances for each of them, whatever the element.
 
 set(FA2_CUDA_FAMILIES sm80)
-set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192 256)
+# Widths of heads: one of all, or one of queries and keys and one of values. kBuckets in sm80/tiles.h.
+set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192/128 192 256)
 
 set(FA2_ELEMENT_TYPE_float16 cute::half_t)
 set(FA2_ELEMENT_TYPE_bfloat16 cute::bfloat16_t)
@@ -51,25 +52,27 @@ set(FA2_sm80_ELEMENTS float16 bfloat16)
 set(FA2_sm80_VARIANTS Plain Modified Dropout Listed ListedDropout)
 set(FA2_sm80_SPLIT_VARIANTS Plain Modified)  # a KV cache knows no dropout
 set(FA2_sm80_fwd_SMALL_BUCKETS 192 256)      # has_small_tile in sm80/tiles.h
-set(FA2_sm80_bwd_SMALL_BUCKETS 128 192 256)  # has_small_bwd_tile in sm80/backward/tiles.h
+set(FA2_sm80_bwd_SMALL_BUCKETS 128 192/128 192 256)  # has_small_bwd_tile in sm80/backward/tiles.h
 
 macro(fa2_sm80_instances buckets)
   foreach(bucket IN ITEMS ${buckets})
+    string(REPLACE "/" "v" hd "hd${bucket}")
+    string(REPLACE "/" ", " widths "Bucket(${bucket})")
     foreach(kind IN ITEMS fwd bwd)
       foreach(variant IN LISTS FA2_sm80_VARIANTS)
-        fa2_add_instances(${kind}_hd${bucket}_${variant} ${kind}
-                          ", ${bucket}, Variant::k${variant}, false")
+        fa2_add_instances(${kind}_${hd}_${variant} ${kind}
+                          ", ${widths}, Variant::k${variant}, false")
         if(bucket IN_LIST FA2_sm80_${kind}_SMALL_BUCKETS)
-          fa2_add_instances(${kind}_hd${bucket}_${variant}_small ${kind}
-                            ", ${bucket}, Variant::k${variant}, true")
+          fa2_add_instances(${kind}_${hd}_${variant}_small ${kind}
+                            ", ${widths}, Variant::k${variant}, true")
         endif()
       endforeach()
     endforeach()
     foreach(variant IN LISTS FA2_sm80_SPLIT_VARIANTS)
-      fa2_add_instances(split_hd${bucket}_${variant}_few split
-                        ", ${bucket}, Variant::k${variant}, true")
-      fa2_add_instances(split_hd${bucket}_${variant}_many split
-                        ", ${bucket}, Variant::k${variant}, false")
+      fa2_add_instances(split_${hd}_${variant}_few split
+                        ", ${widths}, Variant::k${variant}, true")
+      fa2_add_instances(split_${hd}_${variant}_many split
+                        ", ${widths}, Variant::k${variant}, false")
     endforeach()
   endforeach()
   foreach(kind IN ITEMS combine append bwd_rows bias_bwd bias_rows)

@@ -13,7 +13,13 @@
 namespace fa2::sm80 {
 namespace {
 
-constexpr int32_t kBuckets[] = {32, 64, 96, 128, 192, 256};
+// The narrowest bucket that holds such heads; a width of 0 where there is none.
+Bucket bucket_of(int32_t head_dim, int32_t head_dim_v) {
+  for (Bucket const& bucket : kBuckets) {
+    if (bucket.holds(head_dim, head_dim_v)) return bucket;
+  }
+  return 0;
+}
 
 char const* name(TileKind tile) {
   switch (tile) {
@@ -72,24 +78,23 @@ void check_bias(char const* name, Bias const& bias, FwdParams const& p) {
 
 }  // namespace
 
-KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(int)) {
+KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(Bucket)) {
   FA2_CHECK(device.arch >= 80, "CUDA kernels need compute capability 8.0 or later, got {}.{}",
             device.arch / 10, device.arch % 10);
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
             "CUDA kernels take float16 and bfloat16");
-  FA2_CHECK(p.head_dim_v == p.head_dim,
-            "kernels are built for values as wide as keys, got {} and {}", p.head_dim_v,
-            p.head_dim);
-  FA2_CHECK(p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim <= std::end(kBuckets)[-1],
-            "CUDA kernels take head dims that are multiples of 8 up to {}, got {}",
-            std::end(kBuckets)[-1], p.head_dim);
+  bool const whole =
+      p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim_v > 0 && p.head_dim_v % 8 == 0;
+  Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
+  FA2_CHECK(whole && bucket != Bucket(0),
+            "CUDA kernels take head dims that are multiples of 8 up to {}, got {} and {}",
+            std::end(kBuckets)[-1].head_dim, p.head_dim, p.head_dim_v);
   FA2_CHECK(!is_part(p) && p.partial_lse == nullptr,
             "CUDA kernels know nothing of parts of sequences yet");
   FA2_CHECK(p.quantised.type == CodeType::kNone, "CUDA kernels read no caches of 8 bits");
   check_block_mask(p);
   check_bias("bias", p.score_mod.bias, p);
   check_bias("relative_bias", p.score_mod.relative_bias, p);
-  int32_t const bucket = *std::lower_bound(std::begin(kBuckets), std::end(kBuckets), p.head_dim);
   bool const small = has_small_tile(bucket) && device.smem_per_block < kLargeSmemBytes;
   return {p.dtype, bucket, variant_of(p), small ? TileKind::kSmall : TileKind::kRegular};
 }
@@ -117,7 +122,9 @@ void check_smem(KernelKey const& key, int32_t bytes, DeviceInfo const& device) {
 }
 
 std::string to_string(KernelKey const& key) {
-  return message("{} head_dim<={} {}{}", to_string(key.dtype), key.bucket, name(key.variant),
+  auto const [width, width_v] = key.bucket;
+  std::string const values = width_v == width ? "" : message(" head_dim_v<={}", width_v);
+  return message("{} head_dim<={}{} {}{}", to_string(key.dtype), width, values, name(key.variant),
                  name(key.tile));
 }
 

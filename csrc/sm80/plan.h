@@ -21,7 +21,7 @@ namespace fa2::sm80 {
 // Which kernel: the only axes that are fixed at compile time.
 struct KernelKey {
   DType dtype;
-  int32_t bucket;  // head dim rounded up
+  Bucket bucket;
   Variant variant;
   TileKind tile;
 

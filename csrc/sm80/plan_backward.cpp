@@ -27,7 +27,8 @@ void plan_columns(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device,
   plan.listed = plan_listed(lists, order, int64_t(p.batch) * p.num_heads_kv, plan.section);
   plan.grid = listed_grid(plan.listed, "key blocks and pieces");
   // Of a mask for each query head some lists of a key block may be cut, and others not.
-  int64_t const bytes = int64_t(2) * plan.tile.block_n * p.head_dim * int64_t(sizeof(float));
+  int64_t const bytes =
+      int64_t(plan.tile.block_n) * (p.head_dim + p.head_dim_v) * int64_t(sizeof(float));
   take_pieces(plan.listed, lists.masks > 1 ? 2 * bytes : bytes, device, workspace);
 }
 
@@ -60,8 +61,9 @@ BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
   plan.num_m_blocks = ceil_div(p.seqs_q.max_seqlen, tile.block_m);
   plan.num_n_blocks = ceil_div(p.seqs_k.max_seqlen, tile.block_n);
   // Q and dO at two bytes and the sums of dQ at four, of all heads of a group.
-  int64_t const query_bytes = int64_t(p.seqs_q.max_seqlen) * p.group() * p.head_dim *
-                              (2 * sizeof(uint16_t) + sizeof(float));
+  int64_t const query_bytes =
+      int64_t(p.seqs_q.max_seqlen) * p.group() *
+      (p.head_dim * (sizeof(uint16_t) + sizeof(float)) + p.head_dim_v * sizeof(uint16_t));
   int64_t const pairs = int64_t(p.batch) * p.num_heads_kv;
   plan.section = section_size(pairs, query_bytes, device);
   plan.grid = checked_grid("key blocks", plan.num_n_blocks * pairs);

@@ -83,7 +83,7 @@ void plan_rows(FwdParams const& p, FwdPlan::Launch& launch, DeviceInfo const& de
   launch.listed = plan_listed(RowLists(p, block_m), PieceOrder::kFirstDown,
                               int64_t(p.batch) * p.num_heads, launch.section);
   launch.grid = listed_grid(launch.listed, "query tiles and pieces");
-  take_pieces(launch.listed, row_piece_bytes(block_m, p.head_dim), device, memory);
+  take_pieces(launch.listed, row_piece_bytes(block_m, p.head_dim_v), device, memory);
 }
 
 FwdPlan::Launch unsplit_launch(FwdParams const& p, KernelKey const& key, FwdTile const& tile,
@@ -91,7 +91,8 @@ FwdPlan::Launch unsplit_launch(FwdParams const& p, KernelKey const& key, FwdTile
   FwdPlan::Launch launch{.key = key, .tile = tile};
   launch.num_m_blocks = ceil_div(p.seqs_q.max_seqlen, tile.block_m);
   // The heads of a group share keys and values.
-  int64_t const kv_bytes = int64_t(p.seqs_k.max_seqlen) * p.head_dim * 2 * sizeof(uint16_t);
+  int64_t const kv_bytes =
+      int64_t(p.seqs_k.max_seqlen) * (p.head_dim + p.head_dim_v) * sizeof(uint16_t);
   int64_t const pairs = int64_t(p.batch) * p.num_heads_kv;
   launch.section = section_size(pairs, kv_bytes, device) * p.group();
   launch.grid = checked_grid("query tiles", int64_t(launch.num_m_blocks) * p.batch * p.num_heads);
@@ -120,7 +121,7 @@ void take_workspace(FwdParams const& p, FwdPlan::Launch& launch, int32_t slots, 
   }
   int64_t const places = slots * p.num_heads_kv * w.rows;
   w.states = memory.take(places * int64_t(sizeof(RowState)));
-  w.out = memory.take(places * p.head_dim * int64_t(sizeof(float)));
+  w.out = memory.take(places * p.head_dim_v * int64_t(sizeof(float)));
   launch.combine_grid =
       checked_grid("queries", int64_t(p.batch) * p.num_heads * launch.combine_queries);
 }
@@ -169,7 +170,7 @@ FwdPlan::Launch few_rows_launch(FwdParams const& p, KernelKey key, FwdTile const
         aside ? 1 : choose_ctas(sequences, launch.num_splits, split_keys, slots_of(tile, device));
   }
   auto const stored = [&] { return Sharing{launch.num_splits, launch.ctas}.stored(); };
-  int64_t const bytes = stored() * sequences * rows * (p.head_dim + 2) * int64_t(sizeof(float));
+  int64_t const bytes = stored() * sequences * rows * (p.head_dim_v + 2) * int64_t(sizeof(float));
   if (p.num_splits == 0 && bytes > kMostWorkspaceBytes) launch.ctas = 1;
   launch.grid = checked_grid("sequences and splits", sequences * launch.ctas);
   take_workspace(p, launch, stored(), rows, memory);

@@ -24,8 +24,9 @@ inline ScoreScales kernel_scales(FwdParams const& p) {
   return scales;
 }
 
-// With a regular tile. `has_small_tile` says for which buckets there is one for less shared memory.
-KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(int));
+// Of the narrowest bucket that holds the problem's heads. `has_small_tile` says which buckets have
+// a tile for less shared memory.
+KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(Bucket));
 
 // Pairs of (batch, head) to schedule together: as many as have what their CTAs share in half of the
 // L2 cache, and at least one. `bytes` is what one of them takes.

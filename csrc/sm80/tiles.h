@@ -6,6 +6,25 @@
 
 namespace fa2::sm80 {
 
+// Widths that kernels are built for, which narrower heads are rounded up to. A number stands for
+// values as wide as keys.
+struct Bucket {
+  int32_t head_dim;
+  int32_t head_dim_v;
+
+  constexpr Bucket(int32_t both = 0) : Bucket(both, both) {}  // NOLINT(google-explicit-constructor)
+  constexpr Bucket(int32_t head_dim, int32_t head_dim_v)
+      : head_dim(head_dim), head_dim_v(head_dim_v) {}
+
+  constexpr bool operator==(Bucket const&) const = default;
+  constexpr bool holds(int32_t width, int32_t width_v) const {
+    return width <= head_dim && width_v <= head_dim_v;
+  }
+};
+
+// The narrowest ones first.
+inline constexpr Bucket kBuckets[] = {32, 64, 96, 128, {192, 128}, 192, 256};
+
 enum class Variant : int32_t {
   kPlain,          // scale only
   kModified,       // softcap, ALiBi and biases
@@ -49,16 +68,21 @@ struct FwdTile {
 // Wide heads have a second tile for devices with less shared memory (sm_86, sm_89: 99 KiB a block).
 inline constexpr int kLargeSmemBytes = 160 * 1024;
 
-constexpr bool has_small_tile(int bucket) { return bucket > 128; }
+constexpr bool has_small_tile(Bucket bucket) {
+  return bucket.head_dim > 128 && bucket != Bucket(192, 128);
+}
 
-// `bucket` is the head dim rounded up to one of 32, 64, 96, 128, 192, 256. What needs more
-// registers takes fewer keys a step, or does not keep the queries. A Philox call spans 32 keys, so
-// with dropout each warp takes a multiple of them. Under a block mask tiles consist of its blocks,
-// or blocks of steps.
-constexpr FwdTile fwd_tile(int bucket, Variant variant, bool small) {
+// What needs more registers takes fewer keys a step, or does not keep the queries. A Philox call
+// spans 32 keys, so with dropout each warp takes a multiple of them. Under a block mask tiles
+// consist of its blocks, or blocks of steps.
+constexpr FwdTile fwd_tile(Bucket bucket, Variant variant, bool small) {
   bool const plain = variant == Variant::kPlain, dropout = has_dropout(variant);
   bool const listed = is_listed(variant);
-  switch (bucket) {
+  if (bucket == Bucket(192, 128)) {
+    if (listed && dropout) return {192, 128, 64, 64, 4, 1, false, 2};
+    return {192, 128, 128, plain ? 48 : 32, 4, 1, false, 2};
+  }
+  switch (bucket.head_dim) {
     case 32: return {32, 32, 128, 64, 4, 1, true, plain ? 3 : 2};
     case 64: return {64, 64, 128, dropout && listed ? 32 : 64, 4, 1, !dropout, 2};
     case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
@@ -80,13 +104,15 @@ constexpr FwdTile fwd_tile(int bucket, Variant variant, bool small) {
 // is read from shared memory once.
 inline constexpr int kFewRows = 16;
 
-constexpr FwdTile split_tile(int bucket, Variant variant, bool few_rows) {
+constexpr FwdTile split_tile(Bucket bucket, Variant variant, bool few_rows) {
   bool const plain = variant == Variant::kPlain;
   if (few_rows) {
-    int const block_n = bucket > 128 ? 64 : 128, ctas = bucket > 128 ? 1 : 2;
-    return {bucket, bucket, kFewRows, block_n, 1, 1, bucket <= 128, ctas, 4};
+    auto const [width, width_v] = bucket;
+    int const block_n = width > 128 ? 64 : 128, ctas = width_v > 128 ? 1 : 2;
+    return {width, width_v, kFewRows, block_n, 1, 1, width <= 128, ctas, 4};
   }
-  switch (bucket) {
+  if (bucket == Bucket(192, 128)) return {192, 128, 128, plain ? 48 : 32, 4, 1, false, 2};
+  switch (bucket.head_dim) {
     case 32: return {32, 32, 128, 64, 4, 1, true, 2};
     case 64: return {64, 64, 128, 64, 4, 1, plain, 2};
     case 96: return {96, 96, 128, plain ? 64 : 32, 4, 1, false, 2};

@@ -59,7 +59,7 @@ def forward(p: Problem, over_cache: bool) -> Result:
     p = readable_problem(p, backend, over_cache)
     q, options, out = p.q, p.options, p.out
     if out is not None and (backend.aligned or out.stride(-1) != 1):  # of the caller's
-        out = out if out.shape == q.shape and is_readable(out, backend) else None
+        out = out if out.shape == out_shape(q, p.v) and is_readable(out, backend) else None  # type: ignore[arg-type]
     if out is None and head_dim_v == head_dim:
         out = empty_like(q, memory_format=contiguous_format)
     elif out is None or out.shape[-1] != head_dim_v:

@@ -49,9 +49,41 @@ std::string error_of(FwdParams const& p, DeviceInfo const& device = kA100) {
 
 TEST(head_dims_are_rounded_up_to_a_bucket) {
   for (int bucket : {32, 64, 96, 128, 192, 256}) {
-    EXPECT_EQ(only_launch(problem(bucket)).key.bucket, bucket);
-    EXPECT_EQ(only_launch(problem(bucket - 8)).key.bucket, bucket);
+    EXPECT(only_launch(problem(bucket)).key.bucket == bucket);
+    EXPECT(only_launch(problem(bucket - 8)).key.bucket == bucket);
   }
+}
+
+BwdTile backward_tile(FwdParams const& p, DeviceInfo const& device = kA100) {
+  BwdParams params;
+  params.forward = p;
+  return plan_backward(params, device).tile;
+}
+
+TEST(widths_take_the_narrowest_bucket_that_holds_both) {
+  struct {
+    int head_dim, head_dim_v;
+    Bucket bucket;
+  } const cases[] = {{192, 128, {192, 128}}, {136, 8, {192, 128}}, {136, 136, 192},
+                     {128, 128, 128},        {64, 32, 64},         {32, 64, 64},
+                     {128, 192, 192},        {200, 128, 256},      {8, 256, 256}};
+  for (auto const& [head_dim, head_dim_v, bucket] : cases) {
+    FwdParams p = problem(head_dim);
+    p.head_dim_v = head_dim_v;
+    FwdPlan::Launch const launch = only_launch(p);
+    EXPECT(launch.key.bucket == bucket);
+    EXPECT(Bucket(launch.tile.head_dim, launch.tile.head_dim_v) == bucket);
+    BwdTile const tile = backward_tile(p);
+    EXPECT(Bucket(tile.head_dim, tile.head_dim_v) == bucket);
+  }
+}
+
+TEST(a_pair_has_a_small_tile_in_the_backward_pass_alone) {
+  FwdParams p = problem(192);
+  p.head_dim_v = 128;
+  EXPECT(only_launch(p, kRtx3090).key.tile == TileKind::kRegular);
+  EXPECT_EQ(backward_tile(p).block_m, 128);
+  EXPECT_EQ(backward_tile(p, kRtx3090).block_m, 64);
 }
 
 TEST(variant_follows_from_what_the_problem_asks) {
@@ -425,7 +457,7 @@ BwdParams backward_problem(int head_dim, int seqlen_q = 1000, int seqlen_k = 100
 TEST(backward_takes_the_kernel_of_its_bucket_and_variant) {
   for (int bucket : {32, 64, 96, 128, 192, 256}) {
     BwdPlan const plan = plan_backward(backward_problem(bucket - 8), kA100);
-    EXPECT_EQ(plan.key.bucket, bucket);
+    EXPECT(plan.key.bucket == bucket);
     EXPECT_EQ(plan.tile.head_dim, bucket);
     EXPECT(plan.key.tile == TileKind::kRegular);
     EXPECT_EQ(plan_backward(backward_problem(bucket), kRtx3090).key.tile == TileKind::kSmall,

@@ -14,6 +14,7 @@ from tools.cuda_check.compiler import Resources, compile_unit, parse_ptxas, pars
 from tools.cuda_check.limits import (
     LISTED_BACKWARD_LIMITS,
     LISTED_FORWARD_LIMITS,
+    PAIR_LIMITS,
     PLAIN_BACKWARD_LIMITS,
     PLAIN_FORWARD_LIMITS,
     instructions_per_mma_limit,
@@ -127,6 +128,8 @@ def test_limits_are_for_plain_and_listed_kernels_of_one_architecture() -> None:
     assert instructions_per_mma_limit("fwd_hd64_listed_bfloat16", "80") == 3.9
     assert instructions_per_mma_limit("bwd_hd64_listed_float16", "80") == 3.0
     assert instructions_per_mma_limit("fwd_hd64_listeddropout_float16", "80") is None
+    assert instructions_per_mma_limit("fwd_hd192v128_plain_float16", "80") == 2.45
+    assert instructions_per_mma_limit("fwd_hd192v64_plain_float16", "80") is None
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,8 @@ def test_every_limit_has_a_kernel(
             assert instance.endswith(f"_{element}")
         found = [instructions_per_mma_limit(instance, "80") for instance in instances]
         expected = [limit for of_variant in limits for limit in of_variant.values()]
+        for of_pair in PAIR_LIMITS.values():
+            expected += [limit for (kind, _), limit in of_pair.items() if kind == direction]
         assert sorted(limit for limit in found if limit is not None) == sorted(expected)
 
 

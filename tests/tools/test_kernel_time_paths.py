@@ -92,13 +92,27 @@ def test_forward_tile_of_a_name() -> None:
 def test_backward_tile_of_a_name() -> None:
     name = (
         "_ZN3fa24sm805entryINS0_9BwdKernelINS0_9BwdConfigIN7cutlass6half_tEXtlNS0_7BwdTile"
-        "ELi128ELi128ELi64ELi4ELi2ELi32ELb0ELb0ELi2ELi1EEELNS0_7VariantE0EEEEEEEvNT_4ArgsE"
+        "ELi128ELi128ELi64ELi4ELi2ELi32ELb0ELb0ELi2ELi1ELi128EEELNS0_7VariantE0EEEEEEEvNT_4ArgsE"
     )
     tile = tile_of(name, listed=False)
     assert (tile.kind, tile.block_m, tile.block_n, tile.threads) == ("bwd", 64, 128, 256)
     assert tile.turn == Counts(mmas=320, copies=9, reductions=32, barriers=2)
     assert tile.prologue.copies == 25
     assert tile_of(name, listed=True).turn.copies == 10
+
+
+def test_tiles_with_values_of_another_width() -> None:
+    name = "7FwdTileELi192ELi128ELi128ELi48ELi4ELi1ELb0ELi2ELi1EEE"
+    tile = tile_of(name, listed=False)
+    assert tile.head_dim == 160
+    # 32 rows of a warp: of S 6 blocks of keys and 12 of depth, of O 3 of depth and 16 of columns.
+    assert tile.turn == Counts(mmas=2 * (6 * 12 + 3 * 16), copies=48 * 320 // 1024, barriers=2)
+    assert tile.epilogue.stores == 128 * 128 // 1024
+    name = "7BwdTileELi192ELi64ELi64ELi2ELi4ELi16ELb0ELb0ELi1ELi1ELi128EEE"
+    tile = tile_of(name, listed=False)
+    assert tile.head_dim == 160
+    assert tile.turn == Counts(mmas=208, copies=11, reductions=48, barriers=3)
+    assert tile.epilogue.stores == 10
 
 
 def test_names_without_a_tile_or_with_another_are_refused() -> None:

@@ -27,6 +27,12 @@ PLAIN_SPLIT_LIMITS = {32: 7.1, 64: 4.3, 96: 3.4, 128: 3.05, 192: 2.95, 256: 3.0}
 LISTED_FORWARD_LIMITS = {32: 6.5, 64: 3.9, 96: 3.08, 128: 2.68, 192: 2.55, 256: 2.25}
 LISTED_BACKWARD_LIMITS = {32: 4.3, 64: 3.0, 96: 2.75, 128: 2.42, 192: 2.45, 256: 2.29}
 
+# Where values have another width than keys, by both as names of kernels have them. Above what is
+# measured, and below the mean of what kernels of the two widths take.
+PAIR_LIMITS = {
+    "192v128": {("fwd", "plain"): 2.45, ("bwd", "plain"): 2.35},
+}
+
 # KiB of shared memory that a CTA may have, by compute capability.
 SHARED_KIB = {
     **{"80": 163, "86": 99, "87": 163, "89": 99, "90": 227},
@@ -37,7 +43,7 @@ _LARGE_KIB = 160  # from here on plans take regular tiles (kLargeSmemBytes)
 # The limits are those of this architecture; others schedule differently.
 LIMITED_ARCH = "80"
 
-_LIMITED = re.compile(r"(fwd|bwd|split)_hd(\d+)_(plain|listed)(?:_many)?_[a-z]+\d+")
+_LIMITED = re.compile(r"(fwd|bwd|split)_hd(\d+(?:v\d+)?)_(plain|listed)(?:_many)?_[a-z]+\d+")
 _LIMITS = {
     ("fwd", "plain"): PLAIN_FORWARD_LIMITS,
     ("bwd", "plain"): PLAIN_BACKWARD_LIMITS,
@@ -48,11 +54,11 @@ _LIMITS = {
 
 
 @cache
-def _small_buckets() -> dict[str, set[int]]:
-    """Head dims that have a second tile for less shared memory, by the kind of kernel."""
+def _small_buckets() -> dict[str, set[str]]:
+    """Buckets, as names have them, with a second tile for less shared memory, by kind of kernel."""
     text = (ROOT / "csrc" / "instances.cmake").read_text()
-    found = re.findall(r"FA2_sm80_(\w+)_SMALL_BUCKETS ([\d ]+)\)", text)
-    return {kind: {int(bucket) for bucket in buckets.split()} for kind, buckets in found}
+    found = re.findall(r"FA2_sm80_(\w+)_SMALL_BUCKETS ([\d/ ]+)\)", text)
+    return {kind: set(buckets.replace("/", "v").split()) for kind, buckets in found}
 
 
 def serves(unit: str, arch: str) -> bool:
@@ -60,10 +66,10 @@ def serves(unit: str, arch: str) -> bool:
 
     Where shared memory is small, the small tile of a kernel takes the place of its regular one.
     """
-    found = re.fullmatch(r"(fwd|bwd)_hd(\d+)_(.*)", unit)
+    found = re.fullmatch(r"(fwd|bwd)_hd(\w+?)_(.*)", unit)
     if found is None or SHARED_KIB.get(arch, _LARGE_KIB) >= _LARGE_KIB:
         return True
-    return "_small" in unit or int(found[2]) not in _small_buckets().get(found[1], set())
+    return "_small" in unit or found[2] not in _small_buckets().get(found[1], set())
 
 
 def instructions_per_mma_limit(instance: str, arch: str) -> float | None:
@@ -71,7 +77,10 @@ def instructions_per_mma_limit(instance: str, arch: str) -> float | None:
     limited = _LIMITED.fullmatch(instance)
     if limited is None or arch != LIMITED_ARCH:
         return None
-    return _LIMITS[limited[1], limited[3]].get(int(limited[2]))
+    kind, bucket, variant = limited.groups()
+    if bucket.isdecimal():
+        return _LIMITS[kind, variant].get(int(bucket))
+    return PAIR_LIMITS.get(bucket, {}).get((kind, variant))
 
 
 def violations(report: KernelReport) -> list[str]:

@@ -61,7 +61,7 @@ class Kernel:
 def with_tile(header: str, kernel: Kernel, tile: str) -> str:
     """The text of the kernel's header, in which it has that tile whatever else is said of it."""
     function = re.compile(
-        rf"^constexpr \w+ {kernel.kind}_tile\(int bucket, Variant variant, bool small\) \{{\n",
+        rf"^constexpr \w+ {kernel.kind}_tile\(Bucket bucket, Variant variant, bool small\) \{{\n",
         re.MULTILINE,
     )
     found = function.search(header)

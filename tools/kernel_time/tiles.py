@@ -25,7 +25,8 @@ class Counts:
 class Tile:
     """The tile of a CTA. A forward turn takes ``block_n`` keys, a backward one ``block_m`` queries.
 
-    ``prologue``, ``turn`` and ``epilogue`` say what the parts of the machine code have; of the
+    ``head_dim`` is the mean of its widths, of keys and of values. ``prologue``, ``turn`` and
+    ``epilogue`` say what the parts of the machine code have; of the
     prologue, barriers are not known.
     """
 
@@ -55,7 +56,7 @@ def forward_tile(fields: list[int], listed: bool = False) -> Tile:
     products = block_m * block_n * (head_dim + head_dim_v)
     return Tile(
         kind="fwd",
-        head_dim=head_dim,
+        head_dim=(head_dim + head_dim_v) // 2,
         block_m=block_m,
         block_n=block_n,
         warps=warps,
@@ -72,30 +73,32 @@ def forward_tile(fields: list[int], listed: bool = False) -> Tile:
 
 def backward_tile(fields: list[int], listed: bool) -> Tile:
     """Of a ``BwdTile`` of csrc/sm80/backward/tiles.h."""
-    head_dim, block_n, block_m, key_warps, query_warps, _, _, _, stages, _ = fields
+    head_dim, block_n, block_m, key_warps, query_warps, _, _, _, stages, _, head_dim_v = fields
     warps = key_warps * query_warps
     per_pass = _COPIED * warps * 32
-    queries = 2 * block_m * head_dim // per_pass + 1  # Q, dO, and two numbers of each row
+    both = head_dim + head_dim_v
+    queries = block_m * both // per_pass + 1  # Q, dO, and two numbers of each row
     exchanges = query_warps > 1
+    products = block_m * block_n * (3 * head_dim + 2 * head_dim_v)
     return Tile(
         kind="bwd",
-        head_dim=head_dim,
+        head_dim=both // 2,
         block_m=block_m,
         block_n=block_n,
         warps=warps,
-        prologue=Counts(copies=2 * block_n * head_dim // per_pass + queries),
+        prologue=Counts(copies=block_n * both // per_pass + queries),
         turn=Counts(
-            mmas=5 * block_m * block_n * head_dim // (_MMA_PRODUCTS * warps),
+            mmas=products // (_MMA_PRODUCTS * warps),
             copies=queries + listed,  # one thread fetches the next entry of a list
             reductions=block_m * head_dim // (warps * 32),
             # When copies have landed; when dS is there; when nobody reads the one buffer any more.
             barriers=2 + (stages == 1 and exchanges),
         ),
-        epilogue=Counts(stores=2 * block_n * head_dim // per_pass),
+        epilogue=Counts(stores=block_n * both // per_pass),
     )
 
 
-_TILES = {"FwdTile": (forward_tile, 9), "BwdTile": (backward_tile, 10)}
+_TILES = {"FwdTile": (forward_tile, 9), "BwdTile": (backward_tile, 11)}
 _TILE = re.compile(r"\d(FwdTile|BwdTile)E((?:L[ib]\d+E)+)")
 
 

@@ -34,12 +34,15 @@ struct AppendKernel {
     auto const row_of = [&](TensorRef const& t) {
       return static_cast<Element*>(t.data) + kv_row_offset(t, p.pages, batch, position);
     };
-    Element* const to_k = row_of(p.k);
-    Element* const to_v = row_of(p.v);
     int64_t const new_row = seq.first_row + row;
+    Element* const to_k = row_of(p.k);
     for_entries(p.num_heads_kv, p.head_dim, [&](int head, int d) {
       auto const* const from = head_ptr<Element const>(p.new_k, batch, new_row, head);
       to_k[head * p.k.head_stride + d] = rotated(p.rotary, position, from, d);
+    });
+    if (p.new_v.data == nullptr) return;  // columns of the keys
+    Element* const to_v = row_of(p.v);
+    for_entries(p.num_heads_kv, p.head_dim_v, [&](int head, int d) {
       to_v[head * p.v.head_stride + d] = head_ptr<Element const>(p.new_v, batch, new_row, head)[d];
     });
   }

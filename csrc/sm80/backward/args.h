@@ -30,10 +30,14 @@ struct BwdWorkspace {
 // What the pieces of a block of keys leave under a block mask: dK and dV, not scaled. Behind the
 // slots of pieces are as many for what CTAs leave of all heads whose lists are not cut.
 struct ColumnPieces {
-  float* grads = nullptr;  // (slots, 2, block_n, head_dim)
+  float* grads = nullptr;  // (slots, dK (block_n, head_dim) and dV (block_n, head_dim_v))
   int32_t block_n = 0;
 
-  FA2_HD int64_t size(int32_t head_dim) const { return int64_t(2) * block_n * head_dim; }
+  // Of a slot, and what of it dK takes, which comes first.
+  FA2_HD int64_t size(FwdParams const& p) const {
+    return int64_t(block_n) * (p.head_dim + p.head_dim_v);
+  }
+  FA2_HD int64_t grad_k_size(FwdParams const& p) const { return int64_t(block_n) * p.head_dim; }
 };
 
 // The argument of the backward kernels: the problem, and what the host derives from it once.

@@ -23,12 +23,9 @@ struct BwdConfig {
 
   using Warps = BwdWarps<kTile>;
 
-  // One warp's blocks: keys (16), queries of a chunk (8), depth of S' and dP' (16), columns of dK
-  // and dV (8).
+  // One warp's blocks: keys (16), queries of a chunk (8).
   static constexpr int kM = Warps::kKeys / 16;
   static constexpr int kNumS = kTile.chunk / 8;
-  static constexpr int kDepthS = kTile.head_dim / 16;
-  static constexpr int kNumKV = kTile.head_dim / (8 * kTile.query_warps);
   static constexpr int kChunks = Warps::kQueries / kTile.chunk;
   static_assert(Warps::kQueries % kTile.chunk == 0 && kTile.chunk % 16 == 0);
 
@@ -38,21 +35,32 @@ struct BwdConfig {
   static constexpr int kNumQ = kGradQ.cols_per_warp() / 8;
   static_assert(kGradQ.cols_per_warp() % 16 == 0);
 
-  using Copies = CopyShape<kTile.block_m, kTile.head_dim, kTile.threads()>;
-  static_assert(Copies::kRowsPerPass == kTile.rows_per_pass());
-  using CopiesKV = CopyShape<kTile.block_n, kTile.head_dim, kTile.threads()>;
-  using SmemQ = SmemTile<kTile.block_m, kTile.head_dim, Copies::kSmemPad>;
-  using SmemKV = SmemTile<kTile.block_n, kTile.head_dim, Copies::kSmemPad>;
+  // Rows of keys and of queries that are multiplied: K and Q, or V and dO.
+  template <int kWidth, bool kInRegisters_>
+  struct Side {
+    static constexpr bool kInRegisters = kInRegisters_;  // those of keys
+    // A warp's blocks: depth of S' or dP' (16), columns of dK or dV (8).
+    static constexpr int kDepth = kWidth / 16;
+    static constexpr int kNum = kWidth / (8 * kTile.query_warps);
+    using CopiesKeys = CopyShape<kTile.block_n, kWidth, kTile.threads()>;
+    using CopiesQueries = CopyShape<kTile.block_m, kWidth, kTile.threads()>;
+    static_assert(CopiesQueries::kRowsPerPass == kTile.rows_per_pass());
+    using SmemKeys = SmemTile<kTile.block_n, kWidth, CopiesKeys::kSmemPad>;
+    using SmemQueries = SmemTile<kTile.block_m, kWidth, CopiesQueries::kSmemPad>;
+  };
+  using OfScores = Side<kTile.head_dim, kTile.k_in_registers>;
+  using OfValues = Side<kTile.head_dim_v, kTile.v_in_registers>;
   using SmemP = SmemTile<kTile.block_n, kTile.block_m, 16>;
 
   // Once V is in registers, its buffer is free for dS.
-  static constexpr bool kReuseV = kTile.v_in_registers && SmemP::kElements <= SmemKV::kElements;
+  static constexpr bool kReuseV =
+      OfValues::kInRegisters && SmemP::kElements <= OfValues::SmemKeys::kElements;
 
   struct Smem {
-    alignas(128) Element k[SmemKV::kElements];
-    alignas(128) Element v[SmemKV::kElements];
-    alignas(128) Element q[kTile.stages][SmemQ::kElements];
-    alignas(128) Element grad_out[kTile.stages][SmemQ::kElements];
+    alignas(128) Element k[OfScores::SmemKeys::kElements];
+    alignas(128) Element v[OfValues::SmemKeys::kElements];
+    alignas(128) Element q[kTile.stages][OfScores::SmemQueries::kElements];
+    alignas(128) Element grad_out[kTile.stages][OfValues::SmemQueries::kElements];
     alignas(128) Element probs[kExchange ? SmemP::kElements : 0];
     alignas(128) Element grad_scores_[kReuseV ? 0 : SmemP::kElements];
     alignas(16) float row_stats[kTile.stages][2][kTile.block_m];

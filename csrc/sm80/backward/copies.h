@@ -11,10 +11,8 @@ template <class Config>
 class BwdCopies {
   using Element = typename Config::Element;
   using Smem = typename Config::Smem;
-  using SmemQ = typename Config::SmemQ;
-  using SmemKV = typename Config::SmemKV;
-  using Copies = typename Config::Copies;
-  using CopiesKV = typename Config::CopiesKV;
+  using OfScores = typename Config::OfScores;
+  using OfValues = typename Config::OfValues;
   static constexpr BwdTile kTile = Config::kTile;
 
  public:
@@ -22,14 +20,14 @@ class BwdCopies {
 
   CUTE_DEVICE void copy_keys() const {
     FwdParams const& p = args_.problem.forward;
-    copy_key_rows(p.k, smem_.k);
-    copy_key_rows(p.v, smem_.v);
+    copy_key_rows<OfScores>(p.k, p.head_dim, smem_.k);
+    copy_key_rows<OfValues>(p.v, p.head_dim_v, smem_.v);
   }
 
   // Points the sources of Q and dO at a query tile of a head.
   CUTE_DEVICE void seek(int m, int head) {
-    q_source_ = query_rows(args_.problem.forward.q, m, head);
-    grad_out_source_ = query_rows(args_.problem.grad_out, m, head);
+    q_source_ = query_rows<OfScores>(args_.problem.forward.q, m, head);
+    grad_out_source_ = query_rows<OfValues>(args_.problem.grad_out, m, head);
   }
 
   // Points them at the tile behind.
@@ -41,10 +39,10 @@ class BwdCopies {
   // Copies the tile that they point at.
   CUTE_DEVICE void copy_queries(int m, int head, int stage) const {
     int const rows = smem_.work.seqlen_q - m * kTile.block_m;
-    int const head_dim = args_.problem.forward.head_dim;
-    copy_tile<Copies, SmemQ>(q_source_, args_.q_pass_bytes, rows, head_dim, smem_.q[stage]);
-    copy_tile<Copies, SmemQ>(grad_out_source_, args_.grad_out_pass_bytes, rows, head_dim,
-                             smem_.grad_out[stage]);
+    FwdParams const& p = args_.problem.forward;
+    copy_rows<OfScores>(q_source_, args_.q_pass_bytes, rows, p.head_dim, smem_.q[stage]);
+    copy_rows<OfValues>(grad_out_source_, args_.grad_out_pass_bytes, rows, p.head_dim_v,
+                        smem_.grad_out[stage]);
     int const thread = thread_index();
     if (thread < kTile.block_m / 2) {  // 16 bytes each
       float const* const stats =
@@ -58,19 +56,30 @@ class BwdCopies {
   }
 
  private:
-  CUTE_DEVICE void copy_key_rows(TensorRef const& t, Element* tile) const {
+  template <class Side>
+  CUTE_DEVICE void copy_key_rows(TensorRef const& t, int width, Element* tile) const {
+    using Copies = typename Side::CopiesKeys;
     BwdWorkTile const& work = smem_.work;
     int const thread = thread_index();
     Element const* const from =
         head_ptr<Element const>(t, work.batch, work.first_row_k, work.head_kv) +
-        (work.col_begin + CopiesKV::row(thread)) * t.row_stride + CopiesKV::col(thread);
-    copy_tile<CopiesKV, SmemKV>(reinterpret_cast<char const*>(from),
-                                t.row_stride * CopiesKV::kRowsPerPass * int64_t(sizeof(Element)),
-                                work.seqlen_k - work.col_begin, args_.problem.forward.head_dim,
-                                tile);
+        (work.col_begin + Copies::row(thread)) * t.row_stride + Copies::col(thread);
+    copy_tile<Copies, typename Side::SmemKeys>(
+        reinterpret_cast<char const*>(from),
+        t.row_stride * Copies::kRowsPerPass * int64_t(sizeof(Element)),
+        work.seqlen_k - work.col_begin, width, tile);
   }
 
+  template <class Side>
+  CUTE_DEVICE static void copy_rows(char const* source, int64_t pass_bytes, int rows, int width,
+                                    Element* tile) {
+    copy_tile<typename Side::CopiesQueries, typename Side::SmemQueries>(source, pass_bytes, rows,
+                                                                        width, tile);
+  }
+
+  template <class Side>
   CUTE_DEVICE char const* query_rows(TensorRef const& t, int m, int head) const {
+    using Copies = typename Side::CopiesQueries;
     BwdWorkTile const& work = smem_.work;
     int const thread = thread_index();
     int64_t const row = int64_t(m) * kTile.block_m + Copies::row(thread);

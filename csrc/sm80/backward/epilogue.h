@@ -11,66 +11,72 @@ struct BwdEpilogue {
   using Element = typename Config::Element;
   using Mainloop = BwdMainloop<Config>;
   using Smem = typename Config::Smem;
-  using SmemKV = typename Config::SmemKV;
+  using OfScores = typename Config::OfScores;
+  using OfValues = typename Config::OfValues;
+  template <class Side>
+  using Grad = typename Mainloop::template Grad<Side>;
   static constexpr BwdTile kTile = Config::kTile;
 
   CUTE_DEVICE static void store(BwdArgs const& args, Smem& smem, Mainloop& mainloop) {
     __syncthreads();  // K is read, and dS where V was, until the last dQ
-    stage(mainloop.grad_k, args.grad_scale, smem.k);
-    stage(mainloop.grad_v, Config::kDropout ? args.inv_keep_prob : 1.f, smem.v);
+    stage<OfScores>(mainloop.grad_k, args.grad_scale, smem.k);
+    stage<OfValues>(mainloop.grad_v, Config::kDropout ? args.inv_keep_prob : 1.f, smem.v);
     __syncthreads();
-    store_rows(args, smem.work, args.problem.grad_k, smem.k);
-    store_rows(args, smem.work, args.problem.grad_v, smem.v);
+    FwdParams const& p = args.problem.forward;
+    store_rows<OfScores>(smem.work, args.problem.grad_k, p.head_dim, smem.k);
+    store_rows<OfValues>(smem.work, args.problem.grad_v, p.head_dim_v, smem.v);
   }
 
   // Of a piece of a block's lists, for others to add up.
   CUTE_DEVICE static void store_piece(BwdArgs const& args, int64_t slot, Mainloop& mainloop) {
-    int const head_dim = args.problem.forward.head_dim;
-    float* const grads = args.pieces.grads + slot * args.pieces.size(head_dim);
-    store_sums(mainloop.grad_k, grads, head_dim);
-    store_sums(mainloop.grad_v, grads + kTile.block_n * head_dim, head_dim);
+    FwdParams const& p = args.problem.forward;
+    float* const grads = args.pieces.grads + slot * args.pieces.size(p);
+    store_sums<OfScores>(mainloop.grad_k, grads, p.head_dim);
+    store_sums<OfValues>(mainloop.grad_v, grads + args.pieces.grad_k_size(p), p.head_dim_v);
   }
 
  private:
-  CUTE_DEVICE static void store_sums(typename Mainloop::GradKV const& grad, float* tile,
-                                     int head_dim) {
+  template <class Side>
+  CUTE_DEVICE static void store_sums(Grad<Side> const& grad, float* tile, int width) {
     int const lane = lane_index();
     int const first_row = Config::Warps::key_begin() + lane_row(lane);
-    int const first_col = Config::Warps::query_warp() * Config::kNumKV * 8 + lane_col(lane);
+    int const first_col = Config::Warps::query_warp() * Side::kNum * 8 + lane_col(lane);
     auto const sums = row_col_view(grad);
     CUTE_UNROLL
     for (int i = 0; i < size<0>(sums); ++i) {
-      float* const to = tile + (first_row + RowCoord<Config::kM>{}(i)) * head_dim + first_col;
+      float* const to = tile + (first_row + RowCoord<Config::kM>{}(i)) * width + first_col;
       CUTE_UNROLL
       for (int j = 0; j < size<1>(sums); j += 2) {
-        int const col = ColCoord<Config::kNumKV>{}(j);
-        if (first_col + col >= head_dim) continue;
+        int const col = ColCoord<Side::kNum>{}(j);
+        if (first_col + col >= width) continue;
         *reinterpret_cast<float2*>(to + col) = make_float2(sums(i, j), sums(i, j + 1));
       }
     }
   }
 
   // Rounds a gradient and puts it where its keys or values were, so that whole rows can be stored.
-  CUTE_DEVICE static void stage(typename Mainloop::GradKV& grad, float factor, Element* tile) {
+  template <class Side>
+  CUTE_DEVICE static void stage(Grad<Side>& grad, float factor, Element* tile) {
+    using SmemKeys = typename Side::SmemKeys;
     CUTE_UNROLL
     for (int i = 0; i < size(grad); ++i) grad(i) *= factor;
-    auto rounded = make_tensor<Element>(OperandLayout<Config::kM, Config::kNumKV / 2>{});
+    auto rounded = make_tensor<Element>(OperandLayout<Config::kM, Side::kNum / 2>{});
     round_to_operand(grad, rounded);
-    store_operand<SmemKV>(
-        rounded, tile + Config::Warps::query_warp() * (Config::kNumKV / 2) * SmemKV::kSubTile,
-        operand_offset<SmemKV>(Config::Warps::key_begin(), lane_index()));
+    store_operand<SmemKeys>(
+        rounded, tile + Config::Warps::query_warp() * (Side::kNum / 2) * SmemKeys::kSubTile,
+        operand_offset<SmemKeys>(Config::Warps::key_begin(), lane_index()));
   }
 
-  CUTE_DEVICE static void store_rows(BwdArgs const& args, BwdWorkTile const& work,
-                                     TensorRef const& grad, Element const* tile) {
-    using Copies = typename Config::CopiesKV;
+  template <class Side>
+  CUTE_DEVICE static void store_rows(BwdWorkTile const& work, TensorRef const& grad, int width,
+                                     Element const* tile) {
+    using Copies = typename Side::CopiesKeys;
     int const thread = thread_index();
     int const row = Copies::row(thread), col = Copies::col(thread);
     Element* const to = head_ptr<Element>(grad, work.batch, work.first_row_k, work.head_kv) +
                         (work.col_begin + row) * grad.row_stride + col;
-    store_tile<Copies, SmemKV, Copies::kPasses>(tile, row, col, to, grad.row_stride,
-                                                work.seqlen_k - work.col_begin,
-                                                args.problem.forward.head_dim);
+    store_tile<Copies, typename Side::SmemKeys, Copies::kPasses>(
+        tile, row, col, to, grad.row_stride, work.seqlen_k - work.col_begin, width);
   }
 };
 

@@ -13,7 +13,7 @@ template <class Config>
 class GradQSum {
   using Element = typename Config::Element;
   using Smem = typename Config::Smem;
-  using SmemKV = typename Config::SmemKV;
+  using SmemK = typename Config::OfScores::SmemKeys;
   using SmemP = typename Config::SmemP;
   using Warps = typename Config::Warps;
   static constexpr int kBlockN = Config::kTile.block_n;
@@ -96,8 +96,8 @@ class GradQSum {
         ldsm_view<SmemP>(smem_.grad_scores() + row_warp * kMQ * SmemP::kSubTile + first_key * 16,
                          LdsmLanes::cols_first(Warps::lane()));
     auto const sB =
-        ldsm_view<SmemKV>(smem_.k + col_warp * (kNumQ / 2) * SmemKV::kSubTile + first_key * 16,
-                          LdsmLanes::rows_first(lane_index()));
+        ldsm_view<SmemK>(smem_.k + col_warp * (kNumQ / 2) * SmemK::kSubTile + first_key * 16,
+                         LdsmLanes::rows_first(lane_index()));
     CUTE_UNROLL
     for (int k = 0; k < kKeys / 16; ++k) {
       auto rA = make_tensor<Element>(Shape<_8, Int<kMQ>>{});

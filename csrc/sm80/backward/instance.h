@@ -9,7 +9,7 @@
 namespace fa2::sm80 {
 
 // `kDType` names `Element` to the host, which knows no device types.
-template <class Element, DType kDType, int kBucket, Variant kVariant, bool kSmall>
+template <class Element, DType kDType, Bucket kBucket, Variant kVariant, bool kSmall>
 constexpr BwdInstance bwd_instance() {
   using Kernel = BwdKernel<BwdConfig<Element, bwd_tile(kBucket, kVariant, kSmall), kVariant>>;
   constexpr TileKind kKind = kSmall ? TileKind::kSmall : TileKind::kRegular;

@@ -19,8 +19,8 @@ template <class Config>
 class BwdMainloop {
   using Element = typename Config::Element;
   using Smem = typename Config::Smem;
-  using SmemQ = typename Config::SmemQ;
-  using SmemKV = typename Config::SmemKV;
+  using OfScores = typename Config::OfScores;
+  using OfValues = typename Config::OfValues;
   using SmemP = typename Config::SmemP;
   using Warps = typename Config::Warps;
   using Order = conditional_t<Config::kListed, ListedQueryTiles<Config>, QueryTileRange<Config>>;
@@ -28,19 +28,18 @@ class BwdMainloop {
   static constexpr bool kExchange = Config::kExchange;
   static constexpr int kM = Config::kM;
   static constexpr int kNumS = Config::kNumS;
-  static constexpr int kDepthS = Config::kDepthS;
-  static constexpr int kNumKV = Config::kNumKV;
 
   using Scores = typename BwdScores<Config>::Scores;
   using Slopes = typename BwdScores<Config>::Slopes;
   // P' and dS' of a chunk, as the A operand of dV and dK: depth is queries.
   using Probs = decltype(make_tensor<Element>(OperandLayout<kM, kNumS / 2>{}));
-  template <bool kHeld>
-  using KeyOperand =
-      decltype(make_tensor<Element>(OperandLayout<kHeld ? kM : 1, kHeld ? kDepthS : 1>{}));
+  template <class Side>
+  using KeyOperand = decltype(make_tensor<Element>(
+      OperandLayout<Side::kInRegisters ? kM : 1, Side::kInRegisters ? Side::kDepth : 1>{}));
 
  public:
-  using GradKV = decltype(make_tensor<float>(AccumulatorLayout<kM, kNumKV>{}));
+  template <class Side>
+  using Grad = decltype(make_tensor<float>(AccumulatorLayout<kM, Side::kNum>{}));
 
   CUTE_DEVICE BwdMainloop(BwdArgs const& args, Smem& smem)
       : args_(args), smem_(smem), copies_(args, smem), order_(args, smem) {
@@ -54,7 +53,7 @@ class BwdMainloop {
     copies_.copy_keys();
     copies_.seek(order_.tile(), order_.head());
     copies_.copy_queries(order_.tile(), order_.head(), 0);
-    if constexpr (kTile.k_in_registers || kTile.v_in_registers) keep_keys();
+    if constexpr (OfScores::kInRegisters || OfValues::kInRegisters) keep_keys();
 
     int stage = 0;
     bool more = true;
@@ -65,7 +64,8 @@ class BwdMainloop {
     }
   }
 
-  GradKV grad_k, grad_v;
+  Grad<OfScores> grad_k;
+  Grad<OfValues> grad_v;
 
  private:
   // One query tile; true if there are more.
@@ -153,7 +153,7 @@ class BwdMainloop {
     Scores scores;
     Slopes slopes;
     clear(scores);
-    multiply_keys<kTile.k_in_registers>(smem_.k, keys_, smem_.q[stage], c, scores);
+    multiply_keys<OfScores>(smem_.k, keys_, smem_.q[stage], c, scores);
     if constexpr (Config::kModified && !kSimple) {
       on_scores.modify(scores, slopes, head_of(head), first_query);
       if constexpr (Order::kListed) put_away(slopes, c);
@@ -174,7 +174,7 @@ class BwdMainloop {
     Probs probs, grad_scores;
     if constexpr (Config::kDropout) {
       clear(grad_probs);
-      multiply_keys<kTile.v_in_registers>(smem_.v, values_, smem_.grad_out[stage], c, grad_probs);
+      multiply_keys<OfValues>(smem_.v, values_, smem_.grad_out[stage], c, grad_probs);
       on_scores.drop(keep, grad_probs);
       on_scores.with_values(grad_probs, minus_delta, [](float& dp, float d) { dp += d; });
       Scores kept = make_fragment_like(scores);
@@ -183,7 +183,7 @@ class BwdMainloop {
       round_to_operand(kept, probs);
     } else {
       on_scores.with_values(grad_probs, minus_delta, [](float& dp, float d) { dp = d; });
-      multiply_keys<kTile.v_in_registers>(smem_.v, values_, smem_.grad_out[stage], c, grad_probs);
+      multiply_keys<OfValues>(smem_.v, values_, smem_.grad_out[stage], c, grad_probs);
       round_to_operand(scores, probs);
     }
     if constexpr (kExchange) publish(probs, smem_.probs, c);
@@ -198,8 +198,8 @@ class BwdMainloop {
     round_to_operand(scores, grad_scores);
     publish(grad_scores, smem_.grad_scores(), c);
 
-    multiply_queries(grad_v, probs, smem_.grad_out[stage], first_col);
-    multiply_queries(grad_k, grad_scores, smem_.q[stage], first_col);
+    multiply_queries<OfValues>(grad_v, probs, smem_.grad_out[stage], first_col);
+    multiply_queries<OfScores>(grad_k, grad_scores, smem_.q[stage], first_col);
   }
 
   // Of the step at hand, which is for `head`.
@@ -230,34 +230,37 @@ class BwdMainloop {
   CUTE_DEVICE void keep_keys() {
     cp_async_wait_group<0>();
     __syncthreads();
-    CUTE_UNROLL
-    for (int k = 0; k < kDepthS; ++k) {
-      if constexpr (kTile.k_in_registers) load_keys(smem_.k, k, keys_(_, _, k));
-      if constexpr (kTile.v_in_registers) load_keys(smem_.v, k, values_(_, _, k));
-    }
+    if constexpr (OfScores::kInRegisters) keep<OfScores>(smem_.k, keys_);
+    if constexpr (OfValues::kInRegisters) keep<OfValues>(smem_.v, values_);
   }
 
-  template <class Fragment>
+  template <class Side>
+  CUTE_DEVICE void keep(Element* tile, KeyOperand<Side>& held) const {
+    CUTE_UNROLL
+    for (int k = 0; k < Side::kDepth; ++k) load_keys<Side>(tile, k, held(_, _, k));
+  }
+
+  template <class Side, class Fragment>
   CUTE_DEVICE void load_keys(Element* tile, int k, Fragment&& rA) const {
-    auto const sA =
-        ldsm_view<SmemKV>(tile, LdsmLanes::rows_first(Warps::lane()), Warps::key_begin());
+    auto const sA = ldsm_view<typename Side::SmemKeys>(tile, LdsmLanes::rows_first(Warps::lane()),
+                                                       Warps::key_begin());
     CUTE_UNROLL
     for (int m = 0; m < kM; ++m) load_block<SM75_U32x4_LDSM_N>(sA(m, k), rA(_, m));
   }
 
   // acc += A B' of K and Q, or of V and dO, at the queries of the warp's chunk c.
-  template <bool kHeld, class Held>
-  CUTE_DEVICE void multiply_keys(Element* keys, Held const& held, Element* queries, int c,
-                                 Scores& acc) const {
-    auto const sB =
-        ldsm_view<SmemQ>(queries, LdsmLanes::cols_first(Warps::lane()), Warps::query_begin());
+  template <class Side>
+  CUTE_DEVICE void multiply_keys(Element* keys, KeyOperand<Side> const& held, Element* queries,
+                                 int c, Scores& acc) const {
+    auto const sB = ldsm_view<typename Side::SmemQueries>(
+        queries, LdsmLanes::cols_first(Warps::lane()), Warps::query_begin());
     CUTE_UNROLL
-    for (int k = 0; k < kDepthS; ++k) {
+    for (int k = 0; k < Side::kDepth; ++k) {
       auto rA = make_tensor<Element>(Shape<_8, Int<kM>>{});
-      if constexpr (kHeld) {
+      if constexpr (Side::kInRegisters) {
         copy(held(_, _, k), rA);
       } else {
-        load_keys(keys, k, rA);
+        load_keys<Side>(keys, k, rA);
       }
       CUTE_UNROLL
       for (int n = 0; n < kNumS; n += 2) {
@@ -271,14 +274,17 @@ class BwdMainloop {
   // ---- dV += P' dO and dK += dS' Q
 
   // acc += A B at the queries from first_query on; this warp's columns.
-  CUTE_DEVICE void multiply_queries(GradKV& acc, Probs const& rA, Element* queries,
+  template <class Side>
+  CUTE_DEVICE void multiply_queries(Grad<Side>& acc, Probs const& rA, Element* queries,
                                     int first_query) const {
-    auto const sB = ldsm_view<SmemQ>(queries + Warps::query_warp() * (kNumKV / 2) * SmemQ::kSubTile,
-                                     LdsmLanes::rows_first(Warps::lane()), first_query);
+    using SmemQ = typename Side::SmemQueries;
+    auto const sB =
+        ldsm_view<SmemQ>(queries + Warps::query_warp() * (Side::kNum / 2) * SmemQ::kSubTile,
+                         LdsmLanes::rows_first(Warps::lane()), first_query);
     CUTE_UNROLL
     for (int k = 0; k < kNumS / 2; ++k) {
       CUTE_UNROLL
-      for (int n = 0; n < kNumKV; n += 2) {
+      for (int n = 0; n < Side::kNum; n += 2) {
         auto rB = make_tensor<Element>(Shape<_4, _2>{});
         load_block<SM75_U16x8_LDSM_T>(sB(k, n / 2), flatten_block(rB));
         multiply_blocks<kM>(acc, n, rA(_, _, k), rB);
@@ -293,9 +299,9 @@ class BwdMainloop {
       int const first_query = other * Warps::kQueries + c * kTile.chunk;
       Probs rA;
       fetch(smem_.probs, first_query, rA);
-      multiply_queries(grad_v, rA, smem_.grad_out[stage], first_query);
+      multiply_queries<OfValues>(grad_v, rA, smem_.grad_out[stage], first_query);
       fetch(smem_.grad_scores(), first_query, rA);
-      multiply_queries(grad_k, rA, smem_.q[stage], first_query);
+      multiply_queries<OfScores>(grad_k, rA, smem_.q[stage], first_query);
     }
   }
 
@@ -325,8 +331,8 @@ class BwdMainloop {
   Smem& smem_;
   BwdCopies<Config> copies_;
   Order order_;
-  KeyOperand<kTile.k_in_registers> keys_;
-  KeyOperand<kTile.v_in_registers> values_;
+  KeyOperand<OfScores> keys_;
+  KeyOperand<OfValues> values_;
 };
 
 }  // namespace fa2::sm80

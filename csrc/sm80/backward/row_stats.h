@@ -64,7 +64,7 @@ struct RowStats {
     Element const* const out = row_of(source.problem.out, source, row);
     Element const* const grad = row_of(source.grad_out, source, row);
     float sum = 0.f;
-    for (int col = lane * 8; col < source.problem.head_dim; col += kLanes * 8) {
+    for (int col = lane * 8; col < source.problem.head_dim_v; col += kLanes * 8) {
       auto const o = *reinterpret_cast<cutlass::AlignedArray<Element, 8> const*>(out + col);
       auto const g = *reinterpret_cast<cutlass::AlignedArray<Element, 8> const*>(grad + col);
       CUTE_UNROLL

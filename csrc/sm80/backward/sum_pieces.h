@@ -34,18 +34,19 @@ struct SumColumnsKernel {
     int64_t const rest =
         item.rest != 0 ? args.listed.slot(args.listed.copies, 0) + slot : int64_t(-1);
 
-    // Rows of dK, then of dV.
-    for_share<kThreads>(item, 2 * rows, p.head_dim, [&](int32_t i, int32_t col) {
-      bool const of_values = i >= rows;
-      int32_t const row = of_values ? i - rows : i;
-      float const* const from =
-          args.pieces.grads + ((of_values ? block_n : 0) + row) * p.head_dim + col;
-      ShareChunk const total = sum(from, args.pieces.size(p.head_dim), slot, item.parts, rest);
-      TensorRef const& grad = of_values ? args.problem.grad_v : args.problem.grad_k;
-      store_scaled(head_ptr<Element>(grad, pair.batch, k.first_row, pair.head) +
-                       (first_row + row) * grad.row_stride + col,
-                   total, of_values ? args.inv_keep_prob : args.grad_scale);
-    });
+    auto const finish = [&](TensorRef const& grad, float const* sums, int width, float factor) {
+      for_share<kThreads>(item, rows, width, [&](int32_t row, int32_t col) {
+        ShareChunk const total =
+            sum(sums + row * width + col, args.pieces.size(p), slot, item.parts, rest);
+        store_scaled(head_ptr<Element>(grad, pair.batch, k.first_row, pair.head) +
+                         (first_row + row) * grad.row_stride + col,
+                     total, factor);
+      });
+    };
+    float const* const sums = args.pieces.grads;
+    finish(args.problem.grad_k, sums, p.head_dim, args.grad_scale);
+    finish(args.problem.grad_v, sums + args.pieces.grad_k_size(p), p.head_dim_v,
+           args.inv_keep_prob);
   }
 
   // Slots are `size` floats apart.

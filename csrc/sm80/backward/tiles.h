@@ -11,7 +11,7 @@ namespace fa2::sm80 {
 // Scores are held transposed, S' = K Q', keys in rows: P' and dS' are then operands of dV and dK
 // as they stand in registers.
 struct BwdTile {
-  int head_dim;         // rounded up to a bucket
+  int head_dim;         // of Q and K, rounded up to a bucket
   int block_n;          // keys of a CTA
   int block_m;          // queries of a step
   int key_warps;        // warps that split the keys
@@ -22,6 +22,7 @@ struct BwdTile {
   bool v_in_registers;
   int stages;  // buffers of Q and dO
   int ctas_per_sm;
+  int head_dim_v = head_dim;  // of V and dO
 
   constexpr int warps() const { return key_warps * query_warps; }
   constexpr int threads() const { return warps() * 32; }
@@ -31,14 +32,19 @@ struct BwdTile {
 };
 
 // Wide heads have a second tile for devices with less shared memory (sm_86, sm_89: 99 KiB a block).
-constexpr bool has_small_bwd_tile(int bucket) { return bucket > 96; }
+constexpr bool has_small_bwd_tile(Bucket bucket) { return bucket.head_dim > 96; }
 
 // What needs more registers holds the scores of fewer queries at once, or reads V anew. At 64 the
 // listed kernel has twice the queries at once in their place, so that K and V are read half as
 // often. At 192 the plain kernel has 96 keys: fewer blocks of them add to dQ.
-constexpr BwdTile bwd_tile(int bucket, Variant variant, bool small) {
+constexpr BwdTile bwd_tile(Bucket bucket, Variant variant, bool small) {
   bool const plain = variant == Variant::kPlain || variant == Variant::kListed;
-  switch (bucket) {
+  if (bucket == Bucket(192, 128)) {
+    bool const half = small || is_listed(variant) || has_dropout(variant);
+    if (half) return {192, 64, 64, 2, 4, 16, false, false, 1, 1, 128};
+    return {192, 64, 128, 2, 4, plain ? 32 : 16, false, false, 1, 1, 128};
+  }
+  switch (bucket.head_dim) {
     case 32: return {32, 128, 64, 4, 1, 32, true, variant != Variant::kListedDropout, 2, 2};
     case 64:
       if (variant == Variant::kListed) return {64, 128, 64, 4, 1, 32, false, false, 1, 2};

@@ -23,7 +23,8 @@ class BiasBwdMainloop {
   CUTE_DEVICE BiasBwdMainloop(BiasBwdArgs const& args, Smem& smem)
       : args_(args),
         smem_(smem),
-        chunks_((args.problem.forward.head_dim + Config::kChunk - 1) / Config::kChunk) {
+        chunks_(chunks_of(args.problem.forward.head_dim)),
+        all_chunks_(chunks_ + chunks_of(args.problem.forward.head_dim_v)) {
     clear(sums);
   }
 
@@ -51,7 +52,7 @@ class BiasBwdMainloop {
       multiply(i, scores);
     }
     CUTE_NO_UNROLL
-    for (int i = chunks_; i < 2 * chunks_; ++i) {
+    for (int i = chunks_; i < all_chunks_; ++i) {
       load_behind(slot, i);
       multiply(i, grad_probs);
     }
@@ -65,6 +66,10 @@ class BiasBwdMainloop {
 
   // ---- chunks of rows: of Q and K, and after these of dO and V
 
+  CUTE_DEVICE static int chunks_of(int width) {
+    return (width + Config::kChunk - 1) / Config::kChunk;
+  }
+
   // Waits for chunk i of a tile, and starts the copy of what follows it. The first barrier of a
   // step is behind all that was read of the tile before; what one thread finds then is seen after
   // the next.
@@ -72,7 +77,7 @@ class BiasBwdMainloop {
     cp_async_wait_group<0>();
     __syncthreads();  // and nobody reads the chunk before any longer
     if (i == 0 && threadIdx.x == 0) smem_.steps.seek(args_.problem.forward, slot ^ 1);
-    if (i + 1 < 2 * chunks_) {
+    if (i + 1 < all_chunks_) {
       load(slot, i + 1);
     } else if (smem_.steps.tiles[slot ^ 1].exists()) {
       load(slot ^ 1, 0);
@@ -84,15 +89,16 @@ class BiasBwdMainloop {
     BiasWorkTile const& tile = smem_.steps.tiles[slot];
     bool const first = i < chunks_;
     int const col = (first ? i : i - chunks_) * Config::kChunk;
+    int const cols = (first ? p.head_dim : p.head_dim_v) - col;
     auto& stage = smem_.stages[i % 2];
     TensorRef const& queries = first ? p.q : args_.problem.grad_out;
     TensorRef const& keys = first ? p.k : p.v;
     load_rows(head_ptr<Element const>(queries, tile.batch, tile.first_row_q, tile.head) +
                   tile.row_begin * queries.row_stride + col,
-              queries.row_stride, tile.seqlen_q - tile.row_begin, p.head_dim - col, stage.queries);
+              queries.row_stride, tile.seqlen_q - tile.row_begin, cols, stage.queries);
     load_rows(head_ptr<Element const>(keys, tile.batch, tile.first_row_k, tile.head / p.group()) +
                   tile.col_begin * keys.row_stride + col,
-              keys.row_stride, tile.seqlen_k - tile.col_begin, p.head_dim - col, stage.keys);
+              keys.row_stride, tile.seqlen_k - tile.col_begin, cols, stage.keys);
     cp_async_fence();
   }
 
@@ -147,7 +153,8 @@ class BiasBwdMainloop {
 
   BiasBwdArgs const& args_;
   Smem& smem_;
-  int const chunks_;
+  int const chunks_;      // of Q and K,
+  int const all_chunks_;  // and with those of dO and V
 };
 
 }  // namespace fa2::sm80

@@ -72,7 +72,7 @@ struct FwdConfig {
   }
   CUTE_DEVICE static StreamV values(FwdArgs const& args, Smem& smem) {
     TensorRef const& v = args.problem.v;
-    return {rows_of(v, args, smem.work), v.row_stride, args.v_pass_bytes, args.problem.head_dim,
+    return {rows_of(v, args, smem.work), v.row_stride, args.v_pass_bytes, args.problem.head_dim_v,
             smem.work.tiles.end - 1,     smem.v};
   }
 

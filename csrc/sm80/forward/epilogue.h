@@ -33,7 +33,7 @@ struct FwdEpilogue {
     int const lane = lane_index();
     int const first_row = Warps::row_begin() + lane_row(lane);
     int const first_col = Warps::column_warp() * Config::kNumO * 8 + lane_col(lane);
-    int const head_dim = args.problem.head_dim;
+    int const head_dim_v = args.problem.head_dim_v;
     int64_t const slot_row = smem.listed[0].slot * kTile.block_m + first_row;
     auto const& softmax = mainloop.softmax;
     auto const o = row_col_view(mainloop.output);
@@ -43,11 +43,11 @@ struct FwdEpilogue {
       if (lane % 4 == 0 && Warps::column_warp() == 0) {
         args.pieces.states[row] = {softmax.base(i), softmax.sum(i)};
       }
-      float* const to = args.pieces.out + row * head_dim + first_col;
+      float* const to = args.pieces.out + row * head_dim_v + first_col;
       CUTE_UNROLL
       for (int j = 0; j < size<1>(o); j += 2) {
         int const col = ColCoord<Config::kNumO>{}(j);
-        if (first_col + col >= head_dim) continue;
+        if (first_col + col >= head_dim_v) continue;
         *reinterpret_cast<float2*>(to + col) = make_float2(o(i, j), o(i, j + 1));
       }
     }
@@ -113,7 +113,7 @@ struct FwdEpilogue {
     Element* const to = head_ptr<Element>(p.out, work.batch, work.first_row_q, work.head) +
                         (work.row_begin + row) * p.out.row_stride + col;
     store_tile<Copies, SmemO, kRows / Copies::kRowsPerPass>(
-        smem.out, row, col, to, p.out.row_stride, work.seqlen_q - work.row_begin, p.head_dim);
+        smem.out, row, col, to, p.out.row_stride, work.seqlen_q - work.row_begin, p.head_dim_v);
   }
 };
 

@@ -38,7 +38,7 @@ void launch_fwd(FwdParams const& params, FwdPlan const& plan, FwdPlan::Launch co
 }
 
 // `kDType` names `Element` to the host, which knows no device types.
-template <class Element, DType kDType, int kBucket, Variant kVariant, bool kSmall>
+template <class Element, DType kDType, Bucket kBucket, Variant kVariant, bool kSmall>
 constexpr FwdInstance fwd_instance() {
   using Config = FwdConfig<Element, fwd_tile(kBucket, kVariant, kSmall), kVariant>;
   constexpr TileKind kKind = kSmall ? TileKind::kSmall : TileKind::kRegular;

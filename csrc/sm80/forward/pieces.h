@@ -10,13 +10,13 @@ namespace fa2::sm80 {
 
 // A slot holds the results of a piece: outputs relative to the base of their row's state.
 struct RowPieces {
-  float* out = nullptr;        // (slots, block_m, head_dim)
+  float* out = nullptr;        // (slots, block_m, head_dim_v)
   RowState* states = nullptr;  // (slots, block_m)
 };
 
 // Of a slot.
-constexpr int64_t row_piece_bytes(int32_t block_m, int32_t head_dim) {
-  return block_m * (head_dim * int64_t(sizeof(float)) + int64_t(sizeof(RowState)));
+constexpr int64_t row_piece_bytes(int32_t block_m, int32_t head_dim_v) {
+  return block_m * (head_dim_v * int64_t(sizeof(float)) + int64_t(sizeof(RowState)));
 }
 
 // Of the kernels before and after the forward kernel.

@@ -34,7 +34,7 @@ struct SumPiecesKernel {
     int32_t const rows = min(args.block_m, q.length - first_row);
     int64_t const slot = args.listed.slot(copy, item.slot - item.part);
 
-    for_share<kThreads>(item, rows, p.head_dim, [&](int32_t row, int32_t col) {
+    for_share<kThreads>(item, rows, p.head_dim_v, [&](int32_t row, int32_t col) {
       ShareChunk out;
       RowState const state = sum(args, slot, item.parts, row, col, out);
       FinishedRow const finished =
@@ -50,7 +50,7 @@ struct SumPiecesKernel {
 
   CUTE_DEVICE static RowState sum(Args const& args, int64_t slot, int32_t parts, int32_t row,
                                   int32_t col, ShareChunk& out) {
-    int64_t const head_dim = args.problem.head_dim;
+    int64_t const head_dim_v = args.problem.head_dim_v;
     RowState total = empty_row();
     CUTE_UNROLL
     for (int i = 0; i < kShareColumns; ++i) out[i] = 0.f;
@@ -63,7 +63,7 @@ struct SumPiecesKernel {
         if (first + j >= parts) continue;
         int64_t const at = (slot + first + j) * args.block_m + row;
         states[j] = args.pieces.states[at];
-        outs[j] = *reinterpret_cast<ShareChunk const*>(args.pieces.out + at * head_dim + col);
+        outs[j] = *reinterpret_cast<ShareChunk const*>(args.pieces.out + at * head_dim_v + col);
       }
       CUTE_UNROLL
       for (int j = 0; j < kLoadsInFlight; ++j) {

@@ -49,8 +49,8 @@ struct CombineKernel {
     RowState const row = read_states(args.partials, source, smem);
     FinishedRow const finished = finish_row(row, p.sink != nullptr ? p.sink + head : nullptr);
     int const col = 2 * int(threadIdx.x);
-    if (col < p.head_dim) {
-      float2 const sum = sum_outputs(args.partials.out + col, source, p.head_dim, smem);
+    if (col < p.head_dim_v) {
+      float2 const sum = sum_outputs(args.partials.out + col, source, p.head_dim_v, smem);
       Element* const to =
           head_ptr<Element>(p.out, batch, q.first_row, head) + query * p.out.row_stride + col;
       *reinterpret_cast<uint32_t*>(to) =
@@ -107,7 +107,7 @@ struct CombineKernel {
   }
 
   // `out` is at this thread's two columns.
-  CUTE_DEVICE static float2 sum_outputs(float const* out, Source const& source, int head_dim,
+  CUTE_DEVICE static float2 sum_outputs(float const* out, Source const& source, int head_dim_v,
                                         Smem const& smem) {
     float2 sum = make_float2(0.f, 0.f);
     CUTE_NO_UNROLL
@@ -117,7 +117,7 @@ struct CombineKernel {
       for (int i = 0; i < kLoadsInFlight; ++i) {
         if (first + i >= source.slots) continue;
         int64_t const at = source.first + (first + i) * source.stride;
-        loaded[i] = *reinterpret_cast<float2 const*>(out + at * head_dim);
+        loaded[i] = *reinterpret_cast<float2 const*>(out + at * head_dim_v);
       }
       CUTE_UNROLL
       for (int i = 0; i < kLoadsInFlight; ++i) {

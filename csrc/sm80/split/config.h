@@ -89,24 +89,21 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
   }
 
   CUTE_DEVICE static StreamK keys(SplitArgs const& args, Smem& smem) {
-    return {rows_of(args.problem.k, args, smem.work), smem.work.tiles.end - 1, smem.k};
+    return {rows_of(args.problem.k, args.problem.head_dim, args, smem.work),
+            smem.work.tiles.end - 1, smem.k};
   }
   CUTE_DEVICE static StreamV values(SplitArgs const& args, Smem& smem) {
-    return {rows_of(args.problem.v, args, smem.work), smem.work.tiles.end - 1, smem.v};
+    return {rows_of(args.problem.v, args.problem.head_dim_v, args, smem.work),
+            smem.work.tiles.end - 1, smem.v};
   }
 
  private:
-  CUTE_DEVICE static KeyRows rows_of(TensorRef const& t, SplitArgs const& args,
+  CUTE_DEVICE static KeyRows rows_of(TensorRef const& t, int32_t width, SplitArgs const& args,
                                      SplitWorkTile const& work) {
     FwdParams const& p = args.problem;
-    return {t,
-            p.pages,
-            args.page_size,
-            work.batch,
-            work.first_row_k,
-            work.seqlen_k,
-            work.head_kv,
-            p.head_dim};
+    return {
+        t,    p.pages, args.page_size, work.batch, work.first_row_k, work.seqlen_k, work.head_kv,
+        width};
   }
 };
 

@@ -171,7 +171,7 @@ class SplitEpilogue {
     int64_t const first = partials.first_row(work.batch, work.first_row_q, args_.group.divisor);
     int64_t const at =
         partials.index(slot, p.num_heads_kv, work.head_kv, first + work.row_begin + row);
-    store_row<float>(found, 1.f, partials.out + at * p.head_dim + own_col());
+    store_row<float>(found, 1.f, partials.out + at * p.head_dim_v + own_col());
     if (own_col() == 0) partials.states[at] = found.state;
   }
 
@@ -179,7 +179,7 @@ class SplitEpilogue {
   CUTE_DEVICE void store_row(Row const& found, float scale, T* to) const {
     CUTE_UNROLL
     for (int c = 0; c < kChunks; ++c) {
-      if (own_col() + c * kStep >= args_.problem.head_dim) continue;
+      if (own_col() + c * kStep >= args_.problem.head_dim_v) continue;
       cutlass::AlignedArray<T, kChunk> values;
       CUTE_UNROLL
       for (int i = 0; i < kChunk; ++i) values[i] = T(found.out[c][i] * scale);

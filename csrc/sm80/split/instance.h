@@ -22,7 +22,7 @@ void launch_split(FwdParams const& params, FwdPlan const& plan, FwdPlan::Launch 
   sm80::launch<SplitKernel<Config>>(args, launch.grid, stream);
 }
 
-template <class Element, DType kDType, int kBucket, Variant kVariant, bool kFew>
+template <class Element, DType kDType, Bucket kBucket, Variant kVariant, bool kFew>
 constexpr FwdInstance split_instance() {
   using Config = SplitConfig<Element, split_tile(kBucket, kVariant, kFew), kVariant>;
   constexpr TileKind kKind = kFew ? TileKind::kFewRows : TileKind::kManyRows;

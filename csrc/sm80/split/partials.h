@@ -11,7 +11,7 @@ namespace fa2::sm80 {
 // Results of splits for the combine kernel: outputs relative to the base of their row's state. A
 // row of all heads of a group has a place for each KV head and slot (Sharing::slot).
 struct Partials {
-  float* out = nullptr;        // (slots, num_heads_kv, rows, head_dim)
+  float* out = nullptr;        // (slots, num_heads_kv, rows, head_dim_v)
   RowState* states = nullptr;  // (slots, num_heads_kv, rows)
   int64_t rows = 0;            // of all sequences
   int32_t sequence_rows = 0;   // places of each sequence; 0: as many as it has packed rows

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from flash_attn2._impl.arguments import require_bool, require_tensors
 from flash_attn2._impl.observe import is_ordinary, ordinary
 from flash_attn2._impl.problem import MAX_FACTOR, MIN_FACTOR
-from flash_attn2._impl.widths import takes_pairs
 from flash_attn2.functional import flash_attn_func
 from flash_attn2.masks import BlockMask
 
@@ -33,9 +31,8 @@ def scaled_dot_product_attention(
         query      (..., num_heads, seqlen_q, head_dim)
         key        (..., num_heads_kv, seqlen_k, head_dim)
         value      (..., num_heads_kv, seqlen_k, head_dim_v); head_dim is at most 576 and
-                   head_dim_v 512 on the CPU; on a GPU both are at most 256, and two that differ
-                   cost copies. All three have as many dimensions, at least 2; leading
-                   ones broadcast, and so does one head
+                   head_dim_v 512 on the CPU, both 256 on a GPU. All three have as many
+                   dimensions, at least 2; leading ones broadcast, and so does one head
         attn_mask  broadcasts to (..., num_heads, seqlen_q, seqlen_k). bool: True where a query sees
                    a key. It is read in every call, to list blocks (`BlockMask.from_dense` and
                    `flash_attn_func` do so once for many calls); where values are not known, as
@@ -59,13 +56,7 @@ def scaled_dot_product_attention(
     lead = _leading(query, key, value)
     q, k, v = (_rows(x, lead) for x in (query, key, value))
     q, k, v = _with_heads(q, k, v, bool(enable_gqa))
-    head_dim, head_dim_v = q.shape[-1], v.shape[-1]
     options: dict[str, Any] = {"dropout_p": dropout_p, "softmax_scale": scale}
-    if head_dim != head_dim_v and not takes_pairs(q):
-        widest = max(head_dim, head_dim_v)
-        q, k, v = (functional.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v))
-        if scale is None:
-            options["softmax_scale"] = head_dim**-0.5
     if is_causal:
         k, v = k[:, : q.shape[1]], v[:, : q.shape[1]]
         # Of the keys that are left, query i sees those up to its own: on or left of a diagonal that
@@ -74,7 +65,7 @@ def scaled_dot_product_attention(
     if attn_mask is not None and q.shape[1] and k.shape[1]:
         options.update(_mask_options(_as_4d(attn_mask, lead, q, k), q, k))
     out: Any = flash_attn_func(q, k, v, **options)
-    out = out[..., :head_dim_v].transpose(1, 2)
+    out = out.transpose(1, 2)
     return out.reshape((*lead, *out.shape[1:])[-query.ndim :])  # type: ignore[no-any-return]
 
 

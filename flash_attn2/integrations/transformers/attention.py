@@ -75,7 +75,7 @@ def attention(
         assert k_cache is not None
         assert v_cache is not None
         assert cu_seq_lens_k is not None
-        return call.crop(paged(call, k_cache, v_cache, cu_seq_lens_k, block_table)), None
+        return paged(call, k_cache, v_cache, cu_seq_lens_k, block_table), None
     if cu_seq_lens_q is not None and cu_seq_lens_k is not None:
         if attention_mask is not None and attention_mask.ndim != 1:
             raise ValueError(
@@ -85,10 +85,10 @@ def attention(
         bounds = Segments(
             cu_seq_lens_q.int(), cu_seq_lens_k.int(), None, max_length_q, max_length_k
         )
-        return call.crop(packed(call, bounds)), None
+        return packed(call, bounds), None
     if attention_mask is None and position_ids is not None and call.causal:
         attention_mask = packing_of(call, position_ids)
-    return call.crop(masked(call, attention_mask)), None
+    return masked(call, attention_mask), None
 
 
 def masked(call: Call, mask: Tensor | None) -> Tensor:

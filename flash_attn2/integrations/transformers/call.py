@@ -6,21 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V, out_shape
-from flash_attn2._impl.widths import MAX_EQUAL, takes_pairs
+from flash_attn2._impl.problem import out_shape
+from flash_attn2._impl.widths import widest
 
 
 class Call:
     """Tensors (batch, seqlen, heads, head_dim) and options of one call."""
 
-    def __init__(self, name: str, q: Tensor, k: Tensor, v: Tensor, head_dim_v: int) -> None:
+    def __init__(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.name = name  # of the layer's class, for errors
         self.q = q
         self.k = k
         self.v = v
-        self.head_dim_v = head_dim_v
         self.causal = False
         self.window: int | None = None
         self.options: dict[str, Any] = {}  # of all functions
@@ -48,12 +46,8 @@ class Call:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """(batch, seqlen_q, heads, width), with the columns that `crop` takes away."""
+        """(batch, seqlen_q, heads, head_dim of values)."""
         return out_shape(self.q, self.v)
-
-    def crop(self, out: Tensor) -> Tensor:
-        """Without the columns that values were padded with."""
-        return out if out.shape[-1] == self.head_dim_v else out[..., : self.head_dim_v]
 
     @property
     def decodes(self) -> bool:
@@ -63,7 +57,7 @@ class Call:
             self.q.shape[1] == 1
             and not self.training
             and self.bias is None
-            and not (self.q.is_cuda and self.q.shape[-1] % 8)
+            and not (self.q.is_cuda and (self.q.shape[-1] % 8 or self.v.shape[-1] % 8))
             and not (
                 torch.is_grad_enabled()
                 and (self.q.requires_grad or self.k.requires_grad or self.v.requires_grad)
@@ -87,13 +81,9 @@ def make_call(
     ValueError for heads that are too wide.
     """
     name = type(module).__name__
-    head_dim, head_dim_v = query.shape[-1], value.shape[-1]
-    pairs = takes_pairs(query)
-    width = 0 if pairs else max(head_dim, head_dim_v)  # which all are padded to
-    for what, columns, most in (
-        ("head_dim", head_dim, MAX_HEAD_DIM if pairs else MAX_EQUAL),
-        ("head_dim of values", head_dim_v, MAX_HEAD_DIM_V if pairs else MAX_EQUAL),
-    ):
+    head_dim = query.shape[-1]
+    widths = (("head_dim", head_dim), ("head_dim of values", value.shape[-1]))
+    for (what, columns), most in zip(widths, widest(query), strict=True):
         if columns > most:
             raise ValueError(
                 f"{what} of {name} must be at most {most} on {query.device.type} with "
@@ -104,8 +94,8 @@ def make_call(
     ):
         # Norms and rotary embeddings in float32 leave queries and keys so; values are as the model.
         query, key = query.to(value.dtype), key.to(value.dtype)
-    tensors = (_rows_of(x, width) for x in (query, key, value))
-    call = Call(name, *_one_batch(*tensors), head_dim_v)
+    tensors = (x.transpose(1, 2) for x in (query, key, value))
+    call = Call(name, *_one_batch(*tensors))
     call.options = {
         "softmax_scale": head_dim**-0.5 if scaling is None else scaling,
         "softcap": softcap or 0.0,
@@ -116,13 +106,6 @@ def make_call(
     if deterministic:
         call.training["deterministic"] = True
     return call
-
-
-def _rows_of(x: Tensor, width: int) -> Tensor:
-    """(batch, seqlen, heads, ...), padded with zeros up to `width`; they change no score."""
-    if x.shape[-1] < width:
-        x = pad(x, (0, width - x.shape[-1]))
-    return x.transpose(1, 2)
 
 
 def _one_batch(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
