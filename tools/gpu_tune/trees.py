@@ -54,8 +54,9 @@ class Kernel:
         for field in fields:
             if not re.fullmatch(r"\d+|true|false", field):
                 raise TileError(f"{field!r} in {tile!r} is no number, true or false")
-        dims = [str(self.bucket)] * (2 if self.kind == "fwd" else 1)
-        return "{" + ", ".join([*dims, *fields]) + "}"
+        dim = str(self.bucket)  # of queries and keys, and that of values
+        whole = [dim, dim, *fields] if self.kind == "fwd" else [dim, *fields, dim]
+        return "{" + ", ".join(whole) + "}"
 
 
 def with_tile(header: str, kernel: Kernel, tile: str) -> str:

@@ -22,7 +22,7 @@ struct BwdTile {
   bool v_in_registers;
   int stages;  // buffers of Q and dO
   int ctas_per_sm;
-  int head_dim_v = head_dim;  // of V and dO
+  int head_dim_v;  // of V and dO
 
   constexpr int warps() const { return key_warps * query_warps; }
   constexpr int threads() const { return warps() * 32; }
@@ -45,21 +45,21 @@ constexpr BwdTile bwd_tile(Bucket bucket, Variant variant, bool small) {
     return {192, 64, 128, 2, 4, plain ? 32 : 16, false, false, 1, 1, 128};
   }
   switch (bucket.head_dim) {
-    case 32: return {32, 128, 64, 4, 1, 32, true, variant != Variant::kListedDropout, 2, 2};
+    case 32: return {32, 128, 64, 4, 1, 32, true, variant != Variant::kListedDropout, 2, 2, 32};
     case 64:
-      if (variant == Variant::kListed) return {64, 128, 64, 4, 1, 32, false, false, 1, 2};
-      if (variant != Variant::kPlain) return {64, 128, 64, 4, 1, 16, false, false, 1, 2};
-      return {64, 128, 64, 4, 1, 16, false, true, 2, 2};
-    case 96: return {96, 64, 64, 2, 2, 32, false, false, 1, 2};
+      if (variant == Variant::kListed) return {64, 128, 64, 4, 1, 32, false, false, 1, 2, 64};
+      if (variant != Variant::kPlain) return {64, 128, 64, 4, 1, 16, false, false, 1, 2, 64};
+      return {64, 128, 64, 4, 1, 16, false, true, 2, 2, 64};
+    case 96: return {96, 64, 64, 2, 2, 32, false, false, 1, 2, 96};
     case 128:
-      if (small) return {128, 64, 64, 2, 2, plain ? 32 : 16, false, false, 1, 1};
-      return {128, 128, 64, 4, 2, plain ? 32 : 16, false, false, 2, 1};
+      if (small) return {128, 64, 64, 2, 2, plain ? 32 : 16, false, false, 1, 1, 128};
+      return {128, 128, 64, 4, 2, plain ? 32 : 16, false, false, 2, 1, 128};
     case 192:
-      if (small) return {192, 32, 32, 2, 2, 16, false, false, 1, 1};
-      return {192, variant == Variant::kPlain ? 96 : 64, 64, 2, 4, 16, false, false, 1, 1};
+      if (small) return {192, 32, 32, 2, 2, 16, false, false, 1, 1, 192};
+      return {192, variant == Variant::kPlain ? 96 : 64, 64, 2, 4, 16, false, false, 1, 1, 192};
     default:
-      if (small) return {256, 32, 32, 2, 2, 16, false, false, 1, 1};
-      return {256, 64, 64, 2, 4, 16, false, false, 1, 1};
+      if (small) return {256, 32, 32, 2, 2, 16, false, false, 1, 1, 256};
+      return {256, 64, 64, 2, 4, 16, false, false, 1, 1, 256};
   }
 }
 
