@@ -113,24 +113,26 @@ struct RowSoftmax {
   // Probabilities relative to the base, rounded to the A operand of P * V.
   template <class Scores, class Probs>
   CUTE_DEVICE void exponentiate(Scores& scores, float scale, Probs& probs) {
-    using Element = typename Probs::value_type;
-    auto packed = recast<uint32_t>(probs);  // ((row half, 8-column half), row block, depth block)
     CUTE_UNROLL
     for (int k = 0; k < size<2>(probs); ++k) {
       CUTE_UNROLL
-      for (int m = 0; m < kM; ++m) {
-        CUTE_UNROLL
-        for (int r = 0; r < 4; ++r) {
-          int const half = r % 2, n = 2 * k + r / 2;
-          float const p0 =
-              exp2_approx(fmaf(scores(make_coord(0, half), m, n), scale, -base(half, m)));
-          float const p1 =
-              exp2_approx(fmaf(scores(make_coord(1, half), m, n), scale, -base(half, m)));
-          sum(half, m) += p0;
-          sum(half, m) += p1;
-          packed(r, m, k) = pack<Element>(p0, p1);
-        }
-      }
+      for (int m = 0; m < kM; ++m) exponentiate(scores, scale, probs, m, k);
+    }
+  }
+
+  // Those of 16 rows and 16 columns.
+  template <class Scores, class Probs>
+  CUTE_DEVICE void exponentiate(Scores const& scores, float scale, Probs& probs, int m, int k) {
+    using Element = typename Probs::value_type;
+    auto packed = recast<uint32_t>(probs);  // ((row half, 8-column half), row block, depth block)
+    CUTE_UNROLL
+    for (int r = 0; r < 4; ++r) {
+      int const half = r % 2, n = 2 * k + r / 2;
+      float const p0 = exp2_approx(fmaf(scores(make_coord(0, half), m, n), scale, -base(half, m)));
+      float const p1 = exp2_approx(fmaf(scores(make_coord(1, half), m, n), scale, -base(half, m)));
+      sum(half, m) += p0;
+      sum(half, m) += p1;
+      packed(r, m, k) = pack<Element>(p0, p1);
     }
   }
 };

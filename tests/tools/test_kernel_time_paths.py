@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from sass_text import Line, code, listing
 
@@ -78,15 +80,20 @@ def test_forward_tile_of_a_name() -> None:
         "_ZN3fa24sm805entryINS0_9FwdKernelINS0_9FwdConfigIN7cutlass6half_tEXtlNS0_7FwdTile"
         "ELi256ELi256ELi128ELi64ELi4ELi2ELb0ELi1ELi1EEELNS0_7VariantE0EEEEEEEvNT_4ArgsE"
     )
-    tile = tile_of(name, listed=False)
+    tile = tile_of(name)
     assert (tile.kind, tile.head_dim, tile.block_m, tile.block_n, tile.warps) == (
         *("fwd", 256, 128, 64),
         8,
     )
-    # A warp has 32 rows: of S half the keys, of O half the head dim, 128 MMAs each.
-    assert tile.turn == Counts(mmas=256, copies=16, barriers=3)
-    assert tile.prologue.copies == 24
-    assert tile.epilogue.stores == 16
+    # A warp has 32 rows: of S half the keys, of O half the head dim, 128 MMAs each. The scores of
+    # the first tile stand before the loop, with the copies of two tiles of keys.
+    assert tile.turn == Counts(mmas=256, copies=16, barriers=2)
+    assert tile.prologue == Counts(mmas=128, copies=40)
+    assert tile.epilogue == Counts(mmas=128, stores=16)
+    # In other variants nothing stands outside, and pairs meet once more.
+    modified = tile_of(name.replace("VariantE0E", "VariantE1E"))
+    assert modified.turn == Counts(mmas=256, copies=16, barriers=3)
+    assert (modified.prologue, modified.epilogue) == (Counts(copies=24), Counts(stores=16))
 
 
 def test_backward_tile_of_a_name() -> None:
@@ -94,11 +101,11 @@ def test_backward_tile_of_a_name() -> None:
         "_ZN3fa24sm805entryINS0_9BwdKernelINS0_9BwdConfigIN7cutlass6half_tEXtlNS0_7BwdTile"
         "ELi128ELi128ELi64ELi4ELi2ELi32ELb0ELb0ELi2ELi1ELi128EEELNS0_7VariantE0EEEEEEEvNT_4ArgsE"
     )
-    tile = tile_of(name, listed=False)
+    tile = tile_of(name)
     assert (tile.kind, tile.block_m, tile.block_n, tile.threads) == ("bwd", 64, 128, 256)
     assert tile.turn == Counts(mmas=320, copies=9, reductions=32, barriers=2)
     assert tile.prologue.copies == 25
-    assert tile_of(name, listed=True).turn.copies == 10
+    assert tile_of(name.replace("VariantE0E", "VariantE3E")).turn.copies == 10
 
 
 def test_tiles_with_values_of_another_width() -> None:
@@ -117,9 +124,9 @@ def test_tiles_with_values_of_another_width() -> None:
 
 def test_names_without_a_tile_or_with_another_are_refused() -> None:
     with pytest.raises(TileError, match="no tile"):
-        tile_of("_ZN3fa24sm8012rows_entryEv", listed=False)
+        tile_of("_ZN3fa24sm8012rows_entryEv")
     with pytest.raises(TileError, match="has 9 fields"):
-        tile_of("_ZN3fa27FwdTileELi256ELi64EEE", listed=False)
+        tile_of("_ZN3fa27FwdTileELi256ELi64EEELNS_7VariantE0E")
 
 
 def test_paths_of_a_kernel_with_two_loops() -> None:
@@ -161,6 +168,16 @@ def test_counts_that_differ_from_the_tile_are_errors(at: int, line: Line, messag
     changed = [*TWO_LOOPS[:at], line, *TWO_LOOPS[at + 1 :]]
     with pytest.raises(TileError, match=message):
         paths_of(code(changed), TILE)
+
+
+def test_turns_outside_the_loop_are_counted() -> None:
+    tile = dataclasses.replace(
+        TILE,
+        prologue=dataclasses.replace(TILE.prologue, mmas=1),
+        epilogue=dataclasses.replace(TILE.epilogue, mmas=1),
+    )
+    ahead = [COPY, MMA, COPY, MMA, MMA, BARRIER, branch(2), MMA, STORE, EXIT]
+    assert paths_of(code(ahead), tile).peeled == 1
 
 
 def test_no_loop_with_the_mmas_of_the_tile_is_an_error() -> None:

@@ -29,7 +29,7 @@ class Paths:
     """The instructions of one warp in each part of a kernel.
 
     ``masked`` is a turn on a tile that needs a mask where the kernel has a body of its own for
-    those. ``peeled``: as many turns as the MMAs of the prologue make.
+    those. ``peeled``: as many turns as the MMAs of prologue and epilogue make.
     """
 
     prologue: tuple[Step, ...]
@@ -175,5 +175,5 @@ def paths_of(code: Sequence[Coded], tile: Tile, peels: bool = False) -> Paths:
         steady=found.steps(steady, steady[0]),
         masked=None if masked is None else found.steps(masked, masked[0]),
         epilogue=found.steps(epilogue, None),
-        peeled=sum(found.counts[index].mmas for index in prologue) / tile.turn.mmas,
+        peeled=sum(found.counts[index].mmas for index in prologue + epilogue) / tile.turn.mmas,
     )

@@ -82,7 +82,7 @@ def subjects_of(
 
 def _subject(instance: str, name: str, code: Sequence[Coded], compilation: Compilation) -> Subject:
     try:
-        tile = tile_of(name, "_listed" in instance)
+        tile = tile_of(name)
         paths = paths_of(code, tile)
     except TileError as error:
         raise TileError(f"{instance} for sm_{compilation.arch}: {error}") from None

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 _MMA_PRODUCTS = 16 * 8 * 16  # of one HMMA.16816
 _COPIED = 8  # elements of two bytes that a thread copies at once
 
+# Of ``Variant`` in csrc/sm80/tiles.h, as names have them.
+_PLAIN = "0"
+_LISTED = ("3", "4")
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -48,30 +52,39 @@ class TileError(Exception):
     """A kernel's name does not say what its tile is, or its code does not do what the tile says."""
 
 
-def forward_tile(fields: list[int], listed: bool = False) -> Tile:
-    """Of a ``FwdTile`` of csrc/sm80/tiles.h; ``listed`` changes nothing here."""
+def forward_tile(fields: list[int], variant: str) -> Tile:
+    """Of a ``FwdTile`` of csrc/sm80/tiles.h."""
     head_dim, head_dim_v, block_m, block_n, row_warps, column_warps, _, _, key_warps = fields
     warps = row_warps * column_warps * key_warps
     per_pass = _COPIED * warps * 32
-    products = block_m * block_n * (head_dim + head_dim_v)
+    scores = block_m * block_n * head_dim // (_MMA_PRODUCTS * warps)
+    outputs = block_m * block_n * head_dim_v // (_MMA_PRODUCTS * warps)
+    copied = block_n * (head_dim + head_dim_v)
+    pairs = column_warps == 2
+    # kOverlaps of csrc/sm80/forward/config.h: a turn has the scores of the keys that come next, and
+    # what is left of the first and the last turn stands outside.
+    overlaps = pairs and variant == _PLAIN
     return Tile(
         kind="fwd",
         head_dim=(head_dim + head_dim_v) // 2,
         block_m=block_m,
         block_n=block_n,
         warps=warps,
-        prologue=Counts(copies=(block_m + block_n) * head_dim // per_pass),
-        turn=Counts(
-            mmas=products // (_MMA_PRODUCTS * warps),
-            copies=block_n * (head_dim + head_dim_v) // per_pass,
-            # Before each of the two products; and where a pair of warps exchanges P.
-            barriers=2 + (column_warps == 2),
+        prologue=Counts(
+            mmas=overlaps * scores,
+            copies=((block_m + block_n) * head_dim + overlaps * copied) // per_pass,
         ),
-        epilogue=Counts(stores=block_m * head_dim_v // per_pass),
+        turn=Counts(
+            mmas=scores + outputs,
+            copies=copied // per_pass,
+            # Before each of the two products; and where a pair of warps exchanges P on its own.
+            barriers=2 + (pairs and not overlaps),
+        ),
+        epilogue=Counts(mmas=overlaps * outputs, stores=block_m * head_dim_v // per_pass),
     )
 
 
-def backward_tile(fields: list[int], listed: bool) -> Tile:
+def backward_tile(fields: list[int], variant: str) -> Tile:
     """Of a ``BwdTile`` of csrc/sm80/backward/tiles.h."""
     head_dim, block_n, block_m, key_warps, query_warps, _, _, _, stages, _, head_dim_v = fields
     warps = key_warps * query_warps
@@ -89,7 +102,7 @@ def backward_tile(fields: list[int], listed: bool) -> Tile:
         prologue=Counts(copies=block_n * both // per_pass + queries),
         turn=Counts(
             mmas=products // (_MMA_PRODUCTS * warps),
-            copies=queries + listed,  # one thread fetches the next entry of a list
+            copies=queries + (variant in _LISTED),  # one thread fetches the next entry of a list
             reductions=block_m * head_dim // (warps * 32),
             # When copies have landed; when dS is there; when nobody reads the one buffer any more.
             barriers=2 + (stages == 1 and exchanges),
@@ -99,16 +112,17 @@ def backward_tile(fields: list[int], listed: bool) -> Tile:
 
 
 _TILES = {"FwdTile": (forward_tile, 9), "BwdTile": (backward_tile, 11)}
+_VARIANT = re.compile(r"7VariantE(\d)E")
 _TILE = re.compile(r"\d(FwdTile|BwdTile)E((?:L[ib]\d+E)+)")
 
 
-def tile_of(mangled: str, listed: bool) -> Tile:
+def tile_of(mangled: str) -> Tile:
     """The tile of a forward or backward kernel, by its mangled name."""
-    found = _TILE.search(mangled)
-    if found is None:
-        raise TileError(f"no tile in {mangled}")
+    found, variant = _TILE.search(mangled), _VARIANT.search(mangled)
+    if found is None or variant is None:
+        raise TileError(f"no tile of a variant in {mangled}")
     make, size = _TILES[found[1]]
     fields = [int(value) for value in re.findall(r"L[ib](\d+)E", found[2])]
     if len(fields) != size:
         raise TileError(f"a {found[1]} has {size} fields, {mangled} has {len(fields)}")
-    return make(fields, listed)
+    return make(fields, variant[1])

@@ -23,6 +23,10 @@ struct FwdConfig {
   static constexpr bool kDropout = has_dropout(kVariant);
   static constexpr bool kListed = is_listed(kVariant);
 
+  // Scores of a tile are multiplied during the exponentials of the one before. Pairs of warps have
+  // registers for the scores of both.
+  static constexpr bool kOverlaps = kPairs && kVariant == Variant::kPlain;
+
   using Warps = FwdWarps<kTile>;
 
   // One warp's blocks: rows (16), columns of S (8), depth of S = Q K' and O = P V (16), and

@@ -43,6 +43,8 @@ struct FwdKernel {
       mainloop.begin();
       if constexpr (Config::kListed) {
         mainloop.run_listed();
+      } else if constexpr (Config::kOverlaps) {
+        mainloop.run_overlapped();
       } else {
         mainloop.run(false_type{});
       }

@@ -78,6 +78,44 @@ class FwdMainloop {
     }
   }
 
+  // The same with the scores of one tile more: those of tile n are multiplied while the
+  // exponentials of tile n + 1 are taken, so that tensor cores have work during them. Ends with no
+  // copy in flight.
+  CUTE_DEVICE void run_overlapped() {
+    BlockRange const& tiles = smem_.work.tiles;
+    int n = tiles.end - 1;
+    v_stream_.template load<Rows::kBounded>(n, keys_from(n));
+    cp_async_wait_group<0>();
+    __syncthreads();
+    Scores scores;
+    products_.multiply_qk(scores);
+    __syncthreads();  // nobody reads K(n) any longer
+    load_next_keys(n, n > tiles.begin);
+    adjust<Edge::kMasked>(scores, n);
+    float factor = settle(scores, [] {});
+
+    --n;
+    while (true) {
+      CUTE_NO_UNROLL
+      for (; n >= tiles.begin && is_edge(tiles, n); --n) {
+        overlapped_step<Edge::kMasked>(scores, factor, n, n > tiles.begin);
+      }
+
+      int left = n - tiles.full_begin + 1;
+      if (left <= 0) break;
+      int const final = tiles.full_begin > tiles.begin ? 0 : 1;
+      CUTE_NO_UNROLL
+      for (; left > 0; --left) {
+        overlapped_step<Edge::kFull>(scores, factor, tiles.full_begin + left - 1, left > final);
+      }
+      n = tiles.full_begin - 1;
+    }
+
+    Probs probs;
+    softmax.exponentiate(scores, factor, probs);
+    finish_overlapped(probs, [] {});
+  }
+
   // The same for the steps that a block mask lists. Every warp takes the body that its own rows
   // need; they meet at barriers, of which all bodies have the same. Simple steps have a loop of
   // their own, in which nothing is asked but what comes next.
@@ -152,6 +190,55 @@ class FwdMainloop {
     // S = Q K'
     Scores scores;
     products_.multiply_qk(scores);
+    adjust<kEdge>(scores, n);
+
+    // V(n) has landed and nobody reads K(n) any longer: K(n - 1) streams in behind the rest.
+    int follows;
+    float const factor = settle(scores, [&] { follows = load_next_keys(n, next); });
+
+    // P = exp(S - base), O += P V
+    Probs probs;
+    softmax.exponentiate(scores, factor, probs);
+    if constexpr (Config::kDropout) on_scores().drop(probs, key_tile(n));
+    products_.multiply_pv(probs, output);
+    return follows;
+  }
+
+  // S of tile n, P of tile n + 1 and its share of O. `scores` and `factor` are those of tile n + 1,
+  // then those of tile n.
+  template <Edge kEdge>
+  CUTE_DEVICE void overlapped_step(Scores& scores, float& factor, int n, bool more) {
+    constexpr int kDepthS = Config::kDepthS, kBlocks = kM * Config::kDepthO;
+    Probs probs;
+    Scores next;
+    products_.multiply_qk(next, [&](int k) {
+      CUTE_UNROLL
+      for (int i = k * kBlocks / kDepthS; i < (k + 1) * kBlocks / kDepthS; ++i) {
+        softmax.exponentiate(scores, factor, probs, i % kM, i / kM);
+      }
+    });
+    // Nobody reads K(n) any longer: K(n - 1) streams in behind O.
+    finish_overlapped(probs, [&] { load_next_keys(n, more); });
+
+    copy(next, scores);
+    adjust<kEdge>(scores, n);
+    // Nor V(n + 1): V(n) streams in behind the next scores.
+    factor = settle(scores, [&] { load_values<Edge::kFull>(n); });
+  }
+
+  // O += P V. All warps meet before the products, and `load` starts what then may be copied.
+  template <class Load>
+  CUTE_DEVICE void finish_overlapped(Probs& probs, Load const& load) {
+    products_.publish(probs);
+    cp_async_wait_group<0>();
+    __syncthreads();
+    load();
+    products_.multiply_published(probs, output);
+  }
+
+  // What happens to the scores of a tile before the softmax.
+  template <Edge kEdge>
+  CUTE_DEVICE void adjust(Scores& scores, int n) const {
     if constexpr (kModifies<kEdge>) on_scores().modify(scores, key_tile(n));
     if constexpr (kEdge == Edge::kMasked) {
       if constexpr (kListed) {
@@ -160,22 +247,20 @@ class FwdMainloop {
         on_scores().mask(scores, n);
       }
     }
+  }
+
+  // Raises the bases of rows that have outgrown them, and returns what to multiply the scores by.
+  // All copies have landed and all warps have met when `load` starts the next one.
+  template <class Load>
+  CUTE_DEVICE float settle(Scores& scores, Load const& load) {
     PerRow const largest = RowSoftmax<kM>::lane_max(scores);
     bool const outgrown = softmax.outgrown(largest, scale_);
-
-    // V(n) has landed and nobody reads K(n) any longer: K(n - 1) streams in behind the rest.
     cp_async_wait_group<0>();
     bool const rescale_now = sync_and_vote(outgrown);
-    int const follows = load_next_keys(n, next);
-
-    // P = exp(S - base), O += P V
+    load();
     float factor = scale_;
     if (__builtin_expect(rescale_now, 0)) factor = rescale(largest, scores);
-    Probs probs;
-    softmax.exponentiate(scores, factor, probs);
-    if constexpr (Config::kDropout) on_scores().drop(probs, key_tile(n));
-    products_.multiply_pv(probs, output);
-    return follows;
+    return factor;
   }
 
   // The rest of a listed step whose keys the rows of this warp do not see.

@@ -54,6 +54,12 @@ class FwdProducts {
   }
 
   CUTE_DEVICE void multiply_qk(Scores& tSrS) const {
+    multiply_qk(tSrS, [](int) {});
+  }
+
+  // Calls meanwhile(k) behind each 16 columns of Q and K: arithmetic that hides behind MMAs.
+  template <class Meanwhile>
+  CUTE_DEVICE void multiply_qk(Scores& tSrS, Meanwhile const& meanwhile) const {
     clear(tSrS);
     CUTE_UNROLL
     for (int k = 0; k < kDepthS; ++k) {
@@ -69,6 +75,21 @@ class FwdProducts {
         load_block<SM75_U32x4_LDSM_N>(tSsK_(n / 2, k), flatten_block(tSrK));
         multiply_blocks<kM>(tSrS, n, tSrQ, tSrK);
       }
+      meanwhile(k);
+    }
+  }
+
+  // Of pairs: P of this warp's keys, for the partner to read behind a barrier.
+  CUTE_DEVICE void publish(Probs const& probs) const {
+    if constexpr (Config::kPairs) store_operand<SmemP>(probs, smem_.probs, published_);
+  }
+
+  // O += P V. Of pairs P is published, and then that of the partner's keys.
+  CUTE_DEVICE void multiply_published(Probs& probs, Output& output) const {
+    multiply_pv(probs, tOsV_, output);
+    if constexpr (Config::kPairs) {
+      fetch_partner(probs);
+      multiply_pv(probs, tOsV_partner_, output);
     }
   }
 
@@ -112,11 +133,6 @@ class FwdProducts {
     return ldsm_view<SmemV, Config::kListed>(smem.v + first_sub_tile * SmemV::kSubTile,
                                              LdsmLanes::rows_first(threadIdx.x % 32),
                                              key_warp * kDepthO * 16);
-  }
-
-  // P of this warp's keys, for the partner to read.
-  CUTE_DEVICE void publish(Probs const& probs) const {
-    store_operand<SmemP>(probs, smem_.probs, published_);
   }
 
   CUTE_DEVICE void fetch_partner(Probs& probs) const {
