@@ -19,7 +19,7 @@ PYTHON_FILES := flash_attn2 tests benchmarks examples tools distributions setup.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo bench test io-page fuzz sanitize sanitize-short test-torch \
-        test-torch-short test-integrations docs cuda-check kernel-time mutants lint format wheel \
+        test-torch-short test-integrations docs cuda-check cuda-check-short kernel-time mutants lint format wheel \
         wheel-short install-check gpu gpu-setup gpu-test gpu-bench gpu-report clean
 
 help: ## List the targets
@@ -88,6 +88,9 @@ ARCHS ?= 80 90
 
 cuda-check: setup ## Compile every CUDA kernel and check its machine code (no GPU needed)
 	$(BIN)/python -m tools.cuda_check --jobs $(JOBS) --archs $(ARCHS)
+
+cuda-check-short: setup ## Likewise, the plain kernels for sm_80
+	$(BIN)/python -m tools.cuda_check --jobs $(JOBS) --archs 80 --filter plain
 
 # Machines that kernel-time predicts for (tools/kernel_time/machines.py).
 MACHINES ?= A100
