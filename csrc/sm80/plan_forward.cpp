@@ -223,6 +223,15 @@ std::string to_string(FwdPlan::Launch const& launch) {
                  launch.num_m_blocks, launch.section, launch.grid, to_string(launch.listed));
 }
 
+// Kernels with no register for a second width (FwdConfig::kOneWidth) leave such heads to others.
+KernelKey forward_key(FwdParams const& p, DeviceInfo const& device) {
+  KernelKey key = kernel_key(p, device, has_small_tile);
+  if (p.head_dim_v == p.head_dim) return key;
+  if (key.variant == Variant::kListed && key.bucket == Bucket(128)) key.bucket = {192, 128};
+  if (key.variant == Variant::kPlain && has_small_tile(key.bucket)) key.tile = TileKind::kSmall;
+  return key;
+}
+
 }  // namespace
 
 RowPieces FwdPlan::Launch::pieces(void* memory) const {
@@ -252,7 +261,7 @@ SplitSchedule FwdPlan::schedule(Launch const& launch) const {
 FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   FA2_CHECK(p.num_splits >= 0 && p.num_splits <= kMaxSplits,
             "num_splits must be from 0 to {}, got {}", kMaxSplits, p.num_splits);
-  KernelKey const key = kernel_key(p, device, has_small_tile);
+  KernelKey const key = forward_key(p, device);
   FA2_CHECK(!has_dropout(key.variant) || (p.pages.block_table == nullptr && p.num_splits <= 1),
             "pages and splits do not go with dropout");
   if (p.batch == 0 || p.num_heads == 0 || p.seqs_q.max_seqlen == 0) return {};

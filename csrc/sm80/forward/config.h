@@ -27,6 +27,12 @@ struct FwdConfig {
   // registers for the scores of both.
   static constexpr bool kOverlaps = kPairs && kVariant == Variant::kPlain;
 
+  // No register is left to count the columns of values apart from those of keys: heads with two
+  // widths have other kernels (forward_key in plan_forward.cpp).
+  static constexpr bool kOneWidth =
+      kOverlaps || (kVariant == Variant::kListed && kTile.head_dim == 128);
+  static_assert(!kOneWidth || kTile.head_dim == kTile.head_dim_v);
+
   using Warps = FwdWarps<kTile>;
 
   // One warp's blocks: rows (16), columns of S (8), depth of S = Q K' and O = P V (16), and
@@ -75,9 +81,10 @@ struct FwdConfig {
             smem.work.tiles.end - 1,     smem.k};
   }
   CUTE_DEVICE static StreamV values(FwdArgs const& args, Smem& smem) {
-    TensorRef const& v = args.problem.v;
-    return {rows_of(v, args, smem.work), v.row_stride, args.v_pass_bytes, args.problem.head_dim_v,
-            smem.work.tiles.end - 1,     smem.v};
+    FwdParams const& p = args.problem;
+    int32_t const width = kOneWidth ? p.head_dim : p.head_dim_v;
+    return {rows_of(p.v, args, smem.work), p.v.row_stride, args.v_pass_bytes, width,
+            smem.work.tiles.end - 1,       smem.v};
   }
 
  private:
