@@ -24,7 +24,7 @@ class BiasBwdMainloop {
       : args_(args),
         smem_(smem),
         chunks_(chunks_of(args.problem.forward.head_dim)),
-        all_chunks_(chunks_ + chunks_of(args.problem.forward.head_dim_v)) {
+        all_chunks_(even(chunks_ + chunks_of(args.problem.forward.head_dim_v))) {
     clear(sums);
   }
 
@@ -69,6 +69,9 @@ class BiasBwdMainloop {
   CUTE_DEVICE static int chunks_of(int width) {
     return (width + Config::kChunk - 1) / Config::kChunk;
   }
+
+  // Chunks take turns in two stages, from one tile to the next, too: a last one may be all zeros.
+  CUTE_DEVICE static int even(int chunks) { return (chunks + 1) / 2 * 2; }
 
   // Waits for chunk i of a tile, and starts the copy of what follows it. The first barrier of a
   // step is behind all that was read of the tile before; what one thread finds then is seen after
