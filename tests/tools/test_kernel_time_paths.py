@@ -109,14 +109,14 @@ def test_backward_tile_of_a_name() -> None:
 
 
 def test_tiles_with_values_of_another_width() -> None:
-    name = "7FwdTileELi192ELi128ELi128ELi48ELi4ELi1ELb0ELi2ELi1EEE"
-    tile = tile_of(name, listed=False)
+    name = "7FwdTileELi192ELi128ELi128ELi48ELi4ELi1ELb0ELi2ELi1EEELNS_7VariantE0E"
+    tile = tile_of(name)
     assert tile.head_dim == 160
     # 32 rows of a warp: of S 6 blocks of keys and 12 of depth, of O 3 of depth and 16 of columns.
     assert tile.turn == Counts(mmas=2 * (6 * 12 + 3 * 16), copies=48 * 320 // 1024, barriers=2)
     assert tile.epilogue.stores == 128 * 128 // 1024
-    name = "7BwdTileELi192ELi64ELi64ELi2ELi4ELi16ELb0ELb0ELi1ELi1ELi128EEE"
-    tile = tile_of(name, listed=False)
+    name = "7BwdTileELi192ELi64ELi64ELi2ELi4ELi16ELb0ELb0ELi1ELi1ELi128EEELNS_7VariantE0E"
+    tile = tile_of(name)
     assert tile.head_dim == 160
     assert tile.turn == Counts(mmas=208, copies=11, reductions=48, barriers=3)
     assert tile.epilogue.stores == 10
