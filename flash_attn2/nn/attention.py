@@ -25,7 +25,7 @@ from flash_attn2._impl.rotation import check_sequences
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 from flash_attn2.inference import Step
 from flash_attn2.masks import BlockMask
-from flash_attn2.nn.checks import check_bound, check_input
+from flash_attn2.nn.checks import check_bound, check_input, check_rotary
 from flash_attn2.nn.over_cache import attend_over_cache, check_mode, check_step
 from flash_attn2.nn.slopes import given_slopes
 
@@ -94,13 +94,7 @@ class Attention(nn.Module):
             require_bool(name, value)
         if out_bias is not None:
             require_bool("out_bias", out_bias)
-        if rotary is not None and not isinstance(rotary, RotaryEmbedding):
-            raise TypeError(
-                "rotary must be a RotaryEmbedding, such as RotaryEmbedding(head_dim), or None, "
-                f"got {rotary!r}"
-            )
-        if rotary is not None and rotary.dim > head_dim:
-            raise ValueError(f"rotary must turn at most head_dim = {head_dim}, got {rotary.dim}")
+        check_rotary(rotary, "head_dim", head_dim, "head_dim")
         # What the functions would refuse is refused here.
         make_options(
             dropout, softmax_scale, causal, window_size, softcap, None, None, deterministic

@@ -14,7 +14,7 @@ from flash_attn2._impl.rotary import RotaryEmbedding
 from flash_attn2._impl.rotation import check_sequences
 from flash_attn2.functional import flash_attn_func, flash_attn_varlen_func
 from flash_attn2.inference import Step
-from flash_attn2.nn.checks import check_bound, check_input
+from flash_attn2.nn.checks import check_bound, check_input, check_rotary
 from flash_attn2.nn.over_cache import attend_over_cache, check_mode, check_step
 
 
@@ -92,7 +92,7 @@ class LatentAttention(nn.Module):
             if width > MAX_HEAD_DIM:
                 raise ValueError(f"{name} must be at most {MAX_HEAD_DIM}, got {width}")
         require_bool("bias", bias)
-        _check_rotary(rotary, self.qk_rope_head_dim)
+        check_rotary(rotary, "qk_rope_head_dim", self.qk_rope_head_dim, str(qk_rope_head_dim))
         # What the functions would refuse is refused here.
         make_options(dropout, softmax_scale, causal, (-1, -1), 0.0, None, None, deterministic)
         self.dropout = dropout
@@ -242,18 +242,6 @@ def _size(name: str, value: Any, largest: int = 2**31 - 1) -> int:
     if not 1 <= size <= largest:
         raise ValueError(f"{name} must be from 1 to {largest}, got {size}")
     return size
-
-
-def _check_rotary(rotary: Any, dim: int) -> None:
-    if rotary is None:
-        return
-    if not isinstance(rotary, RotaryEmbedding):
-        raise TypeError(
-            f"rotary must be a RotaryEmbedding, such as RotaryEmbedding({dim}), or None, "
-            f"got {rotary!r}"
-        )
-    if rotary.dim > dim:
-        raise ValueError(f"rotary must turn at most qk_rope_head_dim = {dim}, got {rotary.dim}")
 
 
 def _check_width(cache: tuple[Tensor, ...], kv_lora_rank: int, qk_rope_head_dim: int) -> None:
