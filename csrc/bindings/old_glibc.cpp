@@ -34,6 +34,7 @@ char __libc_single_threaded = 0;
 // One on each line: cmake/Portable.cmake reads their names here.
 
 // New in 2.29: without the wrappers that set errno.
+FA2_OLD(exp);
 FA2_OLD(exp2);
 FA2_OLD(log);
 FA2_OLD(pow);
