@@ -40,6 +40,15 @@ def test_symbols_of_this_module() -> None:
     assert "GOMP_parallel" in needs["GOMP"][4, 0]
 
 
+def test_functions_of_newer_systems_are_replaced() -> None:
+    """What a module built here takes of a glibc newer than that of the wheels' platform."""
+    module = next((ROOT / "flash_attn2").glob("_cpu*.so"))
+    of_glibc = symbols.needs([module])["GLIBC"]
+    newer = {name for version in of_glibc if version > (2, 28) for name in of_glibc[version]}
+    source = (ROOT / "csrc" / "bindings" / "old_glibc.cpp").read_text()
+    assert newer <= set(re.findall(r"^FA2_OLD\w*\((\w+)", source, re.MULTILINE))
+
+
 def test_interpreters_are_the_classifiers() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     named = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', text)

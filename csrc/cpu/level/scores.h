@@ -245,10 +245,12 @@ FA2_CPU_INLINE void dropout_word_vectors(DropoutRule const& rule, Uint<Real> con
   auto const [x, y, z, w] = philox_vectors({row, group, batch_head, stream}, rule.key);
   Vec<uint64_t> const even[4] = {x & kLow, y & kLow, z & kLow, w & kLow};
   if constexpr (sizeof(Real) == 8) {
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) words[j] = even[j];
   } else {
     auto const odd = philox_vectors({row >> 32, group, batch_head >> 32, stream}, rule.key);
     Vec<uint64_t> const high[4] = {odd.x << 32, odd.y << 32, odd.z << 32, odd.w << 32};
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) words[j] = (Vec<uint32_t>)(even[j] | high[j]);
   }
 }
@@ -272,6 +274,7 @@ FA2_CPU_INLINE void for_kept(DropoutRule const& rule, QueryLanes<E> const& tile,
         Word words[4];
         dropout_word_vectors<Real>(rule, tile.row + n * kSize, tile.batch_head + n * kSize,
                                    dropout_col_group(block + 2 * t), words);
+#pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           int const key = block + 8 * j + 2 * t - begin;
           if (key < -1 || key >= num_keys) continue;
