@@ -1,8 +1,8 @@
 #include "cpu/checks.h"
 
 #include "core/block_mask.h"
-#include "core/positions.h"
 #include "cpu/kernels.h"
+#include "host/check_positions.h"
 #include "host/error.h"
 
 namespace fa2::cpu {
@@ -51,25 +51,6 @@ void check_bias(char const* name, Bias const& bias, FwdParams const& params) {
   FA2_CHECK(dense, "{} is for dense queries and keys", name);
   FA2_CHECK(bias.dtype == DType::kFloat32 || bias.dtype == params.dtype, "{} in {} for q in {}",
             name, to_string(bias.dtype), to_string(params.dtype));
-}
-
-void check_positions(FwdParams const& params) {
-  if (!is_part(params)) return;
-  bool const dense = params.seqs_q.cu_seqlens == nullptr && params.seqs_k.cu_seqlens == nullptr &&
-                     params.pages.block_table == nullptr;
-  FA2_CHECK(dense, "parts of sequences are dense queries and keys");
-  Positions const& at = params.positions;
-  auto const check = [](char const* name, int32_t start, int32_t rows, int32_t seqlen) {
-    FA2_CHECK(start >= 0 && seqlen <= kMaxSeqlen && start <= seqlen - rows,
-              "{} rows of {} from {} on are no part of {}", rows, name, start, seqlen);
-  };
-  check("q", at.q_start, params.seqs_q.max_seqlen, at.seqlen_q);
-  check("k", at.k_start, params.seqs_k.max_seqlen, at.seqlen_k);
-  FA2_CHECK(params.partial_lse == nullptr || params.sink == nullptr,
-            "a sink counts once and not in each part");
-  bool const listed = params.block_mask.row_offsets != nullptr;
-  FA2_CHECK(!listed || params.seqs_k.max_seqlen == at.seqlen_k,
-            "a block mask needs all keys, got {} of {}", params.seqs_k.max_seqlen, at.seqlen_k);
 }
 
 // Of a cache that calls read, `keys` telling whether it has any that count, or write.

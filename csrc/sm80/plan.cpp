@@ -5,8 +5,8 @@
 
 #include "core/append.h"
 #include "core/block_mask.h"
-#include "core/positions.h"
 #include "core/score_mod.h"
+#include "host/check_positions.h"
 #include "host/error.h"
 #include "sm80/plan_parts.h"
 
@@ -60,6 +60,9 @@ void check_block_mask(FwdParams const& p) {
   FA2_CHECK(whole, "a block mask is for whole sequences that are not split");
   FA2_CHECK(p.window.left == Window::kUnlimited && p.window.right == Window::kUnlimited,
             "a block mask goes without a window, which it can say itself");
+  FA2_CHECK(p.positions.q_start % BlockMask::kBlock == 0,
+            "queries under a block mask begin with one of its blocks of {}, got those from {} on",
+            BlockMask::kBlock, p.positions.q_start);
   int32_t const heads = p.block_mask.heads;
   FA2_CHECK(heads == 1 || heads == p.num_heads_kv || heads == p.num_heads,
             "a block mask of {} heads for {} query heads and {} KV heads", heads, p.num_heads,
@@ -89,8 +92,7 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
   FA2_CHECK(whole && bucket != Bucket(0),
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {} and {}",
             std::end(kBuckets)[-1].head_dim, p.head_dim, p.head_dim_v);
-  FA2_CHECK(!is_part(p) && p.partial_lse == nullptr,
-            "CUDA kernels know nothing of parts of sequences yet");
+  check_positions(p);
   FA2_CHECK(p.quantised.type == CodeType::kNone, "CUDA kernels read no caches of 8 bits");
   check_block_mask(p);
   check_bias("bias", p.score_mod.bias, p);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/positions.h"
 #include "host/error.h"
 #include "sm80/plan_listed.h"
 #include "sm80/plan_parts.h"
@@ -48,7 +49,8 @@ SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const
                            DeviceInfo const& device) {
   return {
       .unsplit = key.tile,
-      .unsplit_only = has_dropout(key.variant) || is_listed(key.variant) || has_bias(p.score_mod),
+      .unsplit_only = has_dropout(key.variant) || is_listed(key.variant) || has_bias(p.score_mod) ||
+                      is_part(p) || p.partial_lse != nullptr,
       .split_only = p.pages.block_table != nullptr || p.num_splits > 1,
       .packed_q = p.seqs_q.cu_seqlens != nullptr,
       .packed_k = p.seqs_k.cu_seqlens != nullptr,
@@ -264,6 +266,11 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   KernelKey const key = forward_key(p, device);
   FA2_CHECK(!has_dropout(key.variant) || (p.pages.block_table == nullptr && p.num_splits <= 1),
             "pages and splits do not go with dropout");
+  bool const whole = !is_part(p) && p.partial_lse == nullptr;
+  FA2_CHECK(whole || (p.pages.block_table == nullptr && p.num_splits <= 1),
+            "pages and splits do not go with parts of sequences");
+  FA2_CHECK(p.partial_lse == nullptr || !is_listed(key.variant),
+            "a block mask is for all keys in one call, which leaves nothing to be merged");
   if (p.batch == 0 || p.num_heads == 0 || p.seqs_q.max_seqlen == 0) return {};
   Tiles const tiles(key);
   FwdPlan plan{.rule = sequence_rule(p, key, tiles, device)};

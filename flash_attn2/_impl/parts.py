@@ -3,7 +3,7 @@ others have left, as context parallelism makes them.
 
 Arguments have been accepted by checks of the whole call. Sums are in float32, or in float64 of
 float64 tensors; the lse that goes with them is in float64, since what is added up is relative to
-it.
+it. Under a block mask, CUDA kernels take queries from one of its blocks on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flash_attn2._impl import backends, launch
+from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.lower import lower, with_addresses
 from flash_attn2._impl.problem import Gradient, Problem
 
@@ -42,10 +43,12 @@ def merge(p: Problem, out: Tensor, lse: Tensor) -> None:
     backend = backends.serving(p.q)
     head_dim = p.q.shape[-1]
     p = launch.readable_problem(p, backend, over_cache=False)
+    sums = _addable(out, p.v, backend)
     problem = lower(
-        *(p, backend.dtype_name(p.q.dtype), out, lse, p.options.dropout.rng_state, head_dim)
+        *(p, backend.dtype_name(p.q.dtype), sums, lse, p.options.dropout.rng_state, head_dim)
     )
     backend.run(backend.module.forward, problem, p.q.device)
+    _put_back(sums, out)
 
 
 def add_gradients(gradient: Gradient, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> None:
@@ -64,7 +67,12 @@ def add_gradients(gradient: Gradient, grad_q: Tensor, grad_k: Tensor, grad_v: Te
     assert p.lse is not None
     out, lse = launch.readable(p.out, backend), p.lse.contiguous()
     incoming = launch.readable_incoming(grad_out, grad_lse, out, backend)  # held until it has run
-    problem: dict[str, Any] = {**incoming, "grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
+    grads = grad_q, grad_k, grad_v
+    sums = [_addable(x, of, backend) for x, of in zip(grads, p[:3], strict=True)]
+    problem: dict[str, Any] = {
+        **incoming,
+        **dict(zip(("grad_q", "grad_k", "grad_v"), sums, strict=True)),
+    }
     with_addresses(problem)
     problem["accumulates"] = True
     problem["deterministic"] = launch.is_deterministic(p.options.deterministic)
@@ -72,3 +80,29 @@ def add_gradients(gradient: Gradient, grad_q: Tensor, grad_k: Tensor, grad_v: Te
         *(p, backend.dtype_name(p.q.dtype), out, lse, p.options.dropout.rng_state, head_dim)
     )
     backend.run(backend.module.backward, problem, p.q.device)
+    for x, own in zip(grads, sums, strict=True):
+        _put_back(own, x)
+
+
+def _addable(sums: Tensor, like: Tensor | None, backend: Backend) -> Tensor:
+    """`sums`, or a copy of them as kernels of the backend add to: rows as wide as those of `like`,
+    for CUDA kernels in pairs of columns."""
+    assert like is not None
+    fits = sums.shape[-1] == like.shape[-1] and (
+        not backend.aligned
+        or (
+            sums.stride(-1) == 1
+            and sums.data_ptr() % (2 * sums.element_size()) == 0
+            and all(stride % 2 == 0 for stride in sums.stride()[:-1])
+        )
+    )
+    if fits:
+        return sums
+    copy = sums.new_zeros(*sums.shape[:-1], like.shape[-1])
+    copy[..., : sums.shape[-1]] = sums
+    return copy
+
+
+def _put_back(sums: Tensor, to: Tensor) -> None:
+    if sums is not to:
+        to.copy_(sums[..., : to.shape[-1]])

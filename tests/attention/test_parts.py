@@ -20,6 +20,7 @@ from flash_attn2.reference import attention_reference
 
 CPU = [target for target in TARGETS if target.backend == "cpu"]
 NO_FLOAT16 = [target for target in CPU if target.dtype is not torch.float16]
+KERNELS = [target for target in TARGETS if target.backend != "cpu"]
 Range = tuple[int, int]
 
 
@@ -65,8 +66,13 @@ class InParts(torch.autograd.Function):
         found = []
         ctx.rows, ctx.keys = ranges(q.shape[1], cuts[0]), ranges(k.shape[1], cuts[1])
         for begin, end in ctx.rows:
-            out = torch.zeros(q.shape[0], end - begin, q.shape[2], v.shape[3], dtype=dtype)
-            lse = torch.full((q.shape[0], q.shape[2], end - begin), -torch.inf).double()
+            if whole.options.block_mask.row_offsets is not None:  # which all keys belong to
+                p = part_of(whole, (begin, end), ctx.keys[0])
+                found.append(launch.forward(p, over_cache=False)[:2])
+                continue
+            out = q.new_zeros(q.shape[0], end - begin, q.shape[2], v.shape[3], dtype=dtype)
+            shape = q.shape[0], q.shape[2], end - begin
+            lse = q.new_full(shape, -torch.inf, dtype=torch.float64)
             for keys in reversed(ctx.keys):
                 parts.merge(part_of(whole, (begin, end), keys), out, lse)
             found.append((out.to(q.dtype), lse))
@@ -101,9 +107,11 @@ class InParts(torch.autograd.Function):
 def in_parts(cuts: tuple[Sequence[int], Sequence[int]], **given: Any) -> tuple[Tensor, Tensor]:
     """Given what `flash_attn_func` takes, which draws its state of dropout."""
     given.pop("return_lse", None)
+    if (mask := given.pop("block_mask", None)) is not None:
+        given |= mask_arguments(mask)
     left, right = given.pop("window_size", (-1, -1))
     numbers = {"window_left": left, "window_right": 0 if given.pop("causal", False) else right}
-    rng_state = launch.draw_rng_state(torch.device("cpu")) if given.get("dropout_p") else None
+    rng_state = launch.draw_rng_state(given["q"].device) if given.get("dropout_p") else None
     tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
     numbers |= {name: x for name, x in given.items() if name not in tensors}
     result: tuple[Tensor, Tensor] = InParts.apply(  # type: ignore[no-untyped-call]
@@ -112,23 +120,34 @@ def in_parts(cuts: tuple[Sequence[int], Sequence[int]], **given: Any) -> tuple[T
     return result
 
 
-def drawn(target: Target, seqlen_q: int, seqlen_k: int, heads: int, heads_kv: int) -> Any:
+def drawn(
+    target: Target, seqlen_q: int, seqlen_k: int, heads: int, heads_kv: int, batch: int = 2
+) -> Any:
     return {
-        "q": target.tensor(2, seqlen_q, heads, 24),
-        "k": target.tensor(2, seqlen_k, heads_kv, 24),
-        "v": target.tensor(2, seqlen_k, heads_kv, 17),
+        "q": target.tensor(batch, seqlen_q, heads, 40),
+        "k": target.tensor(batch, seqlen_k, heads_kv, 40),
+        "v": target.tensor(batch, seqlen_k, heads_kv, 33),  # rows that CUDA kernels cannot add to
     }
 
 
-def options_of(kind: str, seqlen_q: int, seqlen_k: int, heads: int) -> dict[str, Any]:
+def options_of(kind: str, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
+    batch, seqlen_q, heads, _ = q.shape
+    seqlen_k = k.shape[1]
     return {
         "causal": {"causal": True},
         "window": {"window_size": (30, 9), "softcap": 3.0},
-        "alibi": {"alibi_slopes": torch.rand(heads), "causal": True, "dropout_p": 0.3},
+        "alibi": {
+            "alibi_slopes": torch.rand(heads, device=q.device),
+            "causal": True,
+            "dropout_p": 0.3,
+        },
         "dropout": {"dropout_p": 0.4},
-        "bias": {"bias": torch.randn(2, 1, seqlen_q, seqlen_k), "causal": True},
+        "bias": {
+            "bias": torch.randn(batch, 1, seqlen_q, seqlen_k, device=q.device),
+            "causal": True,
+        },
         "relative": {
-            "relative_bias": torch.randn(heads, seqlen_q + seqlen_k - 1),
+            "relative_bias": torch.randn(heads, seqlen_q + seqlen_k - 1, device=q.device),
             "window_size": (-1, 20),
             "dropout_p": 0.2,
         },
@@ -143,16 +162,23 @@ CUTS = {
 }
 
 
+def check_parts(inputs: dict[str, Any], cuts: tuple[Sequence[int], Sequence[int]]) -> None:
+    """The gradients, which show results, too."""
+    names = tuple(x for x in ("q", "k", "v", "bias", "relative_bias") if x in inputs)
+    check_gradients(lambda **x: in_parts(cuts, **x), attention_reference, dict(inputs), names)
+
+
+KINDS = ["causal", "window", "alibi", "dropout", "bias", "relative"]
+
+
 @targets(NO_FLOAT16)
-@pytest.mark.parametrize("kind", ["causal", "window", "alibi", "dropout", "bias", "relative"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", CUTS, ids=str)
 def test_gradients_and_results(target: Target, kind: str, lengths: tuple[int, int]) -> None:
-    inputs = drawn(target, *lengths, 4, 2) | options_of(kind, *lengths, 4)
     cuts = CUTS[lengths]
-    names = tuple(x for x in ("q", "k", "v", "bias", "relative_bias") if x in inputs)
-    check_gradients(
-        lambda deterministic, **x: in_parts(cuts, **x), attention_reference, dict(inputs), names
-    )
+    inputs = drawn(target, *lengths, 4, 2)
+    inputs |= options_of(kind, **inputs)
+    check_parts(inputs, cuts)
     if target.dtype != torch.float64:
         return
     torch.manual_seed(5)
@@ -164,18 +190,45 @@ def test_gradients_and_results(target: Target, kind: str, lengths: tuple[int, in
     assert torch.equal(lse.isinf(), whole_lse.isinf())
 
 
-@targets(CPU)
+# Few cuts, since an emulator takes its time: between tiles of kernels and inside.
+KERNEL_CUTS = {
+    "causal": ((150, 150), ((90,), (64, 131))),
+    "window": ((70, 131), ((64,), (33,))),
+    "alibi": ((131, 60), ((129,), (31,))),
+    "dropout": ((40, 200), ((17,), (96,))),
+    "bias": ((70, 131), ((33,), (64,))),
+    "relative": ((100, 90), ((37,), (41,))),
+}
+
+
+@targets(KERNELS)
+@pytest.mark.parametrize("kind", KERNEL_CUTS)
+def test_kernels(target: Target, kind: str) -> None:
+    lengths, cuts = KERNEL_CUTS[kind]
+    inputs = drawn(target, *lengths, 2, 1, batch=1)
+    check_parts(inputs | options_of(kind, **inputs), cuts)
+
+
+@targets(KERNELS)
+def test_kernels_in_a_fixed_order(target: Target) -> None:
+    inputs = drawn(target, 90, 150, 2, 1, batch=1) | {"causal": True, "deterministic": True}
+    check_parts(inputs, ((70,), (64,)))
+
+
+@targets([*NO_FLOAT16, *KERNELS])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+def test_block_masks(target: Target, dropout_p: float) -> None:
+    mask = (masks.random_blocks(1, seed=1) | masks.window(9, 0)).build(200)
+    inputs = drawn(target, 200, 200, 2, 1, batch=1)
+    check_parts(inputs | {"block_mask": mask, "dropout_p": dropout_p}, ((64,), ()))
+
+
+@targets(TARGETS)
 def test_large_logits(target: Target) -> None:
     """No rounding of an lse reaches an exponent."""
     inputs = drawn(target, 70, 70, 2, 1)
     inputs["q"] *= 300
-    names = ("q", "k", "v")
-    check_gradients(
-        lambda deterministic, **x: in_parts(((33,), (20, 40)), **x),
-        attention_reference,
-        inputs | {"causal": True},
-        names,
-    )
+    check_parts(inputs | {"causal": True}, ((33,), (20, 40)))
 
 
 def rows_of(target: Target, seqlen: int, rows: int, given: dict[str, Any]) -> Iterator[Any]:
@@ -202,6 +255,17 @@ def rows_of(target: Target, seqlen: int, rows: int, given: dict[str, Any]) -> It
 def test_chunks_of_queries_have_the_bits_of_the_whole(
     target: Target, rows: int, seqlen: int, kind: str
 ) -> None:
+    check_bits(target, rows, seqlen, kind)
+
+
+@targets(KERNELS)
+@pytest.mark.parametrize("kind", ["plain", "causal", "window", "mask", "dropout"])
+def test_whole_tiles_of_queries_have_the_bits_of_the_whole(target: Target, kind: str) -> None:
+    check_bits(target, 128, 300, kind)
+
+
+def check_bits(target: Target, rows: int, seqlen: int, kind: str) -> None:
+    """Of chunks of so many queries."""
     q, k, v = drawn(target, seqlen, seqlen, 2, 2).values()
     given: dict[str, Any] = {"q": q, "k": k, "v": v}
     if kind == "mask":
@@ -211,7 +275,7 @@ def test_chunks_of_queries_have_the_bits_of_the_whole(
         given["block_mask"] = mask
     elif kind == "dropout":
         torch.manual_seed(3)
-        given |= {"dropout_p": 0.3, "given_rng_state": launch.draw_rng_state(torch.device("cpu"))}
+        given |= {"dropout_p": 0.3, "given_rng_state": launch.draw_rng_state(q.device)}
         torch.manual_seed(3)
         expected = flash_attn_func(q, k, v, dropout_p=0.3, return_lse=True)
     else:

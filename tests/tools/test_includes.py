@@ -10,7 +10,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 # Of each part, what it may include beside itself. The longest prefix of a path is its part.
 MAY_INCLUDE: dict[str, set[str]] = {
     "core": set(),
-    "host": set(),
+    "host": {"core"},
     "tile": {"core"},
     "sm80": {"core", "host", "tile"},
     "cpu": {"core", "host"},

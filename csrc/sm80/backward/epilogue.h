@@ -1,6 +1,6 @@
 #pragma once
 
-// Writes dK and dV of a CTA's keys.
+// Writes dK and dV of a CTA's keys, or adds them to what other calls have left.
 
 #include "sm80/backward/mainloop.h"
 
@@ -18,11 +18,18 @@ struct BwdEpilogue {
   static constexpr BwdTile kTile = Config::kTile;
 
   CUTE_DEVICE static void store(BwdArgs const& args, Smem& smem, Mainloop& mainloop) {
+    FwdParams const& p = args.problem.forward;
+    float const factor_v = Config::kDropout ? args.inv_keep_prob : 1.f;
+    if (args.problem.accumulates) {
+      add_rows<OfScores>(smem.work, args.problem.grad_k, p.head_dim, mainloop.grad_k,
+                         args.grad_scale);
+      add_rows<OfValues>(smem.work, args.problem.grad_v, p.head_dim_v, mainloop.grad_v, factor_v);
+      return;
+    }
     __syncthreads();  // K is read, and dS where V was, until the last dQ
     stage<OfScores>(mainloop.grad_k, args.grad_scale, smem.k);
-    stage<OfValues>(mainloop.grad_v, Config::kDropout ? args.inv_keep_prob : 1.f, smem.v);
+    stage<OfValues>(mainloop.grad_v, factor_v, smem.v);
     __syncthreads();
-    FwdParams const& p = args.problem.forward;
     store_rows<OfScores>(smem.work, args.problem.grad_k, p.head_dim, smem.k);
     store_rows<OfValues>(smem.work, args.problem.grad_v, p.head_dim_v, smem.v);
   }
@@ -36,22 +43,45 @@ struct BwdEpilogue {
   }
 
  private:
-  template <class Side>
-  CUTE_DEVICE static void store_sums(Grad<Side> const& grad, float* tile, int width) {
+  // Calls put(pair of neighbours in memory, pair of sums) for all that this lane has of `rows` rows
+  // in float32.
+  template <class Side, class Put>
+  CUTE_DEVICE static void for_pairs(Grad<Side> const& grad, float* tile, int64_t row_stride,
+                                    int rows, int width, Put const& put) {
     int const lane = lane_index();
     int const first_row = Config::Warps::key_begin() + lane_row(lane);
     int const first_col = Config::Warps::query_warp() * Side::kNum * 8 + lane_col(lane);
     auto const sums = row_col_view(grad);
     CUTE_UNROLL
     for (int i = 0; i < size<0>(sums); ++i) {
-      float* const to = tile + (first_row + RowCoord<Config::kM>{}(i)) * width + first_col;
+      int const row = first_row + RowCoord<Config::kM>{}(i);
+      if (row >= rows) continue;
+      float* const to = tile + row * row_stride + first_col;
       CUTE_UNROLL
       for (int j = 0; j < size<1>(sums); j += 2) {
         int const col = ColCoord<Side::kNum>{}(j);
         if (first_col + col >= width) continue;
-        *reinterpret_cast<float2*>(to + col) = make_float2(sums(i, j), sums(i, j + 1));
+        put(*reinterpret_cast<float2*>(to + col), make_float2(sums(i, j), sums(i, j + 1)));
       }
     }
+  }
+
+  template <class Side>
+  CUTE_DEVICE static void store_sums(Grad<Side> const& grad, float* tile, int width) {
+    for_pairs<Side>(grad, tile, width, kTile.block_n, width,
+                    [](float2& to, float2 sums) { to = sums; });
+  }
+
+  template <class Side>
+  CUTE_DEVICE static void add_rows(BwdWorkTile const& work, TensorRef const& to, int width,
+                                   Grad<Side> const& grad, float factor) {
+    float* const tile = head_ptr<float>(to, work.batch, work.first_row_k, work.head_kv) +
+                        work.col_begin * to.row_stride;
+    for_pairs<Side>(grad, tile, to.row_stride, work.seqlen_k - work.col_begin, width,
+                    [&](float2& there, float2 sums) {
+                      there =
+                          make_float2(fmaf(sums.x, factor, there.x), fmaf(sums.y, factor, there.y));
+                    });
   }
 
   // Rounds a gradient and puts it where its keys or values were, so that whole rows can be stored.

@@ -51,8 +51,9 @@ class QueryTileRange {
 
   CUTE_DEVICE int turn(int m) const {
     int const row_begin = m * kTile.block_m;
+    int const row_end = min(row_begin + kTile.block_m, work_.seqlen_q);
     BlockRange const blocks =
-        block_range(row_begin, min(row_begin + kTile.block_m, work_.seqlen_q), work_.seqlen_q,
+        block_range(row_begin + work_.diagonal, row_end + work_.diagonal, work_.seqlen_k,
                     work_.seqlen_k, args_.problem.forward.window, kTile.block_n);
     return blocks.end - 1 - work_.block;
   }

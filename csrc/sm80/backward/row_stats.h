@@ -42,8 +42,13 @@ struct RowStats {
     if (!exists) return stats;
     FwdParams const& p = source.problem;
     int64_t const at = lse_index(p, source.batch, source.first_row_q, source.head) + row;
-    float const natural = p.lse[at];
-    if (natural != -INFINITY) stats.lse = bound_of(natural);
+    if (p.partial_lse != nullptr) {
+      double const natural = p.partial_lse[at];
+      if (natural != -INFINITY) stats.lse = bound_of(float(natural * kLog2eDouble));
+    } else {
+      float const natural = p.lse[at];
+      if (natural != -INFINITY) stats.lse = bound_of(natural * kLog2e);
+    }
     if (source.grad_lse != nullptr) delta -= source.grad_lse[at];
     stats.minus_delta = -delta * source.keep_prob;
     return stats;
@@ -52,10 +57,10 @@ struct RowStats {
  private:
   // Not below the logarithm of the row's sum, whatever was rounded on the way from the scores to
   // it: no probability that is recomputed from it exceeds 1, however large the scores.
-  CUTE_DEVICE static float bound_of(float lse) {
+  CUTE_DEVICE static float bound_of(float log2_of_sum) {
     constexpr float kRelative = 0x1p-22f, kAbsolute = 0x1p-16f;
-    float const product = lse * kLog2e;
-    float const log2_sum = product < -FLT_MAX ? -FLT_MAX : product;  // of -inf no bound is left
+    // Of -inf no bound is left.
+    float const log2_sum = log2_of_sum < -FLT_MAX ? -FLT_MAX : log2_of_sum;
     return log2_sum + (fabsf(log2_sum) * kRelative + kAbsolute);
   }
 

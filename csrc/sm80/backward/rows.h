@@ -76,8 +76,8 @@ struct RowStatsKernel {
   }
 };
 
-// The sums of dQ, scaled and rounded. A warp takes 8 rows of 32 columns at a time: whole lines of
-// the sums, two sectors of each row.
+// The sums of dQ, scaled and rounded, or added to those of other calls. A warp takes 8 rows of 32
+// columns at a time: whole lines of the sums, two sectors of each row.
 template <class Element>
 struct GradQKernel {
   using Args = BwdArgs;
@@ -89,11 +89,8 @@ struct GradQKernel {
     QueryTile const tile = QueryTile::of(args, blockIdx.x);
     if (tile.rows <= 0) return;
     FwdParams const& p = args.problem.forward;
-    TensorRef const& grad_q = args.problem.grad_q;
     GradQLayout const layout = args.workspace.layout;
     float const* const sums = args.workspace.grad_q + tile.index * layout.size();
-    Element* const rows = head_ptr<Element>(grad_q, tile.batch, tile.first_row_q, tile.head) +
-                          tile.row_begin * grad_q.row_stride;
     int const lane = threadIdx.x % 32;
     int const row_blocks = layout.block_m / 8;
     for (int i = threadIdx.x / 32; i < row_blocks * (layout.head_dim / 32); i += kThreads / 32) {
@@ -103,13 +100,37 @@ struct GradQKernel {
       float const* const from = sums + layout.offset(row, col);
       auto const even = *reinterpret_cast<cutlass::AlignedArray<float, 4> const*>(from);
       auto const odd = *reinterpret_cast<cutlass::AlignedArray<float, 4> const*>(from + 32);
-      cutlass::AlignedArray<uint32_t, 4> pairs;
-      CUTE_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        pairs[j] = pack<Element>(even[j] * args.grad_scale, odd[j] * args.grad_scale);
+      if (args.problem.accumulates) {
+        add(place<float>(args, tile, row, col), even, odd, args.grad_scale);
+      } else {
+        store(place<Element>(args, tile, row, col), even, odd, args.grad_scale);
       }
-      Element* const to = rows + row * grad_q.row_stride + col;
-      *reinterpret_cast<uint128_t*>(to) = reinterpret_cast<uint128_t const&>(pairs);
+    }
+  }
+
+ private:
+  using Columns = cutlass::AlignedArray<float, 4>;  // every second one of eight
+
+  template <class T>
+  CUTE_DEVICE static T* place(BwdArgs const& args, QueryTile const& tile, int row, int col) {
+    TensorRef const& grad_q = args.problem.grad_q;
+    return head_ptr<T>(grad_q, tile.batch, tile.first_row_q, tile.head) +
+           (tile.row_begin + row) * grad_q.row_stride + col;
+  }
+
+  CUTE_DEVICE static void store(Element* to, Columns const& even, Columns const& odd,
+                                float factor) {
+    cutlass::AlignedArray<uint32_t, 4> pairs;
+    CUTE_UNROLL
+    for (int j = 0; j < 4; ++j) pairs[j] = pack<Element>(even[j] * factor, odd[j] * factor);
+    *reinterpret_cast<uint128_t*>(to) = reinterpret_cast<uint128_t const&>(pairs);
+  }
+
+  CUTE_DEVICE static void add(float* to, Columns const& even, Columns const& odd, float factor) {
+    CUTE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      auto& pair = reinterpret_cast<float2&>(to[2 * j]);
+      pair = make_float2(fmaf(even[j], factor, pair.x), fmaf(odd[j], factor, pair.y));
     }
   }
 };

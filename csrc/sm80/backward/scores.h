@@ -5,6 +5,7 @@
 
 #include "sm80/backward/config.h"
 #include "tile/biases.h"
+#include "tile/dropout.h"
 #include "tile/scores.h"
 
 namespace fa2::sm80 {
@@ -48,10 +49,13 @@ class BwdScores {
 
   CUTE_DEVICE void mask(Scores& scores, int first_query) const {
     BwdWorkTile const& work = smem_.work;
-    Window const& window = args_.problem.forward.window;
+    Window const window = mirrored(args_.problem.forward.window);
     mask_scores<kM, kNumS>(
-        scores, lane_first_key(), first_query + lane_col(lane_index()),
-        [&](int col) { return visible_rows(col, work.seqlen_q, work.seqlen_k, window); });
+        scores, lane_first_key(), first_query + lane_col(lane_index()), [&](int key) {
+          ColRange queries = cols_around(key - work.diagonal, work.seqlen_q, window);
+          if (key >= work.seqlen_k) queries.end = 0;
+          return queries;
+        });
   }
 
   // By a tile of a block mask, and by the length of the keys.
@@ -97,7 +101,7 @@ class BwdScores {
     if (kListed && args_.keep_below == kKeepAll) return ~0u;  // biases brought it here
     BwdWorkTile const& work = smem_.work;
     DropoutKey const key{work.rng_seed, work.rng_offset, work.rng_batch_head + uint32_t(head),
-                         args_.keep_below};
+                         args_.keep_below, args_.problem.forward.positions};
     int const lane = lane_index();
     return transposed_keep_bits<kM, kNumS>(work.col_begin + Warps::key_begin(),
                                            first_query + lane_col(lane), lane, key);
@@ -126,8 +130,7 @@ class BwdScores {
     int const first_col = first_query + lane_col(lane_index());
     float const slope = alibi_slope(mod, work.batch, head);
     if (slope != 0.f) {
-      add_alibi<kM, kNumS>(scores, slope, lane_first_key(), first_col,
-                           work.seqlen_q - work.seqlen_k);
+      add_alibi<kM, kNumS>(scores, slope, lane_first_key(), first_col, -work.diagonal);
     }
     if constexpr (has_biases(Config::kVariant)) {
       add_biases<typename Config::Element, kM, kNumS, BiasReads::kTransposed>(

@@ -38,9 +38,13 @@ struct SumColumnsKernel {
       for_share<kThreads>(item, rows, width, [&](int32_t row, int32_t col) {
         ShareChunk const total =
             sum(sums + row * width + col, args.pieces.size(p), slot, item.parts, rest);
-        store_scaled(head_ptr<Element>(grad, pair.batch, k.first_row, pair.head) +
-                         (first_row + row) * grad.row_stride + col,
-                     total, factor);
+        int64_t const at = (first_row + row) * grad.row_stride + col;
+        if (args.problem.accumulates) {
+          add_scaled(head_ptr<float>(grad, pair.batch, k.first_row, pair.head) + at, total, factor);
+        } else {
+          store_scaled(head_ptr<Element>(grad, pair.batch, k.first_row, pair.head) + at, total,
+                       factor);
+        }
       });
     };
     float const* const sums = args.pieces.grads;

@@ -7,6 +7,7 @@
 
 #include "core/block_range.h"
 #include "core/dropout.h"
+#include "core/positions.h"
 #include "core/seq_info.h"
 #include "sm80/backward/args.h"
 
@@ -21,6 +22,7 @@ struct BwdWorkTile {
   int32_t col_begin;
   int32_t seqlen_q;
   int32_t seqlen_k;
+  int32_t diagonal;  // as in WorkTile
   BlockRange tiles;  // of queries
   int32_t first_tile;
   int64_t first_row_q;
@@ -47,7 +49,10 @@ CUTE_DEVICE BwdWorkTile bwd_work_tile(BwdArgs const& args, int32_t batch, int32_
   work.first_row_k = k.first_row;
   work.first_tile = args.workspace.first_tile(p.seqs_q, work.batch, q.first_row);
   int32_t const col_end = min(work.col_begin + block_n, k.length);
-  work.tiles = query_block_range(work.col_begin, col_end, q.length, k.length, p.window, block_m);
+  work.diagonal = first_diagonal(p, q, k);
+  // Keys are numbered here by the queries that stand on them.
+  work.tiles = query_block_range(work.col_begin - work.diagonal, col_end - work.diagonal, q.length,
+                                 q.length, p.window, block_m);
   // Keys past the end are in no query's sight: the last block masks all of its tiles.
   if (col_end < work.col_begin + block_n) {
     work.tiles.full_begin = work.tiles.full_end = work.tiles.begin;

@@ -1,7 +1,7 @@
 #pragma once
 
 // The end of a CTA's sums: what lies in its tile and has the same entry is added up, in the order
-// of rows and then of columns, and stored.
+// of rows and then of columns, and added to what is there, or stored for others to add up.
 
 #include "sm80/bias_backward/mainloop.h"
 
@@ -30,8 +30,11 @@ struct BiasBwdEpilogue {
         continue;
       }
       float const sum = smem.sums[entry / pass.unit_cols()][entry % pass.unit_cols()];
-      float* const to = has_partials(pass) ? partials + entry : pass.place(unit, entry);
-      if (to != nullptr) *to = sum;
+      if (has_partials(pass)) {
+        partials[entry] = sum;
+      } else if (float* const to = pass.place(unit, entry)) {
+        *to += sum;
+      }
     }
   }
 

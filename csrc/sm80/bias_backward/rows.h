@@ -38,9 +38,9 @@ struct BiasRowStatsKernel {
   }
 };
 
-// Adds up what the splits of a unit have left, and stores it. A unit to a CTA; by diagonals it is
-// for those that begin in its band's tiles at the left edge, of which all but the first reach into
-// the band behind. Bands begin one before the first that has tiles.
+// Adds up what the splits of a unit have left, and adds that to what is there. A unit to a CTA; by
+// diagonals it is for those that begin in its band's tiles at the left edge, of which all but the
+// first reach into the band behind. Bands begin one before the first that has tiles.
 struct BiasSumKernel {
   using Args = BiasBwdArgs;
   static constexpr int kThreads = 128;
@@ -70,7 +70,7 @@ struct BiasSumKernel {
     BiasUnit const unit = pass.unit(blockIdx.x);
     for (int32_t entry = threadIdx.x; entry < pass.entries(); entry += kThreads) {
       float* const to = pass.place(unit, entry);
-      if (to != nullptr) *to = sum_splits(args, blockIdx.x, entry);
+      if (to != nullptr) *to += sum_splits(args, blockIdx.x, entry);
     }
   }
 
@@ -90,7 +90,7 @@ struct BiasSumKernel {
     if (offset > 0 && unit.col < pass.col_blocks()) {
       sum += sum_splits(args, pass.index_of(unit), offset - 1);
     }
-    *to = sum;
+    *to += sum;
   }
 };
 

@@ -6,6 +6,7 @@
 #include "core/dropout.h"
 #include "sm80/bias_backward/config.h"
 #include "tile/biases.h"
+#include "tile/dropout.h"
 #include "tile/scores.h"
 
 namespace fa2::sm80 {
@@ -30,8 +31,7 @@ class BiasScores {
     }
     float const slope = alibi_slope(mod, tile.batch, tile.head);
     if (slope != 0.f) {
-      add_alibi<kM, kN>(scores, slope, first_row(tile), first_col(tile),
-                        tile.seqlen_k - tile.seqlen_q);
+      add_alibi<kM, kN>(scores, slope, first_row(tile), first_col(tile), tile.diagonal);
     }
     add_biases<Element, kM, kN, BiasReads::kSingle>(
         scores, mod, {tile.batch, tile.head, tile.seqlen_q, tile.seqlen_k}, first_row(tile),
@@ -46,7 +46,7 @@ class BiasScores {
                                   [&](int i) { return words[row + i]; });
     } else {
       mask_scores<kM, kN>(scores, first_row(tile), first_col(tile), [&](int row) {
-        return visible_cols(row, tile.seqlen_q, tile.seqlen_k, p.window);
+        return cols_around(row + tile.diagonal, tile.seqlen_k, p.window);
       });
     }
   }
@@ -54,7 +54,8 @@ class BiasScores {
   CUTE_DEVICE void drop(Scores& grad_probs, BiasWorkTile const& tile) const {
     FwdParams const& p = args_.problem.forward;
     DropoutKey const key{p.dropout.rng_state[0], p.dropout.rng_state[1],
-                         dropout_batch_head(p, tile.batch, tile.head), args_.keep_below};
+                         dropout_batch_head(p, tile.batch, tile.head), args_.keep_below,
+                         p.positions};
     drop_scores<kM, kN>(grad_probs, first_row(tile), tile.col_begin, lane_index(), key);
   }
 

@@ -4,6 +4,7 @@
 
 #include "core/block_mask.h"
 #include "core/block_range.h"
+#include "core/positions.h"
 #include "core/seq_info.h"
 #include "sm80/bias_backward/args.h"
 #include "sm80/lists/args.h"
@@ -17,6 +18,7 @@ struct BiasWorkTile {
   int32_t col_begin;
   int32_t seqlen_q;
   int32_t seqlen_k;
+  int32_t diagonal;  // as in WorkTile
   int64_t first_row_q;
   int64_t first_row_k;
   int32_t mask_tile;  // index into BlockMask::bits; kUnlisted: nothing is visible
@@ -28,7 +30,7 @@ struct BiasWorkTile {
 // they hold, the search ends.
 FA2_HD int32_t mask_tile_of(FwdParams const& p, ScoreTile const& tile) {
   if (p.block_mask.row_offsets == nullptr) return 0;
-  ListedEntries list = listed_entries(p, tile.batch, mask_head(p, tile.head), tile.row);
+  ListedEntries list = row_entries(p, tile.batch, mask_head(p, tile.head), tile.row);
   while (list.begin < list.end) {
     int64_t const middle = list.begin + (list.end - list.begin) / 2;
     int32_t const col = p.block_mask.cols[middle];
@@ -46,13 +48,20 @@ FA2_HD BiasWorkTile bias_work_tile(FwdParams const& p, ScoreTile const& tile) {
   constexpr int32_t kBlock = BiasPass::kBlock;
   SeqInfo const q = seq_info(p.seqs_q, tile.batch), k = seq_info(p.seqs_k, tile.batch);
   int32_t const row_begin = tile.row * kBlock, rows_left = q.length - row_begin;
-  BlockRange const visible =
-      block_range(row_begin, row_begin + (rows_left < kBlock ? rows_left : kBlock), q.length,
-                  k.length, p.window, kBlock);
+  int32_t const diagonal = first_diagonal(p, q, k), first = row_begin + diagonal;
+  BlockRange const visible = block_range(first, first + (rows_left < kBlock ? rows_left : kBlock),
+                                         k.length, k.length, p.window, kBlock);
   bool const sees = tile.col >= visible.begin && tile.col < visible.end;
-  return {tile.batch,        tile.head,   row_begin,
-          tile.col * kBlock, q.length,    k.length,
-          q.first_row,       k.first_row, sees ? mask_tile_of(p, tile) : kUnlisted};
+  return {.batch = tile.batch,
+          .head = tile.head,
+          .row_begin = row_begin,
+          .col_begin = tile.col * kBlock,
+          .seqlen_q = q.length,
+          .seqlen_k = k.length,
+          .diagonal = diagonal,
+          .first_row_q = q.first_row,
+          .first_row_k = k.first_row,
+          .mask_tile = sees ? mask_tile_of(p, tile) : kUnlisted};
 }
 
 // What a CTA works on now and next. In shared memory, where one thread puts it.

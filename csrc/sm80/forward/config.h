@@ -11,6 +11,12 @@
 
 namespace fa2::sm80 {
 
+// What a row's outputs are multiplied by, and those that are there, to be added up.
+struct MergeFactors {
+  float own;
+  float there;
+};
+
 template <class Element_, FwdTile kTile_, Variant kVariant_>
 struct FwdConfig {
   using Args = FwdArgs;
@@ -59,7 +65,9 @@ struct FwdConfig {
   struct Smem {
     union {
       alignas(128) Element q[SmemQ::kElements];
-      Element out[SmemO::kElements];  // staged when all of Q has been read
+      Element out[SmemO::kElements];        // staged when all of Q has been read, or
+      RowState states[kTile.block_m];       // what is merged into other results,
+      MergeFactors factors[kTile.block_m];  // and how
     };
     alignas(128) Element k[StreamK::Smem::kElements];
     alignas(128) Element v[StreamV::Smem::kElements];

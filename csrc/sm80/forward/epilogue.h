@@ -1,8 +1,9 @@
 #pragma once
 
-// Finishes the softmax and writes the output and the log-sum-exp.
+// Finishes the softmax and writes the output and the log-sum-exp, or merges them into those of
+// other calls.
 
-#include "sm80/forward/mainloop.h"
+#include "sm80/forward/merge.h"
 
 namespace fa2::sm80 {
 
@@ -17,6 +18,12 @@ struct FwdEpilogue {
   static constexpr int kM = Config::kM;
 
   CUTE_DEVICE static void store(FwdArgs const& args, Smem& smem, Mainloop& mainloop) {
+    if constexpr (!Config::kListed) {
+      if (args.problem.partial_lse != nullptr) {
+        sum_rows(mainloop);
+        return FwdMerge<Config>::store(args, smem, mainloop);
+      }
+    }
     finish_rows(args, smem, mainloop);
     stage_output(smem, mainloop);
     if constexpr (Config::kPairs) {

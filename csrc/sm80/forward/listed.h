@@ -4,6 +4,7 @@
 // as without one.
 
 #include "sm80/forward/work_tile.h"
+#include "sm80/lists/args.h"
 #include "sm80/lists/cut.h"
 #include "sm80/lists/step_queue.h"
 
@@ -65,7 +66,7 @@ CUTE_DEVICE void start_steps(FwdArgs const& args, WorkTile const& work, ListedTi
   for (int i = 0; i < kLists; ++i) {
     rest[i] = {0, 0};
     if (first_row + i >= mask_blocks(work.seqlen_q)) continue;
-    rest[i] = listed_entries(p, work.batch, head, first_row + i);
+    rest[i] = row_entries(p, work.batch, head, first_row + i);
   }
   if (listed.is_piece()) cut(rest, p.block_mask.cols, listed.piece, listed.pieces);
   steps.start(rest, mask_blocks(work.seqlen_k),

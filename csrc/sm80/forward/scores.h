@@ -5,6 +5,7 @@
 
 #include "sm80/forward/products.h"
 #include "tile/biases.h"
+#include "tile/dropout.h"
 #include "tile/scores.h"
 
 namespace fa2::sm80 {
@@ -40,15 +41,14 @@ class FwdScores {
       scale_scores(scores, args_.scales);
     }
     int const first_col = lane_first_col(n);
-    int const diagonal = work.seqlen_k - work.seqlen_q;
     if constexpr (Config::kPacked) {
       if (args_.problem.score_mod.alibi_slopes != nullptr) {
-        add_alibi<kM, kNumS>(scores, lane_first_row(), first_col, diagonal,
+        add_alibi<kM, kNumS>(scores, lane_first_row(), first_col, work.diagonal,
                              [&](int row) { return Config::alibi_row(args_, work, row); });
       }
     } else if (!has_biases(Config::kVariant) || __builtin_expect(args_.adds_to_scores, 0)) {
       if (work.alibi_slope != 0.f) {
-        add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(), first_col, diagonal);
+        add_alibi<kM, kNumS>(scores, work.alibi_slope, lane_first_row(), first_col, work.diagonal);
       }
       if constexpr (has_biases(Config::kVariant)) {
         add_biases<typename Config::Element, kM, kNumS, BiasReads::kPairs>(
@@ -62,7 +62,7 @@ class FwdScores {
     auto const& work = smem_.work;
     mask_scores<kM, kNumS>(scores, lane_first_row(), lane_first_col(n), [&](int row) {
       int const query = Config::query_of(args_, row);
-      return visible_cols(query, work.seqlen_q, work.seqlen_k, work.window);
+      return cols_around(query + work.diagonal, work.seqlen_k, work.window);
     });
   }
 
@@ -80,7 +80,8 @@ class FwdScores {
   CUTE_DEVICE void drop(Probs& probs, int n) const {
     if (kListed && args_.keep_below == kKeepAll) return;  // biases brought it here
     auto const& work = smem_.work;
-    DropoutKey const key{work.rng_seed, work.rng_offset, work.rng_batch_head, args_.keep_below};
+    DropoutKey const key{work.rng_seed, work.rng_offset, work.rng_batch_head, args_.keep_below,
+                         args_.problem.positions};
     drop_probs<kM, Config::kDepthO>(probs, lane_first_row(), warp_first_col(n), lane_index(), key);
   }
 

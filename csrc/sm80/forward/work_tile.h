@@ -6,6 +6,7 @@
 
 #include "core/block_range.h"
 #include "core/dropout.h"
+#include "core/positions.h"
 #include "core/score_mod.h"
 #include "core/seq_info.h"
 #include "sm80/forward/args.h"
@@ -21,6 +22,7 @@ struct WorkTile {
   int32_t row_begin;
   int32_t seqlen_q;
   int32_t seqlen_k;
+  int32_t diagonal;  // the key that the first query of the call stands on (core/positions.h)
   Window window;
   BlockRange tiles;
   int64_t first_row_q;
@@ -46,7 +48,10 @@ CUTE_DEVICE WorkTile work_tile(FwdArgs const& args, int32_t batch, int32_t head,
   work.first_row_q = q.first_row;
   work.first_row_k = k.first_row;
   work.window = p.window;
-  work.tiles = block_range(work.row_begin, min(work.row_begin + block_m, q.length), q.length,
+  work.diagonal = first_diagonal(p, q, k);
+  // Queries are numbered here by the keys that they stand on.
+  work.tiles = block_range(work.row_begin + work.diagonal,
+                           min(work.row_begin + block_m, q.length) + work.diagonal, k.length,
                            k.length, p.window, block_n);
   work.alibi_slope = alibi_slope(p.score_mod, work.batch, work.head);
   if (p.dropout.drop_prob > 0) {

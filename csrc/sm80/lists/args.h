@@ -26,6 +26,11 @@ struct alignas(16) ListedQueries {
   int32_t tile[2];  // of each block of keys
 };
 
+// What a block of the call's queries lists, which may be a part of those of the mask.
+FA2_HD ListedEntries row_entries(FwdParams const& p, int32_t batch, int32_t head, int32_t row) {
+  return listed_entries(p, batch, head, p.positions.q_start / BlockMask::kBlock + row);
+}
+
 // Rows of masks that a CTA of the first of these kernels takes.
 inline constexpr int32_t kMaskRowsPerCta = 8;
 

@@ -30,7 +30,7 @@ struct MaskRowsKernel {
     if (index >= int64_t(columns.masks) * columns.rows) return;
     int32_t const mask = int32_t(index / columns.rows), row = int32_t(index % columns.rows);
     int32_t const heads = p.block_mask.heads;
-    ListedEntries entries = listed_entries(p, mask / heads, mask % heads, row);
+    ListedEntries entries = row_entries(p, mask / heads, mask % heads, row);
     int32_t last = -1;
     for (int64_t first = entries.begin; first < entries.end; first += 32) {
       bool const exists = first + lane < entries.end;

@@ -43,4 +43,12 @@ CUTE_DEVICE void store_scaled(Element* to, ShareChunk const& values, float facto
   packed[1] = pack<Element>(values[2] * factor, values[3] * factor);
 }
 
+CUTE_DEVICE void add_scaled(float* to, ShareChunk const& values, float factor) {
+  CUTE_UNROLL
+  for (int i = 0; i < kShareColumns; i += 2) {
+    auto& pair = reinterpret_cast<float2&>(to[i]);
+    pair = make_float2(fmaf(values[i], factor, pair.x), fmaf(values[i + 1], factor, pair.y));
+  }
+}
+
 }  // namespace fa2::sm80

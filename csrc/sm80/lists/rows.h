@@ -3,7 +3,7 @@
 // The lists of a block mask by rows of queries, as the forward kernel takes them: a tile of queries
 // has one or two.
 
-#include "core/block_mask.h"
+#include "sm80/lists/args.h"
 #include "sm80/lists/schedule.h"
 
 namespace fa2::sm80 {
@@ -49,7 +49,7 @@ struct RowLists {
  private:
   FA2_HD ListedEntries entries(int32_t m, int32_t row) const {
     int32_t const heads_of_mask = p.block_mask.heads;
-    return listed_entries(p, m / heads_of_mask, m % heads_of_mask, row);
+    return row_entries(p, m / heads_of_mask, m % heads_of_mask, row);
   }
   FA2_HD ListSpan rows_of(int32_t m, int32_t first, int32_t end) const {
     int64_t const begin = entries(m, first).begin, size = entries(m, end - 1).end - begin;

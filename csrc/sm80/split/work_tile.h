@@ -18,6 +18,7 @@ struct SplitWorkTile {
   int32_t num_rows;  // of the sequence; 0: nothing to do
   int32_t seqlen_q;
   int32_t seqlen_k;
+  int32_t diagonal;  // as in WorkTile
   Window window;
   BlockRange tiles;  // of the current split
   int64_t first_row_q;
@@ -54,6 +55,7 @@ CUTE_DEVICE SplitWorkTile split_work_tile(SplitArgs const& args, int32_t block) 
   work.num_rows = rows.num_rows;
   work.seqlen_q = q.length;
   work.seqlen_k = k.length;
+  work.diagonal = k.length - q.length;
   work.window = p.window;
   work.first_row_q = q.first_row;
   work.first_row_k = k.first_row;
