@@ -58,6 +58,7 @@ class ChunkBackward : GradRows<E> {
   using Base::chunk_, Base::group_, Base::num_tiles_, Base::params_, Base::rule_;
   using Base::kAlwaysFar, Base::kCapacity, Base::kSize, Base::work_;
   using typename Base::Operand;
+  using typename Base::Products;
   using typename Base::Query;
   using typename Base::Real;
   using typename Base::Rows;
@@ -273,9 +274,9 @@ class ChunkBackward : GradRows<E> {
 
     // dQ += K^T dS
     Operand const* const grad_scores = reinterpret_cast<Operand const*>(scores.scores);
-    multiply_values<E, kVectors>(key_pairs.data, key_pairs.stride,
-                                 (num_keys + E::kDepth - 1) / E::kDepth, grad_scores,
-                                 params_.head_dim, workspace_.ones, tile.grad_q);
+    multiply_values<Products, kVectors>(key_pairs.data, key_pairs.stride,
+                                        (num_keys + E::kDepth - 1) / E::kDepth, grad_scores,
+                                        params_.head_dim, workspace_.ones, tile.grad_q);
   }
 
   template <int kVectors>
@@ -318,8 +319,8 @@ class ChunkBackward : GradRows<E> {
     for (int index = 0; index < rows.num_panels(); ++index) {
       Real* const to = grads + begin * stride + index * QueryPanels<E>::kPanelDims;
       with_vectors(rows.panel_vectors(index), [&]<int kVectors>() FA2_CPU_INLINE_LAMBDA {
-        multiply_queries<E, kVectors>(weights, workspace_.weights.stride, window, begin,
-                                      end - begin, rows.panel(index), to, stride);
+        multiply_queries<Products, kVectors>(weights, workspace_.weights.stride, window, begin,
+                                             end - begin, rows.panel(index), to, stride);
       });
     }
   }

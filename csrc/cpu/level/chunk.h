@@ -81,9 +81,10 @@ class ChunkQueries {
   using Storage = typename E::Storage;
   using Real = typename E::Real;
   using Operand = typename E::Operand;
+  using Products = typename E::Products;
   using Rows = OperandRows<E>;
   static constexpr int kSize = kLanes<Real>;
-  static constexpr int kCapacity = QueryLanes<E>::kCapacity;
+  static constexpr int kCapacity = LanesOf<E>::kCapacity;
 
   ChunkQueries(FwdParams const& params, QueryChunk const& chunk)
       : params_(params),
@@ -150,7 +151,7 @@ class ChunkQueries {
 
   // Spreads the queries of tile `index` over its lanes; queries[i] is the one of lane i. Of the
   // keys that they see, only those in `keys` count.
-  void place_queries(QueryLanes<E>& tile, int index, Query (&queries)[kCapacity],
+  void place_queries(LanesOf<E>& tile, int index, Query (&queries)[kCapacity],
                      ColRange keys = {0, INT32_MAX}) const {
     tile.num_queries = smaller(kCapacity, chunk_.count - index * kCapacity);
     tile.vectors = (tile.num_queries + kSize - 1) / kSize;
@@ -248,7 +249,7 @@ class ChunkQueries {
   // Calls step(first, last, adjusted) on parts of the keys [begin, end): only those that some query
   // of the tile does not see need the mask, unless every score is modified anyway.
   template <class Step>
-  void for_score_ranges(QueryLanes<E> const& tile, int32_t begin, int32_t end,
+  void for_score_ranges(LanesOf<E> const& tile, int32_t begin, int32_t end,
                         Step const& step) const {
     if (has_lists()) return for_listed_ranges(begin, end, step);
     if (rule_.modifies) return step(begin, end, true);
@@ -261,20 +262,21 @@ class ChunkQueries {
 
   // Softcap, ALiBi, biases and mask on keys of such a part.
   template <int kVectors>
-  void adjust(QueryLanes<E> const& tile, int32_t first, int num_keys, Real* scores, Real* maxima,
+  void adjust(LanesOf<E> const& tile, int32_t first, int num_keys, Real* scores, Real* maxima,
               Real* softcap_slopes = nullptr) const {
     if (has_lists()) {
-      adjust_scores<E, kVectors>(rule_, tile, WordMask<E>{seen_.words[seen_.block_of(first)]},
-                                 first, num_keys, scores, maxima, softcap_slopes);
+      adjust_scores<Products, kVectors>(rule_, tile,
+                                        WordMask<Products>{seen_.words[seen_.block_of(first)]},
+                                        first, num_keys, scores, maxima, softcap_slopes);
     } else {
-      adjust_scores<E, kVectors>(rule_, tile, ColumnMask<E>{tile, first}, first, num_keys, scores,
-                                 maxima, softcap_slopes);
+      adjust_scores<Products, kVectors>(rule_, tile, ColumnMask<Products>{tile, first}, first,
+                                        num_keys, scores, maxima, softcap_slopes);
     }
   }
 
   // What `tile`, tile `index` of the chunk, lists of `keys`.
   template <Order kOrder>
-  void start_lists(TileLists<E, kOrder>& lists, QueryLanes<E> const& tile, int index,
+  void start_lists(TileLists<E, kOrder>& lists, LanesOf<E> const& tile, int index,
                    ColRange keys) const {
     int heads[kCapacity];
     Query query = first_query(index);
@@ -313,7 +315,7 @@ class ChunkQueries {
     }
   }
 
-  void place_query(QueryLanes<E>& tile, int lane, Query query, ColRange keys) const {
+  void place_query(LanesOf<E>& tile, int lane, Query query, ColRange keys) const {
     ColRange const cols = cols_of(query);
     tile.col_begin[lane] = larger(cols.begin, keys.begin);
     tile.col_end[lane] = smaller(cols.end, keys.end);

@@ -17,9 +17,9 @@ inline constexpr float kLargeLse = 0x1p8f;
 
 // A tile of queries in the backward pass.
 template <class E>
-struct GradTile : QueryLanes<E> {
+struct GradTile : LanesOf<E> {
   using Real = typename E::Real;
-  using QueryLanes<E>::kCapacity;
+  using LanesOf<E>::kCapacity;
 
   typename E::Operand* grad_out;                // [operand][lane]
   Real* grad_q;                                 // [dim][lane], before the softmax scale
@@ -198,7 +198,7 @@ __attribute__((noinline)) void differentiate_scores(typename E::Real scale,
 template <class E>
 struct RowSums {
   using Real = typename E::Real;
-  static constexpr int kCapacity = QueryLanes<E>::kCapacity;
+  static constexpr int kCapacity = LanesOf<E>::kCapacity;
 
   alignas(kVectorBytes) Real base[kCapacity];  // largest score so far
   alignas(kVectorBytes) Real sum[kCapacity];   // of probabilities relative to it

@@ -7,6 +7,7 @@
 //   kDepth    entries of the summed dimension that one Operand holds,
 //   kDirect   whether tensors can be read as Operands where they lie,
 //   kExpDegree  degree of exp2 for probabilities,
+//   Products  the element with the same Reals and Operands whose products and masks are used,
 // and converts between them. kLanes<Real> elements are converted at a time.
 
 #include "cpu/level/exp2.h"
@@ -19,6 +20,7 @@ struct PlainElement {
   using Storage = T;
   using Real = T;
   using Operand = T;
+  using Products = PlainElement;
   static constexpr int kDepth = 1;
   static constexpr bool kDirect = true;
   static constexpr int kExpDegree = kFullDegree<T>;
@@ -70,6 +72,7 @@ struct WidenedElement {
   using Storage = uint16_t;
   using Real = float;
   using Operand = float;
+  using Products = Float32;
   static constexpr int kDepth = 1;
   static constexpr bool kDirect = false;
   static constexpr int kExpDegree = 4;
@@ -147,6 +150,7 @@ struct Float16 : WidenedElement {
 // neighbouring keys for P V.
 struct BFloat16Pairs : BFloat16 {
   using Operand = uint32_t;
+  using Products = BFloat16Pairs;
   static constexpr int kDepth = 2;
 
   static FA2_CPU_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<uint32_t> a, Vec<uint32_t> b) {

@@ -52,6 +52,7 @@ class ChunkForward : RowResults<E> {
   using Base::chunk_, Base::group_, Base::num_tiles_, Base::params_, Base::rule_;
   using Base::kCapacity, Base::kSize;
   using typename Base::Operand;
+  using typename Base::Products;
   using typename Base::Query;
   using typename Base::Real;
   using typename Base::Rows;
@@ -175,12 +176,13 @@ class ChunkForward : RowResults<E> {
     auto const exponentiate = far ? &cpu::FA2_CPU_LEVEL::exponentiate<E, kVectors, true>
                                   : &cpu::FA2_CPU_LEVEL::exponentiate<E, kVectors, false>;
     exponentiate(rule_.scale, num_keys, tile, maxima, scores, rescale);
-    if (Base::drops()) drop<E, kVectors>(Base::dropout_, tile, begin, num_keys, scores);
+    if (Base::drops()) drop<Products, kVectors>(Base::dropout_, tile, begin, num_keys, scores);
 
     // Out = out * rescale + V^T P^T
     Operand const* const probs = reinterpret_cast<Operand const*>(scores);
-    multiply_values<E, kVectors>(values.data, values.stride, (num_keys + E::kDepth - 1) / E::kDepth,
-                                 probs, params_.head_dim_v, rescale, tile.out);
+    multiply_values<Products, kVectors>(values.data, values.stride,
+                                        (num_keys + E::kDepth - 1) / E::kDepth, probs,
+                                        params_.head_dim_v, rescale, tile.out);
   }
 
   template <int kVectors>
@@ -190,9 +192,9 @@ class ChunkForward : RowResults<E> {
       Real* const scores = workspace_.scores + (first - begin) * kWidth;
       alignas(kVectorBytes) Real raw_maxima[kWidth] = {};
       Real* const reached = adjusted ? raw_maxima : maxima;
-      multiply_keys<E, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
-                                 last - first, tile.queries, Base::depth(params_.head_dim), scores,
-                                 reached);
+      multiply_keys<Products, kVectors>(keys.data + (first - begin) * keys.stride, keys.stride,
+                                        last - first, tile.queries, Base::depth(params_.head_dim),
+                                        scores, reached);
       if (adjusted) {
         Base::template adjust<kVectors>(tile, first, last - first, scores, maxima);
       }

@@ -59,6 +59,7 @@ class GradRows : protected ChunkQueries<E> {
   using Base = ChunkQueries<E>;
   using Base::chunk_, Base::num_tiles_, Base::params_, Base::rule_;
   using Base::kCapacity, Base::kSize;
+  using typename Base::Products;
   using typename Base::Query;
   using typename Base::Real;
   using typename Base::Rows;
@@ -116,9 +117,9 @@ class GradRows : protected ChunkQueries<E> {
     Base::for_score_ranges(tile, begin, end, [&](int32_t first, int32_t last, bool adjusted) {
       int const skipped = (first - begin) * kWidth;
       Real* const scores = work_.scores.scores + skipped;
-      multiply_keys<E, kVectors, false>(keys.data + (first - begin) * keys.stride, keys.stride,
-                                        last - first, tile.queries, Base::depth(params_.head_dim),
-                                        scores, nullptr);
+      multiply_keys<Products, kVectors, false>(keys.data + (first - begin) * keys.stride,
+                                               keys.stride, last - first, tile.queries,
+                                               Base::depth(params_.head_dim), scores, nullptr);
       if (!adjusted) return;
       alignas(kVectorBytes) Real maxima[kWidth] = {};
       Real* const slopes = work_.scores.softcap_slopes;
@@ -140,16 +141,16 @@ class GradRows : protected ChunkQueries<E> {
   // dP = V dO^T of `num_keys` keys.
   template <int kVectors>
   void multiply_grads(GradTile<E> const& tile, Rows values, int num_keys) {
-    multiply_keys<E, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
-                                      Base::depth(params_.head_dim_v), work_.scores.grad_probs,
-                                      nullptr);
+    multiply_keys<Products, kVectors, false>(values.data, values.stride, num_keys, tile.grad_out,
+                                             Base::depth(params_.head_dim_v),
+                                             work_.scores.grad_probs, nullptr);
   }
 
   // Which of the keys [begin, begin + num_keys) dropout keeps, if there is any.
   template <int kVectors>
   void mark_kept_keys(GradTile<E> const& tile, int32_t begin, int num_keys) {
     if (!Base::drops()) return;
-    mark_kept<E, kVectors>(Base::dropout_, tile, begin, num_keys, work_.scores.keep);
+    mark_kept<Products, kVectors>(Base::dropout_, tile, begin, num_keys, work_.scores.keep);
   }
 
   TensorRef const& grad_out_;

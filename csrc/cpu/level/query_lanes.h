@@ -30,4 +30,7 @@ struct QueryLanes {
   int64_t bias_offset[2][kCapacity];  // of its row in each of the biases, if there are any
 };
 
+template <class E>
+using LanesOf = QueryLanes<typename E::Products>;
+
 }  // namespace fa2::cpu::FA2_CPU_LEVEL

@@ -19,9 +19,9 @@ namespace fa2::cpu::FA2_CPU_LEVEL {
 
 // A tile of queries in the forward pass, with the state of its softmax.
 template <class E>
-struct Tile : QueryLanes<E> {
+struct Tile : LanesOf<E> {
   using Real = typename E::Real;
-  using QueryLanes<E>::kCapacity;
+  using LanesOf<E>::kCapacity;
 
   Real* out;                                   // [dim][lane], sums of values times probabilities
   bool far;                                    // of all rows; row_state.h

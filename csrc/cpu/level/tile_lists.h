@@ -46,7 +46,7 @@ void for_block_runs(uint32_t blocks, Step const& step) {
 template <class E>
 struct RunMask {
   using Word = Uint<typename E::Real>;
-  static constexpr int kCapacity = QueryLanes<E>::kCapacity;
+  static constexpr int kCapacity = LanesOf<E>::kCapacity;
   static constexpr int kBits = 8 * int(sizeof(Word));
   static constexpr int kWords = BlockMask::kBlock / kBits;
 
@@ -66,7 +66,7 @@ class TileLists {
   static constexpr int32_t kNoGroup = -1;
 
   // What the lanes of `tile` list of `keys`; lane i is a query of heads[i].
-  void start(FwdParams const& params, int32_t batch, QueryLanes<E> const& tile, int const* heads,
+  void start(FwdParams const& params, int32_t batch, LanesOf<E> const& tile, int const* heads,
              ColRange keys) {
     int32_t const first_block = keys.begin / BlockMask::kBlock;
     int32_t const last_block = mask_blocks(keys.end);
@@ -109,8 +109,7 @@ class TileLists {
 
   // What the lanes see of a run of blocks of the group. A block that all see as a whole has words
   // too, for scores that are modified anyway.
-  void read(BlockMask const& mask, QueryLanes<E> const& tile, BlockRun run,
-            RunMask<E>& seen) const {
+  void read(BlockMask const& mask, LanesOf<E> const& tile, BlockRun run, RunMask<E>& seen) const {
     seen.first_key = (group_ * kGroupBlocks + run.begin) * BlockMask::kBlock;
     for (int block = run.begin; block < run.end; ++block) {
       bool full = true;
@@ -140,7 +139,7 @@ class TileLists {
   }
 
   // True if all lanes of the source see the whole block.
-  bool read(BlockMask const& mask, QueryLanes<E> const& tile, Source const& source, int block,
+  bool read(BlockMask const& mask, LanesOf<E> const& tile, Source const& source, int block,
             Word (&words)[RunMask<E>::kWords][RunMask<E>::kCapacity]) const {
     int64_t const entry = source.entries[block];
     uint64_t const* const bits = entry < 0 ? nullptr : listed_words(mask, entry);
@@ -157,7 +156,7 @@ class TileLists {
   int num_sources_;
   int32_t group_;
   uint32_t blocks_;
-  Source sources_[QueryLanes<E>::kCapacity];
+  Source sources_[LanesOf<E>::kCapacity];
 };
 
 struct TileRange {
