@@ -13,20 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn2._impl import backends, launch
+from flash_attn2._impl import backends, launch, widths
 from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.lower import lower, with_addresses
 from flash_attn2._impl.problem import Gradient, Problem
 
 
-def require_parts(q: Tensor) -> None:
-    """NotImplementedError where the backend of q has no kernels for parts of sequences."""
+def require_kernels(q: Tensor, v: Tensor) -> None:
+    """TypeError or NotImplementedError where the backend of q has no kernels for such tensors."""
     backend = backends.serving(q)
+    backend.dtype_name(q.dtype)
     if backend.aligned:
-        raise NotImplementedError(
-            f"rings and gathers run on the cpu backend so far, got tensors of the {backend.name} "
-            'backend: use a plan of scheme "heads"'
-        )
+        widths.require_built(backend, q.shape[-1], v.shape[-1])
 
 
 def sums_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from flash_attn2._impl.arguments import named_only, refuse_keywords, require_boo
 from flash_attn2._impl.autograd import to_autocast_dtype
 from flash_attn2._impl.dtensors import is_dtensor
 from flash_attn2._impl.options import make_options
-from flash_attn2._impl.parts import require_parts
+from flash_attn2._impl.parts import require_kernels
 from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Options, Problem, ScoreMod
 from flash_attn2.distributed import agreement, op
 from flash_attn2.distributed.plan import ContextPlan
@@ -46,8 +46,7 @@ def context_attention(
     (batch, rows, num_heads_kv, head_dim_v): the plan's rows of this rank, as `plan.shard` cuts
     them. Returns out (batch, rows, num_heads, head_dim_v), or (out, lse (batch, num_heads, rows)).
     All ranks of the plan's group must call it with the same options, and run the backward pass if
-    one does. The plan's pattern takes the place of causal, window_size and block_mask. Plans of
-    schemes "ring" and "gather" are for CPU tensors so far; NotImplementedError for others.
+    one does. The plan's pattern takes the place of causal, window_size and block_mask.
 
     Options mean what they mean in `flash_attn_func`, in places of the whole sequence: out and
     gradients are those of one process, dropout included, whatever the number of ranks.
@@ -82,6 +81,8 @@ def context_attention(
         )
         if torch.is_autocast_enabled(q.device.type):
             q, k, v = to_autocast_dtype(q.device.type, q, k, v)
+        if plan.scheme != "heads" and not torch.compiler.is_compiling():
+            require_kernels(q, v)
     except Exception:
         if isinstance(plan, ContextPlan) and not torch.compiler.is_compiling():
             agreement.refuse(plan.ranks)
@@ -140,8 +141,6 @@ def _checked(
     if torch.compiler.is_compiling():
         return options  # shapes are checked where the op is traced
     check_tensors(plan, q, k, v, options)
-    if plan.scheme != "heads":
-        require_parts(q)
     return options
 
 

@@ -60,27 +60,54 @@ def slices_of(share: HeadShare, at_once: int) -> list[Slice]:
     return found
 
 
-def _in_blocks(
-    call: Call, q: Tensor, keys: Tensor, values: Tensor, part: Part
-) -> tuple[int, Problem]:
-    """The problem of a part, and at which of its queries that begins.
+class _Blocks(NamedTuple):
+    """A part whose queries are filled up to whole blocks under a block mask: then each is in a tile
+    with what it would be with in the whole, and kernels find its block."""
 
-    Under a block mask queries are filled up to whole blocks by zeros: then each is in a tile with
-    what it would be with in the whole.
-    """
-    front = back = 0
-    if call.options.get("block_mask_offsets") is not None:
-        front = part.start % BLOCK
-        back = min(-part.end % BLOCK, call.seqlen - part.end)
-    if front or back:
-        q = pad(q, (0, 0, 0, 0, front, back))
+    part: Part
+    front: int
+    """Rows before the part's, and"""
+    back: int
+    """behind them."""
+
+    @staticmethod
+    def of(call: Call, part: Part) -> _Blocks:
+        if call.options.get("block_mask_offsets") is None:
+            return _Blocks(part, 0, 0)
+        return _Blocks(part, part.start % BLOCK, min(-part.end % BLOCK, call.seqlen - part.end))
+
+    def filled(self, x: Tensor, dim: int, value: float = 0.0) -> Tensor:
+        """The part's rows of a rank's, with others around them."""
+        rows = self.part.of(x, dim)
+        if not (self.front or self.back):
+            return rows
+        return pad(rows, (*[0, 0] * (x.ndim - 1 - dim), self.front, self.back), value=value)
+
+    def own(self, x: Tensor, dim: int) -> Tensor:
+        """The part's rows of what has been filled up."""
+        return x.narrow(dim, self.front, self.part.rows)
+
+    def put_back(self, x: Tensor, to: Tensor, dim: int) -> None:
+        """The part's rows of what has been filled up, to those of a rank's that it came from."""
+        if self.front or self.back:
+            self.part.of(to, dim).copy_(self.own(x, dim))
+
+    def problem(
+        self,
+        call: Call,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        results: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    ) -> Problem:
+        """Of the filled part; q has a rank's rows."""
         bias = call.options["bias"]
         if bias is not None and call.bias_has_rows:
-            bias = pad(part.of(bias, 2), (0, 0, front, back))
-            call = call._replace(options={**call.options, "bias": bias})
-            part = part._replace(first=0)
-        part = part._replace(start=part.start - front, rows=part.rows + front + back)
-    return front, call.problem(q, keys, values, part, Part(0, 0, call.seqlen))
+            call = call._replace(options={**call.options, "bias": self.filled(bias, 2)})
+        rows = self.part.rows + self.front + self.back
+        of_q = Part(self.part.start - self.front, 0, rows)
+        everything = Part(0, 0, call.seqlen)
+        return call.problem(self.filled(q, 1), keys, values, of_q, everything, results)
 
 
 class Gather:
@@ -92,7 +119,6 @@ class Gather:
         self._outer = outer
         self._share = share
         self._slices = slices_of(share, at_once)
-        self._all = Part(0, 0, outer.seqlen)
 
     # Forward
 
@@ -105,10 +131,11 @@ class Gather:
             of_heads = call.of_heads(own.queries, self._share.size)
             queries = q[:, :, own.queries]
             for part in self._outer.own:
-                front, p = _in_blocks(of_heads, part.of(queries, 1), keys, values, part)
+                blocks = _Blocks.of(of_heads, part)
+                p = blocks.problem(of_heads, queries, keys, values)
                 found, found_lse, _ = launch.forward(p, over_cache=False)
-                part.of(out, 1)[:, :, own.queries] = found.narrow(1, front, part.rows)
-                part.of(lse, 2)[:, own.queries] = found_lse.narrow(2, front, part.rows)
+                part.of(out, 1)[:, :, own.queries] = blocks.own(found, 1)
+                part.of(lse, 2)[:, own.queries] = blocks.own(found_lse, 2)
         return out, lse
 
     def _gathered(self, k: Tensor, v: Tensor) -> Iterator[tuple[Slice, Tensor, Tensor]]:
@@ -216,12 +243,20 @@ class Gather:
         grad_k, grad_v = (grad_q.new_zeros(x.shape) for x in (keys, values))
         of_bias, of_relative = (sums_of_biases.options[x] for x in ("bias", "relative_bias"))
         for part in self._outer.own:
-            results = part.of(out, 1), part.of(lse, 2).contiguous()
-            p = call.problem(part.of(q, 1), keys, values, part, self._all, results)
-            grads = part.of(grad_out, 1), None if grad_lse is None else part.of(grad_lse, 2)
-            parts.add_gradients(Gradient(*grads, p), part.of(grad_q, 1), grad_k, grad_v)
-            bias = None if of_bias is None else call.bias_part(of_bias, part, self._all)
-            add_bias_gradients(BiasGradient(*grads, p), (bias, of_relative))
+            blocks = _Blocks.of(call, part)
+            # Rows that attend to nothing have no gradients.
+            results = blocks.filled(out, 1), blocks.filled(lse, 2, -torch.inf).contiguous()
+            p = blocks.problem(call, q, keys, values, results)
+            of_lse = None if grad_lse is None else blocks.filled(grad_lse, 2)
+            grads = blocks.filled(grad_out, 1), of_lse
+            own_grad_q = blocks.filled(grad_q, 1)
+            parts.add_gradients(Gradient(*grads, p), own_grad_q, grad_k, grad_v)
+            blocks.put_back(own_grad_q, grad_q, 1)
+            has_rows = of_bias is not None and call.bias_has_rows
+            own_bias = blocks.filled(of_bias, 2) if has_rows else of_bias
+            add_bias_gradients(BiasGradient(*grads, p), (own_bias, of_relative))
+            if has_rows:
+                blocks.put_back(own_bias, of_bias, 2)
         sums = [reduced(own.share, x).flatten(2) for x in (grad_k, grad_v)]
         return grad_q, torch.cat(sums, 2)
 

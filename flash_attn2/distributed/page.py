@@ -24,7 +24,7 @@ counted and exact; times and shares of ideal are predictions of a plain model:
 - a link has one bandwidth and no latency; nothing disturbs anything else.
 
 What was not run yet: more than one GPU, NCCL, and any of this at these sizes. All schemes run on
-processes with CPU tensors; rings and gathers not on GPUs yet.
+processes with CPU tensors, by the CPU's kernels and by those for CUDA in an emulator.
 
 *sent* and *held* are of the rank with most; held is what it needs beside its own rows in the
 forward pass. *hidden* is the share of keys, values and gradients whose sending kernels hide.

@@ -31,6 +31,7 @@ from flash_attn2 import masks
 from flash_attn2._impl import parts
 from flash_attn2.bench.memory import keep_freed_memory, touched_memory
 from flash_attn2.distributed import ContextPlan, context_attention, transfer
+from flash_attn2.io.emulate import cpu_tensors_on
 
 COUNTS = {1: (4, 2), 2: (4, 2), 3: (6, 3), 4: (4, 1), 8: (6, 2)}
 _meshes: dict[tuple[int, int], DeviceMesh] = {}
@@ -225,6 +226,18 @@ def dropout_mask(group: Any, scheme: str) -> int:
     from context_cases import dropout_mask_of
 
     return dropout_mask_of(group, make(group, 64, 8, 4, scheme=scheme))
+
+
+def emulated(group: Any, scheme: str) -> None:
+    """With CUDA kernels, which an emulator runs."""
+    with cpu_tensors_on("sm80-emulated"):
+        plan = make(group, 50, 2, 1, masks.causal(), scheme=scheme)
+        given: dict[str, Any] = {"dtype": torch.bfloat16, "tolerance": 2e-2}
+        check(group, plan=plan, kinds="alibi_slopes, bias, sink", dropout_p=0.2, **given)
+        if scheme == "gather":  # of parts that begin inside of blocks
+            pattern = masks.random_blocks(1, seed=1) | masks.window(9, 0)
+            plan = make(group, 100, 2, 1, pattern, scheme=scheme, chunk=37)
+            check(group, plan=plan, kinds="bias", **given)
 
 
 @contextmanager

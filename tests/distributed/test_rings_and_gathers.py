@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pool import SIZES, Pool
+from support import require_backend
 
 from flash_attn2._impl import backends, parts
 from flash_attn2.bench.memory import supported
@@ -112,12 +113,20 @@ def test_a_rank_that_dies(scheme: str) -> None:
     assert str(error.value) == "rank 1:\nthe process is gone"
 
 
-def test_other_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_cuda_kernels(pool: Pool, scheme: str) -> None:
+    require_backend("sm80-emulated")
+    pool.run(2, CASES, "emulated", scheme)
+
+
+def test_what_kernels_do_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.zeros(1, 1, 1, 8)
-    parts.require_parts(q)
-    cuda = replace(backends.serving(q), name="cuda", aligned=True)
+    parts.require_kernels(q, q)
+    names = {torch.bfloat16: "bfloat16"}
+    cuda = replace(backends.serving(q), name="cuda", aligned=True, dtype_names=names)
     monkeypatch.setattr(backends, "serving", lambda q: cuda)
-    with pytest.raises(
-        NotImplementedError, match="rings and gathers run on the cpu backend so far"
-    ):
-        parts.require_parts(q)
+    with pytest.raises(TypeError, match="q must be bfloat16 on the cuda backend"):
+        parts.require_kernels(q, q)
+    wide = torch.zeros(1, 1, 1, 264, dtype=torch.bfloat16)
+    with pytest.raises(NotImplementedError, match="got head_dim 264 and head_dim_v 8"):
+        parts.require_kernels(wide, q)
