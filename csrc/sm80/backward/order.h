@@ -51,9 +51,11 @@ class QueryTileRange {
 
   CUTE_DEVICE int turn(int m) const {
     int const row_begin = m * kTile.block_m;
-    int const row_end = min(row_begin + kTile.block_m, work_.seqlen_q);
+    // As of so many queries that the last one stands on the last key. Numbered by the keys that
+    // they stand on, they take a register more.
+    int const seqlen_q = work_.seqlen_k - work_.diagonal;
     BlockRange const blocks =
-        block_range(row_begin + work_.diagonal, row_end + work_.diagonal, work_.seqlen_k,
+        block_range(row_begin, min(row_begin + kTile.block_m, work_.seqlen_q), seqlen_q,
                     work_.seqlen_k, args_.problem.forward.window, kTile.block_n);
     return blocks.end - 1 - work_.block;
   }
