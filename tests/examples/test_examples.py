@@ -27,7 +27,7 @@ def test_latent_attention(capsys: pytest.CaptureFixture[str]) -> None:
     assert "3 tokens, the same in both forms" in capsys.readouterr().out
 
 
-NEEDING_EXTRAS = ("finetune_bert", "long_documents", "train_gpt")
+NEEDING_EXTRAS = ("finetune_bert", "long_documents", "train_gpt", "train_long")
 
 
 @pytest.mark.parametrize("name", NEEDING_EXTRAS)
