@@ -10,7 +10,7 @@ from pool import Pool
 from support import TORCH
 
 pytestmark = pytest.mark.skipif(TORCH < (2, 6), reason="fully_shard was elsewhere")
-SMALL = "--tokens 1000 --steps 4 --lr 1e-2 --d-model 32 --compare --heads 4 --heads-kv 2"
+SMALL = "--tokens 1000 --steps 10 --lr 5e-2 --d-model 32 --heads 4 --heads-kv 2 --compare"
 
 
 @pytest.mark.parametrize(("count", "parameters", "scheme"), [
@@ -24,7 +24,7 @@ def test_losses_are_those_of_one_process(
     ranks, one = results[f"{count} ranks"], results["one process"]
     assert all(x == {f"{count} ranks": ranks} for x in others)
     assert one["loss"][0] == pytest.approx(5.5, abs=0.3)  # ln 256: nothing known yet
-    assert one["loss"][-1] < one["loss"][0] - 0.3
+    assert one["loss"][-1] < one["loss"][0] - 2  # now positions matter
     assert ranks["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert sum(ranks["rows"]) == one["rows"] == 1000
     share = 1 if parameters == "ddp" else 1 / count
