@@ -10,11 +10,11 @@ from torch import Tensor
 from flash_attn2._impl import checks
 from flash_attn2._impl.arguments import named_only, refuse_keywords, require_bool, require_tensors
 from flash_attn2._impl.autograd import to_autocast_dtype
-from flash_attn2._impl.dtensors import is_dtensor
 from flash_attn2._impl.options import make_options
 from flash_attn2._impl.parts import require_kernels
 from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Options, Problem, ScoreMod
-from flash_attn2.distributed import agreement, op
+from flash_attn2.distributed import agreement, dtensors, op
+from flash_attn2.distributed.dtensors import Spread
 from flash_attn2.distributed.plan import ContextPlan
 
 __all__ = ["context_attention"]
@@ -54,6 +54,15 @@ def context_attention(
     bias broadcasts to (batch, num_heads, rows, seqlen): the rank's rows, or one for all rows, the
     same on each rank.
 
+    q, k and v may be DTensors on the mesh of the plan (of its ranks, in their order; of two
+    dimensions, the outer one first) with placement Shard(1) in all of its dimensions. Then out is
+    one, too, and lse is one with Shard(2). Their rows are those of rank 0, then those of rank 1,
+    and so on: the sequence in the plan's order, which is its own where each rank has one range.
+    Where ranks have other numbers of rows than DTensor's chunks, `DTensor.from_local` with shape
+    and stride makes one of `plan.shard(x, 1)`; of DTensor's own operations, such ones can take
+    those that leave rows where they are. Options may be DTensors, too: whole on each rank,
+    Replicate(), and a bias with rows sharded along these.
+
     Gradients are of the sum of what all ranks make of their results. Those of sink, relative_bias
     and a bias for all rows are summed over the ranks, in a fixed order, and the same on each: do
     not sum them again. With `deterministic` gradients are the same bits in every run. Where several
@@ -75,9 +84,12 @@ def context_attention(
         if unknown:
             _refuse(unknown)
         _require_plan(plan)
+        spread = dtensors.spread_of(q, k, v, plan)
+        if spread is not None:
+            q, k, v = (spread.rows(x, 1) for x in (q, k, v))
         options = _checked(
             *(q, k, v, plan, softmax_scale, dropout_p, softcap, alibi_slopes, sink, bias),
-            *(relative_bias, deterministic, return_lse),
+            *(relative_bias, deterministic, return_lse, spread),
         )
         if torch.is_autocast_enabled(q.device.type):
             q, k, v = to_autocast_dtype(q.device.type, q, k, v)
@@ -88,6 +100,9 @@ def context_attention(
             agreement.refuse(plan.ranks)
         raise
     out, lse = op.attend(plan, q, k, v, options, bool(return_lse))
+    if spread is not None:
+        out = spread.whole(out, 1)
+        lse = spread.whole(lse, 2) if return_lse else lse
     return (out, lse) if return_lse else out
 
 
@@ -125,19 +140,16 @@ def _checked(
     relative_bias: Any,
     deterministic: Any,
     return_lse: Any,
+    spread: Spread | None,
 ) -> Options:
     """What `flash_attn_func` would say of the whole, and that rows and heads are the plan's."""
     require_bool("return_lse", return_lse)
-    if is_dtensor(q):
-        raise NotImplementedError(
-            "context_attention takes no DTensors yet: call it with the local rows of this rank, "
-            "x.to_local()"
-        )
     require_tensors(("q", "k", "v"), q, k, v)
     options = make_options(
         *(dropout_p, softmax_scale, False, (-1, -1), softcap, alibi_slopes, sink, deterministic),
         *(None, bias, relative_bias),
     )
+    options = dtensors.local_options(options, spread)
     if torch.compiler.is_compiling():
         return options  # shapes are checked where the op is traced
     check_tensors(plan, q, k, v, options)
