@@ -1,15 +1,16 @@
-"""Scheme "gather": every rank gets the keys and values of the whole sequence, of one KV head after
+"""Scheme "gather": every rank gets the keys and values that its queries see, of one KV head after
 the other, or of several at a time if the plan says so. While some are computed, the next are on
 their way.
 
-Queries see all of their keys in one call, so that a forward pass is that of one process. Gradients
-of keys are summed over the rank's own queries, sent to those who have the keys, and summed there in
-the order of ranks.
+Queries see all of their keys in one call, so that a forward pass is that of one process. They lie
+in their places of the whole sequence, with zeros where none are needed. Gradients of keys are
+summed over the rank's own queries, sent to those who have the keys, and summed there in the order
+of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from flash_attn2.distributed.outer import (
     Outer,
     OuterGradients,
     Part,
+    concatenated,
     finished_biases,
     grad_of_sink,
 )
@@ -119,6 +121,9 @@ class Gather:
         self._outer = outer
         self._share = share
         self._slices = slices_of(share, at_once)
+        ranks = range(outer.size)
+        self._sent = [outer.needed(rank, outer.index) for rank in ranks]  # own rows, to each rank
+        self._got = [outer.needed(outer.index, rank) for rank in ranks]  # rows of each rank
 
     # Forward
 
@@ -139,7 +144,7 @@ class Gather:
         return out, lse
 
     def _gathered(self, k: Tensor, v: Tensor) -> Iterator[tuple[Slice, Tensor, Tensor]]:
-        """Keys and values (batch, seqlen, heads, size) of the whole sequence, slice after slice."""
+        """Keys and values (batch, seqlen, heads, size) in their places, slice after slice."""
         waiting = [self._ask_for(own, k, v) for own in self._slices[:1]]
         for i, own in enumerate(self._slices):
             received, pending = waiting.pop()
@@ -152,20 +157,33 @@ class Gather:
             yield own, keys, values
 
     def _ask_for(self, own: Slice, k: Tensor, v: Tensor) -> tuple[list[Tensor], Pending]:
-        """(batch, rows, columns of keys and then of values) of each rank, on their way."""
+        """(batch, rows, columns of keys and then of values) of what is needed of each rank, on
+        their way."""
         mine = torch.cat([x[:, :, own.kv].flatten(2) for x in (k, v)], 2)
-        outer = self._outer
-        others = [rank for rank in range(outer.size) if rank != outer.index]
-        shapes = [(k.shape[0], outer.rows(rank), mine.shape[2]) for rank in range(outer.size)]
+        return self._exchange(
+            [_rows(mine, [(x.first, x.rows) for x in parts]) for parts in self._sent], self._got
+        )
+
+    def _exchange(
+        self, sent: Sequence[Tensor], got: Sequence[tuple[Part, ...]]
+    ) -> tuple[list[Tensor], Pending]:
+        """sent[r] to rank r, and what comes from it, which is those rows; what is sent to itself
+        is there at once."""
+        outer, mine = self._outer, sent[self._outer.index]
         received = [
             mine
             if rank == outer.index
-            else transfer.empty(shapes[rank], dtype=k.dtype, device=k.device)
-            for rank in range(outer.size)
+            else transfer.empty(
+                (mine.shape[0], sum(part.rows for part in parts), mine.shape[2]),
+                dtype=mine.dtype,
+                device=mine.device,
+            )
+            for rank, parts in enumerate(got)
         ]
+        others = [rank for rank in range(outer.size) if rank != outer.index]
         pending = transfer.post(
             outer.group,
-            [Message(rank, mine) for rank in others],
+            [Message(rank, sent[rank]) for rank in others],
             [Message(rank, received[rank]) for rank in others],
         )
         return received, pending
@@ -173,10 +191,11 @@ class Gather:
     def _in_order(self, received: list[Tensor], first: int, shape: tuple[int, int]) -> Tensor:
         """Columns of what came, by places in the sequence, as (batch, seqlen, *shape)."""
         batch, size = received[0].shape[0], shape[0] * shape[1]
-        whole = received[0].new_empty((batch, self._outer.seqlen, size))
-        for rank, x in enumerate(received):
-            for part in self._outer.parts[rank]:
-                part.of_whole(whole, 1).copy_(part.of(x, 1).narrow(2, first, size))
+        whole = received[0].new_zeros((batch, self._outer.seqlen, size))
+        for x, rows_of in zip(received, self._got, strict=True):
+            came = torch.split(x.narrow(2, first, size), [part.rows for part in rows_of], 1)
+            for part, rows in zip(rows_of, came, strict=True):
+                part.of_whole(whole, 1).copy_(rows)
         return whole.view(batch, self._outer.seqlen, *shape)
 
     # Backward
@@ -261,37 +280,30 @@ class Gather:
         return grad_q, torch.cat(sums, 2)
 
     def _send_home(self, of_keys: Tensor) -> tuple[list[Tensor], Pending]:
-        """Sums to the ranks that have the keys; the own rows of those of each, on their way."""
-        outer = self._outer
-        batch, _, size = of_keys.shape
-        own = torch.empty(0)
-        sent, received = [], []
-        for rank in range(outer.size):
-            rows = of_keys.new_empty((batch, outer.rows(rank), size))
-            for part in outer.parts[rank]:
-                part.of(rows, 1).copy_(part.of_whole(of_keys, 1))
-            if rank == outer.index:
-                own = rows
-            else:
-                sent.append(Message(rank, rows))
-        others = []
-        for rank in range(outer.size):
-            if rank == outer.index:
-                others.append(own)
-                continue
-            others.append(transfer.empty(own.shape, dtype=own.dtype, device=own.device))
-            received.append(Message(rank, others[-1]))
-        return others, transfer.post(outer.group, sent, received)
+        """Sums to the ranks that have the keys; those of the own rows by each, on their way."""
+        return self._exchange(
+            [_rows(of_keys, [(x.start, x.rows) for x in parts]) for parts in self._got], self._sent
+        )
 
     def _receive(
         self, own: Slice, received: list[Tensor], pending: Pending, grad_k: Tensor, grad_v: Tensor
     ) -> None:
         """Sums what comes, in the order of ranks."""
         pending.wait()
-        total = received[0].clone()
-        for x in received[1:]:
-            total += x
+        first = received[0]
+        rows = self._outer.rows(self._outer.index)
+        total = first.new_zeros((first.shape[0], rows, first.shape[2]))
+        for x, rows_of in zip(received, self._sent, strict=True):
+            came = torch.split(x, [part.rows for part in rows_of], 1)
+            for part, sums in zip(rows_of, came, strict=True):
+                part.of(total, 1).add_(sums)
         grads = grad_k[:, :, own.kv], grad_v[:, :, own.kv]
         columns = [x.shape[2] * x.shape[3] for x in grads]
-        for grad, part in zip(grads, torch.split(total, columns, 2), strict=True):
-            grad.copy_(part.reshape(grad.shape))
+        for grad, sums in zip(grads, torch.split(total, columns, 2), strict=True):
+            grad.copy_(sums.reshape(grad.shape))
+
+
+def _rows(x: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+    """(first, count) of rows of (batch, rows, columns), one after the other; contiguous."""
+    parts = [x.narrow(1, first, count) for first, count in places]
+    return concatenated(parts, 1, x).contiguous()

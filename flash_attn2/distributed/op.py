@@ -59,7 +59,7 @@ def _signature(
                 shape[-2] = -1  # the rank's own rows
         described.append(None if x is None else (str(x.dtype), tuple(shape or ())))
     of_q = (str(q.dtype), q.device.type, q.shape[0], q.shape[3], head_dim_v)
-    return digest(plan.signature, of_q, tuple(described), tuple(numbers), tuple(wanted))
+    return digest(plan.call_signature, of_q, tuple(described), tuple(numbers), tuple(wanted))
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +68,12 @@ class Outer:
     def rows(self, rank: int) -> int:
         return sum(part.rows for part in self.parts[rank])
 
+    def needed(self, rank: int, of: int) -> tuple[Part, ...]:
+        """Rows of `of` whose keys the queries of `rank` see, one after the other."""
+        needed = self._plan.needed_keys
+        assert needed is not None
+        return _common(self.parts[of], needed.of(rank))
+
     def summed(self, part: Tensor) -> Tensor:
         """The sum over the ranks, in their order, of tensors of one shape."""
         if self.size == 1:
@@ -85,6 +93,18 @@ def _parts(ranges: Iterable[tuple[int, int]]) -> tuple[Part, ...]:
         else:
             found.append(Part(start, rows, end - start))
         rows += end - start
+    return tuple(found)
+
+
+def _common(parts: Sequence[Part], ranges: Sequence[tuple[int, int]]) -> tuple[Part, ...]:
+    """What lies in ranges, which are in order, of parts."""
+    found = []
+    for part in parts:
+        i = bisect_right(ranges, part.start, key=itemgetter(1))  # the first that ends behind
+        while i < len(ranges) and ranges[i][0] < part.end:
+            start, end = max(part.start, ranges[i][0]), min(part.end, ranges[i][1])
+            found.append(Part(start, part.first + start - part.start, end - start))
+            i += 1
     return tuple(found)
 
 

@@ -16,6 +16,7 @@ from flash_attn2.distributed.chunks import Ranges
 from flash_attn2.distributed.cluster import Cluster
 from flash_attn2.distributed.digest import digest
 from flash_attn2.distributed.head_shares import HeadShare, head_shares
+from flash_attn2.distributed.needed import needed_keys, rows_sent
 from flash_attn2.distributed.ranks import Ranks, ranks_of
 from flash_attn2.distributed.report import PlanReport
 from flash_attn2.distributed.traffic import Elements, traffic
@@ -107,6 +108,34 @@ class ContextPlan:
     # What it costs
 
     @cached_property
+    def outer_ranges(self) -> Ranges:
+        """Rows of the ranks of the outer scheme: those that share heads are one."""
+        return self.ranges._replace(offsets=self.ranges.offsets[:: self.ranks.heads].contiguous())
+
+    @cached_property
+    def needed_keys(self) -> Ranges | None:
+        """Of a gather: keys that the queries of each rank of the outer scheme see, of any head."""
+        if self.scheme != "gather":
+            return None
+        with torch.device("cpu"):
+            mask = self.block_mask(torch.device("cpu"))
+            pattern = self.pattern if mask is None else mask
+            assert isinstance(pattern, (Window, BlockMask))
+            return needed_keys(self.outer_ranges, pattern, self.seqlen)
+
+    @cached_property
+    def call_signature(self) -> int:
+        """`signature`, and what ranks send to each other, which may be made of a function's
+        values."""
+        needed = self.needed_keys
+        return digest(self.signature, None if needed is None else tuple(needed))
+
+    @cached_property
+    def _rows_sent(self) -> tuple[Tensor, Tensor] | None:
+        needed = self.needed_keys
+        return None if needed is None else rows_sent(self.outer_ranges, needed, self.seqlen)
+
+    @cached_property
     def _pairs(self) -> Tensor:
         """float64 (outer ranks,): visible pairs of the rows that ranks share the heads of."""
         work = self.ranges.work(Work(self.pattern, self.seqlen))
@@ -140,6 +169,7 @@ class ContextPlan:
             of_kv = torch.tensor([len(share.different_kv) for share in self.head_shares])
             sent = traffic(
                 *(self.scheme, rows, self.head_shares, self.num_heads, size, with_lse),
+                *(self._rows_sent,),
             )
             flops = (2.0 * batch * (head_dim + head_dim_v) * self._pairs[:, None] * of_q).flatten()
             whole = rows.view(self.ranks.outer, self.ranks.heads).sum(1, keepdim=True)
@@ -216,9 +246,10 @@ def context_plan(
     scheme, of the ranks that have different rows:
 
         "ring"    keys and values go round; for masks.causal(), windows and None
-        "gather"  every rank gets all keys and values, a slice of KV heads after the other: of as
-                  many heads as two slices of a sequence of this head_dim and dtype take up to
-                  `memory_limit` bytes; None: of one head
+        "gather"  every rank gets the keys and values that its queries see (by blocks of 64, of any
+                  head), a slice of KV heads after the other: of as many heads as two slices of a
+                  whole sequence of this head_dim and dtype take up to `memory_limit` bytes; None:
+                  of one head
         "heads"   rows are exchanged for heads and back; any number of ranks, where KV heads are
                   sent to several if need be
         "auto"    what `report` predicts to be fastest, with this head_dim and dtype on `cluster`

@@ -72,14 +72,15 @@ def traffic(
     num_heads: int,
     size: Elements,
     with_lse: bool,
+    gathered: tuple[Tensor, Tensor] | None,
 ) -> Traffic:
     """Of (outer ranks * shares) ranks with so many rows each, those that share heads next to each
-    other."""
+    other. `gathered`: rows that the outer ranks of a gather send and get."""
     of_q = torch.tensor([share.size for share in shares])
     of_kv = torch.tensor([len(share.different_kv) for share in shares])
     rows = rows.view(-1, len(shares))
     exchange = _exchange(rows, of_q, of_kv, num_heads, size, with_lse)
-    outer = _outer(scheme, rows.sum(1, keepdim=True), of_kv, size)
+    outer = _outer(scheme, rows.sum(1, keepdim=True), of_kv, size, gathered)
     return Traffic(*(x.flatten() for x in (*exchange, *outer)))
 
 
@@ -99,13 +100,21 @@ def _exchange(
     return forward, backward
 
 
-def _outer(scheme: str, rows: Tensor, of_kv: Tensor, size: Elements) -> tuple[Tensor, Tensor]:
+def _outer(
+    scheme: str,
+    rows: Tensor,
+    of_kv: Tensor,
+    size: Elements,
+    gathered: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
     """`rows` (outer ranks, 1). Backward, keys and values come by again, and sums of their
     gradients go to those who have them."""
     count, total = rows.shape[0], rows.sum()
     kv, partial = of_kv * (size.row + size.row_v), of_kv * size.partial_kv
-    if scheme == "ring":  # everything but what the next one has goes on to it
-        keys = (total - rows.roll(-1, 0)) * kv if count > 1 else 0 * rows * kv
-    else:
-        keys = rows * (count - 1) * kv
-    return keys, keys + (total - rows) * partial
+    if gathered is not None:
+        sent, got = (x[:, None] for x in gathered)
+        return sent * kv, sent * kv + got * partial
+    if scheme == "ring" and count > 1:  # everything but what the next one has goes on to it
+        keys = (total - rows.roll(-1, 0)) * kv
+        return keys, keys + (total - rows) * partial
+    return 0 * rows * kv, 0 * rows * kv

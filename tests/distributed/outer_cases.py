@@ -197,11 +197,16 @@ def few_rows(group: Any) -> None:
 
 
 def plans(group: Any, **more: Any) -> Iterator[ContextPlan]:
-    """Of rings, gathers and both dimensions."""
+    """Of rings, gathers and both dimensions; gathers of all keys and of some."""
     counts = COUNTS[group.size()]
+    of_some = masks.window(70, 0), masks.documents(torch.arange(300) // 90) & masks.causal()
+    for pattern in of_some:
+        yield make(group, 300, *counts, pattern, scheme="gather", chunk=40)
     for scheme in ("ring", "gather"):
         yield make(group, 37, *counts, masks.causal(), scheme=scheme)
         if group.size() == 8:
+            if scheme == "gather":
+                yield make(mesh_of(2, 4), 300, 6, 2, of_some[1], scheme=scheme, chunk=40)
             yield make(mesh_of(2, 4), 37, 6, 2, masks.causal(), scheme=scheme)
 
 
