@@ -30,7 +30,6 @@ from flash_attn2.distributed.outer import (
     Part,
     concatenated,
     finished_biases,
-    grad_of_sink,
 )
 from flash_attn2.distributed.transfer import Message, Pending
 
@@ -236,9 +235,8 @@ class Gather:
                 self._receive(*sent.pop(0), grad_k, grad_v)
         for last in sent:
             self._receive(*last, grad_k, grad_v)
-        grad_sink = None
-        if wanted[0] and sink is not None:
-            grad_sink = self._outer.summed(grad_of_sink(sink, out, lse, grad_out, grad_lse))
+        learned = sink if wanted[0] else None
+        grad_sink = self._outer.grad_of_sink(learned, (out, lse), (grad_out, grad_lse))
         found = finished_biases(self._outer, call, of_biases)
         return OuterGradients(grad_q, grad_k, grad_v, grad_sink, *found)
 

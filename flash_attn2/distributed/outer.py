@@ -40,6 +40,10 @@ class Part(NamedTuple):
         return x.narrow(dim, self.start, self.rows)
 
 
+Incoming = tuple[Tensor, "Tensor | None"]
+"""Gradients of out and lse."""
+
+
 class Outer:
     """Ranks that have different rows, as one of them sees them. Those that share heads are one
     rank here, with the rows of all of them."""
@@ -73,6 +77,14 @@ class Outer:
         needed = self._plan.needed_keys
         assert needed is not None
         return _common(self.parts[of], needed.of(rank))
+
+    def grad_of_sink(
+        self, sink: Tensor | None, results: tuple[Tensor, Tensor], incoming: Incoming
+    ) -> Tensor | None:
+        """Summed over all rows; None without a sink."""
+        if sink is None:
+            return None
+        return self.summed(_grad_of_sink(sink, *results, *incoming))
 
     def summed(self, part: Tensor) -> Tensor:
         """The sum over the ranks, in their order, of tensors of one shape."""
@@ -142,6 +154,9 @@ class Call(NamedTuple):
         rows = of_q.of(bias, 2) if self.bias_has_rows else bias
         return rows if bias.shape[3] == 1 else of_k.of_whole(rows, 3)
 
+    def without_sink(self) -> Call:
+        return self._replace(options={**self.options, "sink": None})
+
     def of_heads(self, heads: slice, num_heads: int) -> Call:
         """For some of the `num_heads` heads."""
         options = dict(self.options)
@@ -189,7 +204,7 @@ def finished_biases(
     return bias, relative_bias
 
 
-def grad_of_sink(
+def _grad_of_sink(
     sink: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> Tensor:
     """(num_heads,), float32, from final results (batch, rows, heads, ...) and lse (batch, heads,

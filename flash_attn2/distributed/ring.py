@@ -26,7 +26,6 @@ from flash_attn2.distributed.outer import (
     Part,
     concatenated,
     finished_biases,
-    grad_of_sink,
 )
 from flash_attn2.distributed.transfer import Message, Pending
 from flash_attn2.masks.leaves import Window
@@ -66,8 +65,7 @@ class Ring:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         """out and lse (batch, heads, rows), in float64, of the rank's rows."""
-        sink = call.options["sink"]
-        call = call._replace(options={**call.options, "sink": None})
+        sink, call = call.options["sink"], call.without_sink()
         shape = Shape(k.shape[0], k.shape[2], k.shape[3], v.shape[3])
         sums = [_start(part, q, v, sink) for part in self._outer.own]
         for step, buffer in self._around(_packed(k, v), shape):
@@ -132,15 +130,13 @@ class Ring:
         """`saved` are q, k, v and the results of `forward`; `wanted` is of sink, bias and
         relative_bias."""
         q, k, v, out, lse = saved
-        sink = call.options["sink"]
-        call = call._replace(options={**call.options, "sink": None})
+        sink, call = call.options["sink"], call.without_sink()
         step_gradients = _Gradients(self, grad_out, grad_lse, saved, call, wanted)
         shape = Shape(k.shape[0], k.shape[2], k.shape[3], v.shape[3])
         own = self._sums_of_keys(step_gradients, _packed(k, v), shape)
         grad_k, grad_v = shape.views(own, self._outer.rows(self._outer.index))
-        grad_sink = None
-        if wanted[0] and sink is not None:
-            grad_sink = self._outer.summed(grad_of_sink(sink, out, lse, grad_out, grad_lse))
+        learned = sink if wanted[0] else None
+        grad_sink = self._outer.grad_of_sink(learned, (out, lse), (grad_out, grad_lse))
         bias, relative_bias = step_gradients.of_biases()
         return OuterGradients(
             *(step_gradients.of_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype)),
