@@ -49,6 +49,14 @@ def part_of(
     )
 
 
+def problem_of(given: dict[str, Any]) -> Problem:
+    """Of arguments of flash_attn2::forward, or a block mask."""
+    if (mask := given.get("block_mask")) is not None:
+        given = given | mask_arguments(mask)
+    values = zip(FORWARD.names, FORWARD.defaults, strict=True)
+    return FORWARD.unflatten([given.get(name, default) for name, default in values])
+
+
 class InParts(torch.autograd.Function):
     """`flash_attn_func` by parts, in the order in which a ring brings keys."""
 
@@ -57,8 +65,7 @@ class InParts(torch.autograd.Function):
         ctx: Any, cuts: Any, rng_state: Any, numbers: Any, names: Any, *tensors: Any
     ) -> Any:
         given = numbers | dict(zip(names, tensors, strict=True)) | {"given_rng_state": rng_state}
-        values = zip(FORWARD.names, FORWARD.defaults, strict=True)
-        whole = FORWARD.unflatten([given.get(name, default) for name, default in values])
+        whole = problem_of(given)
         q, k, v = whole.q, whole.k, whole.v
         assert k is not None
         assert v is not None
@@ -107,8 +114,6 @@ class InParts(torch.autograd.Function):
 def in_parts(cuts: tuple[Sequence[int], Sequence[int]], **given: Any) -> tuple[Tensor, Tensor]:
     """Given what `flash_attn_func` takes, which draws its state of dropout."""
     given.pop("return_lse", None)
-    if (mask := given.pop("block_mask", None)) is not None:
-        given |= mask_arguments(mask)
     left, right = given.pop("window_size", (-1, -1))
     numbers = {"window_left": left, "window_right": 0 if given.pop("causal", False) else right}
     rng_state = launch.draw_rng_state(given["q"].device) if given.get("dropout_p") else None
@@ -218,7 +223,8 @@ def test_kernels_in_a_fixed_order(target: Target) -> None:
 @targets([*NO_FLOAT16, *KERNELS])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
 def test_block_masks(target: Target, dropout_p: float) -> None:
-    mask = (masks.random_blocks(1, seed=1) | masks.window(9, 0)).build(200)
+    pattern = masks.random_blocks(1, seed=1) | masks.window(9, 0)
+    mask = pattern.build(200).to(target.device)
     inputs = drawn(target, 200, 200, 2, 1, batch=1)
     check_parts(inputs | {"block_mask": mask, "dropout_p": dropout_p}, ((64,), ()))
 
@@ -233,11 +239,7 @@ def test_large_logits(target: Target) -> None:
 
 def rows_of(target: Target, seqlen: int, rows: int, given: dict[str, Any]) -> Iterator[Any]:
     """Chunks of so many queries against all keys."""
-    mask = given.pop("block_mask", None)
-    if mask is not None:
-        given |= mask_arguments(mask)
-    values = zip(FORWARD.names, FORWARD.defaults, strict=True)
-    whole = FORWARD.unflatten([given.get(name, default) for name, default in values])
+    whole = problem_of(given)
     for begin in range(0, seqlen, rows):
         p = part_of(whole, (begin, min(seqlen, begin + rows)), (0, seqlen))
         yield launch.forward(p, over_cache=False)[:2]
@@ -270,7 +272,8 @@ def check_bits(target: Target, rows: int, seqlen: int, kind: str) -> None:
     given: dict[str, Any] = {"q": q, "k": k, "v": v}
     if kind == "mask":
         rows = -(-rows // 64) * 64  # whole blocks, as neighbours in a tile share what they list
-        mask = (masks.random_blocks(1, seed=1) | masks.window(9, 0)).build(seqlen)
+        pattern = masks.random_blocks(1, seed=1) | masks.window(9, 0)
+        mask = pattern.build(seqlen).to(target.device)
         expected = flash_attn_func(q, k, v, block_mask=mask, return_lse=True)
         given["block_mask"] = mask
     elif kind == "dropout":
@@ -309,3 +312,24 @@ def test_a_sink_is_no_part() -> None:
     out, lse = torch.zeros(1, 8, 1, 8), torch.zeros(1, 1, 8, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="a sink counts once"):
         parts.merge(p, out, lse)
+
+
+@targets([target for target in KERNELS if target.dtype is torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((17, 90), "begin with one of its blocks of 64, got those from 17 on"),
+        ((64, 128), "leaves nothing to be merged"),
+    ],
+)
+def test_what_kernels_refuse_under_a_block_mask(target: Target, rows: Range, message: str) -> None:
+    """Before anything is written."""
+    inputs = drawn(target, 150, 150, 2, 1, batch=1)
+    mask = masks.window(9, 0).build(150).to(target.device)
+    p = part_of(problem_of(inputs | {"block_mask": mask}), rows, (0, 150))
+    out = inputs["q"].new_zeros(1, rows[1] - rows[0], 2, 33, dtype=torch.float32)
+    lse = out.new_zeros(1, 2, rows[1] - rows[0], dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=message):
+        parts.merge(p, out, lse)
+    assert not out.any()
+    assert not lse.any()
