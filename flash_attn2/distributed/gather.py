@@ -11,6 +11,7 @@ of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -120,9 +121,20 @@ class Gather:
         self._outer = outer
         self._share = share
         self._slices = slices_of(share, at_once)
-        ranks = range(outer.size)
-        self._sent = [outer.needed(rank, outer.index) for rank in ranks]  # own rows, to each rank
-        self._got = [outer.needed(outer.index, rank) for rank in ranks]  # rows of each rank
+
+    # Asked for when they are needed, since shapes are known without.
+
+    @cached_property
+    def _sent(self) -> list[tuple[Part, ...]]:
+        """Own rows, to each rank."""
+        outer = self._outer
+        return [outer.needed(rank, outer.index) for rank in range(outer.size)]
+
+    @cached_property
+    def _got(self) -> list[tuple[Part, ...]]:
+        """Rows of each rank."""
+        outer = self._outer
+        return [outer.needed(outer.index, rank) for rank in range(outer.size)]
 
     # Forward
 
@@ -131,16 +143,30 @@ class Gather:
         out = q.new_empty((*q.shape[:3], v.shape[3]))
         lse = q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
         for own, keys, values in self._gathered(k, v):
-            keys, values = (expanded(own.share, x) for x in (keys, values))
-            of_heads = call.of_heads(own.queries, self._share.size)
-            queries = q[:, :, own.queries]
-            for part in self._outer.own:
-                blocks = _Blocks.of(of_heads, part)
-                p = blocks.problem(of_heads, queries, keys, values)
-                found, found_lse, _ = launch.forward(p, over_cache=False)
-                part.of(out, 1)[:, :, own.queries] = blocks.own(found, 1)
-                part.of(lse, 2)[:, own.queries] = blocks.own(found_lse, 2)
+            results = out[:, :, own.queries], lse[:, own.queries]
+            self._attend(own, q[:, :, own.queries], keys, values, call, results)
+            del keys, values  # before the next are put in their places
         return out, lse
+
+    def _attend(
+        self,
+        own: Slice,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        call: Call,
+        results: tuple[Tensor, Tensor],
+    ) -> None:
+        """Writes the results of a slice's queries."""
+        keys, values = (expanded(own.share, x) for x in (keys, values))
+        of_heads = call.of_heads(own.queries, self._share.size)
+        for part in self._outer.own:
+            blocks = _Blocks.of(of_heads, part)
+            out, lse, _ = launch.forward(
+                blocks.problem(of_heads, q, keys, values), over_cache=False
+            )
+            part.of(results[0], 1).copy_(blocks.own(out, 1))
+            part.of(results[1], 2).copy_(blocks.own(lse, 2))
 
     def _gathered(self, k: Tensor, v: Tensor) -> Iterator[tuple[Slice, Tensor, Tensor]]:
         """Keys and values (batch, seqlen, heads, size) in their places, slice after slice."""
@@ -154,6 +180,7 @@ class Gather:
             del received
             waiting += [self._ask_for(x, k, v) for x in self._slices[i + 1 : i + 2]]
             yield own, keys, values
+            del keys, values
 
     def _ask_for(self, own: Slice, k: Tensor, v: Tensor) -> tuple[list[Tensor], Pending]:
         """(batch, rows, columns of keys and then of values) of what is needed of each rank, on
@@ -231,6 +258,7 @@ class Gather:
             grad, of_keys = self._add(own, incoming, of_slice, keys, values, own_call, own_sums)
             grad_q[:, :, own.queries] = grad
             sent.append((own, *self._send_home(of_keys)))
+            del keys, values
             if len(sent) == 2:
                 self._receive(*sent.pop(0), grad_k, grad_v)
         for last in sent:

@@ -174,7 +174,9 @@ class ContextPlan:
             flops = (2.0 * batch * (head_dim + head_dim_v) * self._pairs[:, None] * of_q).flatten()
             whole = rows.view(self.ranks.outer, self.ranks.heads).sum(1, keepdim=True)
             at_once, exchanged = self.kv_heads_at_once, self.ranks.heads > 1
-            held = report.memory(self.scheme, whole, of_q, of_kv, size, exchanged, at_once)
+            held = report.memory(
+                *(self.scheme, whole, of_q, of_kv, size, exchanged, at_once, self._rows_sent)
+            )
             degrees = (self.ranks.outer, self.ranks.heads)
             slices = max(-(-int(of_kv.max()) // at_once), 1)
             forward, backward = report.predicted(

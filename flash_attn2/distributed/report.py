@@ -134,18 +134,21 @@ def memory(
     size: Elements,
     exchanged: bool,
     kv_heads_at_once: int,
+    gathered: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """int64 bytes beside a rank's own rows, of (outer ranks, ranks that share heads).
 
     whole (outer ranks, 1): rows of all that share heads. Exchanged: they hold queries, keys, values
     and results of these rows. A ring: two buffers of keys and values, and partial results; a
-    gather: keys and values of the whole sequence, of the KV heads computed and those on their way.
+    gather: keys and values in places of the whole sequence, of the KV heads computed, and those on
+    their way of the next, of as many rows as `gathered` says that are sent and that are received.
     """
     kv = size.row + size.row_v
     held = whole * (of_q + of_kv) * kv if exchanged else 0 * whole * of_q
     if scheme == "ring" and whole.shape[0] > 1:
         partial_out = size.batch * size.head_dim_v * size.partial
         held = held + 2 * whole.max() * of_kv * kv + whole * of_q * partial_out
-    elif scheme == "gather" and whole.shape[0] > 1:
-        held = held + 2 * whole.sum() * of_kv.clamp(max=kv_heads_at_once) * kv
+    elif gathered is not None and whole.shape[0] > 1:
+        rows = (whole.sum() + sum(gathered))[:, None]
+        held = held + rows * of_kv.clamp(max=kv_heads_at_once) * kv
     return held
