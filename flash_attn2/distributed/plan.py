@@ -249,7 +249,7 @@ def context_plan(
 
         "ring"    keys and values go round; for masks.causal(), windows and None
         "gather"  every rank gets the keys and values that its queries see (by blocks of 64, of any
-                  head), a slice of KV heads after the other: of as many heads as two slices of a
+                  head), a slice of KV heads after the other: of as many heads as three slices of a
                   whole sequence of this head_dim and dtype take up to `memory_limit` bytes; None:
                   of one head
         "heads"   rows are exchanged for heads and back; any number of ranks, where KV heads are
@@ -300,7 +300,7 @@ def context_plan(
             'heads along one of them, got "heads"'
         )
     schemes = [scheme] if scheme != "auto" else _candidates(pattern, members, both)
-    at_once = _kv_heads_at_once(memory_limit, 4 * seqlen * head_dim * dtype.itemsize)
+    at_once = _kv_heads_at_once(memory_limit, 6 * seqlen * head_dim * dtype.itemsize)
     make = _Maker(seqlen, num_heads, num_heads_kv, pattern, balance, chunk, at_once)
     with torch.device("cpu"):
         plans = [make.plan(members, one) for one in schemes]
@@ -341,14 +341,15 @@ def _positive(name: str, value: Any) -> int:
 
 
 def _kv_heads_at_once(limit: Any, of_one: int) -> int:
-    """KV heads of which two slices fit, where that of one head has so many bytes."""
+    """KV heads of which three slices fit, where those of one head have so many bytes."""
     if limit is None:
         return 1
     limit = _positive("memory_limit", limit)
     if limit < of_one:
         raise ValueError(
-            f"memory_limit must be at least {of_one}, the bytes of keys and values of two KV heads "
-            f"of the whole sequence, one computed and one on its way, got {limit}"
+            f"memory_limit must be at least {of_one}, the bytes of keys and values of a KV head "
+            "of the whole sequence that is computed, and of the next, sent and received, "
+            f"got {limit}"
         )
     return int(limit // of_one)
 

@@ -77,7 +77,7 @@ def nothing(group: Any, scheme: str) -> None:
 
 def limited(group: Any) -> None:
     """Gathers of several KV heads at a time, of which the last may be fewer."""
-    of_one = 4 * 50 * HEAD_DIM * 8
+    of_one = 6 * 50 * HEAD_DIM * 8
     given = {"scheme": "gather", "head_dim": HEAD_DIM, "dtype": torch.float64}
     for heads, count in (((6, 3), 2), ((4, 4), 3), ((4, 2), 5)):
         limit = (count + 1) * of_one - 1
