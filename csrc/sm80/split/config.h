@@ -98,8 +98,8 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
   }
 
  private:
-  CUTE_DEVICE static KeyRows rows_of(TensorRef const& t, int32_t width, SplitArgs const& args,
-                                     SplitWorkTile const& work) {
+  CUTE_DEVICE static KeyRows rows_of(TensorRef const& t, int32_t const& width,
+                                     SplitArgs const& args, SplitWorkTile const& work) {
     FwdParams const& p = args.problem;
     return {
         t,    p.pages, args.page_size, work.batch, work.first_row_k, work.seqlen_k, work.head_kv,
