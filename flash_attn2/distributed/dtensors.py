@@ -6,6 +6,7 @@ How many each has is the plan's choice, where DTensor's own would be equal chunk
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Spread(NamedTuple):
         if torch.compiler.is_compiling():
             self._require_chunks()
             return _whole(x, dim, self)
-        found: Tensor = _Whole.apply(x, dim, self)  # type: ignore[no-untyped-call]
+        found: Tensor = _Moved.apply(x, dim, self, _whole, _rows)  # type: ignore[no-untyped-call]
         return found
 
     def rows(self, x: Tensor, dim: int) -> Tensor:
@@ -38,7 +39,7 @@ class Spread(NamedTuple):
         if torch.compiler.is_compiling():
             self._require_chunks()
             return x.to_local()  # type: ignore[attr-defined,no-any-return]
-        found: Tensor = _Rows.apply(x, dim, self)  # type: ignore[no-untyped-call]
+        found: Tensor = _Moved.apply(x, dim, self, _rows, _whole)  # type: ignore[no-untyped-call]
         return found
 
     def _require_chunks(self) -> None:
@@ -52,6 +53,9 @@ class Spread(NamedTuple):
                 f"got those of a plan with {plan.rows}: pass their local rows, or choose a seqlen "
                 "that divides"
             )
+
+
+_Move = Callable[[Tensor, int, Spread], Tensor]
 
 
 def spread_of(q: Any, k: Any, v: Any, plan: ContextPlan) -> Spread | None:
@@ -138,26 +142,17 @@ def _local(name: str, x: Any, spread: Spread | None, rows: int | None = None) ->
 # by those, and put one together from them.
 
 
-class _Whole(torch.autograd.Function):
+class _Moved(torch.autograd.Function):
+    """`there` of x, whose gradient comes `back`: one is _whole and the other _rows."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, spread: Spread) -> Tensor:
-        ctx.dim, ctx.spread = dim, spread
-        return _whole(x, dim, spread)
+    def forward(ctx: Any, x: Tensor, dim: int, spread: Spread, there: _Move, back: _Move) -> Tensor:
+        ctx.dim, ctx.spread, ctx.back = dim, spread, back
+        return there(x, dim, spread)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        return _rows(grad, ctx.dim, ctx.spread), None, None
-
-
-class _Rows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, spread: Spread) -> Tensor:
-        ctx.dim, ctx.spread = dim, spread
-        return _rows(x, dim, spread)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        return _whole(grad, ctx.dim, ctx.spread), None, None
+        return ctx.back(grad, ctx.dim, ctx.spread), None, None, None, None
 
 
 def _whole(x: Tensor, dim: int, spread: Spread) -> Tensor:

@@ -11,7 +11,6 @@ of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -122,20 +121,6 @@ class Gather:
         self._share = share
         self._slices = slices_of(share, at_once)
 
-    # Asked for when they are needed, since shapes are known without.
-
-    @cached_property
-    def _sent(self) -> list[tuple[Part, ...]]:
-        """Own rows, to each rank."""
-        outer = self._outer
-        return [outer.needed(rank, outer.index) for rank in range(outer.size)]
-
-    @cached_property
-    def _got(self) -> list[tuple[Part, ...]]:
-        """Rows of each rank."""
-        outer = self._outer
-        return [outer.needed(outer.index, rank) for rank in range(outer.size)]
-
     # Forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -187,7 +172,8 @@ class Gather:
         their way."""
         mine = torch.cat([x[:, :, own.kv].flatten(2) for x in (k, v)], 2)
         return self._exchange(
-            [_rows(mine, [(x.first, x.rows) for x in parts]) for parts in self._sent], self._got
+            [_rows(mine, [(x.first, x.rows) for x in parts]) for parts in self._outer.sent],
+            self._outer.got,
         )
 
     def _exchange(
@@ -218,7 +204,7 @@ class Gather:
         """Columns of what came, by places in the sequence, as (batch, seqlen, *shape)."""
         batch, size = received[0].shape[0], shape[0] * shape[1]
         whole = received[0].new_zeros((batch, self._outer.seqlen, size))
-        for x, rows_of in zip(received, self._got, strict=True):
+        for x, rows_of in zip(received, self._outer.got, strict=True):
             came = torch.split(x.narrow(2, first, size), [part.rows for part in rows_of], 1)
             for part, rows in zip(rows_of, came, strict=True):
                 part.of_whole(whole, 1).copy_(rows)
@@ -308,7 +294,8 @@ class Gather:
     def _send_home(self, of_keys: Tensor) -> tuple[list[Tensor], Pending]:
         """Sums to the ranks that have the keys; those of the own rows by each, on their way."""
         return self._exchange(
-            [_rows(of_keys, [(x.start, x.rows) for x in parts]) for parts in self._got], self._sent
+            [_rows(of_keys, [(x.start, x.rows) for x in parts]) for parts in self._outer.got],
+            self._outer.sent,
         )
 
     def _receive(
@@ -319,7 +306,7 @@ class Gather:
         first = received[0]
         rows = self._outer.rows(self._outer.index)
         total = first.new_zeros((first.shape[0], rows, first.shape[2]))
-        for x, rows_of in zip(received, self._sent, strict=True):
+        for x, rows_of in zip(received, self._outer.sent, strict=True):
             came = torch.split(x, [part.rows for part in rows_of], 1)
             for part, sums in zip(rows_of, came, strict=True):
                 part.of(total, 1).add_(sums)

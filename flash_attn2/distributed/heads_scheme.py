@@ -16,7 +16,7 @@ from flash_attn2.distributed.exchange import Parties, Table, gathered, to_heads,
 from flash_attn2.distributed.gather import Gather
 from flash_attn2.distributed.head_shares import HeadShare
 from flash_attn2.distributed.kv_heads import expanded, reduced
-from flash_attn2.distributed.outer import Call, Outer
+from flash_attn2.distributed.outer import Call
 from flash_attn2.distributed.plan import ContextPlan
 from flash_attn2.distributed.ring import Ring
 from flash_attn2.masks.leaves import Window
@@ -92,11 +92,10 @@ class HeadsScheme:
         plan = self._plan
         if plan.scheme == "heads":
             return None
-        outer = Outer(plan)
         if plan.scheme == "gather":
-            return Gather(outer, self.share, plan.kv_heads_at_once)
+            return Gather(plan.outer, self.share, plan.kv_heads_at_once)
         assert isinstance(plan.pattern, Window)
-        return Ring(outer, self.share, plan.pattern)
+        return Ring(plan.outer, self.share, plan.pattern)
 
     # Forward
 

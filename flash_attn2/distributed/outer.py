@@ -59,11 +59,7 @@ class Outer:
     @cached_property
     def parts(self) -> tuple[tuple[Part, ...], ...]:
         """Of each rank, in their order there."""
-        heads, ranges = self._plan.ranks.heads, self._plan.ranges
-        return tuple(
-            _parts(row for j in range(heads) for row in ranges.of(i * heads + j))
-            for i in range(self.size)
-        )
+        return tuple(_parts(self._plan.outer_ranges.of(rank)) for rank in range(self.size))
 
     @property
     def own(self) -> tuple[Part, ...]:
@@ -72,7 +68,17 @@ class Outer:
     def rows(self, rank: int) -> int:
         return sum(part.rows for part in self.parts[rank])
 
-    def needed(self, rank: int, of: int) -> tuple[Part, ...]:
+    @cached_property
+    def sent(self) -> tuple[tuple[Part, ...], ...]:
+        """Of a gather: own rows whose keys each rank needs."""
+        return tuple(self._needed(rank, self.index) for rank in range(self.size))
+
+    @cached_property
+    def got(self) -> tuple[tuple[Part, ...], ...]:
+        """Of a gather: rows of each rank whose keys are needed here."""
+        return tuple(self._needed(self.index, rank) for rank in range(self.size))
+
+    def _needed(self, rank: int, of: int) -> tuple[Part, ...]:
         """Rows of `of` whose keys the queries of `rank` see, one after the other."""
         needed = self._plan.needed_keys
         assert needed is not None

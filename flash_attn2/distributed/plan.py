@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from flash_attn2.distributed.traffic import Elements, traffic
 from flash_attn2.distributed.work import ALL, Work
 from flash_attn2.masks import BlockMask, Pattern, causal
 from flash_attn2.masks.leaves import Window
+
+if TYPE_CHECKING:
+    from flash_attn2.distributed.outer import Outer
 
 __all__ = ["ContextPlan", "context_plan"]
 
@@ -105,7 +108,13 @@ class ContextPlan:
         """Heads of each of the ranks that share rows."""
         return head_shares(self.num_heads, self.num_heads_kv, self.ranks.heads)
 
-    # What it costs
+    # Rows and keys of the outer scheme
+
+    @cached_property
+    def outer(self) -> Outer:
+        from flash_attn2.distributed.outer import Outer
+
+        return Outer(self)
 
     @cached_property
     def outer_ranges(self) -> Ranges:
@@ -129,6 +138,8 @@ class ContextPlan:
         values."""
         needed = self.needed_keys
         return digest(self.signature, None if needed is None else tuple(needed))
+
+    # What it costs
 
     @cached_property
     def _rows_sent(self) -> tuple[Tensor, Tensor] | None:
