@@ -2,6 +2,9 @@
 
 // Instructions of sm_90a that CUDA C++ has no function for; a function for each.
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 namespace selftest {
@@ -100,6 +103,24 @@ __device__ inline void bulk_store(void* to, void const* from, int bytes) {
                "r"(shared_address(from)), "r"(bytes)
                : "memory");
 }
+// Adds to each element of global memory.
+#define FA2_SELFTEST_BULK_ADD(type, operation)                                   \
+  __device__ inline void bulk_add(type* to, type const* from, int bytes) {       \
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group." operation \
+                 " [%0], [%1], "                                                 \
+                 "%2;" ::"l"(to),                                                \
+                 "r"(shared_address(from)), "r"(bytes)                           \
+                 : "memory");                                                    \
+  }
+FA2_SELFTEST_BULK_ADD(float, "add.f32")
+FA2_SELFTEST_BULK_ADD(double, "add.f64")
+FA2_SELFTEST_BULK_ADD(__half, "add.noftz.f16")
+FA2_SELFTEST_BULK_ADD(__nv_bfloat16, "add.noftz.bf16")
+FA2_SELFTEST_BULK_ADD(uint32_t, "add.u32")
+FA2_SELFTEST_BULK_ADD(int32_t, "add.s32")
+FA2_SELFTEST_BULK_ADD(unsigned long long, "add.u64")
+#undef FA2_SELFTEST_BULK_ADD
+
 __device__ inline void bulk_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }

@@ -67,10 +67,29 @@ void end_reading(BulkStore& store) {
   current_cta().shadow.end_unit_read(current_warp(), current->lane, store.source, store.bytes);
 }
 
+// As the detector of races sees it: additions race with each other where their order matters.
+GlobalAccess access_of(BulkStore const& store) {
+  if (!store.sum || (grid.options.ordered_sums && is_float(*store.sum))) {
+    return GlobalAccess::kStore;
+  }
+  return GlobalAccess::kAtomic;
+}
+
+void move_data(BulkStore& store) {
+  if (store.moved) return;
+  read_source(store);
+  if (store.sum) {
+    add_elements(*store.sum, store.target, store.data.data(), store.bytes);
+  } else {
+    std::memcpy(store.target, store.data.data(), store.bytes);
+  }
+  store.moved = true;
+}
+
 void land(BulkStore& store) {
   end_reading(store);
-  check_global(store.target, store.bytes, GlobalAccess::kStore, store.site);
-  std::memcpy(store.target, store.data.data(), store.bytes);
+  check_global(store.target, store.bytes, access_of(store), store.site);
+  move_data(store);
   wake_pollers();
 }
 
@@ -139,19 +158,18 @@ void bulk_load(void const* site, uint64_t offset, void const* source, uint32_t b
   wake_pollers();  // one that waits for the mbarrier lands it
 }
 
-void bulk_store(void const* site, void* target, uint64_t offset, uint32_t bytes) {
+void bulk_store(void const* site, void* target, uint64_t offset, uint32_t bytes,
+                std::optional<AtomicType> sum) {
   check_places(site, offset, target, bytes);
-  int const buffer = check_global(target, bytes, GlobalAccess::kStore, site);
-  count_bulk_copy(AccessKind::kGlobalStore, buffer, target, bytes);
+  BulkStore store{site, static_cast<char*>(target), uint32_t(offset), bytes, 0, sum};
+  int const buffer = check_global(target, bytes, access_of(store), site);
+  count_bulk_copy(sum ? AccessKind::kGlobalAtomic : AccessKind::kGlobalStore, buffer, target,
+                  bytes);
   if (grid.options.races) {
     current_cta().shadow.begin_unit_read(current_warp(), current->lane, uint32_t(offset), bytes,
                                          site);
   }
-  BulkStore store{site, static_cast<char*>(target), uint32_t(offset), bytes, 0, false, {}};
-  if (moves_at_once()) {
-    read_source(store);
-    std::memcpy(target, store.data.data(), bytes);
-  }
+  if (moves_at_once()) move_data(store);
   current->bulk_stores.start(std::move(store));
 }
 

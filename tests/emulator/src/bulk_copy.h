@@ -3,7 +3,10 @@
 // cp.async.bulk: copies of whole ranges, by units that see memory through a proxy of their own.
 
 #include <cstdint>
+#include <optional>
 #include <vector>
+
+#include "emu/atomics.h"
 
 namespace emu {
 
@@ -24,8 +27,10 @@ struct BulkStore {
   uint32_t source;  // offset in shared memory
   uint32_t bytes;
   uint32_t group;
-  bool has_read;           // the source may be written again
-  std::vector<char> data;  // of the source, once read
+  std::optional<AtomicType> sum;  // of what is added to the target, element for element
+  bool has_read = false;          // the source may be written again
+  bool moved = false;             // early: the target has it, though nobody may rely on it
+  std::vector<char> data = {};    // of the source, once read
 };
 
 class BulkStoreQueue {

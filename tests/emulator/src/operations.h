@@ -3,7 +3,9 @@
 // What threads do other than computing in registers; a function for each thing. `site` is the
 // instruction, which a report names. Addresses in shared memory are offsets.
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "emu/atomics.h"
 
@@ -89,7 +91,9 @@ bool mbarrier_test(void const* site, uint64_t offset, MbarrierPhase wanted);
 // ---- bulk copies; `offset` is in shared memory
 void bulk_load(void const* site, uint64_t offset, void const* source, uint32_t bytes,
                uint64_t mbarrier);
-void bulk_store(void const* site, void* target, uint64_t offset, uint32_t bytes);
+// With a type, the target's elements of it become sums.
+void bulk_store(void const* site, void* target, uint64_t offset, uint32_t bytes,
+                std::optional<AtomicType> sum = {});
 void bulk_store_commit();
 void bulk_store_wait(int pending, bool reading_only);
 
@@ -108,5 +112,8 @@ struct Atomic {
 };
 uint64_t atomic(void const* site, void* address, Atomic const& what);
 uint64_t atomic_shared(void const* site, uint64_t offset, Atomic const& what);
+bool is_float(AtomicType type);
+// To the elements of this type at `target`, what is at `values`.
+void add_elements(AtomicType type, char* target, char const* values, size_t bytes);
 
 }  // namespace emu

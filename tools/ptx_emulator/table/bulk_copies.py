@@ -1,8 +1,12 @@
-"""``cp.async.bulk`` between global and shared memory, and the fence of its proxy."""
+"""``cp.async.bulk`` between global and shared memory, its additions, and the fence of its proxy."""
 
 from __future__ import annotations
 
 from tools.ptx_emulator.table.forms import form
+
+# What is added to global memory, element for element. Halves keep their subnormal numbers.
+_ADDITIONS = {f".add.{kind}": kind for kind in ("u32", "s32", "u64", "f32", "f64")}
+_ADDITIONS |= {f".add.noftz.{kind}": kind for kind in ("f16", "bf16")}
 
 # A hint for the L2 cache changes nothing.
 for hint, operand in (("", ""), (".L2::cache_hint", " u64")):
@@ -17,6 +21,12 @@ for hint, operand in (("", ""), (".L2::cache_hint", " u64")):
         f"= address address u32{operand}",
         "bulk_store({site}, {a}, {b}, {c})",
     )
+    for addition, kind in _ADDITIONS.items():
+        form(
+            f"cp.reduce.async.bulk.global.shared.bulk_group{hint}{addition}",
+            f"= address address u32{operand}",
+            f"bulk_add({{site}}, AtomicType::k{kind.capitalize()}, {{a}}, {{b}}, {{c}})",
+        )
 
 form("cp.async.bulk.commit_group", "=", "bulk_store_commit()")
 form("cp.async.bulk.wait_group", "= u32", "bulk_store_wait({a})")

@@ -2,6 +2,7 @@
 
 // mbarriers and the bulk copies that they count. Shared memory is addressed by offset.
 
+#include "ptx/memory.h"
 #include "ptx/module.h"
 
 namespace emu::ptx {
@@ -18,6 +19,7 @@ bool mbarrier_test_parity(Site const* site, u64 mbarrier, u32 parity, bool acqui
 // cp.async.bulk
 void bulk_load(Site const* site, u64 to, u64 from, u32 bytes, u64 mbarrier);
 void bulk_store(Site const* site, u64 to, u64 from, u32 bytes);
+void bulk_add(Site const* site, AtomicType type, u64 to, u64 from, u32 bytes);
 void bulk_store_commit();
 void bulk_store_wait(u32 pending);
 void bulk_store_wait_read(u32 pending);

@@ -31,6 +31,9 @@ void bulk_load(Site const* site, u64 to, u64 from, u32 bytes, u64 mbarrier) {
 void bulk_store(Site const* site, u64 to, u64 from, u32 bytes) {
   emu::bulk_store(site, reinterpret_cast<void*>(to), from, bytes);
 }
+void bulk_add(Site const* site, AtomicType type, u64 to, u64 from, u32 bytes) {
+  emu::bulk_store(site, reinterpret_cast<void*>(to), from, bytes, type);
+}
 void bulk_store_commit() { emu::bulk_store_commit(); }
 void bulk_store_wait(u32 pending) { emu::bulk_store_wait(int(pending), false); }
 void bulk_store_wait_read(u32 pending) { emu::bulk_store_wait(int(pending), true); }
