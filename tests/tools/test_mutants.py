@@ -245,7 +245,7 @@ def test_kernels_alike_have_the_same_faults() -> None:
 
 def test_selection() -> None:
     mutants = {
-        n: {"stratum": stratum, "kernel": "fwd" if n % 2 else "bwd"}
+        n: {"stratum": stratum, "unit": f"unit{n % 3}", "kernel": "fwd" if n % 2 else "bwd"}
         for n, stratum in enumerate(stratum for stratum in STRATA for _ in range(20))
     }
     met = set(range(10, 100))
@@ -256,6 +256,7 @@ def test_selection() -> None:
     assert Selection(1, 5).of(mutants, met) == of
     assert Selection(2, 5).of(mutants, met) != of
     assert {mutants[n]["kernel"] for n in Selection(1, 5, "f.d").of(mutants, met)} == {"fwd"}
+    assert {n % 6 for n in Selection(1, 5, "unit2 f.d").of(mutants, met)} == {5}
     assert sorted(Selection(1, 5, numbers=frozenset({3, 50, 12})).of(mutants, met)) == [12, 50]
 
 
@@ -266,28 +267,41 @@ def test_record(tmp_path: Path) -> None:
     run = Run(True, 0.5, frozenset({1, 2, 3, 7}))
     record.keep_run("test", "hash", run)
     record.keep_noticed(7, {"outcome": "wrong", "test": "test"})
+    record.keep_withstood(3, ["test", "another test"])
     record.save()
     again = Record(path, module)
     assert again.run_of("test", "hash") == run
     assert again.run_of("test", "another hash") is None
     assert again.noticed(7, ["test"]) == {"outcome": "wrong", "test": "test"}
     assert again.noticed(7, ["another test"]) is None
+    assert again.withstood(3) == {"test", "another test"}
+    again.keep_run("test", "another hash", run)
+    assert again.withstood(3) == {"another test"}
+    assert again.withstood(7) == frozenset()
     module.write_bytes(b"2")
     assert Record(path, module).run_of("test", "hash") is None
 
 
 def test_summary_has_the_survivors() -> None:
-    common = {"kernel": "k", "line": 3, "source": "a.h:7", "stratum": "values", "instead": "c"}
+    common = {
+        "unit": "u",
+        "kernel": "k",
+        "line": 3,
+        "source": "a.h:7",
+        "stratum": "values",
+        "instead": "c",
+    }
     results = [
         common | {"number": 1, "kind": "constant", "instruction": "a", "outcome": "wrong"},
         common | {"number": 2, "kind": "constant", "instruction": "b", "outcome": "survived"},
     ]
     lines = summary(results).splitlines()
     assert lines[0].split() == ["reported", "wrong", "hangs", "survived", "noticed"]
-    assert lines[1].split() == ["values", "0", "1", "0", "1", "50.0%"]
-    assert lines[2].split() == ["constant", "0", "1", "0", "1", "50.0%"]
-    assert lines[3].split() == ["all", "0", "1", "0", "1", "50.0%"]
-    assert lines[4:] == ["2 constant, PTX line 3, a.h:7", "    b -> c    k"]
+    assert lines[1].split() == ["u", "0", "1", "0", "1", "50.0%"]
+    assert lines[2].split() == ["values", "0", "1", "0", "1", "50.0%"]
+    assert lines[3].split() == ["constant", "0", "1", "0", "1", "50.0%"]
+    assert lines[4].split() == ["all", "0", "1", "0", "1", "50.0%"]
+    assert lines[5:] == ["2 constant, PTX line 3, a.h:7", "    b -> c    k"]
 
 
 # Tests whose kernels come to faults, as the plugin sees them, in a process of their own.
@@ -312,12 +326,13 @@ from pathlib import Path
 import pytest
 import module
 from tools.mutants import plugin
-plugin._SECONDS_TO_END = 0.3
-fault = {"stratum": "guards", "kernel": "k", "kind": "", "line": 1, "instruction": "", "source": ""}
+plugin._SECONDS_TO_END, plugin._FIRST_SECONDS = 0.3, 0.0
+fault = {"stratum": "guards", "unit": "u", "kernel": "k", "kind": "", "line": 1}
+fault |= {"instruction": "", "source": ""}
 here = Path(__file__).parent
 mutants = {n: fault | {"number": n} for n in range(1, 6)}
 record = plugin.Record(here / "record.json", Path(module.__file__))
-tried = plugin.MutantsPlugin(module, plugin.Selection(1, 5), mutants, record)
+tried = plugin.MutantsPlugin(module, plugin.Selection(1, 5), mutants, record, jobs=2)
 pytest.main(["-q", "-s", "-p", "no:cacheprovider", str(here / "test_tried.py")], plugins=[tried])
 outcomes = {r["number"]: (r["outcome"], r.get("test", "").split("::")[-1]) for r in tried.results}
 (here / "outcomes.json").write_text(json.dumps([sorted(outcomes.items()), tried.not_met]))

@@ -52,7 +52,7 @@ def build(seed: int, per_kernel: int, head_dims: str, jobs: int) -> None:
     shutil.copytree(python, PACKAGE / "flash_attn2", ignore=ignored, dirs_exist_ok=True)
 
 
-def run(selection: Selection, arguments: list[str]) -> int:
+def run(selection: Selection, arguments: list[str], jobs: int) -> int:
     """Tries the faults; in a process that has the package on its path."""
     import pytest
 
@@ -60,7 +60,8 @@ def run(selection: Selection, arguments: list[str]) -> int:
 
     module = backends.load("sm80-emulated").module
     record = Record(BUILD / "record.json", Path(module.__file__ or ""))
-    plugin = MutantsPlugin(module, selection, read_mutants(ROOT / "build" / "nvcc"), record)
+    mutants = read_mutants(ROOT / "build" / "nvcc")
+    plugin = MutantsPlugin(module, selection, mutants, record, jobs)
     paths = [str(ROOT / a) if a.startswith("tests") else a for a in arguments]
     # -s: what tests print in processes of their own goes nowhere.
     options = ["-q", "-s", "--tb=short", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
@@ -87,10 +88,15 @@ def main(arguments: list[str]) -> int:
         default=200,
         help="tried of each stratum but order, which is whole",
     )
-    add("--kernels", default="", metavar="REGEX", help="tried of these kernels only")
+    add(
+        "--kernels",
+        default="",
+        metavar="REGEX",
+        help="tried of these kernels only: a unit (split_hd64_plain_few), a space, a mangled name",
+    )
     add("--numbers", default="", metavar="N,N...", help="try these faults instead")
     add("--seconds", type=float, help="processor time of tests that a fault gets; all by default")
-    add("--jobs", type=int, default=2, help="compilers at a time")
+    add("--jobs", type=int, default=2, help="compilers, and tests, at a time")
     add("--in-package", action="store_true", help=argparse.SUPPRESS)
     at = arguments.index("--") if "--" in arguments else len(arguments)
     given = parser.parse_args(arguments[:at])
@@ -98,7 +104,7 @@ def main(arguments: list[str]) -> int:
     if given.in_package:
         numbers = frozenset(map(int, given.numbers.split(","))) if given.numbers else frozenset()
         selection = Selection(given.seed, given.count, given.kernels, numbers, given.seconds)
-        return run(selection, tests)
+        return run(selection, tests, given.jobs)
     build(given.seed, given.per_kernel, given.head_dims, given.jobs)
     environment = os.environ | {"PYTHONPATH": f"{PACKAGE}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "tools.mutants", *arguments[:at], "--in-package", "--", *tests]

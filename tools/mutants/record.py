@@ -30,13 +30,18 @@ class Record:
         self._path, self._module = path, hash_of(module)
         self._runs: dict[str, dict[str, Any]] = {}
         self._noticed: dict[str, dict[str, str]] = {}
+        self._withstood: dict[str, list[str]] = {}
         if path.is_file():
             known = json.loads(path.read_text())
             if known["module"] == self._module:
                 self._runs, self._noticed = known["runs"], known["noticed"]
+                self._withstood = known["withstood"]
 
     def save(self) -> None:
-        known = {"module": self._module, "runs": self._runs, "noticed": self._noticed}
+        known = {
+            **{"module": self._module, "runs": self._runs, "noticed": self._noticed},
+            "withstood": self._withstood,
+        }
         self._path.write_text(json.dumps(known))
 
     def run_of(self, test: str, file: str) -> Run | None:
@@ -47,6 +52,9 @@ class Record:
         return Run(known["passes"], known["seconds"], frozenset(_numbers(known["met"])))
 
     def keep_run(self, test: str, file: str, run: Run) -> None:
+        """What a fault has withstood is forgotten of a test that is another one than before."""
+        for number, tests in self._withstood.items():
+            self._withstood[number] = [name for name in tests if name != test]
         self._runs[test] = {
             **{"file": file, "passes": run.passes, "seconds": run.seconds},
             "met": _ranges(run.met),
@@ -59,6 +67,13 @@ class Record:
 
     def keep_noticed(self, number: int, result: dict[str, str]) -> None:
         self._noticed[str(number)] = result
+
+    def withstood(self, number: int) -> frozenset[str]:
+        """Tests that have not noticed a fault."""
+        return frozenset(self._withstood.get(str(number), ()))
+
+    def keep_withstood(self, number: int, tests: Iterable[str]) -> None:
+        self._withstood.setdefault(str(number), []).extend(tests)
 
 
 def _ranges(numbers: Iterable[int]) -> list[list[int]]:

@@ -15,17 +15,18 @@ def outcome_of(words: str) -> str:
 
 
 def summary(results: Iterable[dict[str, Any]]) -> str:
-    """How many were noticed, by stratum and kind; then the survivors."""
+    """How many were noticed, by unit, by stratum and kind; then the survivors."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     survivors = []
     for result in results:
-        for key in ((result["stratum"], result["kind"]), (result["stratum"], ""), ("~all", "")):
+        stratum, kind, unit = result["stratum"], result["kind"], result["unit"]
+        for key in ((stratum, kind), (stratum, ""), ("~all", ""), (f" {unit}", "")):
             counts.setdefault(key, Counter())[result["outcome"]] += 1
         if result["outcome"] == "survived":
             survivors.append(result)
     lines = [f"{'':34}" + "".join(f"{name:>9}" for name in OUTCOMES) + "  noticed"]
     for (stratum, kind), count in sorted(counts.items()):
-        name = f"  {kind}" if kind else stratum.lstrip("~")
+        name = f"  {kind}" if kind else stratum.strip(" ~")
         rate = 100 * (1 - count["survived"] / count.total())
         lines.append(f"{name:34}" + "".join(f"{count[o]:9}" for o in OUTCOMES) + f"{rate:8.1f}%")
     for r in survivors:
