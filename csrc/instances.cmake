@@ -6,7 +6,7 @@
 
 set(FA2_CUDA_FAMILIES sm80)
 # Widths of heads: one of all, or one of queries and keys and one of values. kBuckets in sm80/tiles.h.
-set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192/128 192 256)
+set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192/128 192 256 512)
 
 set(FA2_ELEMENT_TYPE_float16 cute::half_t)
 set(FA2_ELEMENT_TYPE_bfloat16 cute::bfloat16_t)
@@ -51,18 +51,24 @@ set(FA2_sm80_bias_rows_HEADER bias_backward/rows_instance.h)
 set(FA2_sm80_ELEMENTS float16 bfloat16)
 set(FA2_sm80_VARIANTS Plain Modified Dropout Listed ListedDropout)
 set(FA2_sm80_SPLIT_VARIANTS Plain Modified)  # a KV cache knows no dropout
-set(FA2_sm80_fwd_SMALL_BUCKETS 192 256)      # has_small_tile in sm80/tiles.h
+set(FA2_sm80_fwd_SMALL_BUCKETS 192 256 512)  # has_small_tile in sm80/tiles.h
+set(FA2_sm80_fwd_NOT_SMALL 512_Listed 512_ListedDropout)
 set(FA2_sm80_bwd_SMALL_BUCKETS 128 192/128 192 256)  # has_small_bwd_tile in sm80/backward/tiles.h
+set(FA2_sm80_bwd_NOT_BUILT 512)                      # has_bwd_tile there
 
 macro(fa2_sm80_instances buckets)
   foreach(bucket IN ITEMS ${buckets})
     string(REPLACE "/" "v" hd "hd${bucket}")
     string(REPLACE "/" ", " widths "Bucket(${bucket})")
     foreach(kind IN ITEMS fwd bwd)
+      if(bucket IN_LIST FA2_sm80_${kind}_NOT_BUILT)
+        continue()
+      endif()
       foreach(variant IN LISTS FA2_sm80_VARIANTS)
         fa2_add_instances(${kind}_${hd}_${variant} ${kind}
                           ", ${widths}, Variant::k${variant}, false")
-        if(bucket IN_LIST FA2_sm80_${kind}_SMALL_BUCKETS)
+        if(bucket IN_LIST FA2_sm80_${kind}_SMALL_BUCKETS AND
+           NOT "${bucket}_${variant}" IN_LIST FA2_sm80_${kind}_NOT_SMALL)
           fa2_add_instances(${kind}_${hd}_${variant}_small ${kind}
                             ", ${widths}, Variant::k${variant}, true")
         endif()
@@ -133,6 +139,15 @@ function(fa2_generate_instances family directory result)
   list(REMOVE_DUPLICATES types)
   set(tables "")
   foreach(type IN LISTS types)
+    if(NOT DEFINED entries_${type})  # no bucket that was chosen has any
+      string(APPEND tables "
+template <>
+std::span<${type} const* const> instances() {
+  return {};
+}
+")
+      continue()
+    endif()
     string(APPEND tables "
 template <>
 std::span<${type} const* const> instances() {

@@ -56,6 +56,8 @@ void take_workspace(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device)
 BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
   FwdParams const& p = params.forward;
   KernelKey const key = kernel_key(p, device, has_small_bwd_tile);
+  FA2_CHECK(has_bwd_tile(key.bucket), "there are no backward kernels for head dims of {} and {}",
+            p.head_dim, p.head_dim_v);
   BwdTile const tile = bwd_tile(key.bucket, key.variant, key.tile == TileKind::kSmall);
   BwdPlan plan{.key = key, .tile = tile};
   plan.num_m_blocks = ceil_div(p.seqs_q.max_seqlen, tile.block_m);

@@ -228,7 +228,11 @@ std::string to_string(FwdPlan::Launch const& launch) {
 // Kernels with no register for a second width (FwdConfig::kOneWidth) leave such heads to others.
 KernelKey forward_key(FwdParams const& p, DeviceInfo const& device) {
   KernelKey key = kernel_key(p, device, has_small_tile);
-  if (p.head_dim_v == p.head_dim) return key;
+  FA2_CHECK(key.tile != TileKind::kSmall || has_small_tile(key.bucket, key.variant),
+            "block masks of heads of more than 256 columns need {} KiB of shared memory a block; "
+            "the device has {}",
+            kLargeSmemBytes / 1024, device.smem_per_block / 1024);
+  if (p.head_dim_v == p.head_dim || key.bucket == Bucket(512)) return key;
   if (key.variant == Variant::kListed && key.bucket == Bucket(128)) key.bucket = {192, 128};
   if (key.variant == Variant::kPlain && has_small_tile(key.bucket)) key.tile = TileKind::kSmall;
   return key;

@@ -23,7 +23,7 @@ struct Bucket {
 };
 
 // The narrowest ones first.
-inline constexpr Bucket kBuckets[] = {32, 64, 96, 128, {192, 128}, 192, 256};
+inline constexpr Bucket kBuckets[] = {32, 64, 96, 128, {192, 128}, 192, 256, 512};
 
 enum class Variant : int32_t {
   kPlain,          // scale only
@@ -56,10 +56,13 @@ struct FwdTile {
   int block_n;          // keys of a step
   int row_warps;        // warps that split the queries
   int column_warps;     // 1, or 2: a pair of warps shares its rows, splits S and O by columns and
-                        // exchanges P through shared memory; fewer ldmatrix for wide heads
+                        // exchanges P through shared memory; fewer ldmatrix for wide heads. Or any
+                        // number with whole_scores
   bool q_in_registers;  // or read anew from shared memory in every step
   int ctas_per_sm;
-  int key_warps = 1;  // warps that split the keys of a step, each with a softmax of its own
+  int key_warps = 1;          // warps that split the keys of a step, each with a softmax of its own
+  bool whole_scores = false;  // column warps split O alone: each has all scores of its rows, which
+                              // are multiplied anew instead of exchanged
 
   constexpr int warps() const { return row_warps * column_warps * key_warps; }
   constexpr int threads() const { return warps() * 32; }
@@ -70,6 +73,11 @@ inline constexpr int kLargeSmemBytes = 160 * 1024;
 
 constexpr bool has_small_tile(Bucket bucket) {
   return bucket.head_dim > 128 && bucket != Bucket(192, 128);
+}
+
+// At 512 the rows of a mask's block do not fit there.
+constexpr bool has_small_tile(Bucket bucket, Variant variant) {
+  return has_small_tile(bucket) && !(bucket == Bucket(512) && is_listed(variant));
 }
 
 // What needs more registers takes fewer keys a step, or does not keep the queries. A Philox call
@@ -92,22 +100,27 @@ constexpr FwdTile fwd_tile(Bucket bucket, Variant variant, bool small) {
     case 192:
       if (small) return {192, 192, 64, 64, 4, 1, false, 1};
       return {192, 192, 128, dropout || listed ? 64 : 96, 4, 2, false, 1};
-    default:
+    case 256:
       if (small) return {256, 256, 64, 32, 4, 1, false, 1};
       if (listed && dropout) return {256, 256, 64, 64, 4, 2, false, 1};
       return {256, 256, 128, 64, 4, 2, false, 1};
+    default:
+      if (small) return {512, 512, 32, 32, 2, 2, false, 1, 1, true};
+      return {512, 512, 64, 32, 4, 2, false, 1, 1, dropout};
   }
 }
 
 // Of the split kernel, whose rows are the heads of a group side by side. Up to kFewRows of them,
 // as in decoding, fill one row of tensor-core tiles: there the warps split the keys, and each key
-// is read from shared memory once.
+// is read from shared memory once. At 512 a warp has no registers for all columns: they split
+// these.
 inline constexpr int kFewRows = 16;
 
 constexpr FwdTile split_tile(Bucket bucket, Variant variant, bool few_rows) {
   bool const plain = variant == Variant::kPlain;
   if (few_rows) {
     auto const [width, width_v] = bucket;
+    if (width == 512) return {512, 512, kFewRows, 32, 1, 4, false, 1, 1, true};
     int const block_n = width > 128 ? 64 : 128, ctas = width_v > 128 ? 1 : 2;
     return {width, width_v, kFewRows, block_n, 1, 1, width <= 128, ctas, 4};
   }
@@ -118,7 +131,8 @@ constexpr FwdTile split_tile(Bucket bucket, Variant variant, bool few_rows) {
     case 96: return {96, 96, 128, plain ? 64 : 32, 4, 1, false, 2};
     case 128: return {128, 128, 128, plain ? 48 : 32, 4, 1, false, 2};
     case 192: return {192, 192, 64, 64, 4, 1, false, 1};
-    default: return {256, 256, 64, 32, 4, 1, false, 1};
+    case 256: return {256, 256, 64, 32, 4, 1, false, 1};
+    default: return {512, 512, 32, 32, 2, 2, false, 1, 1, true};
   }
 }
 

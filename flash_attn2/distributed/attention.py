@@ -94,7 +94,8 @@ def context_attention(
         if torch.is_autocast_enabled(q.device.type):
             q, k, v = to_autocast_dtype(q.device.type, q, k, v)
         if plan.scheme != "heads" and not torch.compiler.is_compiling():
-            require_kernels(q, v)
+            differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+            require_kernels(q, v, differentiated)
     except Exception:
         if isinstance(plan, ContextPlan) and not torch.compiler.is_compiling():
             agreement.refuse(plan.ranks)

@@ -48,10 +48,19 @@ std::string error_of(FwdParams const& p, DeviceInfo const& device = kA100) {
 }
 
 TEST(head_dims_are_rounded_up_to_a_bucket) {
-  for (int bucket : {32, 64, 96, 128, 192, 256}) {
+  for (int bucket : {32, 64, 96, 128, 192, 256, 512}) {
     EXPECT(only_launch(problem(bucket)).key.bucket == bucket);
     EXPECT(only_launch(problem(bucket - 8)).key.bucket == bucket);
   }
+}
+
+std::string backward_error_of(FwdParams const& p) {
+  try {
+    plan_backward({.forward = p}, kA100);
+  } catch (Error const& error) {
+    return error.what();
+  }
+  return "";
 }
 
 BwdTile backward_tile(FwdParams const& p, DeviceInfo const& device = kA100) {
@@ -75,6 +84,20 @@ TEST(widths_take_the_narrowest_bucket_that_holds_both) {
     EXPECT(Bucket(launch.tile.head_dim, launch.tile.head_dim_v) == bucket);
     BwdTile const tile = backward_tile(p);
     EXPECT(Bucket(tile.head_dim, tile.head_dim_v) == bucket);
+  }
+}
+
+TEST(wider_heads_have_one_bucket_and_no_backward_kernel) {
+  int const widths[][2] = {{264, 8}, {8, 264}, {512, 512}, {320, 504}};
+  for (auto const& [head_dim, head_dim_v] : widths) {
+    FwdParams p = problem(head_dim);
+    p.head_dim_v = head_dim_v;
+    for (DeviceInfo const& device : {kA100, kRtx3090}) {
+      FwdPlan::Launch const launch = only_launch(p, device);
+      EXPECT(launch.key.bucket == 512);
+      EXPECT(launch.key.tile == (device.arch == 80 ? TileKind::kRegular : TileKind::kSmall));
+    }
+    EXPECT(backward_error_of(p).find("no backward kernels") != std::string::npos);
   }
 }
 
@@ -159,6 +182,12 @@ TEST(block_masks_have_kernels_whose_tiles_are_made_of_blocks) {
   }
 }
 
+TEST(block_masks_of_wider_heads_need_a_large_shared_memory) {
+  FwdParams const p = listed_problem(512);
+  EXPECT_EQ(only_launch(p).tile.block_m, 64);
+  EXPECT(error_of(p, kRtx3090).find("need 160 KiB of shared memory") != std::string::npos);
+}
+
 TEST(biases_under_a_block_mask_are_for_the_kernels_with_dropout) {
   float entries[1] = {};
   FwdParams p = listed_problem(64);
@@ -189,7 +218,7 @@ TEST(block_masks_are_checked) {
 }
 
 TEST(wide_heads_have_a_tile_for_little_shared_memory) {
-  for (int head_dim : {32, 128, 192, 256}) {
+  for (int head_dim : {32, 128, 192, 256, 512}) {
     EXPECT(only_launch(problem(head_dim)).key.tile == TileKind::kRegular);
     EXPECT_EQ(only_launch(problem(head_dim), kRtx3090).key.tile == TileKind::kSmall,
               head_dim > 128);
@@ -216,7 +245,7 @@ TEST(section_is_what_fits_half_of_the_l2_cache) {
 }
 
 TEST(what_no_kernel_can_run_is_refused) {
-  EXPECT(error_of(problem(264)).find("264") != std::string::npos);
+  EXPECT(error_of(problem(520)).find("520") != std::string::npos);
   EXPECT(error_of(problem(36)).find("multiples of 8") != std::string::npos);
   FwdParams p = problem(64);
   p.dtype = DType::kFloat32;

@@ -78,7 +78,7 @@ def test_a_listing_without_encodings_is_an_error() -> None:
 def test_forward_tile_of_a_name() -> None:
     name = (
         "_ZN3fa24sm805entryINS0_9FwdKernelINS0_9FwdConfigIN7cutlass6half_tEXtlNS0_7FwdTile"
-        "ELi256ELi256ELi128ELi64ELi4ELi2ELb0ELi1ELi1EEELNS0_7VariantE0EEEEEEEvNT_4ArgsE"
+        "ELi256ELi256ELi128ELi64ELi4ELi2ELb0ELi1ELi1ELb0EEELNS0_7VariantE0EEEEEEEvNT_4ArgsE"
     )
     tile = tile_of(name)
     assert (tile.kind, tile.head_dim, tile.block_m, tile.block_n, tile.warps) == (
@@ -109,7 +109,7 @@ def test_backward_tile_of_a_name() -> None:
 
 
 def test_tiles_with_values_of_another_width() -> None:
-    name = "7FwdTileELi192ELi128ELi128ELi48ELi4ELi1ELb0ELi2ELi1EEELNS_7VariantE0E"
+    name = "7FwdTileELi192ELi128ELi128ELi48ELi4ELi1ELb0ELi2ELi1ELb0EEELNS_7VariantE0E"
     tile = tile_of(name)
     assert tile.head_dim == 160
     # 32 rows of a warp: of S 6 blocks of keys and 12 of depth, of O 3 of depth and 16 of columns.
@@ -122,10 +122,19 @@ def test_tiles_with_values_of_another_width() -> None:
     assert tile.epilogue.stores == 10
 
 
+def test_tiles_with_whole_scores() -> None:
+    name = "7FwdTileELi512ELi512ELi32ELi32ELi2ELi2ELb0ELi1ELi1ELb1EEELNS_7VariantE0E"
+    tile = tile_of(name)
+    assert tile.warps == 4
+    # 16 rows of a warp: of S 4 blocks of keys and 32 of depth, of O 2 of depth and 32 of columns.
+    assert tile.turn == Counts(mmas=4 * 32 + 2 * 32, copies=32 * 1024 // 1024, barriers=2)
+    assert tile.prologue.mmas == 0
+
+
 def test_names_without_a_tile_or_with_another_are_refused() -> None:
     with pytest.raises(TileError, match="no tile"):
         tile_of("_ZN3fa24sm8012rows_entryEv")
-    with pytest.raises(TileError, match="has 9 fields"):
+    with pytest.raises(TileError, match="has 10 fields"):
         tile_of("_ZN3fa27FwdTileELi256ELi64EEELNS_7VariantE0E")
 
 

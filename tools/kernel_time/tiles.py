@@ -54,13 +54,15 @@ class TileError(Exception):
 
 def forward_tile(fields: list[int], variant: str) -> Tile:
     """Of a ``FwdTile`` of csrc/sm80/tiles.h."""
-    head_dim, head_dim_v, block_m, block_n, row_warps, column_warps, _, _, key_warps = fields
+    head_dim, head_dim_v, block_m, block_n, row_warps, column_warps, _, _, key_warps, whole = fields
     warps = row_warps * column_warps * key_warps
     per_pass = _COPIED * warps * 32
     scores = block_m * block_n * head_dim // (_MMA_PRODUCTS * warps)
+    if whole:  # each column warp has all of its rows'
+        scores *= column_warps
     outputs = block_m * block_n * head_dim_v // (_MMA_PRODUCTS * warps)
     copied = block_n * (head_dim + head_dim_v)
-    pairs = column_warps == 2
+    pairs = column_warps == 2 and not whole
     # kOverlaps of csrc/sm80/forward/config.h: a turn has the scores of the keys that come next, and
     # what is left of the first and the last turn stands outside.
     overlaps = pairs and variant == _PLAIN
@@ -111,7 +113,7 @@ def backward_tile(fields: list[int], variant: str) -> Tile:
     )
 
 
-_TILES = {"FwdTile": (forward_tile, 9), "BwdTile": (backward_tile, 11)}
+_TILES = {"FwdTile": (forward_tile, 10), "BwdTile": (backward_tile, 11)}
 _VARIANT = re.compile(r"7VariantE(\d)E")
 _TILE = re.compile(r"\d(FwdTile|BwdTile)E((?:L[ib]\d+E)+)")
 

@@ -31,6 +31,9 @@ struct BwdTile {
   constexpr GradQLayout grad_q() const { return {block_m, head_dim, warps()}; }
 };
 
+// Of wider heads neither dK and dV fit into registers, nor all operands into shared memory.
+constexpr bool has_bwd_tile(Bucket bucket) { return bucket.head_dim <= 256; }
+
 // Wide heads have a second tile for devices with less shared memory (sm_86, sm_89: 99 KiB a block).
 constexpr bool has_small_bwd_tile(Bucket bucket) { return bucket.head_dim > 96; }
 

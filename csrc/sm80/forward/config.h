@@ -23,7 +23,7 @@ struct FwdConfig {
   using Element = Element_;
   static constexpr FwdTile kTile = kTile_;
   static constexpr Variant kVariant = kVariant_;
-  static constexpr bool kPairs = kTile.column_warps == 2;
+  static constexpr bool kPairs = kTile.column_warps == 2 && !kTile.whole_scores;
   static constexpr bool kPacked = false;  // a row is a query, not a query and a head
   static constexpr bool kModified = kVariant != Variant::kPlain;
   static constexpr bool kDropout = has_dropout(kVariant);
@@ -35,15 +35,15 @@ struct FwdConfig {
 
   // No register is left to count the columns of values apart from those of keys: heads with two
   // widths have other kernels (forward_key in plan_forward.cpp).
-  static constexpr bool kOneWidth =
-      kOverlaps || (kVariant == Variant::kListed && kTile.head_dim == 128);
+  static constexpr bool kOneWidth = (kOverlaps && kTile.head_dim <= 256) ||
+                                    (kVariant == Variant::kListed && kTile.head_dim == 128);
   static_assert(!kOneWidth || kTile.head_dim == kTile.head_dim_v);
 
   using Warps = FwdWarps<kTile>;
 
   // One warp's blocks: rows (16), columns of S (8), depth of S = Q K' and O = P V (16), and
   // columns of O (8).
-  static constexpr int kWarpKeys = kTile.block_n / Warps::kColumnWarps;
+  static constexpr int kWarpKeys = kTile.block_n / Warps::kKeyParts;
   static constexpr int kM = Warps::kRows / 16;
   static constexpr int kNumS = kWarpKeys / 8;
   static constexpr int kDepthS = kTile.head_dim / 16;
@@ -55,11 +55,18 @@ struct FwdConfig {
   static constexpr int kPadQK = CopyOf<kTile.block_n, kTile.head_dim>::kSmemPad;
   static constexpr int kPadVO = CopyOf<kTile.block_n, kTile.head_dim_v>::kSmemPad;
 
-  using StreamQ = TileStream<Element, kTile.block_m, kTile.head_dim, kTile.threads(), kPadQK>;
+  // Where 99 KiB are just enough, Q and O do without padding: they are copied once.
+  static constexpr int kRowsBytes =
+      int(sizeof(Element)) *
+      (kTile.block_m * kTile.head_dim + kTile.block_n * (kTile.head_dim + kTile.head_dim_v));
+  static constexpr bool kPadsRows = kRowsBytes != 96 * 1024;
+  static constexpr int kPadQ = kPadsRows ? kPadQK : 0, kPadO = kPadsRows ? kPadVO : 0;
+
+  using StreamQ = TileStream<Element, kTile.block_m, kTile.head_dim, kTile.threads(), kPadQ>;
   using StreamK = TileStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
   using StreamV = TileStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO>;
-  using SmemQ = SmemTile<kTile.block_m, kTile.head_dim, kPadQK>;
-  using SmemO = SmemTile<kTile.block_m, kTile.head_dim_v, kPadVO>;
+  using SmemQ = SmemTile<kTile.block_m, kTile.head_dim, kPadQ>;
+  using SmemO = SmemTile<kTile.block_m, kTile.head_dim_v, kPadO>;
   using SmemP = SmemTile<kTile.block_m, kTile.block_n, 16>;
 
   struct Smem {

@@ -25,8 +25,9 @@ struct FwdEpilogue {
       }
     }
     finish_rows(args, smem, mainloop);
+    if constexpr (kTile.whole_scores) __syncthreads();  // others may still read Q
     stage_output(smem, mainloop);
-    if constexpr (Config::kPairs) {
+    if constexpr (kTile.column_warps > 1) {
       __syncthreads();
     } else {
       __syncwarp();  // a warp stages and stores its own rows

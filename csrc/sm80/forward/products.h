@@ -2,6 +2,7 @@
 
 // The products of a forward step, S = Q K' and O += P V, from shared memory. Where warps come in
 // pairs, each has the scores of half of the keys and half of the columns of O: they exchange P.
+// With whole scores each has a share of the columns of O alone.
 
 #include <cute/tensor.hpp>
 
@@ -39,8 +40,8 @@ class FwdProducts {
         tSsQ_(
             ldsm_view<SmemQ>(smem.q, LdsmLanes::rows_first(threadIdx.x % 32), Warps::row_begin())),
         tSsK_(ldsm_view<SmemK, Config::kListed>(smem.k, LdsmLanes::cols_first(threadIdx.x % 32),
-                                                Warps::column_warp() * kNumS * 8)),
-        tOsV_(values_of(smem, Warps::column_warp())),
+                                                Warps::key_part() * kNumS * 8)),
+        tOsV_(values_of(smem, Warps::key_part())),
         tOsV_partner_(values_of(smem, 1 - Warps::column_warp())),
         tPsP_(ldsm_view<SmemP>(smem.probs + (1 - Warps::column_warp()) * kDepthO * SmemP::kSubTile,
                                LdsmLanes::rows_first(threadIdx.x % 32), Warps::row_begin())),
@@ -129,7 +130,7 @@ class FwdProducts {
 
   // This warp's columns of V, at the keys of a column warp.
   CUTE_DEVICE static auto values_of(Smem& smem, int key_warp) {
-    int const first_sub_tile = Config::kPairs ? Warps::column_warp() * (kNumO / 2) : 0;
+    int const first_sub_tile = kTile.column_warps > 1 ? Warps::column_warp() * (kNumO / 2) : 0;
     return ldsm_view<SmemV, Config::kListed>(smem.v + first_sub_tile * SmemV::kSubTile,
                                              LdsmLanes::rows_first(threadIdx.x % 32),
                                              key_warp * kDepthO * 16);

@@ -95,7 +95,7 @@ class FwdScores {
     return smem_.work.row_begin + Warps::row_begin() + lane_row(lane_index());
   }
   CUTE_DEVICE static int warp_first_col(int n) {
-    return n * kTile.block_n + Warps::column_warp() * kNumS * 8;
+    return n * kTile.block_n + Warps::key_part() * kNumS * 8;
   }
   CUTE_DEVICE static int lane_first_col(int n) {
     return warp_first_col(n) + lane_col(lane_index());

@@ -48,8 +48,8 @@ struct CombineKernel {
 
     RowState const row = read_states(args.partials, source, smem);
     FinishedRow const finished = finish_row(row, p.sink != nullptr ? p.sink + head : nullptr);
-    int const col = 2 * int(threadIdx.x);
-    if (col < p.head_dim_v) {
+    CUTE_NO_UNROLL
+    for (int col = 2 * int(threadIdx.x); col < p.head_dim_v; col += 2 * kThreads) {
       float2 const sum = sum_outputs(args.partials.out + col, source, p.head_dim_v, smem);
       Element* const to =
           head_ptr<Element>(p.out, batch, q.first_row, head) + query * p.out.row_stride + col;

@@ -16,6 +16,7 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
   using Args = SplitArgs;
   using Element = Element_;
   using Base::kTile, Base::kPadQK, Base::kPadVO;
+  static_assert(!Base::kPairs, "there is no room for P");
   static constexpr bool kPacked = true;
 
   using StreamK = PagedStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
@@ -24,8 +25,8 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
 
   // Few rows: a CTA goes from split to split and adds up their results. The first keys of the next
   // one are then in flight already, unless wide heads leave no room for that.
-  static constexpr bool kSums = kTile.key_warps > 1;
-  static constexpr bool kKeepsKeys = kTile.head_dim <= 192;
+  static constexpr bool kSums = kTile.block_m == kFewRows;
+  static constexpr bool kKeepsKeys = kTile.head_dim <= 192 || kTile.key_warps == 1;
 
   // Outputs in float32. The padding keeps pairs of neighbouring rows in different banks.
   static constexpr int kOutStride = kTile.head_dim_v + 8;

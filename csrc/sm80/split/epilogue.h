@@ -89,18 +89,20 @@ class SplitEpilogue {
 
   // A warp's sums and outputs, relative to its own bases.
   CUTE_DEVICE void stage(Mainloop& mainloop) {
-    int const lane = lane_index(), warp = Warps::column_warp();
+    int const lane = lane_index(), warp = Warps::key_part();
     int const first_row = Warps::row_begin() + lane_row(lane);
+    int const first_col = kTile.whole_scores ? Warps::column_warp() * Config::kNumO * 8 : 0;
     auto& softmax = mainloop.softmax;
     auto const o = row_col_view(mainloop.output);
     CUTE_UNROLL
     for (int i = 0; i < size(softmax.sum); ++i) {
       int const row = first_row + RowCoord<kM>{}(i);
       float const sum = quad_sum(softmax.sum(i));
-      if (lane % 4 == 0) smem_.found.rows[warp][row] = {softmax.base(i), sum};
+      bool const first = !kTile.whole_scores || Warps::column_warp() == 0;
+      if (lane % 4 == 0 && first) smem_.found.rows[warp][row] = {softmax.base(i), sum};
       CUTE_UNROLL
       for (int j = 0; j < size<1>(o); j += 2) {
-        int const col = ColCoord<Config::kNumO>{}(j) + lane_col(lane);
+        int const col = first_col + ColCoord<Config::kNumO>{}(j) + lane_col(lane);
         cutlass::AlignedArray<float, 2> pair;
         pair[0] = o(i, j);
         pair[1] = o(i, j + 1);

@@ -83,7 +83,8 @@ def make_call(
     name = type(module).__name__
     head_dim = query.shape[-1]
     widths = (("head_dim", head_dim), ("head_dim of values", value.shape[-1]))
-    for (what, columns), most in zip(widths, widest(query), strict=True):
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    for (what, columns), most in zip(widths, widest(query, gradients), strict=True):
         if columns > most:
             raise ValueError(
                 f"{what} of {name} must be at most {most} on {query.device.type} with "
