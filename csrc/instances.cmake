@@ -50,7 +50,7 @@ set(FA2_sm80_bias_rows_HEADER bias_backward/rows_instance.h)
 
 set(FA2_sm80_ELEMENTS float16 bfloat16)
 set(FA2_sm80_VARIANTS Plain Modified Dropout Listed ListedDropout)
-set(FA2_sm80_SPLIT_VARIANTS Plain Modified)  # a KV cache knows no dropout
+set(FA2_sm80_SPLIT_VARIANTS Plain Modified Codes)  # a KV cache knows no dropout
 set(FA2_sm80_fwd_SMALL_BUCKETS 192 256 512)  # has_small_tile in sm80/tiles.h
 set(FA2_sm80_fwd_NOT_SMALL 512_Listed 512_ListedDropout)
 set(FA2_sm80_bwd_SMALL_BUCKETS 128 192/128 192 256)  # has_small_bwd_tile in sm80/backward/tiles.h

@@ -110,9 +110,10 @@ def flash_attn_with_kvcache(
     sequences and pages are only read. Those of tokens are computed, so that the largest finite
     entry of a row of a head gets the largest code (448, 57344, 127), and written: what they held is
     not looked at. Of keys that hold the values there is one scale: v_descale is k_descale. NaN and
-    infinities in a cache do what they do in one of bfloat16. On the CPU a scale of a sequence or a
-    page in use that is not a positive number is a ValueError; one of a token makes the results that
-    depend on it NaN. On a GPU caches of 8 bits are a NotImplementedError.
+    infinities in a cache do what they do in one of bfloat16. Kernels for CUDA take q in float16 and
+    bfloat16, and in float16 hold values as far as that reaches, 65504. In host memory a scale of a
+    sequence or a page in use that is not a positive number is a ValueError; one of a token, and any
+    on a GPU, makes the results that depend on it NaN.
 
     Rotary embedding. With rotary_cos and rotary_sin, (positions, rotary_dim / 2) in float32 or in
     q's dtype, the first rotary_dim entries of each head of k and q turn; k and v must be given.

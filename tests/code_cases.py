@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from cache_cases import CacheCase
-from support import Target
+from support import TARGETS, Target
 from torch import Tensor
 
 from flash_attn2.reference import quantised, row_scales
 
 CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 UNITS = ("sequence", "page", "page_rows", "row")
-QUERIES = [Target("cpu", dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32)]
+QUERIES = [target for target in TARGETS if target.dtype is not torch.float64]
 
 # Where most numbers of a normal distribution are inside, and some beyond the largest code.
 MEAN_SCALE = {torch.float8_e4m3fn: 1 / 256, torch.float8_e5m2: 1 / 2**15, torch.int8: 1 / 64}
@@ -51,12 +51,12 @@ def _scales(cache: Tensor, unit: str, code: torch.dtype) -> Tensor:
         "page": (num_pages, num_heads_kv),
         "page_rows": (num_pages, 1, num_heads_kv),
     }[unit]
-    return MEAN_SCALE[code] * (0.5 + torch.rand(shape))
+    return MEAN_SCALE[code] * (0.5 + torch.rand(shape, device=cache.device))
 
 
 def _of_rows(scales: Tensor, arguments: dict[str, Any], cache: Tensor) -> Tensor:
     """Scales of sequences by rows of the cache."""
-    rows = torch.ones(cache.shape[:3])
+    rows = torch.ones(cache.shape[:3], device=cache.device)
     table = arguments.get("block_table")
     if table is None:
         table = arguments.get("cache_batch_idx", torch.arange(3))[:, None]

@@ -36,6 +36,7 @@ char const* name(Variant variant) {
     case Variant::kPlain: return "plain";
     case Variant::kModified: return "modified";
     case Variant::kDropout: return "dropout";
+    case Variant::kCodes: return "codes";
     case Variant::kListed: return "listed";
     case Variant::kListedDropout: return "listed dropout";
   }
@@ -48,6 +49,7 @@ Variant variant_of(FwdParams const& p) {
     return dropout || has_bias(p.score_mod) ? Variant::kListedDropout : Variant::kListed;
   }
   if (dropout) return Variant::kDropout;
+  if (p.quantised.type != CodeType::kNone) return Variant::kCodes;
   return is_modified(p.score_mod) || p.softmax_scale == 0 ? Variant::kModified : Variant::kPlain;
 }
 
@@ -67,6 +69,20 @@ void check_block_mask(FwdParams const& p) {
   FA2_CHECK(heads == 1 || heads == p.num_heads_kv || heads == p.num_heads,
             "a block mask of {} heads for {} query heads and {} KV heads", heads, p.num_heads,
             p.num_heads_kv);
+}
+
+void check_quantised(FwdParams const& p) {
+  QuantisedKV const& cache = p.quantised;
+  if (cache.type == CodeType::kNone) return;
+  FA2_CHECK(cache.type > CodeType::kNone && cache.type <= CodeType::kInt8, "code type {}",
+            static_cast<int>(cache.type));
+  bool const alone = p.dropout.drop_prob == 0 && p.block_mask.row_offsets == nullptr &&
+                     !has_bias(p.score_mod) && !is_part(p) && p.partial_lse == nullptr;
+  FA2_CHECK(alone, "a cache of {} goes without dropout, block masks, biases and parts of sequences",
+            to_string(cache.type));
+  bool const given = cache.k.factors.data != nullptr && cache.v.factors.data != nullptr;
+  FA2_CHECK(given || p.batch == 0 || p.seqs_k.max_seqlen == 0, "a cache of {} without factors",
+            to_string(cache.type));
 }
 
 void check_bias(char const* name, Bias const& bias, FwdParams const& p) {
@@ -93,7 +109,7 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {} and {}",
             std::end(kBuckets)[-1].head_dim, p.head_dim, p.head_dim_v);
   check_positions(p);
-  FA2_CHECK(p.quantised.type == CodeType::kNone, "CUDA kernels read no caches of 8 bits");
+  check_quantised(p);
   check_block_mask(p);
   check_bias("bias", p.score_mod.bias, p);
   check_bias("relative_bias", p.score_mod.relative_bias, p);

@@ -51,7 +51,8 @@ SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const
       .unsplit = key.tile,
       .unsplit_only = has_dropout(key.variant) || is_listed(key.variant) || has_bias(p.score_mod) ||
                       is_part(p) || p.partial_lse != nullptr,
-      .split_only = p.pages.block_table != nullptr || p.num_splits > 1,
+      .split_only =
+          p.pages.block_table != nullptr || p.num_splits > 1 || key.variant == Variant::kCodes,
       .packed_q = p.seqs_q.cu_seqlens != nullptr,
       .packed_k = p.seqs_k.cu_seqlens != nullptr,
       .group = p.group(),

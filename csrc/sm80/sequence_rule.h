@@ -17,7 +17,7 @@ namespace fa2::sm80 {
 struct SequenceRule {
   TileKind unsplit = TileKind::kRegular;  // of the forward kernel, which splits nothing
   bool unsplit_only = false;  // dropout, block masks, biases, and whatever a part may lack of keys
-  bool split_only = false;    // pages, or several splits were asked for
+  bool split_only = false;    // pages, codes, or several splits were asked for
   bool packed_q = false;
   bool packed_k = false;
   int32_t group = 1;

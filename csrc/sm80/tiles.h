@@ -29,6 +29,7 @@ enum class Variant : int32_t {
   kPlain,          // scale only
   kModified,       // softcap, ALiBi and biases
   kDropout,        // kModified with dropout
+  kCodes,          // kModified over a cache of 8 bits, in the split kernel only
   kListed,         // with a block mask; softcap and ALiBi too
   kListedDropout,  // kListed with dropout or biases
 };

@@ -113,25 +113,38 @@ struct RowSoftmax {
   // Probabilities relative to the base, rounded to the A operand of P * V.
   template <class Scores, class Probs>
   CUTE_DEVICE void exponentiate(Scores& scores, float scale, Probs& probs) {
+    exponentiate(scores, scale, probs, [](int, float&, float&) {});
+  }
+
+  // weigh(n, p0, p1) changes what becomes of two columns of block n, their sums being as before.
+  template <class Scores, class Probs, class Weigh>
+  CUTE_DEVICE void exponentiate(Scores& scores, float scale, Probs& probs, Weigh const& weigh) {
     CUTE_UNROLL
     for (int k = 0; k < size<2>(probs); ++k) {
       CUTE_UNROLL
-      for (int m = 0; m < kM; ++m) exponentiate(scores, scale, probs, m, k);
+      for (int m = 0; m < kM; ++m) exponentiate(scores, scale, probs, m, k, weigh);
     }
   }
 
   // Those of 16 rows and 16 columns.
   template <class Scores, class Probs>
   CUTE_DEVICE void exponentiate(Scores const& scores, float scale, Probs& probs, int m, int k) {
+    exponentiate(scores, scale, probs, m, k, [](int, float&, float&) {});
+  }
+
+  template <class Scores, class Probs, class Weigh>
+  CUTE_DEVICE void exponentiate(Scores const& scores, float scale, Probs& probs, int m, int k,
+                                Weigh const& weigh) {
     using Element = typename Probs::value_type;
     auto packed = recast<uint32_t>(probs);  // ((row half, 8-column half), row block, depth block)
     CUTE_UNROLL
     for (int r = 0; r < 4; ++r) {
       int const half = r % 2, n = 2 * k + r / 2;
-      float const p0 = exp2_approx(fmaf(scores(make_coord(0, half), m, n), scale, -base(half, m)));
-      float const p1 = exp2_approx(fmaf(scores(make_coord(1, half), m, n), scale, -base(half, m)));
+      float p0 = exp2_approx(fmaf(scores(make_coord(0, half), m, n), scale, -base(half, m)));
+      float p1 = exp2_approx(fmaf(scores(make_coord(1, half), m, n), scale, -base(half, m)));
       sum(half, m) += p0;
       sum(half, m) += p1;
+      weigh(n, p0, p1);
       packed(r, m, k) = pack<Element>(p0, p1);
     }
   }

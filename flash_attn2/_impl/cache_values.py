@@ -113,7 +113,6 @@ def check_layout(p: Problem) -> None:
     assert v_cache is not None
     backend = backends.serving(p.q)
     if p.quantised is not None and p.quantised.k_descale is not None:
-        quantised.require_built(backend)
         _check_scales_apart(p)
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         shape, strides = cache.shape, cache.stride()
@@ -217,10 +216,11 @@ def _check_aligned(name: str, cache: Tensor, backend: Backend) -> None:
             f"{name} must have a head_dim that is a multiple of 8 on the {backend.name} backend, "
             f"as it is used in place, got {head_dim}"
         )
-    if cache.data_ptr() % 16 != 0 or any(stride % 8 != 0 for stride in strides[:-1]):
+    boundary = 8 * cache.element_size()
+    if cache.data_ptr() % boundary != 0 or any(stride % 8 != 0 for stride in strides[:-1]):
         raise ValueError(
-            f"{name} must have rows on 16-byte boundaries on the {backend.name} backend, as it is "
-            f"used in place, got address {cache.data_ptr():#x} and strides {strides} of "
+            f"{name} must have rows on {boundary}-byte boundaries on the {backend.name} backend, "
+            f"as it is used in place, got address {cache.data_ptr():#x} and strides {strides} of "
             f"{cache.element_size()} bytes"
         )
 

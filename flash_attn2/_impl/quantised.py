@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.problem import PagedKV, Problem, QuantisedKV, batch_size
 
 # By the names that csrc/core/params.h has for them.
@@ -139,15 +138,6 @@ def _pages_in_use(pages: PagedKV, ends: Sequence[int], page_size: int) -> Tensor
         return pages.block_table[used].long()
     rows = torch.arange(len(ends)) if pages.batch_idx is None else pages.batch_idx.long()
     return rows[torch.tensor(ends, dtype=torch.int64) > 0]
-
-
-def require_built(backend: Backend) -> None:
-    """NotImplementedError for CUDA kernels, real or emulated, which read no codes."""
-    if backend.aligned:
-        raise NotImplementedError(
-            f"kernels of the {backend.name} backend read no caches of 8 bits: keep the cache in "
-            "the dtype of q, or compute on the CPU"
-        )
 
 
 def lower_quantised(quantised: QuantisedKV, p: Problem) -> dict[str, Any]:

@@ -13,14 +13,15 @@ import pytest
 import torch
 from cache_cases import AXES, CacheCase, all_pairs, bits, check_kvcache, possible
 from code_cases import CODES, QUERIES, UNITS, quantised_arguments
-from support import Target, cumulative, lengths, num_threads, targets
+from support import CPU_FLOAT32, ONE_DTYPE, Target, cumulative, lengths, num_threads, targets
 from torch import Tensor
 
 from flash_attn2 import build_info, flash_attn_with_kvcache
 from flash_attn2._impl import backends
 from flash_attn2.reference import dequantised, quantised, row_scales
 
-FLOAT32 = QUERIES[-1]
+KERNELS = [target for target in QUERIES if target.backend != "cpu"]  # for CUDA
+EACH_FAMILY = [CPU_FLOAT32, *KERNELS]
 codes = pytest.mark.parametrize("code", CODES, ids=str)
 units = pytest.mark.parametrize("unit", UNITS)
 
@@ -60,7 +61,7 @@ def test_widths_and_levels(
 ) -> None:
     """Rows that end inside a vector, and those of absorbed MLA."""
     case = CacheCase(head_dim, (8, 1), seqlen_q, page_size=16, num_splits=2, head_dim_v=head_dim_v)
-    check_kvcache(**quantised_arguments(case, FLOAT32, code, "row"))
+    check_kvcache(**quantised_arguments(case, CPU_FLOAT32, code, "row"))
 
 
 @codes
@@ -76,36 +77,66 @@ def test_every_code(level: str, seqlen_q: int, code: torch.dtype) -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@codes
+@targets(KERNELS)
+@pytest.mark.parametrize("seqlen_q", [1, 70])
+def test_every_code_of_kernels(target: Target, seqlen_q: int, code: torch.dtype) -> None:
+    """The same, where elements of 16 bits take a part of the scale."""
+    every = torch.arange(256).to(torch.uint8).view(code).to(target.device)
+    v_cache = every.view(1, 1, 4, 64)
+    scale = torch.full((1, 4), 0.75, device=target.device)
+    q, k_cache = target.tensor(1, seqlen_q, 8, 64), torch.zeros_like(v_cache)
+    out = flash_attn_with_kvcache(q, k_cache, v_cache, k_descale=scale, v_descale=scale)
+    expected = (every.float() * 0.75).to(target.dtype).view(4, 64).repeat_interleave(2, 0)
+    torch.testing.assert_close(out, expected.expand(out.shape), rtol=0, atol=0, equal_nan=True)
+
+
+@codes
+@targets(KERNELS)
+@pytest.mark.parametrize("exponent", [-20, -8, 0, 6])
+def test_scales_of_any_size(target: Target, exponent: int, code: torch.dtype) -> None:
+    """Numbers keep their precision wherever those of the dtype have it."""
+    case = CacheCase(64, (4, 2), 3, new="none", mask="full")
+    arguments = quantised_arguments(case, target, code, "row")
+    arguments["k_descale"] *= 2.0**-exponent
+    arguments["v_descale"] *= 2.0**exponent
+    arguments["q"] *= 2.0 ** min(exponent, 4)
+    arguments["softmax_scale"] = 0.125 * 2.0 ** max(exponent - 4, 0)
+    check_kvcache(**arguments)
+
+
 SPECIAL = torch.tensor(
     [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-44, 3e38, -3e38, 1.0, 448.0]
 )
 
 
 @codes
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@targets([CPU_FLOAT32, Target("cpu", torch.bfloat16), *KERNELS])
 @pytest.mark.parametrize("unit", ["sequence", "row"])
-def test_appends_saturate(unit: str, dtype: torch.dtype, code: torch.dtype) -> None:
+def test_appends_saturate(unit: str, target: Target, code: torch.dtype) -> None:
     """Rows with NaN, infinities, subnormals, ties, and beyond the largest code; of zeros alone."""
-    rows = [SPECIAL, SPECIAL.roll(3)[:5].repeat(2), torch.zeros(10), torch.full((10,), 1e-44)]
-    new = torch.stack([*rows, torch.arange(-5, 5) + 0.5, 300 * torch.randn(10)]).to(dtype)
-    new = new.view(1, 6, 1, 10)
+    special = SPECIAL.repeat(7)[:64]
+    rows = [special, special.roll(3)[:8].repeat(8), torch.zeros(64), torch.full((64,), 1e-44)]
+    new = torch.stack([*rows, torch.arange(-32, 32) + 0.5, 300 * torch.randn(64)])
+    new = new.to(target.device, target.dtype).view(1, 6, 1, 64)
     shape = (1, 1) if unit == "sequence" else (1, 8, 1)
-    scales = {name: torch.ones(shape) for name in ("k_descale", "v_descale")}
-    k_cache, v_cache = torch.zeros(2, 1, 8, 1, 10).to(code)
-    q = torch.zeros(1, 1, 1, 10, dtype=dtype)
+    scales = {name: torch.ones(shape, device=target.device) for name in ("k_descale", "v_descale")}
+    k_cache, v_cache = torch.zeros(2, 1, 8, 1, 64, device=target.device).to(code)
+    q = target.tensor(1, 1, 1, 64)
     flash_attn_with_kvcache(q, k_cache, v_cache, new, -new, cache_seqlens=1, **scales)
     for cache, written, x in ((k_cache, "k_descale", new), (v_cache, "v_descale", -new)):
-        expected = row_scales(x, code) if unit == "row" else torch.ones(1, 6, 1)
+        expected = row_scales(x, code) if unit == "row" else torch.ones_like(x[..., 0]).float()
         assert torch.equal(bits(cache[:, 1:7]), bits(quantised(x, expected[..., None], code)))
         if unit == "row":
             assert torch.equal(scales[written][:, 1:7], expected)
             assert scales[written][0, 0] == scales[written][0, 7] == 1
-    numbers = dequantised(k_cache, torch.ones(1, 8, 1), torch.float32)[0, 1, 0]
+    numbers = dequantised(k_cache.cpu(), torch.ones(1, 8, 1), torch.float32)[0, 1, 0]
     largest = {torch.int8: 127.0}.get(code) or torch.finfo(code).max
     assert numbers[1] == numbers[6] == largest
     assert numbers[0].isnan() if code.is_floating_point else numbers[0] == 0
 
 
+@targets(ONE_DTYPE)
 @pytest.mark.parametrize("seqlen_q", [1, 70])
 @pytest.mark.parametrize(
     ("code", "value"),
@@ -115,11 +146,11 @@ def test_appends_saturate(unit: str, dtype: torch.dtype, code: torch.dtype) -> N
         (torch.float8_e5m2, torch.inf),
     ],
 )
-def test_special_codes(value: float, code: torch.dtype, seqlen_q: int) -> None:
+def test_special_codes(target: Target, value: float, code: torch.dtype, seqlen_q: int) -> None:
     """They do to a result what they do from a cache of bfloat16, which holds the same numbers."""
-    q = torch.randn(2, seqlen_q, 4, 24).bfloat16()
-    caches = torch.randn(2, 2, 80, 2, 24).to(code).float()
-    scale = torch.full((2, 2), 0.5)
+    q = target.tensor(2, seqlen_q, 4, 24)
+    caches = torch.randn(2, 2, 80, 2, 24, device=target.device).to(code).float()
+    scale = torch.full((2, 2), 0.5, device=target.device)
     for i, sign in itertools.product(range(2), (1, -1)):
         numbers = caches.clone()
         numbers[i, 1, 5, 0, 3] = sign * value
@@ -135,11 +166,13 @@ def test_special_codes(value: float, code: torch.dtype, seqlen_q: int) -> None:
 
 
 @units
+@targets(EACH_FAMILY)
+@pytest.mark.parametrize("num_splits", [0, 3])
 @pytest.mark.parametrize("seqlen_q", [1, 30])
-def test_reproducible(seqlen_q: int, unit: str) -> None:
+def test_reproducible(target: Target, seqlen_q: int, num_splits: int, unit: str) -> None:
     """The same bits whatever the threads and the rest of the batch."""
-    case = CacheCase(64, (8, 2), seqlen_q, page_size=16, num_splits=3)
-    arguments = quantised_arguments(case, FLOAT32, torch.float8_e4m3fn, unit)
+    case = CacheCase(64, (8, 2), seqlen_q, page_size=16, num_splits=num_splits)
+    arguments = quantised_arguments(case, target, torch.float8_e4m3fn, unit)
     out = call_on_copies(arguments)
     with num_threads(1):
         assert torch.equal(call_on_copies(arguments), out)
@@ -169,7 +202,7 @@ def call_on_copies(arguments: dict[str, Any]) -> Tensor:
 def test_keys_that_hold_values(rows_q: int, unit: str, code: torch.dtype) -> None:
     """Written once, with one scale."""
     case = CacheCase(48, (16, 1), rows_q, page_size=16)
-    arguments = quantised_arguments(case, FLOAT32, code, unit)
+    arguments = quantised_arguments(case, CPU_FLOAT32, code, unit)
     arguments["v_cache"] = arguments["k_cache"][..., :32]
     arguments["v_descale"] = arguments["k_descale"]
     del arguments["v"]

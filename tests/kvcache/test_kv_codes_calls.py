@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from cache_cases import CacheCase, bits
-from code_cases import CODES, QUERIES, UNITS, quantised_arguments
-from support import TORCH, cpu_tensors_on, lengths, require_backend
+from code_cases import CODES, UNITS, quantised_arguments
+from support import CPU_FLOAT32, TORCH, lengths
 from torch import Tensor
 
 from flash_attn2 import flash_attn_varlen_func, flash_attn_with_kvcache, kvcache
@@ -21,7 +21,6 @@ from flash_attn2.inference import PagedKVCache
 from flash_attn2.nn import Attention, RotaryEmbedding
 from flash_attn2.reference import dequantised
 
-FLOAT32 = QUERIES[-1]
 codes = pytest.mark.parametrize("code", CODES, ids=str)
 
 Arguments = dict[str, Any]
@@ -155,7 +154,7 @@ def test_shared_scales() -> None:
 
 def test_a_wrong_scale_of_a_token_is_seen() -> None:
     case = CacheCase(16, (2, 2), 1, new="none", mask="full")
-    arguments = quantised_arguments(case, FLOAT32, torch.int8, "row")
+    arguments = quantised_arguments(case, CPU_FLOAT32, torch.int8, "row")
     for value in (0.0, -1.0, torch.nan):
         scales = at(arguments["v_descale"], (1, 7, 0), value)
         out = flash_attn_with_kvcache(**arguments | {"v_descale": scales})
@@ -170,22 +169,6 @@ def test_paged_varlen_keeps_to_one_dtype() -> None:
         flash_attn_varlen_func(
             torch.randn(3, 2, 16), k, k, cu, cu, 3, 3, block_table=lengths(0)[None]
         )
-
-
-def test_emulated_kernels_say_that_they_are_not_built() -> None:
-    require_backend("sm80-emulated")
-    arguments = dense()
-    for name in ("q", "k", "v"):
-        arguments[name] = arguments[name].half()
-    with (
-        cpu_tensors_on("sm80-emulated"),
-        pytest.raises(
-            NotImplementedError,
-            match="kernels of the sm80-emulated backend read no caches of 8 bits",
-        ),
-    ):
-        flash_attn_with_kvcache(**arguments)
-    assert (arguments["k_cache"] == 0).all()
 
 
 # Ops
@@ -208,7 +191,7 @@ def op_and_arguments(arguments: Arguments) -> tuple[Any, tuple[Any, ...]]:
 def int8_arguments(unit: str, new: str) -> Arguments:
     """Without NaN among scales, which tools that compare tensors take for differences."""
     case = CacheCase(16, page_size=16, new=new)
-    arguments = quantised_arguments(case, FLOAT32, torch.int8, unit)
+    arguments = quantised_arguments(case, CPU_FLOAT32, torch.int8, unit)
     for name in ("k_descale", "v_descale"):
         arguments[name] = arguments[name].nan_to_num(1.0)
     return arguments

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cache_cases import CacheCase, check_kvcache
 from cases import BUCKETS
+from code_cases import CODES, quantised_arguments
 from support import Target, cpu_tensors_on, emulator_options, require_backend
 
 from flash_attn2 import flash_attn_with_kvcache
@@ -47,13 +48,34 @@ def test_every_kernel(
         check_kvcache(**case.arguments(Target("sm80-emulated", dtype)))
 
 
-def problem(heads: int, heads_kv: int, seqlen_q: int = 1, page_size: int | None = None) -> Any:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("code", CODES, ids=str)
+@pytest.mark.parametrize("seqlen_q", [2, 50], ids=["few", "many"])
+@pytest.mark.parametrize("head_dim", BUCKETS)
+def test_every_kernel_of_codes(
+    head_dim: int, seqlen_q: int, code: torch.dtype, dtype: torch.dtype
+) -> None:
+    case = CacheCase(
+        head_dim, seqlen_q=seqlen_q, page_size=48, mask="window", leftpad=True, num_splits=2
+    )
+    arguments = quantised_arguments(case, Target("sm80-emulated", dtype), code, "row")
+    with emulator_options(f"device=sm86,ctas=3,async=random,seed={head_dim}"):
+        check_kvcache(**arguments)
+
+
+def problem(
+    heads: int,
+    heads_kv: int,
+    seqlen_q: int = 1,
+    page_size: int | None = None,
+    head_dim: int = HEAD_DIM,
+) -> Any:
     target = Target("sm80-emulated", torch.float16)
     shape = (1, KEYS) if page_size is None else (KEYS // page_size, page_size)
     arguments: dict[str, Any] = {
-        "q": target.tensor(1, seqlen_q, heads, HEAD_DIM),
-        "k_cache": target.tensor(*shape, heads_kv, HEAD_DIM),
-        "v_cache": target.tensor(*shape, heads_kv, HEAD_DIM),
+        "q": target.tensor(1, seqlen_q, heads, head_dim),
+        "k_cache": target.tensor(*shape, heads_kv, head_dim),
+        "v_cache": target.tensor(*shape, heads_kv, head_dim),
     }
     if page_size is not None:
         arguments["block_table"] = torch.randperm(shape[0]).int()[None]
@@ -90,6 +112,27 @@ def test_keys_are_read_once(
         assert cost[f"read.{name}.distinct_sectors"] * 32 == num_bytes
         assert cost[f"read.{name}.bytes"] == blocks * num_bytes
     assert cost["read.q.bytes"] == num_splits * arguments["q"].nbytes
+
+
+@pytest.mark.parametrize("unit", ["sequence", "page_rows", "row"])
+@pytest.mark.parametrize("page_size", [None, 16])
+@pytest.mark.parametrize(("heads", "heads_kv", "seqlen_q"), [(8, 8, 1), (16, 8, 1), (32, 8, 40)])
+def test_codes_and_scales_are_read_once(
+    heads: int, heads_kv: int, seqlen_q: int, page_size: int | None, unit: str
+) -> None:
+    arguments = problem(heads, heads_kv, seqlen_q, page_size, head_dim=64)
+    for name in ("k", "v"):
+        cache = arguments[f"{name}_cache"].to(torch.float8_e4m3fn)
+        rows = {"sequence": (1,), "page_rows": (len(cache), 1), "row": cache.shape[:2]}[unit]
+        arguments |= {f"{name}_cache": cache, f"{name}_descale": torch.ones(*rows, heads_kv)}
+    cost = counted(**arguments, num_splits=2)["SplitKernel"]
+    blocks = -(-heads // heads_kv * seqlen_q // 128)
+    for name in ("k", "v"):
+        cache, scales = arguments[f"{name}_cache"], arguments[f"{name}_descale"]
+        assert cost[f"read.{name}.distinct_sectors"] * 32 == cache.nbytes
+        assert cost[f"read.{name}.bytes"] == blocks * cache.nbytes
+        assert cost[f"read.{name}_descale.distinct_sectors"] * 32 == scales.nbytes
+        assert cost[f"read.{name}_descale.bytes"] == blocks * 4 * KEYS * heads_kv
 
 
 @pytest.mark.parametrize(("seqlen_q", "rows"), [(1, 16), (32, 128)])

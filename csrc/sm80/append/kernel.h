@@ -1,10 +1,14 @@
 #pragma once
 
-// Writes new keys and values into a cache, and rotates them and queries: a CTA for each row.
+// Writes new keys and values into a cache, of 8 bits too, and rotates them and queries: a CTA for
+// each row.
+
+#include <cfloat>
 
 #include <cute/config.hpp>
 
 #include "core/append.h"
+#include "core/quantised.h"
 #include "core/rotary.h"
 #include "core/seq_info.h"
 #include "sm80/append/args.h"
@@ -31,20 +35,72 @@ struct AppendKernel {
                                      int64_t position) {
     SeqInfo const seq = seq_info(p.seqs_new, batch);
     if (row >= seq.length || !has_place(p, batch, position)) return;
-    auto const row_of = [&](TensorRef const& t) {
-      return static_cast<Element*>(t.data) + kv_row_offset(t, p.pages, batch, position);
+    bool const with_values = p.new_v.data != nullptr;  // else columns of the keys
+    auto const key = [&](int head, int d) {
+      auto const* const from = head_ptr<Element const>(p.new_k, batch, seq.first_row + row, head);
+      return rotated(p.rotary, position, from, d);
     };
-    int64_t const new_row = seq.first_row + row;
-    Element* const to_k = row_of(p.k);
-    for_entries(p.num_heads_kv, p.head_dim, [&](int head, int d) {
-      auto const* const from = head_ptr<Element const>(p.new_k, batch, new_row, head);
-      to_k[head * p.k.head_stride + d] = rotated(p.rotary, position, from, d);
-    });
-    if (p.new_v.data == nullptr) return;  // columns of the keys
-    Element* const to_v = row_of(p.v);
-    for_entries(p.num_heads_kv, p.head_dim_v, [&](int head, int d) {
-      to_v[head * p.v.head_stride + d] = head_ptr<Element const>(p.new_v, batch, new_row, head)[d];
-    });
+    auto const value = [&](int head, int d) {
+      return head_ptr<Element const>(p.new_v, batch, seq.first_row + row, head)[d];
+    };
+    if (p.quantised.type != CodeType::kNone) {
+      quantise_row(p, p.k, p.quantised.k, batch, position, p.head_dim, key);
+      if (with_values) quantise_row(p, p.v, p.quantised.v, batch, position, p.head_dim_v, value);
+      return;
+    }
+    copy_row(p, p.k, batch, position, p.head_dim, key);
+    if (with_values) copy_row(p, p.v, batch, position, p.head_dim_v, value);
+  }
+
+  // entry(head, d) are those of the row.
+  template <class Entry>
+  CUTE_DEVICE static void copy_row(AppendParams const& p, TensorRef const& cache, int32_t batch,
+                                   int64_t position, int head_dim, Entry const& entry) {
+    Element* const to =
+        static_cast<Element*>(cache.data) + kv_row_offset(cache, p.pages, batch, position);
+    for_entries(p.num_heads_kv, head_dim,
+                [&](int head, int d) { to[head * cache.head_stride + d] = entry(head, d); });
+  }
+
+  // A warp for each head, whose factor is found first where the row has its own.
+  template <class Entry>
+  CUTE_DEVICE static void quantise_row(AppendParams const& p, TensorRef const& cache,
+                                       Scales const& scales, int32_t batch, int64_t position,
+                                       int head_dim, Entry const& entry) {
+    CodeType const type = p.quantised.type;
+    int const lane = threadIdx.x % 32;
+    uint8_t* const row =
+        static_cast<uint8_t*>(cache.data) + kv_row_offset(cache, p.pages, batch, position);
+    float* const factors =
+        static_cast<float*>(scales.factors.data) + scale_offset(scales, p.pages, batch, position);
+    for (int head = threadIdx.x / 32; head < p.num_heads_kv; head += kThreads / 32) {
+      float& place = factors[head * scales.factors.head_stride];
+      float factor;
+      if (scales.unit == ScaleUnit::kRow) {
+        factor = row_factor(type, largest_finite(head, head_dim, entry));
+        if (lane == 0) place = factor;
+      } else {
+        factor = place;
+      }
+      uint8_t* const to = row + head * cache.head_stride;
+      for (int d = lane; d < head_dim; d += 32) {
+        to[d] = code_of(type, __fdiv_rn(float(entry(head, d)), factor));
+      }
+    }
+  }
+
+  // Magnitude of an entry of a head, known to all lanes of the warp.
+  template <class Entry>
+  CUTE_DEVICE static float largest_finite(int head, int head_dim, Entry const& entry) {
+    float largest = 0;
+    for (int d = threadIdx.x % 32; d < head_dim; d += 32) {
+      float const magnitude = fabsf(float(entry(head, d)));
+      if (magnitude <= FLT_MAX) largest = fmaxf(largest, magnitude);
+    }
+    for (int distance = 16; distance > 0; distance /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+    }
+    return largest;
   }
 
   CUTE_DEVICE static void rotate_query(AppendParams const& p, int32_t batch, int32_t row,

@@ -28,6 +28,7 @@ struct FwdConfig {
   static constexpr bool kModified = kVariant != Variant::kPlain;
   static constexpr bool kDropout = has_dropout(kVariant);
   static constexpr bool kListed = is_listed(kVariant);
+  static constexpr bool kCodes = kVariant == Variant::kCodes;
 
   // Scores of a tile are multiplied during the exponentials of the one before. Pairs of warps have
   // registers for the scores of both.

@@ -181,6 +181,7 @@ class FwdMainloop {
   CUTE_DEVICE void begin_step(int n) {
     // K(n) has landed and nobody reads V(n + 1) any longer: V(n) streams in behind the scores.
     cp_async_wait_group<0>();
+    if constexpr (Config::kCodes) k_stream_.expand();
     __syncthreads();
     load_values<kEdge>(n);
   }
@@ -198,7 +199,11 @@ class FwdMainloop {
 
     // P = exp(S - base), O += P V
     Probs probs;
-    softmax.exponentiate(scores, factor, probs);
+    if constexpr (Config::kCodes) {
+      softmax.exponentiate(scores, factor, probs, on_scores().value_factors());
+    } else {
+      softmax.exponentiate(scores, factor, probs);
+    }
     if constexpr (Config::kDropout) on_scores().drop(probs, key_tile(n));
     products_.multiply_pv(probs, output);
     return follows;
@@ -239,6 +244,7 @@ class FwdMainloop {
   // What happens to the scores of a tile before the softmax.
   template <Edge kEdge>
   CUTE_DEVICE void adjust(Scores& scores, int n) const {
+    if constexpr (Config::kCodes) on_scores().multiply_by_keys(scores);
     if constexpr (kModifies<kEdge>) on_scores().modify(scores, key_tile(n));
     if constexpr (kEdge == Edge::kMasked) {
       if constexpr (kListed) {
@@ -256,6 +262,7 @@ class FwdMainloop {
     PerRow const largest = RowSoftmax<kM>::lane_max(scores);
     bool const outgrown = softmax.outgrown(largest, scale_);
     cp_async_wait_group<0>();
+    if constexpr (Config::kCodes) v_stream_.expand();
     bool const rescale_now = sync_and_vote(outgrown);
     load();
     float factor = scale_;

@@ -30,6 +30,27 @@ class FwdScores {
     return Config::kModified && !kListed ? kLog2e : args_.scales.plain;
   }
 
+  // By the factors of keys, over codes.
+  CUTE_DEVICE void multiply_by_keys(Scores& scores) const {
+    float const* const factors = smem_.k_factors + lane_first_col(0);
+    auto s = row_col_view(scores);
+    CUTE_UNROLL
+    for (int j = 0; j < 2 * kNumS; ++j) {
+      float const factor = factors[ColCoord<kNumS>{}(j)];
+      CUTE_UNROLL
+      for (int i = 0; i < 2 * kM; ++i) s(i, j) *= factor;
+    }
+  }
+
+  // Multiplies probabilities by the factors of values.
+  CUTE_DEVICE auto value_factors() const {
+    float const* const factors = smem_.v_factors + lane_first_col(0);
+    return [factors](int n, float& p0, float& p1) {
+      p0 *= factors[8 * n];
+      p1 *= factors[8 * n + 1];
+    };
+  }
+
   CUTE_DEVICE void modify(Scores& scores, int n) const {
     auto const& work = smem_.work;
     if constexpr (kListed) {

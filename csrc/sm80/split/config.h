@@ -5,7 +5,7 @@
 #include "core/online_softmax.h"
 #include "sm80/forward/config.h"
 #include "sm80/split/work_tile.h"
-#include "tile/paged_stream.h"
+#include "tile/code_stream.h"
 #include "tile/scores.h"
 
 namespace fa2::sm80 {
@@ -15,12 +15,19 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
   using Base = FwdConfig<Element_, kTile_, kVariant_>;
   using Args = SplitArgs;
   using Element = Element_;
-  using Base::kTile, Base::kPadQK, Base::kPadVO;
+  using Base::kTile, Base::kPadQK, Base::kPadVO, Base::kCodes;
   static_assert(!Base::kPairs, "there is no room for P");
   static constexpr bool kPacked = true;
 
-  using StreamK = PagedStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
-  using StreamV = PagedStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO>;
+  // Scores take all of a factor. Values share theirs with probabilities, which a half would not
+  // hold otherwise.
+  template <int kCols, int kPad, bool kOfValues>
+  using Stream =
+      conditional_t<kCodes,
+                    CodeStream<Element, kTile.block_n, kCols, kTile.threads(), kPad, kOfValues>,
+                    PagedStream<Element, kTile.block_n, kCols, kTile.threads(), kPad>>;
+  using StreamK = Stream<kTile.head_dim, kPadQK, false>;
+  using StreamV = Stream<kTile.head_dim_v, kPadVO, true>;
   using SmemQ = typename Base::SmemQ;
 
   // Few rows: a CTA goes from split to split and adds up their results. The first keys of the next
@@ -40,6 +47,7 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
   using K = Element[StreamK::Smem::kElements];
   using V = Element[StreamV::Smem::kElements];
   using Q = Element[SmemQ::kElements];
+  using Factors = float[kCodes ? kTile.block_n : 0];
 
   // What may make room for Found: the values of a split that have been read; its keys too; and the
   // queries, when there is no other split.
@@ -51,6 +59,7 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
       Found found;
     };
     alignas(16) Element probs[0];
+    alignas(16) Factors k_factors, v_factors;
     SplitWorkTile work;
   };
   struct SmemBesideKeys {
@@ -63,6 +72,7 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
       Found found;
     };
     alignas(16) Element probs[0];
+    alignas(16) Factors k_factors, v_factors;
     SplitWorkTile work;
   };
   struct SmemBesideQueries {
@@ -75,6 +85,7 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
       Found found;
     };
     alignas(16) Element probs[0];
+    alignas(16) Factors k_factors, v_factors;
     SplitWorkTile work;
   };
   using Smem = conditional_t<kSums, conditional_t<kKeepsKeys, SmemBesideValues, SmemBesideKeys>,
@@ -90,15 +101,28 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
   }
 
   CUTE_DEVICE static StreamK keys(SplitArgs const& args, Smem& smem) {
-    return {rows_of(args.problem.k, args.problem.head_dim, args, smem.work),
-            smem.work.tiles.end - 1, smem.k};
+    FwdParams const& p = args.problem;
+    return stream<StreamK>(rows_of(p.k, p.head_dim, args, smem.work), args, p.quantised.k,
+                           smem.k_factors, smem, smem.k);
   }
   CUTE_DEVICE static StreamV values(SplitArgs const& args, Smem& smem) {
-    return {rows_of(args.problem.v, args.problem.head_dim_v, args, smem.work),
-            smem.work.tiles.end - 1, smem.v};
+    FwdParams const& p = args.problem;
+    return stream<StreamV>(rows_of(p.v, p.head_dim_v, args, smem.work), args, p.quantised.v,
+                           smem.v_factors, smem, smem.v);
   }
 
  private:
+  template <class Stream>
+  CUTE_DEVICE static Stream stream(KeyRows const& rows, SplitArgs const& args, Scales const& scales,
+                                   float* factors, Smem const& smem, Element* tile) {
+    int const last = smem.work.tiles.end - 1;
+    if constexpr (kCodes) {
+      return {rows, args.problem.quantised.type, scales, factors, last, tile};
+    } else {
+      return {rows, last, tile};
+    }
+  }
+
   CUTE_DEVICE static KeyRows rows_of(TensorRef const& t, int32_t const& width,
                                      SplitArgs const& args, SplitWorkTile const& work) {
     FwdParams const& p = args.problem;
