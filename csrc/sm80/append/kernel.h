@@ -3,9 +3,9 @@
 // Writes new keys and values into a cache, of 8 bits too, and rotates them and queries: a CTA for
 // each row.
 
-#include <cfloat>
-
 #include <cute/config.hpp>
+
+#include <cfloat>
 
 #include "core/append.h"
 #include "core/quantised.h"
