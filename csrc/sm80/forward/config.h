@@ -60,7 +60,7 @@ struct FwdConfig {
   static constexpr int kRowsBytes =
       int(sizeof(Element)) *
       (kTile.block_m * kTile.head_dim + kTile.block_n * (kTile.head_dim + kTile.head_dim_v));
-  static constexpr bool kPadsRows = kRowsBytes != 96 * 1024;
+  static constexpr bool kPadsRows = kTile.head_dim <= 256 || kRowsBytes != 96 * 1024;
   static constexpr int kPadQ = kPadsRows ? kPadQK : 0, kPadO = kPadsRows ? kPadVO : 0;
 
   using StreamQ = TileStream<Element, kTile.block_m, kTile.head_dim, kTile.threads(), kPadQ>;
