@@ -3,6 +3,7 @@
 #include "core/block_mask.h"
 #include "cpu/kernels.h"
 #include "host/check_positions.h"
+#include "host/check_quantised.h"
 #include "host/error.h"
 
 namespace fa2::cpu {
@@ -54,14 +55,10 @@ void check_bias(char const* name, Bias const& bias, FwdParams const& params) {
 }
 
 // Of a cache that calls read, `keys` telling whether it has any that count, or write.
-void check_quantised(QuantisedKV const& cache, DType dtype, bool keys) {
-  if (cache.type == CodeType::kNone) return;
-  FA2_CHECK(cache.type >= CodeType::kNone && cache.type <= CodeType::kInt8, "code type {}",
-            static_cast<int>(cache.type));
-  FA2_CHECK(dtype != DType::kFloat64, "a cache of {} for q in {}", to_string(cache.type),
-            to_string(dtype));
-  bool const given = cache.k.factors.data != nullptr && cache.v.factors.data != nullptr;
-  FA2_CHECK(given || !keys, "a cache of {} without factors", to_string(cache.type));
+void check_cache(QuantisedKV const& cache, DType dtype, bool keys) {
+  check_quantised(cache, keys);
+  FA2_CHECK(cache.type == CodeType::kNone || dtype != DType::kFloat64, "a cache of {} for q in {}",
+            to_string(cache.type), to_string(dtype));
 }
 
 // Whether tensors with these sequences can have rows.
@@ -95,7 +92,7 @@ void check_problem(FwdParams const& params, int num_threads) {
   check_data("k", params.k.data, keys);
   check_data("v", params.v.data, keys);
   check_data("rng_state", params.dropout.rng_state, params.dropout.drop_prob > 0);
-  check_quantised(params.quantised, params.dtype, keys);
+  check_cache(params.quantised, params.dtype, keys);
 }
 
 void check_problem(BwdParams const& params, int num_threads) {
@@ -138,7 +135,7 @@ void check_problem(AppendParams const& params, int num_threads) {
     bool const keys = has_rows(params.batch, params.seqs_k);
     check_data("k", params.k.data, keys);
     check_data("v", params.v.data, keys);
-    check_quantised(params.quantised, params.dtype, keys);
+    check_cache(params.quantised, params.dtype, keys);
   }
   if (params.q.data != nullptr) {
     check_data("rotated_q", params.rotated_q.data, has_rows(params.batch, params.seqs_q));

@@ -7,6 +7,7 @@
 #include "core/block_mask.h"
 #include "core/score_mod.h"
 #include "host/check_positions.h"
+#include "host/check_quantised.h"
 #include "host/error.h"
 #include "sm80/plan_parts.h"
 
@@ -71,18 +72,13 @@ void check_block_mask(FwdParams const& p) {
             p.num_heads_kv);
 }
 
-void check_quantised(FwdParams const& p) {
-  QuantisedKV const& cache = p.quantised;
-  if (cache.type == CodeType::kNone) return;
-  FA2_CHECK(cache.type > CodeType::kNone && cache.type <= CodeType::kInt8, "code type {}",
-            static_cast<int>(cache.type));
+void check_cache(FwdParams const& p) {
+  check_quantised(p.quantised, p.batch > 0 && p.seqs_k.max_seqlen > 0);
   bool const alone = p.dropout.drop_prob == 0 && p.block_mask.row_offsets == nullptr &&
                      !has_bias(p.score_mod) && !is_part(p) && p.partial_lse == nullptr;
-  FA2_CHECK(alone, "a cache of {} goes without dropout, block masks, biases and parts of sequences",
-            to_string(cache.type));
-  bool const given = cache.k.factors.data != nullptr && cache.v.factors.data != nullptr;
-  FA2_CHECK(given || p.batch == 0 || p.seqs_k.max_seqlen == 0, "a cache of {} without factors",
-            to_string(cache.type));
+  FA2_CHECK(p.quantised.type == CodeType::kNone || alone,
+            "a cache of {} goes without dropout, block masks, biases and parts of sequences",
+            to_string(p.quantised.type));
 }
 
 void check_bias(char const* name, Bias const& bias, FwdParams const& p) {
@@ -109,7 +105,7 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
             "CUDA kernels take head dims that are multiples of 8 up to {}, got {} and {}",
             std::end(kBuckets)[-1].head_dim, p.head_dim, p.head_dim_v);
   check_positions(p);
-  check_quantised(p);
+  check_cache(p);
   check_block_mask(p);
   check_bias("bias", p.score_mod.bias, p);
   check_bias("relative_bias", p.score_mod.relative_bias, p);
