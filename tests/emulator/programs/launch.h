@@ -1,6 +1,6 @@
 #pragma once
 
-// Launches of the tests' kernels.
+// Launches of the tests' kernels, and the schedules that they are run under.
 
 #include <cuda_runtime.h>
 
@@ -10,6 +10,14 @@
 #include "test_frame.h"
 
 namespace selftest {
+
+inline constexpr emu::AsyncMode kAsyncModes[] = {emu::AsyncMode::kLate, emu::AsyncMode::kEarly,
+                                                 emu::AsyncMode::kRandom};
+
+inline emu::Options schedule(uint64_t seed, int ctas_in_flight, emu::AsyncMode async,
+                             emu::Device device = emu::Device::kSm80) {
+  return {.seed = seed, .async = async, .ctas_in_flight = ctas_in_flight, .device = device};
+}
 
 // Launches; the report of the emulator, or "" where all went well.
 template <class... Params, class... Args>

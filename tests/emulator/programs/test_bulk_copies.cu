@@ -65,6 +65,8 @@ __global__ void hand_over_by_state(float const* in, float* out) {
   out[thread] = float(number) + loaded[2 * thread];
 }
 
+constexpr emu::Device kDevice = emu::Device::kSm90;
+
 struct Case {
   Fault fault;
   char const* name;
@@ -114,28 +116,17 @@ constexpr Case kCases[] = {
 };
 #undef FAULT
 
-emu::Options schedule(uint64_t seed, int ctas_in_flight, emu::AsyncMode async) {
-  emu::Options options;
-  options.seed = seed;
-  options.ctas_in_flight = ctas_in_flight;
-  options.async = async;
-  options.device = emu::Device::kSm90;
-  return options;
-}
-
-constexpr emu::AsyncMode kModes[] = {emu::AsyncMode::kLate, emu::AsyncMode::kEarly,
-                                     emu::AsyncMode::kRandom};
-
 }  // namespace
 
 TEST(pipeline_passes_under_all_schedules) {
-  for (emu::AsyncMode async : kModes) {
+  for (emu::AsyncMode async : selftest::kAsyncModes) {
     for (uint64_t seed = 1; seed <= 6; ++seed) {
-      selftest::WithOptions const options(schedule(seed, seed % 2 ? 1 : 2, async));
+      selftest::WithOptions const options(
+          selftest::schedule(seed, seed % 2 ? 1 : 2, async, kDevice));
       CHECK_EQUAL(run(Fault::kNone), "");
     }
   }
-  emu::Options ascending = schedule(1, 1, emu::AsyncMode::kLate);
+  emu::Options ascending = selftest::schedule(1, 1, emu::AsyncMode::kLate, kDevice);
   ascending.random_order = false;
   selftest::WithOptions const options(ascending);
   CHECK_EQUAL(run(Fault::kNone), "");
@@ -144,9 +135,9 @@ TEST(pipeline_passes_under_all_schedules) {
 TEST(every_fault_of_the_pipeline_is_caught) {
   for (Case const& fault : kCases) {
     uint64_t seed = 0;
-    for (emu::AsyncMode async : kModes) {
+    for (emu::AsyncMode async : selftest::kAsyncModes) {
       ++seed;
-      selftest::WithOptions const options(schedule(seed, int(seed), async));
+      selftest::WithOptions const options(selftest::schedule(seed, int(seed), async, kDevice));
       std::string const report = run(fault.fault);
       CHECK_CONTAINS(std::string(fault.name) + ", seed " + std::to_string(seed) + ": " + report,
                      fault.report);
@@ -158,9 +149,9 @@ TEST(phases_by_their_state) {
   Array<float> in(64), out(64);
   for (int i = 0; i < 64; ++i) in[i] = float(100 * i);
   emu::ScopedBuffers const buffers{in.read_only("in"), out.writable("out")};
-  for (emu::AsyncMode async : kModes) {
+  for (emu::AsyncMode async : selftest::kAsyncModes) {
     for (uint64_t seed = 1; seed <= 6; ++seed) {
-      selftest::WithOptions const options(schedule(seed, 1, async));
+      selftest::WithOptions const options(selftest::schedule(seed, 1, async, kDevice));
       CHECK_EQUAL(selftest::launch(1, 64, 0, hand_over_by_state, in.data(), out.data()), "");
       for (int i = 0; i < 64; ++i) CHECK_EQUAL(out[i], float(63 - i + (i < 32 ? 200 * i : 0)));
     }
@@ -168,7 +159,7 @@ TEST(phases_by_their_state) {
 }
 
 TEST(bulk_copies_are_counted) {
-  selftest::WithOptions const options(schedule(1, 1, emu::AsyncMode::kLate));
+  selftest::WithOptions const options(selftest::schedule(1, 1, emu::AsyncMode::kLate, kDevice));
   emu::reset_counters();
   CHECK_EQUAL(run(Fault::kNone), "");
   emu::Counters const counters = emu::counters();

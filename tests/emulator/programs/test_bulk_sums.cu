@@ -82,23 +82,13 @@ std::string run(Fault fault, int ctas) {
   return "";
 }
 
-constexpr emu::AsyncMode kModes[] = {emu::AsyncMode::kLate, emu::AsyncMode::kEarly,
-                                     emu::AsyncMode::kRandom};
-
-emu::Options schedule(uint64_t seed, int ctas_in_flight, emu::AsyncMode async) {
-  emu::Options options;
-  options.seed = seed;
-  options.ctas_in_flight = ctas_in_flight;
-  options.async = async;
-  options.device = emu::Device::kSm90;
-  return options;
-}
+constexpr emu::Device kDevice = emu::Device::kSm90;
 
 template <class T>
 void check_sums() {
-  for (emu::AsyncMode async : kModes) {
+  for (emu::AsyncMode async : selftest::kAsyncModes) {
     for (uint64_t seed = 1; seed <= 3; ++seed) {
-      selftest::WithOptions const options(schedule(seed, int(seed), async));
+      selftest::WithOptions const options(selftest::schedule(seed, int(seed), async, kDevice));
       CHECK_EQUAL(run<T>(Fault::kNone, kCtas), "");
       CHECK_EQUAL(run<T>(Fault::kNone, 1), "");
     }
@@ -140,9 +130,9 @@ TEST(bulk_sums_of_u64) { check_sums<unsigned long long>(); }
 TEST(every_fault_of_a_bulk_sum_is_caught) {
   for (Case const& fault : kCases) {
     uint64_t seed = 0;
-    for (emu::AsyncMode async : kModes) {
+    for (emu::AsyncMode async : selftest::kAsyncModes) {
       ++seed;
-      selftest::WithOptions const options(schedule(seed, int(seed), async));
+      selftest::WithOptions const options(selftest::schedule(seed, int(seed), async, kDevice));
       std::string const report = run<float>(fault.fault, fault.ctas);
       CHECK_CONTAINS(std::string(fault.name) + ", seed " + std::to_string(seed) + ": " + report,
                      fault.report);
@@ -151,7 +141,7 @@ TEST(every_fault_of_a_bulk_sum_is_caught) {
 }
 
 TEST(the_order_of_bulk_sums_matters_to_floats_only) {
-  emu::Options options = schedule(1, kCtas, emu::AsyncMode::kLate);
+  emu::Options options = selftest::schedule(1, kCtas, emu::AsyncMode::kLate, kDevice);
   options.ordered_sums = true;
   selftest::WithOptions const with_options(options);
   CHECK_CONTAINS(run<float>(Fault::kNone, kCtas), "race in sums");
@@ -160,7 +150,7 @@ TEST(the_order_of_bulk_sums_matters_to_floats_only) {
 }
 
 TEST(bulk_sums_are_counted_as_atomic_traffic) {
-  selftest::WithOptions const options(schedule(1, 1, emu::AsyncMode::kLate));
+  selftest::WithOptions const options(selftest::schedule(1, 1, emu::AsyncMode::kLate, kDevice));
   emu::reset_counters();
   CHECK_EQUAL(run<float>(Fault::kNone, kCtas), "");
   emu::Counters const counters = emu::counters();

@@ -115,21 +115,13 @@ constexpr Case kCases[] = {
 };
 #undef FAULT
 
-emu::Options schedule(uint64_t seed, int ctas_in_flight, emu::AsyncMode async) {
-  emu::Options options;
-  options.seed = seed;
-  options.ctas_in_flight = ctas_in_flight;
-  options.async = async;
-  return options;
-}
-
 }  // namespace
 
 TEST(clean_kernel_passes_under_all_schedules) {
-  for (auto async : {emu::AsyncMode::kLate, emu::AsyncMode::kEarly, emu::AsyncMode::kRandom}) {
+  for (emu::AsyncMode async : selftest::kAsyncModes) {
     for (int ctas : {1, 3, 6}) {
       for (uint64_t seed = 1; seed <= 8; ++seed) {
-        selftest::WithOptions const options(schedule(seed, ctas, async));
+        selftest::WithOptions const options(selftest::schedule(seed, ctas, async));
         CHECK_EQUAL(run(Fault::kNone, unsigned(seed)), "");
       }
     }
@@ -152,7 +144,7 @@ TEST(every_fault_is_caught) {
                                      {4, 6, emu::AsyncMode::kRandom}};
   for (Case const& fault : kCases) {
     for (Schedule const& s : kSchedules) {
-      selftest::WithOptions const options(schedule(s.seed, s.ctas, s.async));
+      selftest::WithOptions const options(selftest::schedule(s.seed, s.ctas, s.async));
       std::string const report = run(fault.fault, unsigned(s.seed));
       CHECK_CONTAINS(std::string(fault.name) + ", seed " + std::to_string(s.seed) + ": " + report,
                      fault.report);
