@@ -10,7 +10,7 @@ from torch import Tensor
 from flash_attn2._impl import overlap
 from flash_attn2._impl.arguments import require_tensor
 from flash_attn2._impl.forms import Form
-from flash_attn2._impl.observe import is_ordinary, ordinary
+from flash_attn2._impl.observe import is_ordinary, ordinary, wants_gradient
 from flash_attn2._impl.problem import Problem, out_shape, unpacked
 from flash_attn2._impl.tensors import require_allocated
 
@@ -34,7 +34,7 @@ def with_out(form: Form, p: Problem, out: Any) -> Problem:
     if out.device != q.device:
         raise ValueError(f"out must be on the device of q, {q.device}, got {out.device}")
     inputs = [x for x in form.signature.flatten(p) if isinstance(x, Tensor)]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *inputs)):
+    if wants_gradient(out, *inputs):
         raise NotImplementedError(
             "out must be None where a gradient is asked for, got a tensor: call it under "
             "torch.no_grad() or with detached tensors"

@@ -22,6 +22,11 @@ from flash_attn2._impl.tensors import SURELY_MEMORY, has_memory
 UNOBSERVED, DIFFERENTIATED, TRANSFORMED, OBSERVED = range(4)
 
 
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd would record a call with these tensors."""
+    return is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def circumstances(tensors: tuple[Tensor | None, ...], memory: bool = True) -> int:
     """Of a call with these tensors, q first. When in doubt, something observes the op.
 

@@ -21,7 +21,7 @@ def require_built(
     backend: Backend, head_dim: int, head_dim_v: int, gradients: bool = False
 ) -> None:
     """NotImplementedError for widths that CUDA kernels, real or emulated, are not built for."""
-    most = MAX_CUDA_GRADIENTS if gradients else MAX_CUDA
+    most = _most(gradients)
     if max(head_dim, head_dim_v) <= most:
         return
     kind = "backward kernels" if gradients else "kernels"
@@ -47,8 +47,12 @@ def widest(q: Tensor, gradients: bool) -> tuple[int, int]:
         backend = backends.for_cpu_tensors if is_compiling() else backends.serving(q)
         if backend is None or not backend.aligned:
             return MAX_HEAD_DIM, MAX_HEAD_DIM_V
-    most = MAX_CUDA_GRADIENTS if gradients else MAX_CUDA
-    return most, most
+    return _most(gradients), _most(gradients)
+
+
+def _most(gradients: bool) -> int:
+    """Columns that CUDA kernels are built for."""
+    return MAX_CUDA_GRADIENTS if gradients else MAX_CUDA
 
 
 def keys_hold_values(k: Tensor, v: Tensor) -> bool:

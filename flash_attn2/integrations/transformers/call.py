@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flash_attn2._impl.observe import wants_gradient
 from flash_attn2._impl.problem import out_shape
 from flash_attn2._impl.widths import widest
 
@@ -58,10 +59,7 @@ class Call:
             and not self.training
             and self.bias is None
             and not (self.q.is_cuda and (self.q.shape[-1] % 8 or self.v.shape[-1] % 8))
-            and not (
-                torch.is_grad_enabled()
-                and (self.q.requires_grad or self.k.requires_grad or self.v.requires_grad)
-            )
+            and not wants_gradient(self.q, self.k, self.v)
         )
 
 
@@ -83,8 +81,8 @@ def make_call(
     name = type(module).__name__
     head_dim = query.shape[-1]
     widths = (("head_dim", head_dim), ("head_dim of values", value.shape[-1]))
-    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    for (what, columns), most in zip(widths, widest(query, gradients), strict=True):
+    limits = widest(query, wants_gradient(query, key, value))
+    for (what, columns), most in zip(widths, limits, strict=True):
         if columns > most:
             raise ValueError(
                 f"{what} of {name} must be at most {most} on {query.device.type} with "
