@@ -34,6 +34,14 @@ def _fresh_inputs() -> None:
     torch.manual_seed(support.SEED)
 
 
+@pytest.fixture
+def emulated() -> Iterator[None]:
+    """CPU tensors go to the sm80 kernels in the emulator."""
+    support.require_backend("sm80-emulated")
+    with support.cpu_tensors_on("sm80-emulated"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write shows as NaN."""

@@ -5,7 +5,6 @@ The emulator counts exactly, so costs are compared with the least that is possib
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,9 +13,7 @@ from cases import BUCKETS, Case
 from support import (
     Target,
     check_dense_gradients,
-    cpu_tensors_on,
     emulator_options,
-    require_backend,
 )
 from test_sm80_kernels import MMA_FLOP, SECTOR_BYTES, VARIANTS, qkv
 from torch import Tensor
@@ -24,12 +21,7 @@ from torch import Tensor
 from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend("sm80-emulated")
-    with cpu_tensors_on("sm80-emulated"):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -7,12 +7,10 @@ pages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from support import cpu_tensors_on, require_backend
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
@@ -22,12 +20,7 @@ HEADS, HEADS_KV, HEAD_DIM = 6, 2, 64
 FULL = 109  # sequences of so many KV heads occupy an A100 on their own
 SPLITS = (0, 1, 3)
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend("sm80-emulated")
-    with cpu_tensors_on("sm80-emulated"):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 def randn(*shape: int) -> Tensor:

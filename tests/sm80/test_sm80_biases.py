@@ -4,7 +4,6 @@ divided, and the order of their sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,9 +13,7 @@ from support import (
     Target,
     check_dense,
     check_dense_gradients,
-    cpu_tensors_on,
     emulator_options,
-    require_backend,
 )
 from torch import Tensor
 
@@ -29,12 +26,7 @@ TARGET = Target(NAME, torch.bfloat16)
 LENGTHS = 134, 150
 DEVICES = [*(("sm80", d) for d in BUCKETS), *(("sm86", d) for d in BUCKETS if d > 96)]
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend(NAME)
-    with cpu_tensors_on(NAME):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 def drawn_mask(seqlen_q: int, seqlen_k: int) -> BlockMask:

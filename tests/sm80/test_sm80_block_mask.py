@@ -4,7 +4,6 @@ order of sums, and what the kernels need not do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from support import (
     check_dense_gradients,
     cpu_tensors_on,
     emulator_options,
-    require_backend,
 )
 from torch import Tensor
 
@@ -33,12 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 DEVICES = [*(("sm80", d) for d in BUCKETS), *(("sm86", d) for d in BUCKETS if d > 96)]
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend(NAME)
-    with cpu_tensors_on(NAME):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 def drawn_blocks(rows: int, cols: int, share: float, seed: int) -> Tensor:

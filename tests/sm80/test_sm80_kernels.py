@@ -5,13 +5,12 @@ The emulator counts exactly, so costs are compared with the least that is possib
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from cases import BUCKETS, Case
-from support import Target, check_dense, cpu_tensors_on, emulator_options, require_backend
+from support import Target, check_dense, emulator_options
 
 from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends
@@ -25,12 +24,7 @@ VARIANTS: dict[str, Case] = {
     "dropout": Case(alibi="heads", options={"dropout_p": 0.3, "window_size": (90, -1)}),
 }
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend("sm80-emulated")
-    with cpu_tensors_on("sm80-emulated"):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 def counted(*tensors: torch.Tensor, **options: Any) -> dict[str, float]:

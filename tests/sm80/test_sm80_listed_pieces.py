@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ from support import (
     Target,
     check_dense,
     check_dense_gradients,
-    cpu_tensors_on,
     emulator_options,
-    require_backend,
 )
 from torch import Tensor
 
@@ -48,11 +45,7 @@ def options_of(name: str, lengths: tuple[int, int]) -> dict[str, Any]:
     return {"bias": bias, "relative_bias": torch.randn(1, sum(lengths) - 1)}
 
 
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend(NAME)
-    with cpu_tensors_on(NAME):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 def pairs_of(lengths: tuple[int, int], seed: int, long: bool = True) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from cache_cases import CacheCase, check_kvcache
 from cases import BUCKETS
 from code_cases import CODES, quantised_arguments
-from support import Target, cpu_tensors_on, emulator_options, require_backend
+from support import Target, emulator_options
 
 from flash_attn2 import flash_attn_with_kvcache
 from flash_attn2._impl import backends
@@ -19,12 +18,7 @@ MMA_FLOP = 16 * 8 * 16
 HEAD_DIM = 128
 KEYS = 768  # whole tiles of every kernel, in 1, 2, 3 and 4 splits
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend("sm80-emulated")
-    with cpu_tensors_on("sm80-emulated"):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -4,39 +4,23 @@ share in other ways than those of narrower heads, and no gradients."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
 from cache_cases import CacheCase, check_kvcache
 from cases import Case, Packed
-from support import (
-    Target,
-    check_dense,
-    check_varlen,
-    cpu_tensors_on,
-    emulator_options,
-    require_backend,
-)
+from support import Target, check_dense, check_varlen, emulator_options
 from test_sm80_block_mask import OPTIONS, drawn_mask
 from test_sm80_kernels import MMA_FLOP, SECTOR_BYTES, VARIANTS, counted
-from test_sm80_widths import assert_no_conflicts, options_of
+from test_sm80_split import counted as counted_decoding
+from test_sm80_widths import DEVICES, NAME, TARGET, assert_no_conflicts, options_of
 
 from flash_attn2 import flash_attn_func, flash_attn_with_kvcache
-from flash_attn2._impl import backends
 
-NAME = "sm80-emulated"
-TARGET = Target(NAME, torch.bfloat16)
-DEVICES = pytest.mark.parametrize("device", ["sm80", "sm86"])
 # Whole, and parts of the columns of either side.
 WIDTHS = pytest.mark.parametrize(("head_dim", "head_dim_v"), [(512, 512), (320, 264), (72, 496)])
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend(NAME)
-    with cpu_tensors_on(NAME):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 @DEVICES
@@ -141,16 +125,9 @@ def test_forward_cost_is_the_least_possible() -> None:
 def test_decoding_reads_the_cache_once() -> None:
     q = TARGET.tensor(1, 1, 16, 512)
     k, v = (TARGET.tensor(1, 256, 1, 512) for _ in "kv")
-    cost = counted_decoding(q, k, v)
+    cost = counted_decoding(q, k, v, cache_seqlens=256)["SplitKernel"]
     assert cost["read.k.bytes"] == k.nbytes
     assert cost["read.v.bytes"] == v.nbytes
-
-
-def counted_decoding(*tensors: torch.Tensor) -> dict[str, float]:
-    module = backends.load(NAME).module
-    module.reset_counters()
-    flash_attn_with_kvcache(*tensors, cache_seqlens=tensors[1].shape[1])
-    return module.counters()
 
 
 @pytest.mark.parametrize(("head_dim", "head_dim_v"), [(512, 512), (264, 8), (8, 264)])

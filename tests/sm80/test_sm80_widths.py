@@ -3,7 +3,6 @@ narrower heads in all kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,9 +13,7 @@ from support import (
     Target,
     check_dense,
     check_dense_gradients,
-    cpu_tensors_on,
     emulator_options,
-    require_backend,
 )
 from test_sm80_block_mask import OPTIONS, drawn_mask
 from test_sm80_kernels import MMA_FLOP, SECTOR_BYTES, VARIANTS, counted
@@ -34,12 +31,7 @@ WIDTHS = pytest.mark.parametrize(
     ("head_dim", "head_dim_v"), [(192, 128), (136, 72), (150, 1), (24, 32), (32, 8), (13, 5)]
 )
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend(NAME)
-    with cpu_tensors_on(NAME):
-        yield
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 def options_of(variant: str) -> dict[str, Any]:
