@@ -232,6 +232,15 @@ class FunctionBody:
             return expression
         return f"{expression} + {kind}({offset})"
 
+    def box(self, operand: str, rank: int) -> str:
+        """C++ value of a box of a tensor: its map's address and first coordinates in brackets."""
+        map_address, *braces = split_operands(operand[1:-1])
+        first = self.items(braces[0]) if len(braces) == 1 else []
+        if len(first) != rank:
+            raise self.fail(f"a box of {rank} dimensions, not {operand}")
+        values = ", ".join(self.read(item, "s32") for item in first)
+        return f"TensorBox{{{self.address(f'[{map_address}]')}, {rank}, {{{values}}}}}"
+
     def static_address(self, operand: str, size: int) -> str | None:
         """C++ pointer to a parameter."""
         found = _ADDRESS.fullmatch(operand)

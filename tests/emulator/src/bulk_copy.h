@@ -1,11 +1,13 @@
 #pragma once
 
-// cp.async.bulk: copies of whole ranges, by units that see memory through a proxy of their own.
+// cp.async.bulk: copies of whole ranges, and of boxes of tensors, by units that see memory through
+// a proxy of their own.
 
 #include <cstdint>
 #include <optional>
 #include <vector>
 
+#include "bulk_box.h"
 #include "emu/atomics.h"
 
 namespace emu {
@@ -13,24 +15,22 @@ namespace emu {
 // From global to shared memory; an mbarrier counts its bytes.
 struct BulkLoad {
   void const* site;
-  char const* source;
-  uint32_t target;  // offset in shared memory
-  uint32_t bytes;
-  uint32_t mbarrier;  // its number
-  bool moved;         // early: the data is there, though nobody may rely on it
+  BulkBox box;
+  uint32_t target;     // offset in shared memory
+  uint32_t mbarrier;   // its number
+  bool moved = false;  // early: the data is there, though nobody may rely on it
 };
 
 // From shared to global memory, in groups of the thread.
 struct BulkStore {
   void const* site;
-  char* target;
-  uint32_t source;  // offset in shared memory
-  uint32_t bytes;
-  uint32_t group;
+  BulkBox box;
+  uint32_t source;                // offset in shared memory
   std::optional<AtomicType> sum;  // of what is added to the target, element for element
-  bool has_read = false;          // the source may be written again
-  bool moved = false;             // early: the target has it, though nobody may rely on it
-  std::vector<char> data = {};    // of the source, once read
+  uint32_t group = 0;
+  bool has_read = false;        // the source may be written again
+  bool moved = false;           // early: the target has it, though nobody may rely on it
+  std::vector<char> data = {};  // of the source, once read
 };
 
 class BulkStoreQueue {

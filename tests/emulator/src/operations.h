@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "emu/atomics.h"
 
@@ -94,6 +95,11 @@ void bulk_load(void const* site, uint64_t offset, void const* source, uint32_t b
 // With a type, the target's elements of it become sums.
 void bulk_store(void const* site, void* target, uint64_t offset, uint32_t bytes,
                 std::optional<AtomicType> sum = {});
+// Of a box of a tensor, by the address of its map and the coordinates of its first element.
+void bulk_load_box(void const* site, uint64_t offset, void const* map, std::span<int const> first,
+                   uint64_t mbarrier);
+void bulk_store_box(void const* site, void const* map, std::span<int const> first, uint64_t offset,
+                    bool adds);
 void bulk_store_commit();
 void bulk_store_wait(int pending, bool reading_only);
 

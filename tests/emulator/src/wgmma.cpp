@@ -5,6 +5,7 @@
 
 #include "collectives.h"
 #include "operations.h"
+#include "swizzle.h"
 #include "tensor_core.h"
 
 namespace emu {
@@ -13,7 +14,6 @@ namespace {
 
 constexpr int kWarpsOfGroup = 4;
 constexpr int kDepth = 16;
-constexpr uint32_t kChunk = 16;  // bytes that stay together, whatever the swizzle
 constexpr int kChunkElements = 8;
 constexpr uint32_t kSignBit = 0x8000;  // of either kind of half
 
@@ -35,11 +35,10 @@ class SharedMatrix {
     uint32_t const inner = uint32_t(major % in_row) * 2 + uint32_t(minor % 8) * width_;
     uint32_t const rows = uint32_t(minor / 8), parts = uint32_t(major / in_row);
     // Without a swizzle, the strides of a transposed matrix change places.
-    bool const swapped = transposed_ && width_ == kChunk;
+    bool const swapped = transposed_ && width_ == kChunkBytes;
     uint32_t const outer =
         swapped ? rows * leading_ + parts * stride_ : rows * stride_ + parts * leading_;
-    uint32_t const plain = start_ + inner + outer;
-    return plain ^ (plain >> 3 & (width_ - kChunk));
+    return swizzled(start_ + inner + outer, width_);
   }
 
   // Where its chunks are, of `lines` of them from `first` on.
@@ -74,7 +73,7 @@ uint16_t element(SharedMatrix const& matrix, int line, int k, bool negates) {
 
 void check_places(std::vector<uint32_t> const& places, void const* site) {
   for (uint32_t place : places) {
-    if (place + kChunk > uint32_t(grid.shared_bytes)) {
+    if (place + kChunkBytes > uint32_t(grid.shared_bytes)) {
       fail(site, "out of bounds: wgmma reads at shared memory + %u, of %d", place,
            grid.shared_bytes);
     }
@@ -150,7 +149,7 @@ void WgmmaQueue::start(Warp& warp, std::vector<uint32_t> const& places, void con
   for (uint32_t place : places) {
     reads_.push_back({site, place, groups_});
     if (grid.options.races) {
-      warp.cta->shadow.begin_unit_read(warp, SharedShadow::kAllTogether, place, kChunk, site);
+      warp.cta->shadow.begin_unit_read(warp, SharedShadow::kAllTogether, place, kChunkBytes, site);
     }
   }
 }
@@ -161,7 +160,7 @@ void WgmmaQueue::wait(Warp& warp, int pending) {
       reads_, [done_groups](Read const& read) { return read.group >= done_groups; });
   for (auto read = reads_.begin(); read != end; ++read) {
     if (!grid.options.races) break;
-    warp.cta->shadow.end_unit_read(warp, SharedShadow::kAllTogether, read->place, kChunk);
+    warp.cta->shadow.end_unit_read(warp, SharedShadow::kAllTogether, read->place, kChunkBytes);
   }
   reads_.erase(reads_.begin(), end);
 }

@@ -6,7 +6,8 @@ instruction is spelled, what types its operands have, and what it computes, as a
 * ``<T:s32|u32>`` binds a name to one of several modifiers, or sets of them (``INT``);
 * ``[.ftz]`` may be there or not;
 * operands, result first, have types by name, or by a name that the spelling binds; ``wide`` is
-  ``T`` with twice the bits, ``bits`` is ``T`` without a sign, ``address`` one in brackets, as u64;
+  ``T`` with twice the bits, ``bits`` is ``T`` without a sign, ``address`` one in brackets, as u64,
+  ``box3`` a box of a tensor of three dimensions;
 * in the expression, ``{a}``, ``{b}``, ... are the sources, ``{site}`` says where the instruction
   is, and a bound name is what it stands for. ``wide`` and ``T`` are C++ types there.
 
@@ -51,6 +52,9 @@ class Body(Protocol):
 
     def address(self, operand: str) -> str:
         """C++ value, u64, of an address in brackets."""
+
+    def box(self, operand: str, rank: int) -> str:
+        """C++ value, TensorBox, of a tensor map's address and as many coordinates in brackets."""
 
     def static_address(self, operand: str, size: int) -> str | None:
         """C++ pointer where an address in brackets is that of a parameter of ``size`` bytes."""
@@ -131,7 +135,7 @@ class Form:
         first = len(self.targets)
         sources = zip(operands[first:], kinds[first:], strict=True)
         for name, (operand, kind) in zip("abcdefgh", sources, strict=False):
-            value = body.address(operand) if kind == "address" else body.read(operand, kind)
+            value = _source(body, operand, kind)
             values[name] = f"flush({value})" if flush and kind == "f32" else value
         if "{site}" in self.expression:
             values["site"] = body.site()
@@ -143,6 +147,15 @@ class Form:
         if not self.targets:
             return f"{code};"
         return body.write(operands[0], kinds[0], code)
+
+
+def _source(body: Body, operand: str, kind: str) -> str:
+    """C++ value of a source operand."""
+    if kind == "address":
+        return body.address(operand)
+    if kind.startswith("box"):
+        return body.box(operand, int(kind[3:]))
+    return body.read(operand, kind)
 
 
 class _CppNames(dict[str, str]):

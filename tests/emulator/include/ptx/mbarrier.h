@@ -20,6 +20,15 @@ bool mbarrier_test_parity(Site const* site, u64 mbarrier, u32 parity, bool acqui
 void bulk_load(Site const* site, u64 to, u64 from, u32 bytes, u64 mbarrier);
 void bulk_store(Site const* site, u64 to, u64 from, u32 bytes);
 void bulk_add(Site const* site, AtomicType type, u64 to, u64 from, u32 bytes);
+// Of a box of a tensor: where its map lies, and the coordinates of its first element.
+struct TensorBox {
+  u64 map;
+  int rank;
+  s32 first[5];
+};
+void bulk_load_box(Site const* site, u64 to, TensorBox const& from, u64 mbarrier);
+void bulk_store_box(Site const* site, TensorBox const& to, u64 from);
+void bulk_add_box(Site const* site, TensorBox const& to, u64 from);
 void bulk_store_commit();
 void bulk_store_wait(u32 pending);
 void bulk_store_wait_read(u32 pending);

@@ -5,6 +5,14 @@
 
 namespace emu::ptx {
 
+namespace {
+
+std::span<int const> coordinates(TensorBox const& box) { return {box.first, size_t(box.rank)}; }
+
+void const* map_of(TensorBox const& box) { return reinterpret_cast<void const*>(box.map); }
+
+}  // namespace
+
 void mbarrier_init(Site const* site, u64 mbarrier, u32 arrivals) {
   emu::mbarrier_init(site, mbarrier, arrivals);
 }
@@ -33,6 +41,15 @@ void bulk_store(Site const* site, u64 to, u64 from, u32 bytes) {
 }
 void bulk_add(Site const* site, AtomicType type, u64 to, u64 from, u32 bytes) {
   emu::bulk_store(site, reinterpret_cast<void*>(to), from, bytes, type);
+}
+void bulk_load_box(Site const* site, u64 to, TensorBox const& from, u64 mbarrier) {
+  emu::bulk_load_box(site, to, map_of(from), coordinates(from), mbarrier);
+}
+void bulk_store_box(Site const* site, TensorBox const& to, u64 from) {
+  emu::bulk_store_box(site, map_of(to), coordinates(to), from, false);
+}
+void bulk_add_box(Site const* site, TensorBox const& to, u64 from) {
+  emu::bulk_store_box(site, map_of(to), coordinates(to), from, true);
 }
 void bulk_store_commit() { emu::bulk_store_commit(); }
 void bulk_store_wait(u32 pending) { emu::bulk_store_wait(int(pending), false); }
