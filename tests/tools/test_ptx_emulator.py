@@ -11,7 +11,7 @@ import pytest
 
 from tools.ptx_emulator import translate
 from tools.ptx_emulator.errors import TranslationError
-from tools.ptx_emulator.flow import Step, read_before_written
+from tools.ptx_emulator.flow import Step, unwritten_reads
 from tools.ptx_emulator.module import Module
 from tools.ptx_emulator.statements import split_operands, statements
 from tools.ptx_emulator.variables import parse_variable, shared_layout
@@ -120,7 +120,7 @@ def test_the_command_writes_the_file_or_says_why_not(
     assert not cpp.exists()
 
 
-def test_registers_that_may_be_read_before_they_are_written_start_as_poison() -> None:
+def test_reads_of_registers_that_may_not_be_written_are_found_step_by_step() -> None:
     def step(reads: str, writes: str, **rest: object) -> Step:
         made = Step("", **rest)  # type: ignore[arg-type]
         made.reads, made.writes = set(reads), set(writes)
@@ -129,19 +129,33 @@ def test_registers_that_may_be_read_before_they_are_written_start_as_poison() ->
     # b is written on one of two paths, c on both, d under a predicate, e in a loop that runs once.
     steps = [
         step("", "a"),
-        step("a", "", jumps={"else"}, is_guarded=True),
+        step("a", "", jumps={"else"}, guard="p"),
         step("", "bc"),
         step("", "", jumps={"end"}),
         Step("", label="else"),
         step("", "c"),
         Step("", label="end"),
-        step("a", "d", is_guarded=True),
+        step("a", "d", guard="p"),
         Step("", label="loop"),
         step("", "e"),
-        step("e", "", jumps={"loop"}, is_guarded=True),
+        step("e", "", jumps={"loop"}, guard="p"),
         step("abcde", ""),
+        step("ad", "", ends=True),
+        step("z", ""),  # never comes to it
     ]
-    assert read_before_written(steps) == {"b", "d"}
+    assert unwritten_reads(steps) == [set()] * 11 + [{"b", "d"}, {"d"}, set()]
+
+
+def test_unwritten_registers_are_poison_and_predicates_are_checked() -> None:
+    registers = ".reg .pred %p<3>; .reg .b32 %r<3>;\nsetp.eq.u32 %p1, 1, 1;\n"
+    text = cpp_of(registers + "@%p1 setp.eq.u32 %p2, 1, 2;\nselp.u32 %r1, 1, %r2, %p2;")
+    assert "u32 $r1, $r2 = u32(-1);" in text
+    assert "pred $p1;\nPredicate $p2;" in text
+    assert text.count("check_written(") == 1
+    assert 'check_written(sites + 0, "%p2", $p2); $r1 =' in text
+    assert '#include "ptx/predicate.h"' in text
+    certain = cpp_of(registers + "selp.u32 %r1, 1, 2, %p1;")
+    assert "redicate" not in certain
 
 
 def test_scopes_have_registers_and_labels_of_their_own() -> None:

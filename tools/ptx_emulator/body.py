@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools.ptx_emulator import types
 from tools.ptx_emulator.errors import TranslationError
-from tools.ptx_emulator.flow import Step, read_before_written
+from tools.ptx_emulator.flow import Step, unwritten_reads
 from tools.ptx_emulator.statements import Statement, split_operands
 from tools.ptx_emulator.table import SPECIAL_REGISTERS, translate
 
@@ -26,7 +26,8 @@ _ARRAY = re.compile(r"\.(?:local|param)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$
 
 @dataclass(frozen=True)
 class Register:
-    cpp: str  # its name
+    name: str  # in the PTX
+    cpp: str  # in the C++
     kind: str  # its C++ type
 
 
@@ -58,7 +59,7 @@ class FunctionBody:
         self._scopes: list[Scope] = []
         self._scope_count = 0
         self._arrays: list[str] = []
-        self._registers: dict[str, str] = {}  # C++ names, types
+        self._registers: dict[str, Register] = {}  # by their C++ names
         self._steps: list[Step] = []
         self._step = Step("")
         self.shared_names: set[str] = set()
@@ -73,14 +74,36 @@ class FunctionBody:
         for statement in self._function.body:
             self._line = statement.line
             self._statement(statement)
-        body = [step.code for step in self._steps]
-        return [*self._declarations(), *body]
+        unwritten = unwritten_reads(self._steps)
+        body = [
+            self._step_text(step, [self._registers[name] for name in sorted(names)])
+            for step, names in zip(self._steps, unwritten, strict=True)
+        ]
+        return [*self._declarations(set().union(*unwritten)), *body]
 
-    def _declarations(self) -> list[str]:
-        poison = read_before_written(self._steps)
+    def _step_text(self, step: Step, unwritten: list[Register]) -> str:
+        """C++ of a step. What it reads of predicates that may not be written is checked first."""
+        checks = {
+            register.cpp: f"check_written({self._module.site(step.line, step.place)}, "
+            f'"{register.name}", {register.cpp}); '
+            for register in unwritten
+            if register.kind == "pred"
+        }
+        of_guard = checks.pop(step.guard, "")
+        code = "".join(checks.values()) + step.code
+        return f"{of_guard}if ({step.condition}) {{ {code} }}" if step.guard else code
+
+    def _declarations(self, unwritten: set[str]) -> list[str]:
+        """Of registers and arrays; what may be read before it is written starts as poison."""
         by_type: dict[str, list[str]] = {}
-        for name, kind in self._registers.items():
-            initial = f" = {_POISON[kind]}" if name in poison else ""
+        for name, register in self._registers.items():
+            kind, initial = register.kind, ""
+            if name in unwritten:
+                if kind == "pred":
+                    kind = "Predicate"
+                    self._module.has_unwritten_predicates = True
+                else:
+                    initial = f" = {_POISON[kind]}"
             by_type.setdefault(kind, []).append(name + initial)
         lines = [_ARGUMENTS] if self._function.is_entry else []
         for kind, names in by_type.items():
@@ -127,14 +150,12 @@ class FunctionBody:
             raise TranslationError(f"{self._module.file_name}:{self._line}: cannot read {text!r}")
         negated, guard, opcode, rest = found.groups()
         self._opcode = opcode
-        self._step = Step("")
+        self._step = Step("", line=self._line, place=self._module.places.current())
         self._module.opcodes[opcode] += 1
-        code = translate(self, opcode, split_operands(rest))
+        self._step.code = translate(self, opcode, split_operands(rest))
         if guard:
-            condition = self.read(f"!{guard}" if negated else guard, "pred")
-            code = f"if ({condition}) {{ {code} }}"
-            self._step.is_guarded = True
-        self._step.code = code
+            self._step.condition = self.read(f"!{guard}" if negated else guard, "pred")
+            self._step.guard = self._step.condition.lstrip("!")
         self._steps.append(self._step)
 
     def _declare_registers(self, text: str) -> None:
@@ -150,8 +171,9 @@ class FunctionBody:
                 if name.startswith("%") and name not in self._names:
                     continue
                 cpp = "$" + name.lstrip("%").replace("%", "$") + suffix
-                self._scopes[-1].registers[name] = Register(cpp, kind)
-                self._registers[cpp] = kind
+                register = Register(name, cpp, kind)
+                self._scopes[-1].registers[name] = register
+                self._registers[cpp] = register
 
     def _declare_array(self, text: str) -> None:
         found = _ARRAY.fullmatch(text)
@@ -261,7 +283,7 @@ class FunctionBody:
 
     def site(self) -> str:
         """C++ pointer to where the instruction is."""
-        return self._module.site(self._line)
+        return self._module.site(self._step.line, self._step.place)
 
     def jump(self, label: str) -> str:
         """C++ statement."""
@@ -324,7 +346,6 @@ class FunctionBody:
 _ARGUMENTS = "[[maybe_unused]] auto* const args = static_cast<u8*>(const_cast<void*>(arguments));"
 
 _POISON = {
-    "pred": "true",
     "f32": "as_f32(0xffffffffu)",
     "f64": "as_f64(0xffffffffffffffffull)",
     **{f"u{bits}": f"u{bits}(-1)" for bits in (8, 16, 32, 64, 128)},

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tools.ptx_emulator.places import Chain
+
 
 @dataclass
 class Step:
-    """One instruction or label: its C++, and what it does to registers and control flow."""
+    """One instruction or label: its C++, and what it does to registers and control flow.
+
+    ``line`` and ``place`` are where it stands in the PTX and in the sources. Under a predicate,
+    ``guard`` is its register and ``condition`` the C++ of it; ``code`` is without either.
+    """
 
     code: str
     label: str = ""
+    line: int = 0
+    place: Chain = ()
+    guard: str = ""
+    condition: str = ""
     reads: set[str] = field(default_factory=set)
     writes: set[str] = field(default_factory=set)
     jumps: set[str] = field(default_factory=set)  # labels
     ends: bool = False  # never goes on to the next step
-    is_guarded: bool = False  # by a predicate
 
     def goes_on(self) -> bool:
-        return self.is_guarded or not (self.ends or self.jumps)
+        return bool(self.guard) or not (self.ends or self.jumps)
 
 
 @dataclass
@@ -45,8 +54,8 @@ def _blocks(steps: Sequence[Step]) -> list[_Block]:
     return blocks
 
 
-def read_before_written(steps: Sequence[Step]) -> set[str]:
-    """Registers that some path reads before it writes them; those start as poison."""
+def unwritten_reads(steps: Sequence[Step]) -> list[set[str]]:
+    """Of each step: registers that it reads and some path to it has not written."""
     blocks = _blocks(steps)
     # What is written for certain on all paths to a block; None: none has come there yet.
     known: list[set[str] | None] = [None] * len(blocks)
@@ -56,7 +65,7 @@ def read_before_written(steps: Sequence[Step]) -> set[str]:
         index = pending.pop()
         written = set(known[index] or ())
         for step in blocks[index].steps:
-            if not step.is_guarded:
+            if not step.guard:
                 written |= step.writes
         for following in blocks[index].next_blocks:
             before = known[following]
@@ -64,13 +73,11 @@ def read_before_written(steps: Sequence[Step]) -> set[str]:
             if after != before:
                 known[following] = set(after)
                 pending.append(following)
-    found: set[str] = set()
+    found: list[set[str]] = []
     for block, at_start in zip(blocks, known, strict=True):
-        if at_start is None:
-            continue
-        written = set(at_start)
+        written = set(at_start or ())
         for step in block.steps:
-            found |= step.reads - written
-            if not step.is_guarded:
+            found.append(set() if at_start is None else step.reads - written)
+            if not step.guard:
                 written |= step.writes
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from tools.ptx_emulator import types
 from tools.ptx_emulator.body import Array, FunctionBody
 from tools.ptx_emulator.errors import TranslationError
-from tools.ptx_emulator.places import Places
+from tools.ptx_emulator.places import Chain, Places
 from tools.ptx_emulator.statements import Statement, split_operands, statements
 from tools.ptx_emulator.variables import Variable, identifier, parse_variable, shared_layout
 
@@ -77,6 +77,7 @@ class Module:
         self._shared: dict[str, Variable] = {}
         self._used: set[str] = set()
         self._sites: list[tuple[int, int]] = []
+        self.has_unwritten_predicates = False
 
     def cpp(self) -> str:
         """Text of the C++ file."""
@@ -96,6 +97,7 @@ class Module:
         lines = [
             f"// Translated from {self.file_name}.",
             '#include "ptx/ptx.h"',
+            *(['#include "ptx/predicate.h"'] if self.has_unwritten_predicates else []),
             "",
             "namespace {",
             "using namespace emu::ptx;",
@@ -201,9 +203,9 @@ class Module:
                 return function.cpp
         return _OF_THE_RUNTIME.get(name)
 
-    def site(self, line: int) -> str:
+    def site(self, line: int, place: Chain) -> str:
         """C++ pointer to a new site."""
-        self._sites.append((line, self.places.current()))
+        self._sites.append((line, self.places.index(place)))
         return f"sites + {len(self._sites) - 1}"
 
     # ---- parts of the file

@@ -10,6 +10,7 @@ from tools.ptx_emulator.statements import Statement
 _FILE = re.compile(r'\.file\s+(\d+)\s+"(.*?)"')
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)(?:.*\binlined_at\s+(\d+)\s+(\d+)\s+(\d+))?")
 _Loc = tuple[str, str, str]  # file, line, column
+Chain = tuple[_Loc, ...]  # the innermost one first, then what it is inlined in
 
 NOWHERE = -1
 
@@ -50,13 +51,17 @@ class Places:
         self._callers.clear()
         self._current = None
 
-    def current(self) -> int:
-        """Index of the place of the instruction that comes next."""
+    def current(self) -> Chain:
+        """Where the instruction that comes next is from."""
         chain: list[_Loc] = []
         at = self._current
         while at is not None and at not in chain:
             chain.append(at)
             at = self._callers.get(at)
+        return tuple(chain)
+
+    def index(self, chain: Chain) -> int:
+        """Index of a place."""
         index = NOWHERE
         for file, line, _ in reversed(chain):
             if line != "0":

@@ -99,6 +99,24 @@ TEST(unwritten_registers_are_poison) {
   CHECK_EQUAL(out[2], 5u);
 }
 
+TEST(unwritten_predicates_are_reported) {
+  for (uint32_t way = 0; way < 5; ++way) {
+    auto out = numbers(2);
+    auto const buffer = writable(out);
+    CHECK_EQUAL(launch_kernel("unwritten_predicate", 1, 1, 0, out.data(), way), "");
+    CHECK_EQUAL(out[0], 5u);
+    std::string const report = launch_kernel("unwritten_predicate", 1, 2, 0, out.data(), way);
+    if (way == 0) {
+      CHECK_EQUAL(report, "");
+      CHECK_EQUAL(out[1], 1u);
+    } else {
+      CHECK_CONTAINS(report, "reads the predicate %p2, which is not written yet");
+      CHECK_CONTAINS(report, "thread (1,0,0)");
+    }
+    if (way == 1) CHECK_CONTAINS(report, "at control.cu:30 (PTX line ");
+  }
+}
+
 TEST(reports_name_source_and_ptx_lines) {
   auto out = numbers(4);
   auto const buffer = writable(out);

@@ -167,6 +167,10 @@ void trap(Site const* site) { fail(site, "trap"); }
 
 void end_thread() { finish_thread(); }
 
+void unwritten_predicate(Site const* site, char const* name) {
+  fail(site, "reads the predicate %s, which is not written yet", name);
+}
+
 void bad_jump(Site const* site, u32 index) {
   fail(site, "brx.idx: its list has no target %u", index);
 }
