@@ -93,7 +93,8 @@ void check_bias(char const* name, Bias const& bias, FwdParams const& p) {
 
 }  // namespace
 
-KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(Bucket)) {
+KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device,
+                     bool (*has_small_tile)(Bucket, Variant)) {
   FA2_CHECK(device.arch >= 80, "CUDA kernels need compute capability 8.0 or later, got {}.{}",
             device.arch / 10, device.arch % 10);
   FA2_CHECK(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16,
@@ -109,8 +110,9 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_sm
   check_block_mask(p);
   check_bias("bias", p.score_mod.bias, p);
   check_bias("relative_bias", p.score_mod.relative_bias, p);
-  bool const small = has_small_tile(bucket) && device.smem_per_block < kLargeSmemBytes;
-  return {p.dtype, bucket, variant_of(p), small ? TileKind::kSmall : TileKind::kRegular};
+  Variant const variant = variant_of(p);
+  bool const small = has_small_tile(bucket, variant) && device.smem_per_block < kLargeSmemBytes;
+  return {p.dtype, bucket, variant, small ? TileKind::kSmall : TileKind::kRegular};
 }
 
 int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device) {

@@ -51,11 +51,34 @@ void take_workspace(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device)
   plan.workspace_bytes = workspace.bytes;
 }
 
+// Keys in sight of a query, at most. Lengths that only the device knows do not bound them.
+int64_t keys_in_sight(FwdParams const& p) {
+  SeqLens const& k = p.seqs_k;
+  int64_t const window = int64_t(p.window.left) + p.window.right + 1;
+  bool const dense = k.cu_seqlens == nullptr && k.seqused == nullptr && k.leftpad == nullptr;
+  return dense ? std::min<int64_t>(window, k.max_seqlen) : window;
+}
+
+// A block of keys is multiplied by all tiles of queries that see any of it, so larger blocks throw
+// more away along the edges of a window. Where queries see few keys, the smaller tile of 96, which
+// runs two CTAs on an SM, takes less time (docs/notes/timing.md).
+KernelKey backward_key(FwdParams const& p, DeviceInfo const& device) {
+  constexpr int64_t kFewKeys = 512;
+  KernelKey key = kernel_key(p, device, has_small_bwd_tile);
+  bool const has_edges =
+      p.window.left != Window::kUnlimited || p.window.right != Window::kUnlimited;
+  if (key.bucket == Bucket(96) && has_small_bwd_tile(key.bucket, key.variant) && has_edges &&
+      keys_in_sight(p) <= kFewKeys) {
+    key.tile = TileKind::kSmall;
+  }
+  return key;
+}
+
 }  // namespace
 
 BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
   FwdParams const& p = params.forward;
-  KernelKey const key = kernel_key(p, device, has_small_bwd_tile);
+  KernelKey const key = backward_key(p, device);
   FA2_CHECK(has_bwd_tile(key.bucket), "there are no backward kernels for head dims of {} and {}",
             p.head_dim, p.head_dim_v);
   BwdTile const tile = bwd_tile(key.bucket, key.variant, key.tile == TileKind::kSmall);

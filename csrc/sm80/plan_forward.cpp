@@ -229,7 +229,8 @@ std::string to_string(FwdPlan::Launch const& launch) {
 // Kernels with no register for a second width (FwdConfig::kOneWidth) leave such heads to others.
 KernelKey forward_key(FwdParams const& p, DeviceInfo const& device) {
   KernelKey key = kernel_key(p, device, has_small_tile);
-  FA2_CHECK(key.tile != TileKind::kSmall || has_small_tile(key.bucket, key.variant),
+  bool const fits = key.tile == TileKind::kSmall || device.smem_per_block >= kLargeSmemBytes;
+  FA2_CHECK(fits || !has_small_tile(key.bucket),
             "block masks of heads of more than 256 columns need {} KiB of shared memory a block; "
             "the device has {}",
             kLargeSmemBytes / 1024, device.smem_per_block / 1024);

@@ -24,9 +24,10 @@ inline ScoreScales kernel_scales(FwdParams const& p) {
   return scales;
 }
 
-// Of the narrowest bucket that holds the problem's heads. `has_small_tile` says which buckets have
+// Of the narrowest bucket that holds the problem's heads. `has_small_tile` says which kernels have
 // a tile for less shared memory.
-KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device, bool (*has_small_tile)(Bucket));
+KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device,
+                     bool (*has_small_tile)(Bucket, Variant));
 
 // Pairs of (batch, head) to schedule together: as many as have what their CTAs share in half of the
 // L2 cache, and at least one. `bytes` is what one of them takes.

@@ -70,8 +70,8 @@ def backward_shared(tile: BwdTile, work: Work) -> Shared:
     # dV += P' dO and dK += dS' Q: the tiles again, each query warp its columns; P' and dS' of
     # other query warps come through shared memory.
     fetched = 2 * (tile.query_warps - 1) * keys * queries
-    # dQ += dS K: a warp takes 32 queries and its share of the columns.
-    row_warps = tile.block_m // 32
+    # dQ += dS K: a warp takes so many queries and its share of the columns.
+    row_warps = tile.block_m // tile.grad_q_rows
     grad_q = warps // row_warps * queries * keys + row_warps * keys * depth
     blocks_read = work.worked * (2 * tiles_of_queries + read_anew * chunks * held)
     blocks_read += work.worked * (fetched + grad_q)

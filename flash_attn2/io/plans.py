@@ -40,6 +40,12 @@ class BwdTile:
     v_in_registers: bool
     ctas_per_sm: int
 
+    @property
+    def grad_q_rows(self) -> int:
+        """Queries of a warp in dQ, as `GradQLayout` of `csrc/sm80/backward/grad_q.h` has it."""
+        sums = self.block_m * self.head_dim // (self.key_warps * self.query_warps)
+        return 32 if sums % 512 == 0 else 16
+
 
 @dataclass(frozen=True)
 class ListedPlan:

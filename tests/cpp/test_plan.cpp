@@ -490,11 +490,44 @@ TEST(backward_takes_the_kernel_of_its_bucket_and_variant) {
     EXPECT_EQ(plan.tile.head_dim, bucket);
     EXPECT(plan.key.tile == TileKind::kRegular);
     EXPECT_EQ(plan_backward(backward_problem(bucket), kRtx3090).key.tile == TileKind::kSmall,
-              bucket > 96);
+              bucket > 64);
   }
   BwdParams p = backward_problem(64);
   p.forward.dropout.drop_prob = 0.1f;
   EXPECT(plan_backward(p, kA100).key.variant == Variant::kDropout);
+}
+
+TEST(backward_takes_the_smaller_tile_of_96_where_windows_show_few_keys) {
+  auto const is_small = [](BwdParams const& p, DeviceInfo const& device = kA100) {
+    return plan_backward(p, device).key.tile == TileKind::kSmall;
+  };
+  BwdParams p = backward_problem(96, 512, 512);
+  EXPECT(!is_small(p));
+  p.forward.window.right = 0;
+  EXPECT(is_small(p));
+  p.forward.seqs_k.max_seqlen = 513;
+  EXPECT(!is_small(p));
+  p.forward.window.left = 511;
+  EXPECT(is_small(p));
+  p.forward.window.left = 512;
+  EXPECT(!is_small(p));
+  // Bits do not depend on upper bounds of lengths.
+  p.forward.seqs_k.max_seqlen = 512;
+  EXPECT(is_small(p));
+  static constexpr int32_t kLengths[4] = {};
+  p.forward.seqs_k.seqused = kLengths;
+  EXPECT(!is_small(p));
+  p.forward.seqs_k = {.cu_seqlens = kLengths, .max_seqlen = 512, .total = 512};
+  EXPECT(!is_small(p));
+  p.forward.window.left = 0;
+  EXPECT(is_small(p));
+  // Other kernels of this width have one tile, and other widths are not concerned.
+  p.forward.score_mod.softcap = 1;
+  EXPECT(!is_small(p));
+  EXPECT(!is_small(p, kRtx3090));
+  p = backward_problem(128, 512, 512);
+  p.forward.window.right = 0;
+  EXPECT(!is_small(p));
 }
 
 TEST(backward_grids_cover_all_keys_and_queries) {

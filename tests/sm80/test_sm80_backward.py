@@ -13,6 +13,8 @@ from cases import BUCKETS, Case
 from support import (
     Target,
     check_dense_gradients,
+    check_varlen_gradients,
+    cumulative,
     emulator_options,
 )
 from test_sm80_kernels import MMA_FLOP, SECTOR_BYTES, VARIANTS, qkv
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends
+from flash_attn2.reference import Packing
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
@@ -48,6 +51,20 @@ def test_every_kernel(device: str, head_dim: int, variant: str, deterministic: b
         check_dense_gradients(q, k[:, :, :1], v[:, :, :1], **options)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("options", [{"causal": True}, {"window_size": (600, 5)}], ids=str)
+def test_the_larger_tile_of_96(options: dict[str, Any], deterministic: bool) -> None:
+    """Under a mask, which packed sequences take it for, whose lengths the host does not know."""
+    target = Target("sm80-emulated", torch.float16 if deterministic else torch.bfloat16)
+    q, k, v = Case(96, batch=1, seqlen_q=155, seqlen_k=290, num_heads=2).qkv(target)
+    packing = Packing(cumulative(15, 0, 140), cumulative(150, 3, 137), None, 140, 150)
+    sums = "ordered" if deterministic else "free"
+    with emulator_options(f"device=sm80,ctas=3,async=random,seed=96,sums={sums}"):
+        check_varlen_gradients(
+            q[0], k[0, :, :1], v[0, :, :1], packing, deterministic=deterministic, **options
+        )
+
+
 def counted(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> dict[str, float]:
     """What the backward pass of one call costs."""
     module = backends.load("sm80-emulated").module
@@ -62,7 +79,7 @@ def counted(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> dict[str, float]
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("head_dim", BUCKETS)
 def test_cost_is_the_least_possible(head_dim: int, deterministic: bool) -> None:
-    block_keys = {96: 64, 192: 96, 256: 64}.get(head_dim, 128)
+    block_keys = {192: 96, 256: 64}.get(head_dim, 128)
     seqlen, heads = (384 if head_dim == 192 else 256), 2  # whole tiles
     q, k, v = qkv(seqlen, seqlen, heads, 1, head_dim)
     cost = counted(q, k, v, deterministic=deterministic)
@@ -110,6 +127,19 @@ def test_hidden_tiles_are_skipped(options: dict[str, Any], visible_tiles: int) -
     cost = counted(q, k, v, **options)
     assert cost["mma"] * MMA_FLOP == visible_tiles * 5 * 128 * 64 * 64
     assert cost["read.q.bytes"] == visible_tiles * 64 * 64 * 2
+
+
+@pytest.mark.parametrize(
+    ("seqlen", "blocks"),
+    [
+        (256, 4 + 3 + 2 + 1),  # of 64 queries and 64 keys
+        (576, 2 * (9 + 7 + 5 + 3 + 1)),  # keys of a CTA are 128, then
+    ],
+)
+def test_few_keys_in_sight_take_the_smaller_tile_of_96(seqlen: int, blocks: int) -> None:
+    q, k, v = qkv(seqlen, seqlen, 1, 1, 96)
+    cost = counted(q, k, v, causal=True)
+    assert cost["mma"] * MMA_FLOP == blocks * 5 * 64 * 64 * 96
 
 
 def test_narrow_heads_read_only_their_columns() -> None:

@@ -54,14 +54,15 @@ _LIMITS = {
 
 
 @cache
-def _small_buckets() -> dict[str, set[str]]:
-    """Buckets, as names have them, with a second tile for less shared memory, by kind of kernel.
+def _small_tiles() -> dict[str, set[str]]:
+    """What has a second tile for less shared memory, by kind of kernel.
 
-    Not every variant of them needs to have one.
+    Buckets, as names have them, of which not every variant needs to have one, and variants of
+    others.
     """
     text = (ROOT / "csrc" / "instances.cmake").read_text()
-    found = re.findall(r"FA2_sm80_(\w+)_SMALL_BUCKETS ([\d/ ]+)\)", text)
-    return {kind: set(buckets.replace("/", "v").split()) for kind, buckets in found}
+    found = re.findall(r"FA2_sm80_(\w+)_SMALL_TILES ([\w/ ]+)\)", text)
+    return {kind: set(names.lower().replace("/", "v").split()) for kind, names in found}
 
 
 def serves(unit: str, arch: str) -> bool:
@@ -72,7 +73,11 @@ def serves(unit: str, arch: str) -> bool:
     found = re.fullmatch(r"(fwd|bwd)_hd(\w+?)_(.*)", unit)
     if found is None or SHARED_KIB.get(arch, _LARGE_KIB) >= _LARGE_KIB:
         return True
-    return "_small" in unit or found[2] not in _small_buckets().get(found[1], set())
+    kind, bucket, variant = found.groups()
+    small = _small_tiles().get(kind, set())
+    # A unit has one variant; an instance's name ends with its element.
+    others = {bucket, f"{bucket}_{variant}", f"{bucket}_{variant.rpartition('_')[0]}"}
+    return "_small" in unit or not others & small
 
 
 def instructions_per_mma_limit(instance: str, arch: str) -> float | None:

@@ -31,7 +31,7 @@ struct BwdConfig {
 
   // dQ of a step: a warp takes kMQ x 16 queries and kNumQ x 8 columns.
   static constexpr GradQLayout kGradQ = kTile.grad_q();
-  static constexpr int kMQ = GradQLayout::kRowsPerWarp / 16;
+  static constexpr int kMQ = kGradQ.rows_per_warp() / 16;
   static constexpr int kNumQ = kGradQ.cols_per_warp() / 8;
   static_assert(kGradQ.cols_per_warp() % 16 == 0);
 

@@ -5,7 +5,8 @@
 //
 //   (lane, register, row block of a warp, column block of a warp)
 //
-// A warp holds 32 queries and its share of the head dim.
+// A warp holds 32 queries and its share of the head dim, which are pairs of MMAs: 16 queries where
+// 32 would leave a single one.
 
 #include "core/macros.h"
 
@@ -16,18 +17,17 @@ struct GradQLayout {
   int head_dim;  // bucket
   int warps;
 
-  static constexpr int kRowsPerWarp = 32;
-
   FA2_HD constexpr int size() const { return block_m * head_dim; }
-  FA2_HD constexpr int row_warps() const { return block_m / kRowsPerWarp; }
+  FA2_HD constexpr int rows_per_warp() const { return size() / warps % 512 == 0 ? 32 : 16; }
+  FA2_HD constexpr int row_warps() const { return block_m / rows_per_warp(); }
   FA2_HD constexpr int cols_per_warp() const { return head_dim * row_warps() / warps; }
-  FA2_HD constexpr int warp_size() const { return kRowsPerWarp * cols_per_warp(); }
+  FA2_HD constexpr int warp_size() const { return rows_per_warp() * cols_per_warp(); }
 
   // Where 4 pairs of columns from col on lie, col a multiple of 8: their first columns follow each
   // other from here, their second ones 32 floats later.
   FA2_HD int offset(int row, int col) const {
-    int const warp = row / kRowsPerWarp + col / cols_per_warp() * row_warps();
-    int const row_block = row % kRowsPerWarp / 16, half = row % 16 / 8;
+    int const warp = row / rows_per_warp() + col / cols_per_warp() * row_warps();
+    int const row_block = row % rows_per_warp() / 16, half = row % 16 / 8;
     int const col_block = col % cols_per_warp() / 8;
     int const reg = (row_block * (cols_per_warp() / 8) + col_block) * 4 + half * 2;
     return warp * warp_size() + reg * 32 + row % 8 * 4;

@@ -35,11 +35,14 @@ struct BwdTile {
 constexpr bool has_bwd_tile(Bucket bucket) { return bucket.head_dim <= 256; }
 
 // Wide heads have a second tile for devices with less shared memory (sm_86, sm_89: 99 KiB a block).
-constexpr bool has_small_bwd_tile(Bucket bucket) { return bucket.head_dim > 96; }
+// At 96 plain kernels alone have a larger one.
+constexpr bool has_small_bwd_tile(Bucket bucket, Variant variant) {
+  return bucket.head_dim > (variant == Variant::kPlain ? 64 : 96);
+}
 
 // What needs more registers holds the scores of fewer queries at once, or reads V anew. At 64 the
 // listed kernel has twice the queries at once in their place, so that K and V are read half as
-// often. At 192 the plain kernel has 96 keys: fewer blocks of them add to dQ.
+// often. At 96 and 192 the plain kernels have 128 and 96 keys: fewer blocks of them add to dQ.
 constexpr BwdTile bwd_tile(Bucket bucket, Variant variant, bool small) {
   bool const plain = variant == Variant::kPlain || variant == Variant::kListed;
   if (bucket == Bucket(192, 128)) {
@@ -53,7 +56,10 @@ constexpr BwdTile bwd_tile(Bucket bucket, Variant variant, bool small) {
       if (variant == Variant::kListed) return {64, 128, 64, 4, 1, 32, false, false, 1, 2, 64};
       if (variant != Variant::kPlain) return {64, 128, 64, 4, 1, 16, false, false, 1, 2, 64};
       return {64, 128, 64, 4, 1, 16, false, true, 2, 2, 64};
-    case 96: return {96, 64, 64, 2, 2, 32, false, false, 1, 2, 96};
+    case 96:
+      if (variant == Variant::kPlain && !small)
+        return {96, 128, 64, 4, 2, 32, false, false, 2, 1, 96};
+      return {96, 64, 64, 2, 2, 32, false, false, 1, 2, 96};
     case 128:
       if (small) return {128, 64, 64, 2, 2, plain ? 32 : 16, false, false, 1, 1, 128};
       return {128, 128, 64, 4, 2, plain ? 32 : 16, false, false, 2, 1, 128};
