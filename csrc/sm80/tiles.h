@@ -97,7 +97,7 @@ constexpr FwdTile fwd_tile(Bucket bucket, Variant variant, bool small) {
     case 96: return {96, 96, 128, dropout ? 32 : 64, 4, 1, false, 2};
     case 128:
       if (listed && dropout) return {128, 128, 64, 64, 4, 1, false, 2};
-      return {128, 128, 128, dropout ? 32 : (plain || listed ? 64 : 48), 4, 1, false, 2};
+      return {128, 128, 128, plain || dropout ? 32 : (listed ? 64 : 48), 4, 1, false, 2};
     case 192:
       if (small) return {192, 192, 64, 64, 4, 1, false, 1};
       return {192, 192, 128, dropout || listed ? 64 : 96, 4, 2, false, 1};

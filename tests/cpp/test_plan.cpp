@@ -73,8 +73,8 @@ TEST(widths_take_the_narrowest_bucket_that_holds_both) {
   struct {
     int head_dim, head_dim_v;
     Bucket bucket;
-  } const cases[] = {{192, 128, {192, 128}}, {136, 8, {192, 128}}, {136, 136, 192},
-                     {128, 128, 128},        {64, 32, 64},         {32, 64, 64},
+  } const cases[] = {{192, 128, {192, 128}}, {136, 8, {192, 128}}, {136, 136, 192}, {128, 128, 128},
+                     {128, 64, 128},         {64, 128, 128},       {64, 32, 64},    {32, 64, 64},
                      {128, 192, 192},        {200, 128, 256},      {8, 256, 256}};
   for (auto const& [head_dim, head_dim_v, bucket] : cases) {
     FwdParams p = problem(head_dim);

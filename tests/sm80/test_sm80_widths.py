@@ -54,6 +54,15 @@ def test_every_forward_kernel(variant: str, dtype: torch.dtype) -> None:
         check_dense(*case.qkv(Target(NAME, dtype)), **options_of(variant))
 
 
+@pytest.mark.parametrize("window", [(190, 20), (-1, 20)], ids=str)
+@pytest.mark.parametrize(("head_dim", "head_dim_v"), [(128, 72), (40, 104), (128, 128)])
+def test_scores_ahead(head_dim: int, head_dim_v: int, window: tuple[int, int]) -> None:
+    """The plain kernel of 128 columns, with and without masked tiles behind the full ones."""
+    case = Case(head_dim, 1, 205, 330, num_heads=2, num_heads_kv=1, head_dim_v=head_dim_v)
+    with emulator_options("device=sm86,ctas=3,async=random,seed=4"):
+        check_dense(*case.qkv(TARGET), window_size=window)
+
+
 @DEVICES
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -109,7 +118,9 @@ def test_widths(head_dim: int, head_dim_v: int, causal: bool) -> None:
 
 
 @pytest.mark.parametrize("seqlen_q", [3, 100])
-@pytest.mark.parametrize(("head_dim", "head_dim_v"), [(184, 120), (24, 16), (16, 24)])
+@pytest.mark.parametrize(
+    ("head_dim", "head_dim_v"), [(184, 120), (112, 72), (72, 120), (24, 16), (16, 24)]
+)
 def test_columns_beyond_a_width(head_dim: int, head_dim_v: int, seqlen_q: int) -> None:
     """They are not read, and hold NaN; those of results stay as they are."""
     q, k, v = Case(head_dim, 1, seqlen_q, 130, 2, 1, head_dim_v=head_dim_v).qkv(TARGET)

@@ -96,6 +96,21 @@ def test_forward_tile_of_a_name() -> None:
     assert (modified.prologue, modified.epilogue) == (Counts(copies=24), Counts(stores=16))
 
 
+def test_forward_tile_of_warps_that_share_no_rows() -> None:
+    name = "7FwdTileELi128ELi128ELi128ELi32ELi4ELi1ELb0ELi2ELi1ELb0EEELNS_7VariantE0E"
+    tile = tile_of(name)
+    # Of 32 rows and 32 keys, each product has 64 MMAs; at 128 the first scores stand outside, too.
+    assert tile.turn == Counts(mmas=128, copies=8, barriers=2)
+    assert tile.prologue == Counts(mmas=64, copies=28)
+    assert tile.epilogue == Counts(mmas=64, stores=16)
+    # Neither in other variants nor in narrower heads.
+    for other in (
+        name.replace("VariantE0E", "VariantE1E"),
+        name.replace("Li128ELi128ELi128", "Li96ELi96ELi128"),
+    ):
+        assert (tile_of(other).prologue.mmas, tile_of(other).epilogue.mmas) == (0, 0)
+
+
 def test_backward_tile_of_a_name() -> None:
     name = (
         "_ZN3fa24sm805entryINS0_9BwdKernelINS0_9BwdConfigIN7cutlass6half_tEXtlNS0_7BwdTile"

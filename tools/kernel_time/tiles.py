@@ -65,7 +65,7 @@ def forward_tile(fields: list[int], variant: str) -> Tile:
     pairs = column_warps == 2 and not whole
     # kOverlaps of csrc/sm80/forward/config.h: a turn has the scores of the keys that come next, and
     # what is left of the first and the last turn stands outside.
-    overlaps = pairs and variant == _PLAIN
+    overlaps = variant == _PLAIN and (pairs or (head_dim == 128 and block_n == 32))
     return Tile(
         kind="fwd",
         head_dim=(head_dim + head_dim_v) // 2,

@@ -30,13 +30,16 @@ struct FwdConfig {
   static constexpr bool kListed = is_listed(kVariant);
   static constexpr bool kCodes = kVariant == Variant::kCodes;
 
-  // Scores of a tile are multiplied during the exponentials of the one before. Pairs of warps have
-  // registers for the scores of both.
-  static constexpr bool kOverlaps = kPairs && kVariant == Variant::kPlain;
+  // Scores of a tile are multiplied during the exponentials of the one before. There are registers
+  // for the scores of both where pairs of warps share rows. At 128 warps do so alone with steps of
+  // 32 keys: what can be read anew takes no register, then.
+  static constexpr bool kOverlapsAlone =
+      kVariant == Variant::kPlain && kTile.head_dim == 128 && kTile.block_n == 32;
+  static constexpr bool kOverlaps = kOverlapsAlone || (kPairs && kVariant == Variant::kPlain);
 
   // No register is left to count the columns of values apart from those of keys: heads with two
   // widths have other kernels (forward_key in plan_forward.cpp).
-  static constexpr bool kOneWidth = (kOverlaps && kTile.head_dim <= 256) ||
+  static constexpr bool kOneWidth = (kPairs && kOverlaps && kTile.head_dim <= 256) ||
                                     (kVariant == Variant::kListed && kTile.head_dim == 128);
   static_assert(!kOneWidth || kTile.head_dim == kTile.head_dim_v);
 
@@ -65,7 +68,8 @@ struct FwdConfig {
 
   using StreamQ = TileStream<Element, kTile.block_m, kTile.head_dim, kTile.threads(), kPadQ>;
   using StreamK = TileStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
-  using StreamV = TileStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO>;
+  using StreamV =
+      TileStream<Element, kTile.block_n, kTile.head_dim_v, kTile.threads(), kPadVO, kOverlapsAlone>;
   using SmemQ = SmemTile<kTile.block_m, kTile.head_dim, kPadQ>;
   using SmemO = SmemTile<kTile.block_m, kTile.head_dim_v, kPadO>;
   using SmemP = SmemTile<kTile.block_m, kTile.block_n, 16>;
@@ -98,7 +102,7 @@ struct FwdConfig {
   }
   CUTE_DEVICE static StreamV values(FwdArgs const& args, Smem& smem) {
     FwdParams const& p = args.problem;
-    int32_t const width = kOneWidth ? p.head_dim : p.head_dim_v;
+    int32_t const& width = kOneWidth ? p.head_dim : p.head_dim_v;
     return {rows_of(p.v, args, smem.work), p.v.row_stride, args.v_pass_bytes, width,
             smem.work.tiles.end - 1,       smem.v};
   }

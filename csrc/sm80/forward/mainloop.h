@@ -101,13 +101,13 @@ class FwdMainloop {
         overlapped_step<Edge::kMasked>(scores, factor, n, n > tiles.begin);
       }
 
-      int left = n - tiles.full_begin + 1;
+      // Twice the steps that are left, and one more if others follow: one register for both. No
+      // full step asks for its number.
+      int left = 2 * (n - tiles.full_begin + 1);
       if (left <= 0) break;
-      int const final = tiles.full_begin > tiles.begin ? 0 : 1;
+      left += tiles.full_begin > tiles.begin ? 1 : 0;
       CUTE_NO_UNROLL
-      for (; left > 0; --left) {
-        overlapped_step<Edge::kFull>(scores, factor, tiles.full_begin + left - 1, left > final);
-      }
+      for (; left > 1; left -= 2) overlapped_step<Edge::kFull>(scores, factor, n, left > 2);
       n = tiles.full_begin - 1;
     }
 

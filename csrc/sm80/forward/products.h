@@ -22,6 +22,8 @@ class FwdProducts {
   using SmemP = typename Config::SmemP;
   using Warps = typename Config::Warps;
   static constexpr FwdTile kTile = Config::kTile;
+  // Computed anew, these places would take less than a register, but what they follow from more.
+  static constexpr bool kKeepsViews = Config::kListed || Config::kOverlapsAlone;
   static constexpr int kM = Config::kM;
   static constexpr int kNumS = Config::kNumS;
   static constexpr int kNumO = Config::kNumO;
@@ -39,8 +41,8 @@ class FwdProducts {
       : smem_(smem),
         tSsQ_(
             ldsm_view<SmemQ>(smem.q, LdsmLanes::rows_first(threadIdx.x % 32), Warps::row_begin())),
-        tSsK_(ldsm_view<SmemK, Config::kListed>(smem.k, LdsmLanes::cols_first(threadIdx.x % 32),
-                                                Warps::key_part() * kNumS * 8)),
+        tSsK_(ldsm_view<SmemK, kKeepsViews>(smem.k, LdsmLanes::cols_first(threadIdx.x % 32),
+                                            Warps::key_part() * kNumS * 8)),
         tOsV_(values_of(smem, Warps::key_part())),
         tOsV_partner_(values_of(smem, 1 - Warps::column_warp())),
         tPsP_(ldsm_view<SmemP>(smem.probs + (1 - Warps::column_warp()) * kDepthO * SmemP::kSubTile,
@@ -131,9 +133,9 @@ class FwdProducts {
   // This warp's columns of V, at the keys of a column warp.
   CUTE_DEVICE static auto values_of(Smem& smem, int key_warp) {
     int const first_sub_tile = kTile.column_warps > 1 ? Warps::column_warp() * (kNumO / 2) : 0;
-    return ldsm_view<SmemV, Config::kListed>(smem.v + first_sub_tile * SmemV::kSubTile,
-                                             LdsmLanes::rows_first(threadIdx.x % 32),
-                                             key_warp * kDepthO * 16);
+    return ldsm_view<SmemV, kKeepsViews>(smem.v + first_sub_tile * SmemV::kSubTile,
+                                         LdsmLanes::rows_first(threadIdx.x % 32),
+                                         key_warp * kDepthO * 16);
   }
 
   CUTE_DEVICE void fetch_partner(Probs& probs) const {
