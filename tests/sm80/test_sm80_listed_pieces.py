@@ -129,6 +129,12 @@ def test_long_columns(heads: int, long: tuple[bool, ...], name: str) -> None:
         check_dense_gradients(*drawn_qkv(LONG_COLUMNS, (2, heads)), **options)
 
 
+def test_nothing_past_the_last_piece_is_read() -> None:
+    """Which ends where the memory of pieces does; five are loaded by four at a time."""
+    mask = BlockMask.from_dense(torch.ones(1, 1, 128, 5 * 32 * 64, dtype=torch.bool))
+    check_dense(*drawn_qkv((mask.seqlen_q, mask.seqlen_k), (1, 1)), block_mask=mask)
+
+
 def test_pairs_of_warps_that_share_rows() -> None:
     q = TARGET.tensor(1, LONG_ROWS[0], 1, 256)
     k, v = (TARGET.tensor(1, LONG_ROWS[1], 1, 256) for _ in "kv")

@@ -57,6 +57,12 @@ def test_every_kernel_of_codes(
         check_kvcache(**arguments)
 
 
+@pytest.mark.parametrize("seqlen_q", [2, 50], ids=["few", "many"])
+def test_pages_of_one_key(seqlen_q: int) -> None:
+    case = CacheCase(seqlen_q=seqlen_q, page_size=1, num_splits=2)
+    check_kvcache(**case.arguments(Target("sm80-emulated", torch.float16)))
+
+
 def problem(
     heads: int,
     heads_kv: int,
