@@ -114,6 +114,10 @@ def test_faults_of(line: str, kind: str, instead: Sequence[str]) -> None:
     assert kinds_of(line)[kind] == instead
 
 
+def test_equal_items_are_not_swapped() -> None:
+    assert "swapped items" not in kinds_of("st.shared.v2.f32 [%r1], {%f1, %f1};")
+
+
 @pytest.mark.parametrize(
     ("line", "strata"),
     [

@@ -181,11 +181,12 @@ def _access(instruction: Instruction) -> Iterator[Fault]:
     for at, operand in enumerate(instruction.operands):
         changed = list(instruction.operands)
         found = re.fullmatch(r"\[([%\w$]+)(?:\+(-?\d+))?\]", operand)
+        items = split_operands(operand[1:-1]) if operand.startswith("{") else []
         if found:
             changed[at] = f"[{found[1]}+{int(found[2] or 0) + 16}]"
             is_source = at or instruction.opcode.startswith("ld")
             kind = "shifted source" if is_source else "shifted target"
-        elif operand.startswith("{") and len(items := split_operands(operand[1:-1])) > 1:
+        elif len(set(items[:2])) == 2:
             changed[at] = "{" + ", ".join((items[1], items[0], *items[2:])) + "}"
             kind = "swapped items"
         else:
