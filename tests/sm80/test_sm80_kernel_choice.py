@@ -12,26 +12,65 @@ from support import Target, cumulative, lengths
 from flash_attn2._impl import backends
 
 HEAD_DIM = 64
-# Queries and keys: few queries; a tile of them or less, with keys that are worth splitting, and
-# without; more than a tile.
-SEQUENCES = {"few": (1, 90), "split": (20, 1100), "tile": (20, 200), "tiles": (150, 100)}
+# By the size of a group: queries and keys. Up to 16 rows of a KV head are few; more of them, up to
+# a tile of 128 queries, are split where there are keys enough, or share a tile where that saves a
+# fifth.
+SEQUENCES = {
+    1: {
+        "few": (1, 90),
+        "few_of_many_keys": (16, 1100),
+        "many_keys": (17, 1100),
+        "tile": (20, 200),
+        "tiles": (150, 100),
+    },
+    3: {
+        "few": (5, 90),
+        "shared": (6, 90),
+        "shared_by_many_keys": (30, 1100),  # which are not split: the rows are too many
+        "shared_tiles": (50, 100),
+        "tile": (128, 100),
+    },
+}
 
 pytestmark = pytest.mark.usefixtures("emulated")
 
 
 @pytest.mark.parametrize(
-    ("num_splits", "written"),
+    ("group", "num_splits", "written"),
     [
-        (0, {"SplitKernel": ["few"], "CombineKernel": ["split"], "FwdKernel": ["tile", "tiles"]}),
-        (1, {"SplitKernel": ["few"], "FwdKernel": ["split", "tile", "tiles"]}),
+        (
+            *(1, 0),
+            {
+                "SplitKernel": ["few"],
+                "CombineKernel": ["few_of_many_keys", "many_keys"],
+                "FwdKernel": ["tile", "tiles"],
+            },
+        ),
+        (
+            *(1, 1),
+            {
+                "SplitKernel": ["few", "few_of_many_keys"],
+                "FwdKernel": ["many_keys", "tile", "tiles"],
+            },
+        ),
+        (
+            *(3, 0),
+            {
+                "SplitKernel": ["few", "shared", "shared_by_many_keys", "shared_tiles"],
+                "FwdKernel": ["tile"],
+            },
+        ),
     ],
 )
-def test_each_sequence_goes_to_one_kernel(num_splits: int, written: dict[str, list[str]]) -> None:
+def test_each_sequence_goes_to_one_kernel(
+    group: int, num_splits: int, written: dict[str, list[str]]
+) -> None:
     """Which writes all of its rows, and no other does."""
     target = Target("sm80-emulated", torch.float16)
-    rows, keys = zip(*SEQUENCES.values(), strict=True)
+    sequences = SEQUENCES[group]
+    rows, keys = zip(*sequences.values(), strict=True)
     arguments: dict[str, Any] = {
-        "q": target.tensor(sum(rows), 1, HEAD_DIM),
+        "q": target.tensor(sum(rows), group, HEAD_DIM),
         "k_cache": target.tensor(len(keys), max(keys), 1, HEAD_DIM),
         "v_cache": target.tensor(len(keys), max(keys), 1, HEAD_DIM),
         "cu_seqlens_q": cumulative(*rows),
@@ -45,11 +84,11 @@ def test_each_sequence_goes_to_one_kernel(num_splits: int, written: dict[str, li
     counted = module.counters_by_kernel()
     for name, row_bytes in (("out", 2 * HEAD_DIM), ("lse", 4)):
         found = {
-            kernel: counters[f"write.{name}.bytes"] / row_bytes
+            kernel: counters[f"write.{name}.bytes"] / (group * row_bytes)
             for kernel, counters in counted.items()
             if counters.get(f"write.{name}.bytes", 0) > 0
         }
         assert found == {
-            kernel: sum(SEQUENCES[sequence][0] for sequence in sequences)
-            for kernel, sequences in written.items()
+            kernel: sum(sequences[sequence][0] for sequence in of_kernel)
+            for kernel, of_kernel in written.items()
         }
