@@ -63,6 +63,20 @@ def test_pages_of_one_key(seqlen_q: int) -> None:
     check_kvcache(**case.arguments(Target("sm80-emulated", torch.float16)))
 
 
+@pytest.mark.parametrize("place", [0, -1], ids=["first", "last"])
+def test_one_key_outweighs_more_splits_than_a_warp_has_lanes(place: int) -> None:
+    """By more than any ratio of two floats."""
+    target = Target("sm80-emulated", torch.float16)
+    arguments = {
+        "q": target.tensor(1, 1, 1, 64),
+        "k_cache": target.tensor(1, 40 * 128, 1, 64),
+        "v_cache": target.tensor(1, 40 * 128, 1, 64),
+    }
+    arguments["k_cache"][:, place] = 40 * arguments["q"][:, 0]
+    out, _ = check_kvcache(**arguments, num_splits=40)
+    assert torch.equal(out[:, 0], arguments["v_cache"][:, place])
+
+
 def problem(
     heads: int,
     heads_kv: int,
