@@ -77,6 +77,18 @@ def test_one_key_outweighs_more_splits_than_a_warp_has_lanes(place: int) -> None
     assert torch.equal(out[:, 0], arguments["v_cache"][:, place])
 
 
+@pytest.mark.parametrize("seqlen_q", [2, 50], ids=["few", "many"])
+def test_scores_that_outgrow_every_base(seqlen_q: int) -> None:
+    """From the last key, where kernels start, to the first one."""
+    target = Target("sm80-emulated", torch.float16)
+    arguments = {
+        "q": target.tensor(1, seqlen_q, 1, 64),
+        "k_cache": target.tensor(1, 700, 1, 64) * torch.linspace(60, 0, 700).half()[:, None, None],
+        "v_cache": target.tensor(1, 700, 1, 64),
+    }
+    check_kvcache(**arguments, num_splits=2)
+
+
 def problem(
     heads: int,
     heads_kv: int,
