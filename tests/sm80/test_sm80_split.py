@@ -77,6 +77,16 @@ def test_one_key_outweighs_more_splits_than_a_warp_has_lanes(place: int) -> None
     assert torch.equal(out[:, 0], arguments["v_cache"][:, place])
 
 
+@pytest.mark.parametrize("seqlen_q", [5, 50], ids=["few", "many"])
+@pytest.mark.parametrize("head_dim", [40, 64])
+def test_rows_of_both_halves_of_a_tile(head_dim: int, seqlen_q: int) -> None:
+    """A window shows each of them other keys."""
+    case = CacheCase(
+        head_dim, seqlen_q=seqlen_q, page_size=16, mask="window", leftpad=True, num_splits=3
+    )
+    check_kvcache(**case.arguments(Target("sm80-emulated", torch.float16)))
+
+
 @pytest.mark.parametrize("seqlen_q", [2, 50], ids=["few", "many"])
 def test_scores_that_outgrow_every_base(seqlen_q: int) -> None:
     """From the last key, where kernels start, to the first one."""
