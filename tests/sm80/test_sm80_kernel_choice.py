@@ -92,3 +92,15 @@ def test_each_sequence_goes_to_one_kernel(
             kernel: sum(sequences[sequence][0] for sequence in of_kernel)
             for kernel, of_kernel in written.items()
         }
+
+
+def test_sequences_of_as_many_queries_go_by_their_keys() -> None:
+    """More rows than packed queries are split for."""
+    target = Target("sm80-emulated", torch.float16)
+    arguments: dict[str, Any] = {
+        "q": target.tensor(2, 100, 1, HEAD_DIM),
+        "k_cache": target.tensor(2, 1100, 1, HEAD_DIM),
+        "v_cache": target.tensor(2, 1100, 1, HEAD_DIM),
+        "cache_seqlens": lengths(1100, 200),
+    }
+    check_kvcache(**arguments)
