@@ -53,23 +53,19 @@ set(FA2_sm80_VARIANTS Plain Modified Dropout Listed ListedDropout)
 set(FA2_sm80_SPLIT_VARIANTS Plain Modified Codes)  # a KV cache knows no dropout
 # Buckets, or variants of one, with a second tile.
 set(FA2_sm80_fwd_SMALL_TILES 192 256 512)  # has_small_tile in sm80/tiles.h
-set(FA2_sm80_fwd_NOT_SMALL 512_Listed 512_ListedDropout)
-set(FA2_sm80_bwd_SMALL_TILES 96_Plain 128 192/128 192 256)  # has_small_bwd_tile, backward/tiles.h
-set(FA2_sm80_bwd_NOT_BUILT 512)                             # has_bwd_tile there
+set(FA2_sm80_bwd_SMALL_TILES 96_Plain 128 192/128 192 256 512)  # has_small_bwd_tile, backward/tiles.h
+set(FA2_sm80_NOT_SMALL 512_Listed 512_ListedDropout)
 
 macro(fa2_sm80_instances buckets)
   foreach(bucket IN ITEMS ${buckets})
     string(REPLACE "/" "v" hd "hd${bucket}")
     string(REPLACE "/" ", " widths "Bucket(${bucket})")
     foreach(kind IN ITEMS fwd bwd)
-      if(bucket IN_LIST FA2_sm80_${kind}_NOT_BUILT)
-        continue()
-      endif()
       foreach(variant IN LISTS FA2_sm80_VARIANTS)
         fa2_add_instances(${kind}_${hd}_${variant} ${kind}
                           ", ${widths}, Variant::k${variant}, false")
         if((bucket IN_LIST FA2_sm80_${kind}_SMALL_TILES AND
-            NOT "${bucket}_${variant}" IN_LIST FA2_sm80_${kind}_NOT_SMALL) OR
+            NOT "${bucket}_${variant}" IN_LIST FA2_sm80_NOT_SMALL) OR
            "${bucket}_${variant}" IN_LIST FA2_sm80_${kind}_SMALL_TILES)
           fa2_add_instances(${kind}_${hd}_${variant}_small ${kind}
                             ", ${widths}, Variant::k${variant}, true")

@@ -79,8 +79,11 @@ KernelKey backward_key(FwdParams const& p, DeviceInfo const& device) {
 BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
   FwdParams const& p = params.forward;
   KernelKey const key = backward_key(p, device);
-  FA2_CHECK(has_bwd_tile(key.bucket), "there are no backward kernels for head dims of {} and {}",
-            p.head_dim, p.head_dim_v);
+  bool const fits = key.tile == TileKind::kSmall || device.smem_per_block >= kLargeSmemBytes;
+  FA2_CHECK(fits || key.bucket != Bucket(512),
+            "block masks of heads of more than 256 columns need {} KiB of shared memory a block; "
+            "the device has {}",
+            kLargeSmemBytes / 1024, device.smem_per_block / 1024);
   BwdTile const tile = bwd_tile(key.bucket, key.variant, key.tile == TileKind::kSmall);
   BwdPlan plan{.key = key, .tile = tile};
   plan.num_m_blocks = ceil_div(p.seqs_q.max_seqlen, tile.block_m);

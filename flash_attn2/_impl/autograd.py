@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, contiguous_format, get_num_threads, is_autocast_enabled
 from torch.compiler import is_compiling
 
-from flash_attn2._impl import backends, dtensors, launch, no_gradient, widths
+from flash_attn2._impl import backends, dtensors, launch, no_gradient
 from flash_attn2._impl.block_mask import require_unmapped
 from flash_attn2._impl.dtensors import is_dtensor
 from flash_attn2._impl.forms import BIASES, DENSE, Form, differentiate, run
@@ -30,7 +30,7 @@ from flash_attn2._impl.observe import (
     no_forward_mode,
 )
 from flash_attn2._impl.options import make_options
-from flash_attn2._impl.problem import BiasGradient, Gradient, Problem, Result, unpacked
+from flash_attn2._impl.problem import BiasGradient, Gradient, Problem, Result
 from flash_attn2._impl.tensors import require_allocated
 
 Tensors = tuple[Tensor, ...]
@@ -157,13 +157,6 @@ def without_none(
 _QKV = 3
 
 
-def require_kernels(ctx: Any, values: Sequence[Any]) -> None:
-    """NotImplementedError where gradients are asked for and kernels for them are not built."""
-    if any(ctx.needs_input_grad):
-        q, _, v = unpacked(*values[:_QKV])
-        widths.require_gradients(q, v)
-
-
 def save(ctx: Any, inputs: Sequence[Any], result: Sequence[Tensor | None]) -> None:
     """The same tensors in the same order whoever observes the call, as checkpointing asks for."""
     form, *values = inputs
@@ -200,7 +193,6 @@ class Attention(_Function):
 
     @staticmethod
     def forward(ctx: Any, form: Form, *values: Any) -> Result:
-        require_kernels(ctx, values)
         result = attend(form, form.signature.unflatten(values))
         save(ctx, (form, *values), result)
         return result
@@ -278,7 +270,6 @@ class TransformedAttention(_Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        require_kernels(ctx, inputs[1:])
         save(ctx, inputs, output)
 
     backward = Attention.backward

@@ -35,7 +35,7 @@ def add_bias_gradients(gradient: BiasGradient, sums: BiasGradients) -> None:
     assert p.v is not None
     head_dim = p.q.shape[-1]
     if backend.aligned:
-        widths.require_built(backend, head_dim, p.v.shape[-1], gradients=True)
+        widths.require_built(backend, head_dim, p.v.shape[-1])
     p = launch.readable_problem(p, backend, over_cache=False)
     q = p.q
     assert p.out is not None

@@ -131,7 +131,7 @@ def backward(gradient: Gradient) -> Gradients:
     assert p.v is not None
     head_dim, head_dim_v = q.shape[-1], p.v.shape[-1]
     if backend.aligned:
-        widths.require_built(backend, head_dim, head_dim_v, gradients=True)
+        widths.require_built(backend, head_dim, head_dim_v)
     p = readable_problem(p, backend, over_cache=False)
     q, out = p.q, readable(p.out, backend)  # type: ignore[arg-type]
 

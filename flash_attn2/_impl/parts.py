@@ -19,13 +19,12 @@ from flash_attn2._impl.lower import lower, with_addresses
 from flash_attn2._impl.problem import Gradient, Problem
 
 
-def require_kernels(q: Tensor, v: Tensor, gradients: bool) -> None:
-    """TypeError or NotImplementedError where the backend of q has no kernels for such tensors, or
-    for their gradients where they are asked for."""
+def require_kernels(q: Tensor, v: Tensor) -> None:
+    """TypeError or NotImplementedError where the backend of q has no kernels for such tensors."""
     backend = backends.serving(q)
     backend.dtype_name(q.dtype)
     if backend.aligned:
-        widths.require_built(backend, q.shape[-1], v.shape[-1], gradients)
+        widths.require_built(backend, q.shape[-1], v.shape[-1])
 
 
 def sums_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,6 @@ from torch import Tensor
 from flash_attn2._impl import checks
 from flash_attn2._impl.arguments import named_only, refuse_keywords, require_bool, require_tensors
 from flash_attn2._impl.autograd import to_autocast_dtype
-from flash_attn2._impl.observe import wants_gradient
 from flash_attn2._impl.options import make_options
 from flash_attn2._impl.parts import require_kernels
 from flash_attn2._impl.problem import NO_PAGES, NO_SEQLENS, Options, Problem, ScoreMod
@@ -95,7 +94,7 @@ def context_attention(
         if torch.is_autocast_enabled(q.device.type):
             q, k, v = to_autocast_dtype(q.device.type, q, k, v)
         if plan.scheme != "heads" and not torch.compiler.is_compiling():
-            require_kernels(q, v, wants_gradient(q, k, v))
+            require_kernels(q, v)
     except Exception:
         if isinstance(plan, ContextPlan) and not torch.compiler.is_compiling():
             agreement.refuse(plan.ranks)

@@ -39,7 +39,7 @@ class Attention(nn.Module):
                        fewer: grouped queries, 1: multi-query
         head_dim       of queries and keys, at most 576; None: embed_dim / num_heads
         head_dim_v     of values, at most 512; None: head_dim. CUDA kernels are built for widths up
-                       to 512, with gradients up to 256
+                       to 512
         bias           of the fused projection
         out_bias       of the output projection; None: as `bias`
         dropout        probability of dropping a softmax entry, in training mode

@@ -1,9 +1,7 @@
 """Heads of more than 256 columns in the emulator: the forward and split kernels, which column warps
-share in other ways than those of narrower heads, and no gradients."""
+share in other ways than those of narrower heads."""
 
 from __future__ import annotations
-
-import re
 
 import pytest
 import torch
@@ -128,23 +126,3 @@ def test_decoding_reads_the_cache_once() -> None:
     cost = counted_decoding(q, k, v, cache_seqlens=256)["SplitKernel"]
     assert cost["read.k.bytes"] == k.nbytes
     assert cost["read.v.bytes"] == v.nbytes
-
-
-@pytest.mark.parametrize(("head_dim", "head_dim_v"), [(512, 512), (264, 8), (8, 264)])
-def test_gradients_are_refused_in_the_forward_pass(head_dim: int, head_dim_v: int) -> None:
-    q, k, v = Case(head_dim, 1, 5, 9, head_dim_v=head_dim_v).qkv(TARGET)
-    message = re.escape(
-        "backward kernels of the sm80-emulated backend are built for keys and values of up to 256 "
-        f"columns, got head_dim {head_dim} and head_dim_v {head_dim_v}"
-    )
-    for x in (q, k, v):
-        x.requires_grad_()
-        with pytest.raises(NotImplementedError, match=message):
-            flash_attn_func(q, k, v)
-        with torch.no_grad():
-            flash_attn_func(q, k, v)
-        x.requires_grad_(False)
-    out = torch.func.vmap(flash_attn_func)(*(x[None] for x in (q, k, v)))
-    assert out.shape == (1, *q.shape[:-1], head_dim_v)
-    with pytest.raises(NotImplementedError, match=message):
-        torch.func.grad(lambda q: flash_attn_func(q, k, v).float().sum())(q)

@@ -168,7 +168,8 @@ def test_small_tiles_serve_small_devices(tmp_path: Path) -> None:
     assert all(serves(unit, arch) for unit in units for arch in ("80", "87", "90", "100", "999"))
     left_out = {unit for unit in units if not serves(unit, "120")}
     replaced = {unit.removesuffix("_small") for unit in units if unit.endswith("_small")}
-    assert left_out == replaced | {"fwd_hd512_listed", "fwd_hd512_listeddropout"}
+    listed = {f"{kind}_hd512_listed{more}" for kind in ("fwd", "bwd") for more in ("", "dropout")}
+    assert left_out == replaced | listed
     assert not serves("bwd_hd128_plain_float16", "86")
     assert serves("bwd_hd128_plain_small_float16", "86")
 

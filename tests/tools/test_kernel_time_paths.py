@@ -114,7 +114,7 @@ def test_forward_tile_of_warps_that_share_no_rows() -> None:
 def test_backward_tile_of_a_name() -> None:
     name = (
         "_ZN3fa24sm805entryINS0_9BwdKernelINS0_9BwdConfigIN7cutlass6half_tEXtlNS0_7BwdTile"
-        "ELi128ELi128ELi64ELi4ELi2ELi32ELb0ELb0ELi2ELi1ELi128EEELNS0_7VariantE0EEEEEEEvNT_4ArgsE"
+        "ELi128ELi128ELi64ELi4ELi2ELi32ELb0ELb0ELi2ELi1ELi128ELi1EEELNS0_7VariantE0EEEEEEEvNT_4ArgsE"
     )
     tile = tile_of(name)
     assert (tile.kind, tile.block_m, tile.block_n, tile.threads) == ("bwd", 64, 128, 256)
@@ -130,7 +130,7 @@ def test_tiles_with_values_of_another_width() -> None:
     # 32 rows of a warp: of S 6 blocks of keys and 12 of depth, of O 3 of depth and 16 of columns.
     assert tile.turn == Counts(mmas=2 * (6 * 12 + 3 * 16), copies=48 * 320 // 1024, barriers=2)
     assert tile.epilogue.stores == 128 * 128 // 1024
-    name = "7BwdTileELi192ELi64ELi64ELi2ELi4ELi16ELb0ELb0ELi1ELi1ELi128EEELNS_7VariantE0E"
+    name = "7BwdTileELi192ELi64ELi64ELi2ELi4ELi16ELb0ELb0ELi1ELi1ELi128ELi1EEELNS_7VariantE0E"
     tile = tile_of(name)
     assert tile.head_dim == 160
     assert tile.turn == Counts(mmas=208, copies=11, reductions=48, barriers=3)
@@ -144,6 +144,15 @@ def test_tiles_with_whole_scores() -> None:
     # 16 rows of a warp: of S 4 blocks of keys and 32 of depth, of O 2 of depth and 32 of columns.
     assert tile.turn == Counts(mmas=4 * 32 + 2 * 32, copies=32 * 1024 // 1024, barriers=2)
     assert tile.prologue.mmas == 0
+
+
+def test_tiles_with_shared_scores() -> None:
+    name = "7BwdTileELi512ELi32ELi32ELi2ELi2ELi16ELb0ELb0ELi1ELi1ELi512ELi2EEELNS_7VariantE0E"
+    tile = tile_of(name)
+    assert tile.warps == 8
+    # 16 keys of a warp, half of the depth of S' or dP'; then 64 columns of dV, dK and dQ each.
+    assert tile.turn.mmas == 4 * 16 + 3 * 2 * 2 * 8
+    assert (tile.turn.copies, tile.turn.reductions, tile.turn.barriers) == (17, 64, 4)
 
 
 def test_names_without_a_tile_or_with_another_are_refused() -> None:

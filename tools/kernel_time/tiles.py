@@ -88,12 +88,14 @@ def forward_tile(fields: list[int], variant: str) -> Tile:
 
 def backward_tile(fields: list[int], variant: str) -> Tile:
     """Of a ``BwdTile`` of csrc/sm80/backward/tiles.h."""
-    head_dim, block_n, block_m, key_warps, query_warps, _, _, _, stages, _, head_dim_v = fields
-    warps = key_warps * query_warps
+    head_dim, block_n, block_m, key_warps, query_warps, _, _, _, stages, _, *rest = fields
+    head_dim_v, twins = rest
+    warps = key_warps * query_warps * twins
     per_pass = _COPIED * warps * 32
     both = head_dim + head_dim_v
     queries = block_m * both // per_pass + 1  # Q, dO, and two numbers of each row
-    exchanges = query_warps > 1
+    shares = twins > 1
+    exchanges = query_warps > 1 or shares
     products = block_m * block_n * (3 * head_dim + 2 * head_dim_v)
     return Tile(
         kind="bwd",
@@ -106,14 +108,15 @@ def backward_tile(fields: list[int], variant: str) -> Tile:
             mmas=products // (_MMA_PRODUCTS * warps),
             copies=queries + (variant in _LISTED),  # one thread fetches the next entry of a list
             reductions=block_m * head_dim // (warps * 32),
-            # When copies have landed; when dS is there; when nobody reads the one buffer any more.
-            barriers=2 + (stages == 1 and exchanges),
+            # When copies have landed; when parts of shared scores are there; when dS is; when
+            # nobody reads the one buffer any more.
+            barriers=2 + shares + (stages == 1 and exchanges),
         ),
         epilogue=Counts(stores=block_n * both // per_pass),
     )
 
 
-_TILES = {"FwdTile": (forward_tile, 10), "BwdTile": (backward_tile, 11)}
+_TILES = {"FwdTile": (forward_tile, 10), "BwdTile": (backward_tile, 12)}
 _VARIANT = re.compile(r"7VariantE(\d)E")
 _TILE = re.compile(r"\d(FwdTile|BwdTile)E((?:L[ib]\d+E)+)")
 

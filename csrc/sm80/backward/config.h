@@ -16,7 +16,7 @@ struct BwdConfig {
   using Element = Element_;
   static constexpr BwdTile kTile = kTile_;
   static constexpr Variant kVariant = kVariant_;
-  static constexpr bool kExchange = kTile.query_warps > 1;
+  static constexpr bool kExchange = kTile.query_warps > 1 || kTile.shares_scores();
   static constexpr bool kModified = kVariant != Variant::kPlain;
   static constexpr bool kDropout = has_dropout(kVariant);
   static constexpr bool kListed = is_listed(kVariant);
@@ -28,6 +28,7 @@ struct BwdConfig {
   static constexpr int kNumS = kTile.chunk / 8;
   static constexpr int kChunks = Warps::kQueries / kTile.chunk;
   static_assert(Warps::kQueries % kTile.chunk == 0 && kTile.chunk % 16 == 0);
+  static constexpr int kGradM = Warps::kGradKeys / 16;  // of dK and dV
 
   // dQ of a step: a warp takes kMQ x 16 queries and kNumQ x 8 columns.
   static constexpr GradQLayout kGradQ = kTile.grad_q();
@@ -41,7 +42,7 @@ struct BwdConfig {
     static constexpr bool kInRegisters = kInRegisters_;  // those of keys
     // A warp's blocks: depth of S' or dP' (16), columns of dK or dV (8).
     static constexpr int kDepth = kWidth / 16;
-    static constexpr int kNum = kWidth / (8 * kTile.query_warps);
+    static constexpr int kNum = kWidth / (8 * Warps::kColumnWarps);
     using CopiesKeys = CopyShape<kTile.block_n, kWidth, kTile.threads()>;
     using CopiesQueries = CopyShape<kTile.block_m, kWidth, kTile.threads()>;
     static_assert(CopiesQueries::kRowsPerPass == kTile.rows_per_pass());
@@ -56,6 +57,10 @@ struct BwdConfig {
   static constexpr bool kReuseV =
       OfValues::kInRegisters && SmemP::kElements <= OfValues::SmemKeys::kElements;
 
+  // Sums of scores over parts of the columns, of all warps that share them.
+  static constexpr int kPartScores =
+      kTile.shares_scores() ? kTile.warps() * Warps::kKeys * kTile.block_m : 0;
+
   struct Smem {
     alignas(128) Element k[OfScores::SmemKeys::kElements];
     alignas(128) Element v[OfValues::SmemKeys::kElements];
@@ -63,6 +68,7 @@ struct BwdConfig {
     alignas(128) Element grad_out[kTile.stages][OfValues::SmemQueries::kElements];
     alignas(128) Element probs[kExchange ? SmemP::kElements : 0];
     alignas(128) Element grad_scores_[kReuseV ? 0 : SmemP::kElements];
+    alignas(16) float part_scores[kPartScores];
     alignas(16) float row_stats[kTile.stages][2][kTile.block_m];
     BwdWorkTile work;
     int32_t index;  // of the CTA in the schedule

@@ -49,12 +49,12 @@ struct BwdEpilogue {
   CUTE_DEVICE static void for_pairs(Grad<Side> const& grad, float* tile, int64_t row_stride,
                                     int rows, int width, Put const& put) {
     int const lane = lane_index();
-    int const first_row = Config::Warps::key_begin() + lane_row(lane);
-    int const first_col = Config::Warps::query_warp() * Side::kNum * 8 + lane_col(lane);
+    int const first_row = Config::Warps::grad_key_begin() + lane_row(lane);
+    int const first_col = Config::Warps::column_warp() * Side::kNum * 8 + lane_col(lane);
     auto const sums = row_col_view(grad);
     CUTE_UNROLL
     for (int i = 0; i < size<0>(sums); ++i) {
-      int const row = first_row + RowCoord<Config::kM>{}(i);
+      int const row = first_row + RowCoord<Config::kGradM>{}(i);
       if (row >= rows) continue;
       float* const to = tile + row * row_stride + first_col;
       CUTE_UNROLL
@@ -90,11 +90,11 @@ struct BwdEpilogue {
     using SmemKeys = typename Side::SmemKeys;
     CUTE_UNROLL
     for (int i = 0; i < size(grad); ++i) grad(i) *= factor;
-    auto rounded = make_tensor<Element>(OperandLayout<Config::kM, Side::kNum / 2>{});
+    auto rounded = make_tensor<Element>(OperandLayout<Config::kGradM, Side::kNum / 2>{});
     round_to_operand(grad, rounded);
     store_operand<SmemKeys>(
-        rounded, tile + Config::Warps::query_warp() * (Side::kNum / 2) * SmemKeys::kSubTile,
-        operand_offset<SmemKeys>(Config::Warps::key_begin(), lane_index()));
+        rounded, tile + Config::Warps::column_warp() * (Side::kNum / 2) * SmemKeys::kSubTile,
+        operand_offset<SmemKeys>(Config::Warps::grad_key_begin(), lane_index()));
   }
 
   template <class Side>

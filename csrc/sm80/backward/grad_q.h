@@ -6,7 +6,7 @@
 //   (lane, register, row block of a warp, column block of a warp)
 //
 // A warp holds 32 queries and its share of the head dim, which are pairs of MMAs: 16 queries where
-// 32 would leave a single one.
+// 32 would leave a single one, and all where they are fewer.
 
 #include "core/macros.h"
 
@@ -18,7 +18,9 @@ struct GradQLayout {
   int warps;
 
   FA2_HD constexpr int size() const { return block_m * head_dim; }
-  FA2_HD constexpr int rows_per_warp() const { return size() / warps % 512 == 0 ? 32 : 16; }
+  FA2_HD constexpr int rows_per_warp() const {
+    return block_m < 32 || size() / warps % 512 != 0 ? 16 : 32;
+  }
   FA2_HD constexpr int row_warps() const { return block_m / rows_per_warp(); }
   FA2_HD constexpr int cols_per_warp() const { return head_dim * row_warps() / warps; }
   FA2_HD constexpr int warp_size() const { return rows_per_warp() * cols_per_warp(); }

@@ -11,6 +11,7 @@
 #include "sm80/backward/copies.h"
 #include "sm80/backward/grad_q_sum.h"
 #include "sm80/backward/order.h"
+#include "sm80/backward/score_parts.h"
 #include "sm80/backward/scores.h"
 
 namespace fa2::sm80 {
@@ -26,20 +27,23 @@ class BwdMainloop {
   using Order = conditional_t<Config::kListed, ListedQueryTiles<Config>, QueryTileRange<Config>>;
   static constexpr BwdTile kTile = Config::kTile;
   static constexpr bool kExchange = Config::kExchange;
+  static constexpr bool kShared = kTile.shares_scores();
   static constexpr int kM = Config::kM;
   static constexpr int kNumS = Config::kNumS;
 
   using Scores = typename BwdScores<Config>::Scores;
   using Slopes = typename BwdScores<Config>::Slopes;
-  // P' and dS' of a chunk, as the A operand of dV and dK: depth is queries.
+  // P' and dS' of a chunk, as the A operand of dV and dK: depth is queries. Of the warp's own
+  // scores, and of the keys that its dK and dV are for.
   using Probs = decltype(make_tensor<Element>(OperandLayout<kM, kNumS / 2>{}));
+  using GradOperand = decltype(make_tensor<Element>(OperandLayout<Config::kGradM, kNumS / 2>{}));
   template <class Side>
   using KeyOperand = decltype(make_tensor<Element>(
       OperandLayout<Side::kInRegisters ? kM : 1, Side::kInRegisters ? Side::kDepth : 1>{}));
 
  public:
   template <class Side>
-  using Grad = decltype(make_tensor<float>(AccumulatorLayout<kM, Side::kNum>{}));
+  using Grad = decltype(make_tensor<float>(AccumulatorLayout<Config::kGradM, Side::kNum>{}));
 
   CUTE_DEVICE BwdMainloop(BwdArgs const& args, Smem& smem)
       : args_(args), smem_(smem), copies_(args, smem), order_(args, smem) {
@@ -80,6 +84,10 @@ class BwdMainloop {
     if constexpr (Order::kListed && kTile.stages == 2) more = order_.advance(m);
     if constexpr (kTile.stages == 2) copy_next(more, stage ^ 1);
 
+    if constexpr (kShared) {
+      BwdScoreParts<Config>(smem_).multiply(stage);
+      __syncthreads();
+    }
     if constexpr (Order::kListed) {
       listed_chunks(order_.mask_tile(), m, head, stage);
     } else {
@@ -89,7 +97,7 @@ class BwdMainloop {
     if constexpr (kExchange) {
       if (order_.has_keys(Warps::key_begin())) {
         CUTE_UNROLL
-        for (int r = 1; r < kTile.query_warps; ++r) {
+        for (int r = kShared ? 0 : 1; r < kTile.query_warps; ++r) {
           absorb((Warps::query_warp() + r) % kTile.query_warps, stage);
         }
       }
@@ -122,11 +130,11 @@ class BwdMainloop {
   }
 
   // The share of a step that this warp has. Under a block mask it takes the body that its keys
-  // need, or none: nobody reads what it leaves out.
+  // need, or none: nobody reads what it leaves out. Warps that share scores have keys of one block.
   CUTE_DEVICE void listed_chunks(int tile, int m, int head, int stage) {
     if (tile == 0) {
       chunks<true>(m, head, stage);
-    } else if (tile != kUnlisted) {
+    } else if (kShared || tile != kUnlisted) {
       chunks<false>(m, head, stage);
     }
   }
@@ -153,10 +161,10 @@ class BwdMainloop {
     Scores scores;
     Slopes slopes;
     clear(scores);
-    multiply_keys<OfScores>(smem_.k, keys_, smem_.q[stage], c, scores);
+    add_scores(c, stage, scores);
     if constexpr (Config::kModified && !kSimple) {
       on_scores.modify(scores, slopes, head_of(head), first_query);
-      if constexpr (Order::kListed) put_away(slopes, c);
+      if constexpr (kPutsAway) put_away(slopes, c);
     }
     BlockRange const& tiles = smem_.work.tiles;
     if constexpr (Order::kListed) {
@@ -174,7 +182,7 @@ class BwdMainloop {
     Probs probs, grad_scores;
     if constexpr (Config::kDropout) {
       clear(grad_probs);
-      multiply_keys<OfValues>(smem_.v, values_, smem_.grad_out[stage], c, grad_probs);
+      add_grad_probs(c, stage, grad_probs);
       on_scores.drop(keep, grad_probs);
       on_scores.with_values(grad_probs, minus_delta, [](float& dp, float d) { dp += d; });
       Scores kept = make_fragment_like(scores);
@@ -183,23 +191,25 @@ class BwdMainloop {
       round_to_operand(kept, probs);
     } else {
       on_scores.with_values(grad_probs, minus_delta, [](float& dp, float d) { dp = d; });
-      multiply_keys<OfValues>(smem_.v, values_, smem_.grad_out[stage], c, grad_probs);
+      add_grad_probs(c, stage, grad_probs);
       round_to_operand(scores, probs);
     }
-    if constexpr (kExchange) publish(probs, smem_.probs, c);
+    if constexpr (kExchange) publish<0>(probs, smem_.probs, c);
 
     // dS' = P' (dP' - D), times the derivative of the softcap
     CUTE_UNROLL
     for (int i = 0; i < size(scores); ++i) scores(i) *= grad_probs(i);
     if constexpr (Config::kModified && !kSimple) {
-      if constexpr (Order::kListed) take_back(slopes, c);
+      if constexpr (kPutsAway) take_back(slopes, c);
       on_scores.unmodify(scores, slopes);
     }
     round_to_operand(scores, grad_scores);
-    publish(grad_scores, smem_.grad_scores(), c);
+    publish<1>(grad_scores, smem_.grad_scores(), c);
 
-    multiply_queries<OfValues>(grad_v, probs, smem_.grad_out[stage], first_col);
-    multiply_queries<OfScores>(grad_k, grad_scores, smem_.q[stage], first_col);
+    if constexpr (!kShared) {
+      multiply_queries<OfValues>(grad_v, probs, smem_.grad_out[stage], first_col);
+      multiply_queries<OfScores>(grad_k, grad_scores, smem_.q[stage], first_col);
+    }
   }
 
   // Of the step at hand, which is for `head`.
@@ -210,9 +220,11 @@ class BwdMainloop {
 
   CUTE_DEVICE static int chunk_begin(int c) { return Warps::query_begin() + c * kTile.chunk; }
 
-  // Between the two, slopes lie where dS' will: registers are scarce there.
+  // Between the two, slopes lie where dS' will: registers are scarce there. Twins would have the
+  // same place.
+  static constexpr bool kPutsAway = Order::kListed && !kShared;
   CUTE_DEVICE void put_away(Slopes const& slopes, int c) const {
-    if (args_.scales.has_softcap) publish(as_operand(slopes), smem_.grad_scores(), c);
+    if (args_.scales.has_softcap) publish<0>(as_operand(slopes), smem_.grad_scores(), c);
   }
   CUTE_DEVICE void take_back(Slopes& slopes, int c) const {
     if (!args_.scales.has_softcap) return;
@@ -248,6 +260,22 @@ class BwdMainloop {
     for (int m = 0; m < kM; ++m) load_block<SM75_U32x4_LDSM_N>(sA(m, k), rA(_, m));
   }
 
+  // acc += S', or dP', of the queries of the warp's chunk c.
+  CUTE_DEVICE void add_scores(int c, int stage, Scores& acc) const {
+    if constexpr (kShared) {
+      BwdScoreParts<Config>(smem_).add_scores(chunk_begin(c), acc);
+    } else {
+      multiply_keys<OfScores>(smem_.k, keys_, smem_.q[stage], c, acc);
+    }
+  }
+  CUTE_DEVICE void add_grad_probs(int c, int stage, Scores& acc) const {
+    if constexpr (kShared) {
+      BwdScoreParts<Config>(smem_).add_grad_probs(chunk_begin(c), acc);
+    } else {
+      multiply_keys<OfValues>(smem_.v, values_, smem_.grad_out[stage], c, acc);
+    }
+  }
+
   // acc += A B' of K and Q, or of V and dO, at the queries of the warp's chunk c.
   template <class Side>
   CUTE_DEVICE void multiply_keys(Element* keys, KeyOperand<Side> const& held, Element* queries,
@@ -275,11 +303,11 @@ class BwdMainloop {
 
   // acc += A B at the queries from first_query on; this warp's columns.
   template <class Side>
-  CUTE_DEVICE void multiply_queries(Grad<Side>& acc, Probs const& rA, Element* queries,
+  CUTE_DEVICE void multiply_queries(Grad<Side>& acc, GradOperand const& rA, Element* queries,
                                     int first_query) const {
     using SmemQ = typename Side::SmemQueries;
     auto const sB =
-        ldsm_view<SmemQ>(queries + Warps::query_warp() * (Side::kNum / 2) * SmemQ::kSubTile,
+        ldsm_view<SmemQ>(queries + Warps::column_warp() * (Side::kNum / 2) * SmemQ::kSubTile,
                          LdsmLanes::rows_first(Warps::lane()), first_query);
     CUTE_UNROLL
     for (int k = 0; k < kNumS / 2; ++k) {
@@ -287,17 +315,17 @@ class BwdMainloop {
       for (int n = 0; n < Side::kNum; n += 2) {
         auto rB = make_tensor<Element>(Shape<_4, _2>{});
         load_block<SM75_U16x8_LDSM_T>(sB(k, n / 2), flatten_block(rB));
-        multiply_blocks<kM>(acc, n, rA(_, _, k), rB);
+        multiply_blocks<Config::kGradM>(acc, n, rA(_, _, k), rB);
       }
     }
   }
 
-  // The share of dK and dV that comes from the queries of another query warp.
+  // The share of dK and dV that comes from the queries of a query warp.
   CUTE_DEVICE void absorb(int other, int stage) {
     CUTE_UNROLL
     for (int c = 0; c < Config::kChunks; ++c) {
       int const first_query = other * Warps::kQueries + c * kTile.chunk;
-      Probs rA;
+      GradOperand rA;
       fetch(smem_.probs, first_query, rA);
       multiply_queries<OfValues>(grad_v, rA, smem_.grad_out[stage], first_query);
       fetch(smem_.grad_scores(), first_query, rA);
@@ -305,19 +333,22 @@ class BwdMainloop {
     }
   }
 
-  CUTE_DEVICE static void fetch(Element* tile, int first_query, Probs& rA) {
+  CUTE_DEVICE static void fetch(Element* tile, int first_query, GradOperand& rA) {
     auto const sA = ldsm_view<SmemP>(tile + first_query / 16 * SmemP::kSubTile,
-                                     LdsmLanes::rows_first(Warps::lane()), Warps::key_begin());
+                                     LdsmLanes::rows_first(Warps::lane()), Warps::grad_key_begin());
     CUTE_UNROLL
     for (int k = 0; k < size<2>(rA); ++k) {
       CUTE_UNROLL
-      for (int m = 0; m < kM; ++m) load_block<SM75_U32x4_LDSM_N>(sA(m, k), rA(_, m, k));
+      for (int m = 0; m < size<1>(rA); ++m) {
+        load_block<SM75_U32x4_LDSM_N>(sA(m, k), rA(_, m, k));
+      }
     }
   }
 
-  // P' or dS' of this warp's chunk, for all to read.
-  template <class Fragment>
+  // P' or dS' of this warp's chunk, for all to read. Of twins one writes it.
+  template <int kTwin, class Fragment>
   CUTE_DEVICE static void publish(Fragment const& fragment, Element* tile, int c) {
+    if (kShared && Warps::twin() != kTwin) return;
     store_operand<SmemP>(fragment, chunk_of(tile, c), operand_place());
   }
   CUTE_DEVICE static Element* chunk_of(Element* tile, int c) {

@@ -23,20 +23,22 @@ struct BwdTile {
   int stages;  // buffers of Q and dO
   int ctas_per_sm;
   int head_dim_v;  // of V and dO
+  int twins = 1;   // warps that have the same scores. Where there are more than one, those of the
+                   // same keys share the products that scores are (backward/score_parts.h), and all
+                   // have dK and dV of all keys, of which they split the columns
 
-  constexpr int warps() const { return key_warps * query_warps; }
+  constexpr bool shares_scores() const { return twins > 1; }
+  constexpr int warps() const { return key_warps * query_warps * twins; }
   constexpr int threads() const { return warps() * 32; }
   // Rows that all threads copy at once, 16 bytes each (CopyShape in tile/copy.h).
   constexpr int rows_per_pass() const { return threads() / (head_dim % 64 == 0 ? 8 : 4); }
   constexpr GradQLayout grad_q() const { return {block_m, head_dim, warps()}; }
 };
 
-// Of wider heads neither dK and dV fit into registers, nor all operands into shared memory.
-constexpr bool has_bwd_tile(Bucket bucket) { return bucket.head_dim <= 256; }
-
-// Wide heads have a second tile for devices with less shared memory (sm_86, sm_89: 99 KiB a block).
-// At 96 plain kernels alone have a larger one.
+// Wide heads have a second tile for devices with less shared memory (sm_86, sm_89: 99 KiB a block),
+// where at 512 half a block of a mask does not fit. At 96 plain kernels alone have a larger one.
 constexpr bool has_small_bwd_tile(Bucket bucket, Variant variant) {
+  if (bucket == Bucket(512)) return !is_listed(variant);
   return bucket.head_dim > (variant == Variant::kPlain ? 64 : 96);
 }
 
@@ -66,9 +68,12 @@ constexpr BwdTile bwd_tile(Bucket bucket, Variant variant, bool small) {
     case 192:
       if (small) return {192, 32, 32, 2, 2, 16, false, false, 1, 1, 192};
       return {192, variant == Variant::kPlain ? 96 : 64, 64, 2, 4, 16, false, false, 1, 1, 192};
-    default:
+    case 256:
       if (small) return {256, 32, 32, 2, 2, 16, false, false, 1, 1, 256};
       return {256, 64, 64, 2, 4, 16, false, false, 1, 1, 256};
+    default:
+      if (small) return {512, 16, 16, 1, 1, 16, false, false, 1, 1, 512, 4};
+      return {512, 32, 32, 2, 2, 16, false, false, 1, 1, 512, 2};
   }
 }
 

@@ -17,9 +17,21 @@ struct BwdWarps {
 
   CUTE_DEVICE static int lane() { return int(threadIdx.x) % 32; }
   CUTE_DEVICE static int warp() { return int(threadIdx.x) / 32; }
-  CUTE_DEVICE static int query_warp() { return warp() / kTile.key_warps; }
+  // Among the warps of the same keys.
+  CUTE_DEVICE static int sharer() { return warp() / kTile.key_warps; }
+  CUTE_DEVICE static int query_warp() {
+    if constexpr (kTile.shares_scores()) return sharer() % kTile.query_warps;
+    return sharer();
+  }
+  CUTE_DEVICE static int twin() { return sharer() / kTile.query_warps; }
   CUTE_DEVICE static int key_begin() { return warp() % kTile.key_warps * kKeys; }
   CUTE_DEVICE static int query_begin() { return query_warp() * kQueries; }
+
+  // Of dK and dV: keys, and which share of the columns.
+  static constexpr int kGradKeys = kTile.shares_scores() ? kTile.block_n : kKeys;
+  static constexpr int kColumnWarps = kTile.warps() * kGradKeys / kTile.block_n;
+  CUTE_DEVICE static int grad_key_begin() { return kTile.shares_scores() ? 0 : key_begin(); }
+  CUTE_DEVICE static int column_warp() { return kTile.shares_scores() ? warp() : query_warp(); }
 };
 
 }  // namespace fa2::sm80

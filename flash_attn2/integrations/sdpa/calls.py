@@ -49,7 +49,7 @@ def takes(
         and q.dtype in _DTYPES
         and q.dtype == k.dtype == v.dtype
         and head_dim == k.shape[-1] == v.shape[-1]
-        and 1 <= head_dim <= min(widths.widest(q, gradients=True))
+        and 1 <= head_dim <= min(widths.widest(q))
     )
 
 

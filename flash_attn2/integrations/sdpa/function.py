@@ -31,8 +31,8 @@ def scaled_dot_product_attention(
         query      (..., num_heads, seqlen_q, head_dim)
         key        (..., num_heads_kv, seqlen_k, head_dim)
         value      (..., num_heads_kv, seqlen_k, head_dim_v); head_dim is at most 576 and
-                   head_dim_v 512 on the CPU, both 512 on a GPU and 256 with gradients. All three
-                   have as many dimensions, at least 2; leading ones broadcast, and so does one head
+                   head_dim_v 512 on the CPU, both 512 on a GPU. All three have as many
+                   dimensions, at least 2; leading ones broadcast, and so does one head
         attn_mask  broadcasts to (..., num_heads, seqlen_q, seqlen_k). bool: True where a query sees
                    a key. It is read in every call, to list blocks (`BlockMask.from_dense` and
                    `flash_attn_func` do so once for many calls); where values are not known, as

@@ -81,7 +81,7 @@ def make_call(
     name = type(module).__name__
     head_dim = query.shape[-1]
     widths = (("head_dim", head_dim), ("head_dim of values", value.shape[-1]))
-    limits = widest(query, wants_gradient(query, key, value))
+    limits = widest(query)
     for (what, columns), most in zip(widths, limits, strict=True):
         if columns > most:
             raise ValueError(
