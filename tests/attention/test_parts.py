@@ -220,6 +220,14 @@ def test_kernels_in_a_fixed_order(target: Target) -> None:
     check_parts(inputs, ((70,), (64,)))
 
 
+@targets(KERNELS)
+def test_kernels_of_wide_heads(target: Target) -> None:
+    """Whose warps have other shares of dK and dV."""
+    q = target.tensor(1, 40, 2, 512)
+    k, v = (target.tensor(1, 50, 1, 512) for _ in "kv")
+    check_parts({"q": q, "k": k, "v": v, "causal": True}, ((20,), (33,)))
+
+
 @targets([*NO_FLOAT16, *KERNELS])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
 def test_block_masks(target: Target, dropout_p: float) -> None:

@@ -19,6 +19,7 @@ class GradQSum {
   static constexpr int kBlockN = Config::kTile.block_n;
   static constexpr int kMQ = Config::kMQ;
   static constexpr int kNumQ = Config::kNumQ;
+  static constexpr int kHalf = kNumQ / 2;
   using GradQ = decltype(make_tensor<float>(AccumulatorLayout<kMQ, kNumQ>{}));
 
  public:
@@ -49,6 +50,39 @@ class GradQSum {
       if (is_first_thread()) {
         red_release_add(args_.workspace.semaphores + tile, order.turns_taken());
       }
+    }
+  }
+
+  // The same in halves of a warp's columns, whose sums can be added between other products.
+  using Half = decltype(make_tensor<float>(AccumulatorLayout<kMQ, kHalf>{}));
+  static constexpr int kHalfSize = kMQ * kHalf * 4;
+
+  template <int kWhich>
+  CUTE_DEVICE void multiply_half(Half& acc) const {
+    clear(acc);
+    multiply<kBlockN>(0, acc, kWhich * kHalf);
+  }
+  // Of this lane, in a tile of the workspace.
+  CUTE_DEVICE float* sums_of(int tile) const {
+    return args_.workspace.grad_q + int64_t(tile) * Config::kGradQ.size() + lane_offset();
+  }
+  // `count` of them from `first` on.
+  template <int kWhich>
+  CUTE_DEVICE static void add_some(float* sums, Half const& acc, int first, int count) {
+    CUTE_UNROLL
+    for (int r = first; r < first + count; ++r) {
+      int const i = r / (kHalf * 4), j = r / 4 % kHalf, e = r % 4;
+      red_add(sums + ((i * kNumQ + kWhich * kHalf + j) * 4 + e) * 32, acc(e, i, j));
+    }
+  }
+  // Around them, where the order is fixed: the second one behind a barrier.
+  template <class Order>
+  CUTE_DEVICE void await(Order const& order, int m, int tile) const {
+    if (is_ordered()) await_turn(order, m, tile);
+  }
+  CUTE_DEVICE void pass(int tile, int turns) const {
+    if (is_ordered() && is_first_thread()) {
+      red_release_add(args_.workspace.semaphores + tile, turns);
     }
   }
 
@@ -87,24 +121,24 @@ class GradQSum {
     }
   }
 
-  // The keys from a multiple of 16 on.
-  template <int kKeys>
-  CUTE_DEVICE void multiply(int first_key, GradQ& acc) const {
+  // The keys from a multiple of 16 on; of the warp's columns the blocks from an even one on.
+  template <int kKeys, class Acc>
+  CUTE_DEVICE void multiply(int first_key, Acc& acc, int first_block = 0) const {
     constexpr int kRowWarps = Config::kGradQ.row_warps();
     int const row_warp = Warps::warp() % kRowWarps, col_warp = warp_index() / kRowWarps;
     auto const sA =
         ldsm_view<SmemP>(smem_.grad_scores() + row_warp * kMQ * SmemP::kSubTile + first_key * 16,
                          LdsmLanes::cols_first(Warps::lane()));
-    auto const sB =
-        ldsm_view<SmemK>(smem_.k + col_warp * (kNumQ / 2) * SmemK::kSubTile + first_key * 16,
-                         LdsmLanes::rows_first(lane_index()));
+    auto const sB = ldsm_view<SmemK>(
+        smem_.k + (col_warp * kNumQ + first_block) / 2 * SmemK::kSubTile + first_key * 16,
+        LdsmLanes::rows_first(lane_index()));
     CUTE_UNROLL
     for (int k = 0; k < kKeys / 16; ++k) {
       auto rA = make_tensor<Element>(Shape<_8, Int<kMQ>>{});
       CUTE_UNROLL
       for (int i = 0; i < kMQ; ++i) load_block<SM75_U16x8_LDSM_T>(sA(k, i), rA(_, i));
       CUTE_UNROLL
-      for (int n = 0; n < kNumQ; n += 2) {
+      for (int n = 0; n < size<2>(acc); n += 2) {
         auto rB = make_tensor<Element>(Shape<_4, _2>{});
         load_block<SM75_U16x8_LDSM_T>(sB(k, n / 2), flatten_block(rB));
         multiply_blocks<kMQ>(acc, n, rA, rB);

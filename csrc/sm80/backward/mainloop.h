@@ -13,6 +13,7 @@
 #include "sm80/backward/order.h"
 #include "sm80/backward/score_parts.h"
 #include "sm80/backward/scores.h"
+#include "sm80/backward/spread_grad_q.h"
 
 namespace fa2::sm80 {
 
@@ -46,7 +47,7 @@ class BwdMainloop {
   using Grad = decltype(make_tensor<float>(AccumulatorLayout<Config::kGradM, Side::kNum>{}));
 
   CUTE_DEVICE BwdMainloop(BwdArgs const& args, Smem& smem)
-      : args_(args), smem_(smem), copies_(args, smem), order_(args, smem) {
+      : args_(args), smem_(smem), copies_(args, smem), order_(args, smem), grad_q_(args, smem) {
     clear(grad_k);
     clear(grad_v);
   }
@@ -63,9 +64,14 @@ class BwdMainloop {
     bool more = true;
     CUTE_NO_UNROLL
     while (more) {
-      more = step(stage);
+      if constexpr (kShared) {
+        more = step_shared();
+      } else {
+        more = step(stage);
+      }
       if constexpr (kTile.stages == 2) stage ^= 1;
     }
+    if constexpr (kShared) grad_q_.finish();
   }
 
   Grad<OfScores> grad_k;
@@ -83,21 +89,12 @@ class BwdMainloop {
     __syncthreads();
     if constexpr (Order::kListed && kTile.stages == 2) more = order_.advance(m);
     if constexpr (kTile.stages == 2) copy_next(more, stage ^ 1);
-
-    if constexpr (kShared) {
-      BwdScoreParts<Config>(smem_).multiply(stage);
-      __syncthreads();
-    }
-    if constexpr (Order::kListed) {
-      listed_chunks(order_.mask_tile(), m, head, stage);
-    } else {
-      chunks<false>(m, head, stage);
-    }
+    own_chunks(m, head, stage);
     __syncthreads();  // dS of all warps is there, and P where it is exchanged
     if constexpr (kExchange) {
       if (order_.has_keys(Warps::key_begin())) {
         CUTE_UNROLL
-        for (int r = kShared ? 0 : 1; r < kTile.query_warps; ++r) {
+        for (int r = 1; r < kTile.query_warps; ++r) {
           absorb((Warps::query_warp() + r) % kTile.query_warps, stage);
         }
       }
@@ -117,6 +114,27 @@ class BwdMainloop {
     return more;
   }
 
+  // The same where warps share scores.
+  CUTE_DEVICE bool step_shared() {
+    int const m = order_.tile_at_hand(), head = order_.head_at_hand();
+    cp_async_wait_group<0>();
+    __syncthreads();  // Q(m) and dO(m) have landed, and dS of the last step is read
+    grad_q_.multiply_scores();
+    __syncthreads();
+    grad_q_.end_step();
+    own_chunks(m, head, 0);
+    __syncthreads();  // P and dS of all warps are there
+    auto const add_some = grad_q_.begin_step(order_, m, head);
+    CUTE_UNROLL
+    for (int r = 0; r < kTile.query_warps; ++r) absorb(r, 0, add_some);
+    __syncthreads();
+    bool const more = order_.advance(m);
+    copy_next(more, 0);
+    grad_q_.multiply_second_half();
+    order_.finish();
+    return more;
+  }
+
   // Copies what the order has moved on to.
   CUTE_DEVICE void copy_next(bool more, int stage) {
     if (!more) return;
@@ -131,8 +149,10 @@ class BwdMainloop {
 
   // The share of a step that this warp has. Under a block mask it takes the body that its keys
   // need, or none: nobody reads what it leaves out. Warps that share scores have keys of one block.
-  CUTE_DEVICE void listed_chunks(int tile, int m, int head, int stage) {
-    if (tile == 0) {
+  CUTE_DEVICE void own_chunks(int m, int head, int stage) {
+    if constexpr (!Order::kListed) {
+      chunks<false>(m, head, stage);
+    } else if (int const tile = order_.mask_tile(); tile == 0) {
       chunks<true>(m, head, stage);
     } else if (kShared || tile != kUnlisted) {
       chunks<false>(m, head, stage);
@@ -301,10 +321,15 @@ class BwdMainloop {
 
   // ---- dV += P' dO and dK += dS' Q
 
-  // acc += A B at the queries from first_query on; this warp's columns.
-  template <class Side>
+  struct Nothing {
+    CUTE_DEVICE void operator()() const {}
+  };
+
+  // acc += A B at the queries from first_query on; this warp's columns, with what comes between
+  // their blocks.
+  template <class Side, class Between = Nothing>
   CUTE_DEVICE void multiply_queries(Grad<Side>& acc, GradOperand const& rA, Element* queries,
-                                    int first_query) const {
+                                    int first_query, Between const& between = {}) const {
     using SmemQ = typename Side::SmemQueries;
     auto const sB =
         ldsm_view<SmemQ>(queries + Warps::column_warp() * (Side::kNum / 2) * SmemQ::kSubTile,
@@ -316,20 +341,22 @@ class BwdMainloop {
         auto rB = make_tensor<Element>(Shape<_4, _2>{});
         load_block<SM75_U16x8_LDSM_T>(sB(k, n / 2), flatten_block(rB));
         multiply_blocks<Config::kGradM>(acc, n, rA(_, _, k), rB);
+        between();
       }
     }
   }
 
   // The share of dK and dV that comes from the queries of a query warp.
-  CUTE_DEVICE void absorb(int other, int stage) {
+  template <class Between = Nothing>
+  CUTE_DEVICE void absorb(int other, int stage, Between const& between = {}) {
     CUTE_UNROLL
     for (int c = 0; c < Config::kChunks; ++c) {
       int const first_query = other * Warps::kQueries + c * kTile.chunk;
       GradOperand rA;
       fetch(smem_.probs, first_query, rA);
-      multiply_queries<OfValues>(grad_v, rA, smem_.grad_out[stage], first_query);
+      multiply_queries<OfValues>(grad_v, rA, smem_.grad_out[stage], first_query, between);
       fetch(smem_.grad_scores(), first_query, rA);
-      multiply_queries<OfScores>(grad_k, rA, smem_.q[stage], first_query);
+      multiply_queries<OfScores>(grad_k, rA, smem_.q[stage], first_query, between);
     }
   }
 
@@ -362,6 +389,7 @@ class BwdMainloop {
   Smem& smem_;
   BwdCopies<Config> copies_;
   Order order_;
+  SpreadGradQ<Config> grad_q_;  // where scores are shared
   KeyOperand<OfScores> keys_;
   KeyOperand<OfValues> values_;
 };

@@ -21,14 +21,17 @@ class BwdScoreParts {
   static constexpr int kM = Config::kM;
   static constexpr int kNum = kTile.block_m / 8;                      // blocks of queries
   static constexpr int kParts = kTile.query_warps * kTile.twins / 2;  // of S', and as many of dP'
-  static constexpr int kDepth = OfScores::kDepth / kParts;
   static_assert(kTile.head_dim == kTile.head_dim_v && OfScores::kDepth % kParts == 0);
+  static_assert(kTile.stages == 1);
 
  public:
+  static constexpr int kDepth = OfScores::kDepth / kParts;  // blocks of a part
+
   CUTE_DEVICE explicit BwdScoreParts(Smem& smem) : smem_(smem) {}
 
-  // This warp's part, for all to read after a barrier.
-  CUTE_DEVICE void multiply(int stage) const {
+  // This warp's part, for all to read after a barrier, with what comes between its products.
+  template <class Between>
+  CUTE_DEVICE void multiply(Between const& between) const {
     bool const of_values = Warps::sharer() >= kParts;
     int const part = Warps::sharer() % kParts;
     using SmemKeys = typename OfScores::SmemKeys;
@@ -36,9 +39,9 @@ class BwdScoreParts {
     auto const sA =
         ldsm_view<SmemKeys>((of_values ? smem_.v : smem_.k) + part * kDepth * SmemKeys::kSubTile,
                             LdsmLanes::rows_first(Warps::lane()), Warps::key_begin());
-    auto const sB = ldsm_view<SmemQueries>((of_values ? smem_.grad_out[stage] : smem_.q[stage]) +
-                                               part * kDepth * SmemQueries::kSubTile,
-                                           LdsmLanes::cols_first(Warps::lane()));
+    auto const sB = ldsm_view<SmemQueries>(
+        (of_values ? smem_.grad_out[0] : smem_.q[0]) + part * kDepth * SmemQueries::kSubTile,
+        LdsmLanes::cols_first(Warps::lane()));
     auto acc = make_tensor<float>(AccumulatorLayout<kM, kNum>{});
     clear(acc);
     CUTE_UNROLL
@@ -52,6 +55,7 @@ class BwdScoreParts {
         load_block<SM75_U32x4_LDSM_N>(sB(n / 2, k), flatten_block(rB));
         multiply_blocks<kM>(acc, n, rA, rB);
       }
+      between();
     }
     CUTE_UNROLL
     for (int n = 0; n < kNum; ++n) {
