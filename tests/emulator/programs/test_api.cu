@@ -70,7 +70,7 @@ std::string arrival_order(emu::Options const& options) {
 TEST(options_have_a_text_form) {
   std::string const text =
       "seed=7,order=linear,ctas_order=linear,async=random,poison=off,races=off,sums=ordered,"
-      "ctas=4,device=sm86,approx=worst,launches=off";
+      "ctas=4,device=sm86,approx=worst,elect=first,launches=off";
   CHECK_EQUAL(emu::to_string(emu::parse_options(text)), text);
   CHECK_EQUAL(emu::to_string(emu::parse_options("")), emu::to_string(emu::Options()));
   CHECK_CONTAINS(error_of("seed=x"), "seed=x");

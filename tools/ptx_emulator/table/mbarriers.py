@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tools.ptx_emulator.table.forms import form
 
-# Whether what comes before is handed over. A cluster is one CTA.
+# A cluster is one CTA, whose shared memory is that of the cluster.
+_SPACE = "<space:shared|shared::cluster>"
+# Whether what comes before is handed over.
 _ARRIVALS = {"": True, ".release.cta": True, ".release.cluster": True}
 _ARRIVALS |= {".relaxed.cta": False, ".relaxed.cluster": False}
 # Whether what others have handed over is taken over.
@@ -19,7 +21,7 @@ def _cpp(value: bool) -> str:
 form("mbarrier.init.shared.b64", "= address u32", "mbarrier_init({site}, {a}, {b})")
 form("mbarrier.inval.shared.b64", "= address", "mbarrier_invalidate({site}, {a})")
 form(
-    "mbarrier.expect_tx.relaxed.<scope:cta|cluster>.shared.b64",
+    f"mbarrier.expect_tx[.relaxed][.cta][.cluster].{_SPACE}.b64",
     "= address u32",
     "mbarrier_expect({site}, {a}, {b})",
 )
@@ -28,8 +30,8 @@ for how, drops in (("arrive", False), ("arrive_drop", True)):
     for order, releases in _ARRIVALS.items():
         flags = f"{_cpp(releases)}, {_cpp(drops)}"
         plain, with_bytes = (
-            f"mbarrier.{how}{order}.shared.b64",
-            f"mbarrier.{how}.expect_tx{order}.shared.b64",
+            f"mbarrier.{how}{order}.{_SPACE}.b64",
+            f"mbarrier.{how}.expect_tx{order}.{_SPACE}.b64",
         )
         form(plain, "u64 = address", f"mbarrier_arrive({{site}}, {{a}}, 1u, 0u, {flags})")
         form(plain, "u64 = address u32", f"mbarrier_arrive({{site}}, {{a}}, {{b}}, 0u, {flags})")
@@ -52,5 +54,7 @@ for which, hints in (("test_wait", ("",)), ("try_wait", ("", " u32"))):
                 f"pred = address u32{hint}",
                 f"mbarrier_test_parity({{site}}, {{a}}, {{b}}, {_cpp(acquires)})",
             )
+
+form("mapa.shared::cluster.u32", "u32 = u32 u32", "map_address({site}, {a}, {b})")
 
 form("fence.mbarrier_init.release.cluster", "=", "fence_mbarrier_init()")

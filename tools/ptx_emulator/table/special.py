@@ -7,6 +7,11 @@ SPECIAL_REGISTERS: dict[str, tuple[str, str]] = {
     **{f"%ntid.{c}": ("u32", f"block_size({i})") for i, c in enumerate("xyz")},
     **{f"%ctaid.{c}": ("u32", f"block_index({i})") for i, c in enumerate("xyz")},
     **{f"%nctaid.{c}": ("u32", f"grid_size({i})") for i, c in enumerate("xyz")},
+    # A cluster is one CTA.
+    **{f"%cluster_ctaid.{c}": ("u32", "u32(0)") for c in "xyz"},
+    **{f"%cluster_nctaid.{c}": ("u32", "u32(1)") for c in "xyz"},
+    "%cluster_ctarank": ("u32", "u32(0)"),
+    "%cluster_nctarank": ("u32", "u32(1)"),
     "%laneid": ("u32", "lane_id()"),
     "%warpid": ("u32", "warp_id()"),
     "%nwarpid": ("u32", "u32(32)"),

@@ -16,6 +16,9 @@ u64 mbarrier_arrive(Site const* site, u64 mbarrier, u32 count, u32 bytes, bool r
 bool mbarrier_test_state(Site const* site, u64 mbarrier, u64 state, bool acquires);
 bool mbarrier_test_parity(Site const* site, u64 mbarrier, u32 parity, bool acquires);
 
+// mapa: the address of the same place in the shared memory of a CTA of the cluster.
+u32 map_address(Site const* site, u32 address, u32 cta);
+
 // cp.async.bulk
 void bulk_load(Site const* site, u64 to, u64 from, u32 bytes, u64 mbarrier);
 void bulk_store(Site const* site, u64 to, u64 from, u32 bytes);

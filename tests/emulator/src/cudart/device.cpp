@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <span>
 #include <unordered_map>
 
 #include "calls.h"
@@ -38,6 +39,15 @@ std::mutex mutex;
 std::unordered_map<void const*, int> shared_limits;  // where a kernel has opted in to more
 thread_local cudaError_t last_error = cudaSuccess;
 
+// More than one CTA in a cluster.
+bool has_clusters(cudaLaunchConfig_t const& config) {
+  std::span const attributes(config.attrs, config.numAttrs);
+  return std::ranges::any_of(attributes, [](cudaLaunchAttribute const& attribute) {
+    auto const& dim = attribute.val.clusterDim;
+    return attribute.id == cudaLaunchAttributeClusterDimension && dim.x * dim.y * dim.z > 1;
+  });
+}
+
 }  // namespace
 
 cudaError_t remember_error(cudaError_t status) {
@@ -66,6 +76,7 @@ cudaError_t check_launch(cudaLaunchConfig_t const& config, ptx::Entry const& ent
   bool const block_ok = b.x > 0 && b.y > 0 && b.x <= kMaxThreads && b.y <= kMaxThreads &&
                         b.z - 1 < kMaxThreadsZ && b.x * b.y * b.z <= most;
   if (!grid_ok || !block_ok) return remember_error(cudaErrorInvalidConfiguration);
+  if (has_clusters(config)) return remember_error(cudaErrorInvalidClusterSize);
   int const limit = dynamic_shared_limit(&entry, entry.shared_bytes);
   if (config.dynamicSmemBytes > size_t(limit)) return remember_error(cudaErrorInvalidValue);
   return cudaSuccess;

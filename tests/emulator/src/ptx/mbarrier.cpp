@@ -2,6 +2,7 @@
 
 #include "memory_order.h"
 #include "operations.h"
+#include "report.h"
 
 namespace emu::ptx {
 
@@ -31,6 +32,11 @@ bool mbarrier_test_state(Site const* site, u64 mbarrier, u64 state, bool acquire
 }
 bool mbarrier_test_parity(Site const* site, u64 mbarrier, u32 parity, bool acquires) {
   return emu::mbarrier_test(site, mbarrier, {parity, true, acquires});
+}
+
+u32 map_address(Site const* site, u32 address, u32 cta) {
+  if (cta != 0) fail(site, "mapa: CTA %u of a cluster of one", cta);
+  return address;
 }
 
 void bulk_load(Site const* site, u64 to, u64 from, u32 bytes, u64 mbarrier) {
