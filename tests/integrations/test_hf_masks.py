@@ -42,7 +42,7 @@ def shown(mask: Tensor | None, rule: str, queries: int, keys: int) -> Tensor:
     columns = keys if mask is None else mask.shape[1]
     labels = torch.ones((2, columns), dtype=torch.int32) if mask is None else mask
     q, k = torch.empty(2, queries, 1, 8), torch.empty(2, columns, 1, 8)
-    call = Call("Layer", q, k, k, 8)
+    call = Call("Layer", q, k, k)
     call.set_pattern(rule != "bidirectional", WINDOW if rule == "window" else None)
     return torch.nn.functional.pad(dense_of(call, labels), (0, keys - columns))
 
