@@ -18,7 +18,6 @@ from flash_attn2._impl.backends import Backend
 from flash_attn2._impl.lower import lower, lower_append, with_addresses
 from flash_attn2._impl.problem import (
     NO_PAGES,
-    NO_POSITIONS,
     NO_SEQLENS,
     Gradient,
     Gradients,
@@ -200,7 +199,7 @@ def may_be_direct(p: Problem) -> DirectOptions | None:
         return None
     if p.seqs_q.cu_seqlens is not None or p.seqs_q.seqused is not None:
         return None
-    if p.positions is not NO_POSITIONS:
+    if p.positions is not None:
         return None
     return 0.0, scale, False, (left, right), softcap
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from flash_attn2._impl.biases import lower_bias, lower_relative_bias
 from flash_attn2._impl.problem import (
     MAX_SEQLEN,
-    NO_POSITIONS,
     NO_SCORE_MOD,
     UNLIMITED,
     Append,
@@ -127,7 +126,7 @@ def lower(
         if batch_start or head_start or num_heads_total is not None:
             fields |= {"batch_start": batch_start, "head_start": head_start}
             fields["num_heads_total"] = num_heads_total or shape[-2]
-    if p.positions is not NO_POSITIONS:
+    if p.positions is not None:
         fields |= {"batch_start": batch_start, "head_start": head_start}
         fields["num_heads_total"] = num_heads_total or shape[-2]
         fields["positions"] = p.positions._asdict()
@@ -162,7 +161,7 @@ def _of_cache(k_cache: Tensor, seqs_k: SeqLens, pages: PagedKV) -> Fields:
 def rows_to_diagonal(p: Problem) -> int:
     """For `lower_relative_bias`: rows of q, or of a part so many that its entries are those of the
     whole at its first query and key."""
-    if p.positions is NO_POSITIONS:
+    if p.positions is None:
         return p.q.shape[1]
     q_start, k_start, seqlen_q, _ = p.positions
     return seqlen_q + k_start - q_start

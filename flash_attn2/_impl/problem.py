@@ -120,7 +120,6 @@ CAUSAL = Window(UNLIMITED, 0)
 NO_BLOCK_MASK = BlockMask()
 NO_SCORE_MOD = ScoreMod()
 NO_DROPOUT = Dropout()
-NO_POSITIONS = Positions()
 NO_QUANTISED = QuantisedKV()
 NO_SHARD = (0, 0, None)  # of the last fields of a Problem
 
@@ -165,7 +164,7 @@ class Problem(NamedTuple):
     out: Tensor | None = None  # of a forward pass: memory for it, if there is some already
     lse: Tensor | None = None  # for a backward pass, which reads both
     # Of a part of sequences: bias has the part's rows and keys, relative_bias is that of the whole.
-    positions: Positions = NO_POSITIONS
+    positions: Positions | None = None
     # Of a shard: where it lies in the whole problem, which dropout is numbered by.
     batch_start: int = 0
     head_start: int = 0
