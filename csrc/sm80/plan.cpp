@@ -115,6 +115,14 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device,
   return {p.dtype, bucket, variant, small ? TileKind::kSmall : TileKind::kRegular};
 }
 
+void check_tile_fits(KernelKey const& key, DeviceInfo const& device) {
+  bool const fits = key.tile == TileKind::kSmall || device.smem_per_block >= kLargeSmemBytes;
+  FA2_CHECK(fits || key.bucket != Bucket(512),
+            "block masks of heads of more than 256 columns need {} KiB of shared memory a block; "
+            "the device has {}",
+            kLargeSmemBytes / 1024, device.smem_per_block / 1024);
+}
+
 int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device) {
   int64_t const fitting = device.l2_bytes / 2 / std::max<int64_t>(1, bytes);
   return int32_t(std::min(pairs, std::max<int64_t>(1, fitting)));

@@ -79,11 +79,7 @@ KernelKey backward_key(FwdParams const& p, DeviceInfo const& device) {
 BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
   FwdParams const& p = params.forward;
   KernelKey const key = backward_key(p, device);
-  bool const fits = key.tile == TileKind::kSmall || device.smem_per_block >= kLargeSmemBytes;
-  FA2_CHECK(fits || key.bucket != Bucket(512),
-            "block masks of heads of more than 256 columns need {} KiB of shared memory a block; "
-            "the device has {}",
-            kLargeSmemBytes / 1024, device.smem_per_block / 1024);
+  check_tile_fits(key, device);
   BwdTile const tile = bwd_tile(key.bucket, key.variant, key.tile == TileKind::kSmall);
   BwdPlan plan{.key = key, .tile = tile};
   plan.num_m_blocks = ceil_div(p.seqs_q.max_seqlen, tile.block_m);

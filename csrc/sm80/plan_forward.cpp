@@ -229,11 +229,7 @@ std::string to_string(FwdPlan::Launch const& launch) {
 // Kernels with no register for a second width (FwdConfig::kOneWidth) leave such heads to others.
 KernelKey forward_key(FwdParams const& p, DeviceInfo const& device) {
   KernelKey key = kernel_key(p, device, has_small_tile);
-  bool const fits = key.tile == TileKind::kSmall || device.smem_per_block >= kLargeSmemBytes;
-  FA2_CHECK(fits || !has_small_tile(key.bucket),
-            "block masks of heads of more than 256 columns need {} KiB of shared memory a block; "
-            "the device has {}",
-            kLargeSmemBytes / 1024, device.smem_per_block / 1024);
+  check_tile_fits(key, device);
   if (p.head_dim_v == p.head_dim || key.bucket == Bucket(512)) return key;
   if (key.variant == Variant::kListed && key.bucket == Bucket(128)) key.bucket = {192, 128};
   if (key.variant == Variant::kPlain && has_small_tile(key.bucket)) key.tile = TileKind::kSmall;

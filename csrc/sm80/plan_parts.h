@@ -29,6 +29,9 @@ inline ScoreScales kernel_scales(FwdParams const& p) {
 KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device,
                      bool (*has_small_tile)(Bucket, Variant));
 
+// Throws Error where the device lacks the shared memory of a kernel that has no smaller tile.
+void check_tile_fits(KernelKey const& key, DeviceInfo const& device);
+
 // Pairs of (batch, head) to schedule together: as many as have what their CTAs share in half of the
 // L2 cache, and at least one. `bytes` is what one of them takes.
 int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device);
