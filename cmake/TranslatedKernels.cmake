@@ -28,57 +28,89 @@ function(fa2_check_nvcc result)
   endif()
 endfunction()
 
-# For units, each a .cu file: sets `cpp` to the files of their translated kernels. FLAGS are nvcc's;
-# ARCH is the virtual architecture, 80 by default.
-# HOST_OBJECTS names a variable: these are programs, and it gets the objects of their host's code.
-# Units of the same name in different folders are an error.
-function(fa2_translate_units cpp)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "ARCH;HOST_OBJECTS" "FLAGS")
-  if(NOT arg_ARCH)
-    set(arg_ARCH 80)
-  endif()
+# What translations depend on beside their sources, into `result`.
+function(fa2_translator result)
   file(GLOB_RECURSE tools CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tools/nvcc/*.py"
        "${PROJECT_SOURCE_DIR}/tools/ptx_emulator/*.py")
   if(FLASH_ATTN2_FAULTS)
     list(APPEND tools "${PROJECT_SOURCE_DIR}/tools/mutants/faults.py"
          "${PROJECT_SOURCE_DIR}/tools/mutants/rewrite.py")
   endif()
+  set(${result} "${tools}" PARENT_SCOPE)
+endfunction()
+
+# For units, each a .cu file: sets `cpp` to the files of their translated kernels. Those of a group
+# are compiled together. FLAGS are nvcc's; ARCH is the virtual architecture, 80 by default.
+# Units of the same name in different folders are an error.
+function(fa2_translate_units cpp)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "ARCH" "FLAGS")
+  if(NOT arg_ARCH)
+    set(arg_ARCH 80)
+  endif()
+  fa2_translator(tools)
+  set(folder "${FA2_UNITS_DIR}/compute_${arg_ARCH}")
   set(translated "")
-  set(objects "")
+  fa2_group_sources(groups of_ ${arg_UNPARSED_ARGUMENTS})
+  foreach(group IN LISTS groups)
+    set(ptx "")
+    set(of_group "")
+    set(options "")
+    foreach(source IN LISTS of_${group})
+      cmake_path(GET source STEM unit)
+      list(APPEND ptx "${folder}/${unit}/${unit}.ptx")
+      list(FIND FA2_UNITS_WITH_FAULTS "${unit}" index)
+      if(FLASH_ATTN2_FAULTS AND index GREATER -1)
+        math(EXPR first "20000 * ${index} + 1")
+        list(APPEND options --faults ${unit} "${FLASH_ATTN2_FAULTS},${first}")
+        list(APPEND of_group "${folder}/${unit}/${unit}.faults.ptx.cpp")
+      else()
+        list(APPEND of_group "${folder}/${unit}/${unit}.ptx.cpp")
+      endif()
+    endforeach()
+    # Steps whose outputs stay the same are not followed by others: CMake has ninja look.
+    set(depfile "${PROJECT_BINARY_DIR}/nvcc/compute_${arg_ARCH}/${group}.d")
+    add_custom_command(
+      OUTPUT ${ptx} ${of_group}
+      COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated units ${of_${group}}
+              --folder "${FA2_UNITS_DIR}" --arch ${arg_ARCH} --depfile "${depfile}" ${options}
+              -- ${arg_FLAGS}
+      DEPENDS ${of_${group}} ${tools}
+      DEPFILE "${depfile}"
+      WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+      COMMENT "nvcc ${group}"
+      VERBATIM)
+    list(APPEND translated ${of_group})
+  endforeach()
+  set(${cpp} "${translated}" PARENT_SCOPE)
+endfunction()
+
+# The same of programs, which are compiled with the host's code: sets `objects` to what that makes.
+function(fa2_translate_programs cpp objects)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "ARCH" "FLAGS")
+  if(NOT arg_ARCH)
+    set(arg_ARCH 80)
+  endif()
+  fa2_translator(tools)
+  set(translated "")
+  set(of_host "")
   foreach(source IN LISTS arg_UNPARSED_ARGUMENTS)
     cmake_path(GET source STEM unit)
     set(made "${FA2_UNITS_DIR}/compute_${arg_ARCH}/${unit}/${unit}")
-    set(of_unit "${made}.ptx.cpp")
-    set(outputs "${made}.ptx")
-    set(options "")
-    if(arg_HOST_OBJECTS)
-      set(outputs "${made}.o" "${made}.ptx")
-      set(options --program)
-    endif()
-    list(FIND FA2_UNITS_WITH_FAULTS "${unit}" index)
-    if(FLASH_ATTN2_FAULTS AND index GREATER -1)
-      math(EXPR first "20000 * ${index} + 1")
-      set(of_unit "${made}.faults.ptx.cpp")
-      list(APPEND options --faults "${FLASH_ATTN2_FAULTS},${first}")
-    endif()
-    # Steps whose outputs stay the same are not followed by others: CMake has ninja look.
     add_custom_command(
-      OUTPUT ${outputs} "${of_unit}"
-      COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated unit "${source}"
-              --folder "${FA2_UNITS_DIR}" --arch ${arg_ARCH} ${options} -- ${arg_FLAGS}
+      OUTPUT "${made}.o" "${made}.ptx" "${made}.ptx.cpp"
+      COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated program "${source}"
+              --folder "${FA2_UNITS_DIR}" --arch ${arg_ARCH} -- ${arg_FLAGS}
       DEPENDS "${source}" ${tools}
       DEPFILE "${made}.d"
       WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
       COMMENT "nvcc ${unit}"
       VERBATIM)
-    list(APPEND translated "${of_unit}")
-    list(APPEND objects "${made}.o")
+    list(APPEND translated "${made}.ptx.cpp")
+    list(APPEND of_host "${made}.o")
   endforeach()
+  set_source_files_properties(${of_host} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
   set(${cpp} "${translated}" PARENT_SCOPE)
-  if(arg_HOST_OBJECTS)
-    set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
-    set(${arg_HOST_OBJECTS} "${objects}" PARENT_SCOPE)
-  endif()
+  set(${objects} "${of_host}" PARENT_SCOPE)
 endfunction()
 
 # An object library `target` of the translated kernels of instances; sets `host_object` to what a

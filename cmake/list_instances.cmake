@@ -1,6 +1,7 @@
 # Generates the CUDA translation units and lists them for tools/cuda_check:
 #   cmake -DOUTPUT_DIR=<dir> -P cmake/list_instances.cmake
-# writes <dir>/instances.txt with lines "flag <nvcc flag>" and "source <path>".
+# writes <dir>/instances.txt with lines "flag <nvcc flag>" and "group <path>;<path>...", of units that
+# are compiled together.
 
 cmake_minimum_required(VERSION 3.26)
 get_filename_component(PROJECT_SOURCE_DIR "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
@@ -21,7 +22,8 @@ foreach(flag IN LISTS FA2_UNIT_FLAGS)
   string(APPEND lines "flag ${flag}\n")
 endforeach()
 list(FILTER sources INCLUDE REGEX "\\.cu$")
-foreach(source IN LISTS sources)
-  string(APPEND lines "source ${source}\n")
+fa2_group_sources(groups of_ ${sources})
+foreach(group IN LISTS groups)
+  string(APPEND lines "group ${of_${group}}\n")
 endforeach()
 file(WRITE "${OUTPUT_DIR}/instances.txt" "${lines}")

@@ -49,6 +49,7 @@ set(FA2_sm80_bias_rows_TYPE BiasRowsInstance)
 set(FA2_sm80_bias_rows_HEADER bias_backward/rows_instance.h)
 
 set(FA2_sm80_ELEMENTS float16 bfloat16)
+set(FA2_VARIANTS Plain Modified Dropout Codes Listed ListedDropout)
 set(FA2_sm80_VARIANTS Plain Modified Dropout Listed ListedDropout)
 set(FA2_sm80_SPLIT_VARIANTS Plain Modified Codes)  # a KV cache knows no dropout
 # Buckets, or variants of one, with a second tile.
@@ -85,6 +86,30 @@ macro(fa2_sm80_instances buckets)
 endmacro()
 
 # --- What makes sources of the table --------------------------------------------------------------
+
+# The name of the group of a unit: those of one kernel, whose variants have much in common.
+function(fa2_group_of unit result)
+  list(JOIN FA2_VARIANTS "|" variants)
+  string(TOLOWER "_(${variants})(_|$)" variant)
+  string(REGEX REPLACE "${variant}" "\\2" group "${unit}")
+  set(${result} "${group}" PARENT_SCOPE)
+endfunction()
+
+# Sets `groups` to the names of the groups of sources, and <prefix><group> to the sources of each.
+function(fa2_group_sources groups prefix)
+  set(names "")
+  foreach(source IN LISTS ARGN)
+    cmake_path(GET source STEM unit)
+    fa2_group_of(${unit} group)
+    list(APPEND names "${group}")
+    list(APPEND sources_of_${group} "${source}")
+  endforeach()
+  list(REMOVE_DUPLICATES names)
+  foreach(group IN LISTS names)
+    set(${prefix}${group} "${sources_of_${group}}" PARENT_SCOPE)
+  endforeach()
+  set(${groups} "${names}" PARENT_SCOPE)
+endfunction()
 
 # Within fa2_generate_instances: writes a translation unit with an instance of each element,
 # <unit>_<element>, which <kind>_instance<element, its dtype, arguments>() makes. They share a unit

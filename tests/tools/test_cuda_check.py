@@ -10,7 +10,7 @@ import nvcc_stand_in
 import pytest
 
 from tools.cuda_check.__main__ import architecture
-from tools.cuda_check.compiler import Resources, compile_unit, parse_ptxas, parse_shared_bytes
+from tools.cuda_check.compiler import Resources, compile_units, parse_ptxas, parse_shared_bytes
 from tools.cuda_check.limits import (
     LISTED_BACKWARD_LIMITS,
     LISTED_FORWARD_LIMITS,
@@ -23,7 +23,7 @@ from tools.cuda_check.limits import (
 )
 from tools.cuda_check.report import KernelReport, LoopReport, short_name, table
 from tools.nvcc.instances import generate_instances
-from tools.nvcc.units import instance_of
+from tools.nvcc.units import instance_of, variant_of_unit
 
 PTXAS = """
 ptxas info    : 11 bytes gmem, 88 bytes cmem[4]
@@ -88,7 +88,7 @@ def test_parse_ptxas_refuses_what_it_does_not_know() -> None:
         parse_ptxas("ptxas info : Compiling entry function '_Z1cPf' for 'sm_80'\nnothing else\n")
 
 
-def test_compile_unit_reads_what_the_compiler_prints(tmp_path: Path) -> None:
+def test_compile_units_reads_what_the_compiler_prints(tmp_path: Path) -> None:
     tools = nvcc_stand_in.make_toolchain(tmp_path)
     (tmp_path / "words").write_text(PTXAS)
     shared = ".visible .global .align 4 .u32 shared_bytes_of_fwd_x = 33792;\n"
@@ -96,8 +96,10 @@ def test_compile_unit_reads_what_the_compiler_prints(tmp_path: Path) -> None:
     source = tmp_path / "fwd_x.cu"
     source.touch()
     for _ in range(2):  # the second time, it is read from records
-        compiled = compile_unit(tools, source, ["90", "80"], tmp_path / "units", ["-O3"])
-        for arch, done in zip(["90", "80"], compiled, strict=True):
+        archs_of = {source: ["90", "80"]}
+        compiled = list(compile_units(tools, archs_of, tmp_path / "units", ["-O3"]))
+        for arch, (unit, done) in zip(["90", "80"], compiled, strict=True):
+            assert unit == "fwd_x"
             assert set(done.resources) == {"_Z1aPf", "_Z1bPf"}
             assert done.shared_bytes == 33792
             assert done.seconds > 0
@@ -161,6 +163,21 @@ def test_violations(report: KernelReport, message: str | None) -> None:
         (violation,) = found
         assert message in violation
         assert report.instance in violation
+
+
+def test_units_of_one_kernel_are_a_group(tmp_path: Path) -> None:
+    groups = generate_instances(tmp_path, "").groups
+    for group in groups:
+        variants = [variant_of_unit(unit.stem) for unit in group]
+        assert len(set(variants)) == len(group)
+        others = {
+            unit.stem.replace(f"_{variant}", "")
+            for unit, variant in zip(group, variants, strict=True)
+        }
+        assert len(others) == 1
+    assert max(map(len, groups)) == 5
+    plain = generate_instances(tmp_path, "_plain").groups
+    assert len(plain) == sum("plain" in unit.stem for group in groups for unit in group)
 
 
 def test_small_tiles_serve_small_devices(tmp_path: Path) -> None:

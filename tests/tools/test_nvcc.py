@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,14 +12,26 @@ import pytest
 
 from tools.nvcc import toolchain
 from tools.nvcc.compiler import (
-    compile_front,
+    Front,
+    compile_fronts,
     compile_host,
     compile_machine_code,
     compile_program,
 )
 from tools.nvcc.instances import with_shared_bytes
-from tools.nvcc.steps import CompileError, listed_inputs
-from tools.nvcc.toolchain import ToolchainError, accepted_versions, check_host_compiler
+from tools.nvcc.split import split_ptx
+from tools.nvcc.steps import CompileError, listed_inputs, write_depfile
+from tools.nvcc.toolchain import Toolchain, ToolchainError, accepted_versions, check_host_compiler
+from tools.nvcc.units import variant_of_kernel, variant_of_unit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def compile_front(
+    tools: Toolchain, name: str, text: str, folder: Path, arch: str, flags: list[str]
+) -> Front:
+    """One unit alone."""
+    return compile_fronts(tools, {name: text}, folder, arch, flags)[name]
 
 
 def compile_twice_around(directory: Path, change: object) -> int:
@@ -70,7 +83,7 @@ def test_flags_text_and_versions_are_what_a_front_depends_on(tmp_path: Path) -> 
 
     def compiled(text: str, flags: list[str], version: str) -> bool:
         before = nvcc_stand_in.calls(tmp_path)
-        changed = toolchain.Toolchain(tools.nvcc, version, "g++", "g++ 12.2")
+        changed = Toolchain(tools.nvcc, version, "g++", "g++ 12.2")
         compile_front(changed, "fwd", text, tmp_path, "80", flags)
         return nvcc_stand_in.calls(tmp_path) != before
 
@@ -141,6 +154,99 @@ def test_architectures_of_ptx_have_folders_of_their_own(tmp_path: Path) -> None:
         for arch in ("80", "90"):
             compile_front(tools, "fwd", "text", tmp_path, arch, [])
     assert len(nvcc_stand_in.calls(tmp_path)) == 2
+
+
+VARIANTS = {"plain": 0, "dropout": 2, "listed": 4}
+UNITS = [f"fwd_hd64_{variant}" for variant in VARIANTS]
+
+
+def together_ptx(variants: dict[str, int] = VARIANTS) -> str:
+    """As nvcc has it of units with two kernels each."""
+    text = ".version 8.0\n.target sm_80\n"
+    for variant in variants:
+        text += f".global .align 4 .u32 shared_bytes_of_fwd_hd64_{variant} = 64;\n"
+    for variant, number in variants.items():
+        for element in "ab":
+            text += f".visible .entry _Z{element}7VariantE{number}E(\n\t.param .u32 n\n)\n{{\n"
+            text += f"\t// {variant}\n\tret;\n\n}}\n"
+    return text + '\t.file 1 "a.h"\n'
+
+
+def test_units_of_one_run_get_their_own_kernels() -> None:
+    parts = split_ptx(together_ptx(), UNITS)
+    for variant, number in VARIANTS.items():
+        assert parts[f"fwd_hd64_{variant}"] == together_ptx({variant: number})
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        (UNITS[:2], "7VariantE4E is a kernel of none of fwd_hd64_plain, fwd_hd64_dropout"),
+        ([*UNITS, "fwd_hd64_modified"], "no kernel of fwd_hd64_modified"),
+        ([*UNITS, "fwd_hd64_plain_small"], "of one variant cannot be told apart"),
+    ],
+)
+def test_kernels_that_no_unit_owns(units: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_ptx(together_ptx(), units)
+
+
+def test_variants_are_numbered_as_in_the_sources() -> None:
+    text = (ROOT / "csrc" / "sm80" / "tiles.h").read_text()
+    enumerators = re.search(r"enum class Variant : int32_t \{(.*?)\};", text, re.DOTALL)
+    assert enumerators is not None
+    for number, name in enumerate(re.findall(r"^  k(\w+),", enumerators[1], re.MULTILINE)):
+        unit = f"fwd_hd64_{name.lower()}_small"
+        assert variant_of_unit(unit) == variant_of_kernel(f"_Z17VariantE{number}EE") is not None
+    assert variant_of_unit("combine") is None
+    assert variant_of_kernel("_Z7combine") is None
+
+
+def test_what_is_not_up_to_date_is_compiled_together(tmp_path: Path) -> None:
+    tools = nvcc_stand_in.make_toolchain(tmp_path)
+    (tmp_path / "ptx").write_text(together_ptx())
+    texts = dict.fromkeys(UNITS, "text")
+
+    def compiled() -> list[str]:
+        before = len(nvcc_stand_in.calls(tmp_path))
+        fronts = compile_fronts(tools, texts, tmp_path / "units", "80", ["-O3"])
+        for variant, number in VARIANTS.items():
+            ptx = fronts[f"fwd_hd64_{variant}"].ptx
+            assert ptx.read_text() == together_ptx({variant: number})
+        return nvcc_stand_in.calls(tmp_path)[before:]
+
+    assert len(compiled()) == 1
+    assert compiled() == []
+    # What was compiled with others is as good as what was compiled alone.
+    for unit in UNITS:
+        compile_front(tools, unit, "text", tmp_path / "units", "80", ["-O3"])
+    assert compiled() == []
+    assert not list((tmp_path / "units").rglob("together*"))
+    # Of all of them, and of two.
+    (tmp_path / "header.h").write_text("new")
+    assert len(compiled()) == 1
+    (tmp_path / "ptx").write_text(together_ptx({"plain": 0, "listed": 4}))
+    texts["fwd_hd64_plain"] = texts["fwd_hd64_listed"] = "other text"
+    assert len(compiled()) == 1
+    # One alone.
+    (tmp_path / "ptx").write_text(together_ptx({"listed": 4}))
+    texts["fwd_hd64_listed"] = "another text"
+    (call,) = compiled()
+    assert "fwd_hd64_listed.cu" in call
+
+
+def test_units_that_do_not_compile_together_are_tried_again(tmp_path: Path) -> None:
+    tools = nvcc_stand_in.make_toolchain(tmp_path, "echo 'no such kernel'; exit 2")
+    for _ in range(2):
+        with pytest.raises(CompileError, match="no such kernel"):
+            compile_fronts(tools, dict.fromkeys(UNITS, "text"), tmp_path, "80", [])
+    assert len(nvcc_stand_in.calls(tmp_path)) == 2
+
+
+def test_a_rule_of_make_reads_back(tmp_path: Path) -> None:
+    inputs = [Path("a.cu"), Path("/usr/include/with blank.h")]
+    write_depfile(tmp_path / "rule.d", Path("out dir/x.ptx"), inputs)
+    assert listed_inputs((tmp_path / "rule.d").read_text()) == inputs
 
 
 def test_listed_inputs_of_a_rule_of_make() -> None:

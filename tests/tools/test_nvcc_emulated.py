@@ -9,6 +9,7 @@ import pytest
 import support
 
 from tools.nvcc import emulated
+from tools.nvcc.steps import listed_inputs
 from tools.nvcc.toolchain import Toolchain, ToolchainError
 
 PTX = """.version 8.0
@@ -31,8 +32,11 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toolchain:
 
 
 def make(directory: Path, *flags: str, program: bool = False) -> int:
-    arguments = ["unit", str(directory / "rows.cu"), "--folder", str(directory / "units")]
-    return emulated.main([*arguments, *(["--program"] if program else []), "--", *flags])
+    folder = ["--folder", str(directory / "units")]
+    depfile = [] if program else ["--depfile", str(directory / "rows.d")]
+    command = "program" if program else "units"
+    source = str(directory / "rows.cu")
+    return emulated.main([command, source, *folder, *depfile, "--", *flags])
 
 
 @pytest.mark.usefixtures("tools")
@@ -42,6 +46,8 @@ def test_a_unit_is_compiled_and_translated(tmp_path: Path) -> None:
     cpp = unit / "rows.ptx.cpp"
     assert '"nothing"' in cpp.read_text()
     assert " -O3 -Iinclude " in nvcc_stand_in.calls(tmp_path)[0]
+    read = listed_inputs((tmp_path / "rows.d").read_text())
+    assert read == [unit / "rows.cu", tmp_path / "header.h"]
     before = cpp.stat().st_mtime_ns
     assert make(tmp_path, "-O3", "-Iinclude") == 0
     assert len(nvcc_stand_in.calls(tmp_path)) == 1

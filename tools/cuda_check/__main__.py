@@ -11,13 +11,14 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools import third_party
 from tools.cuda_check import listing
-from tools.cuda_check.compiler import Compilation, compile_unit
+from tools.cuda_check.compiler import Compilation, compile_units
 from tools.cuda_check.limits import serves, violations
 from tools.cuda_check.loops import main_loops
 from tools.cuda_check.report import KernelReport, LoopReport, table
@@ -36,17 +37,18 @@ class Tools:
     cuobjdump: Path
 
 
-def check_unit(
-    tools: Tools, source: Path, archs: list[str], folder: Path, flags: tuple[str, ...]
+def check_group(
+    tools: Tools, sources: Sequence[Path], archs: list[str], folder: Path, flags: tuple[str, ...]
 ) -> list[KernelReport]:
-    """Compile one translation unit for each architecture that it serves; report on its kernels."""
-    archs = [arch for arch in archs if serves(source.stem, arch)]
-    if not archs:
+    """Compile units for each architecture that they serve, together; report on their kernels."""
+    archs_of = {source: [arch for arch in archs if serves(source.stem, arch)] for source in sources}
+    archs_of = {source: served for source, served in archs_of.items() if served}
+    if not archs_of:
         return []
     return [
         report
-        for compilation in compile_unit(tools.toolchain, source, archs, folder, flags)
-        for report in reports_of(tools, source.stem, compilation)
+        for unit, compilation in compile_units(tools.toolchain, archs_of, folder, flags)
+        for report in reports_of(tools, unit, compilation)
     ]
 
 
@@ -107,8 +109,8 @@ def main() -> int:
     failures: list[str] = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         pending = [
-            pool.submit(check_unit, tools, source, arguments.archs, units, instances.flags)
-            for source in instances.sources
+            pool.submit(check_group, tools, group, arguments.archs, units, instances.flags)
+            for group in instances.groups
         ]
         for done, future in enumerate(pending, start=1):
             try:
@@ -116,7 +118,12 @@ def main() -> int:
             except CompileError as error:
                 failures.append(str(error))
             if sys.stderr.isatty():
-                print(f"\r{done} of {len(pending)} compiled", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\r{done} of {len(pending)} groups compiled",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
     if sys.stderr.isatty():
         print(file=sys.stderr)
     for report in reports:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.nvcc.compiler import compile_front, compile_machine_code
-from tools.nvcc.instances import shared_variable, with_shared_bytes
+from tools.nvcc.compiler import compile_fronts, compile_machine_code
+from tools.nvcc.instances import with_shared_bytes
 from tools.nvcc.toolchain import Toolchain
+from tools.nvcc.units import shared_variable
 
 
 @dataclass(frozen=True)
@@ -71,32 +72,34 @@ def parse_shared_bytes(ptx: str, unit: str) -> int:
     return int(found[1] or 0)  # PTX leaves a zero out
 
 
-def compile_unit(
+def compile_units(
     toolchain: Toolchain,
-    source: Path,
-    archs: Sequence[str],
+    archs_of: Mapping[Path, Sequence[str]],
     folder: Path,
     flags: Sequence[str],
-) -> list[Compilation]:
-    """Compile ``source`` for ``sm_<arch>`` of each of ``archs`` in ``folder``.
+) -> Iterator[tuple[str, Compilation]]:
+    """Compile the units of a group, each for ``sm_<arch>`` of its architectures, in ``folder``.
 
     As in a build, there is one PTX for all, of the oldest. ``seconds`` counts its making each time,
     ``peak_rss_bytes`` is that of nvcc's largest process; where nothing has changed since, both are
     those of then. Raises ``CompileError`` with nvcc's output if it fails.
     """
-    unit, oldest = source.stem, min(archs, key=int)
-    front = compile_front(toolchain, unit, with_shared_bytes(source), folder, oldest, flags)
-    shared_bytes = parse_shared_bytes(front.ptx.read_text(), unit)
-
-    def machine_code(arch: str) -> Compilation:
-        code = compile_machine_code(toolchain, front, arch)
-        return Compilation(
-            arch=arch,
-            cubin=code.cubin,
-            seconds=front.taken.seconds + code.taken.seconds,
-            peak_rss_bytes=max(front.taken.peak_rss_bytes, code.taken.peak_rss_bytes),
-            shared_bytes=shared_bytes,
-            resources=parse_ptxas(code.taken.output),
-        )
-
-    return [machine_code(arch) for arch in archs]
+    oldest = min((arch for archs in archs_of.values() for arch in archs), key=int)
+    texts = {source.stem: with_shared_bytes(source) for source in archs_of}
+    fronts = compile_fronts(toolchain, texts, folder, oldest, flags)
+    for source, archs in archs_of.items():
+        unit, front = source.stem, fronts[source.stem]
+        shared_bytes = parse_shared_bytes(front.ptx.read_text(), unit)
+        for arch in archs:
+            code = compile_machine_code(toolchain, front, arch)
+            yield (
+                unit,
+                Compilation(
+                    arch=arch,
+                    cubin=code.cubin,
+                    seconds=front.taken.seconds + code.taken.seconds,
+                    peak_rss_bytes=max(front.taken.peak_rss_bytes, code.taken.peak_rss_bytes),
+                    shared_bytes=shared_bytes,
+                    resources=parse_ptxas(code.taken.output),
+                ),
+            )

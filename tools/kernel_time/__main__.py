@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tools import third_party
-from tools.cuda_check.compiler import compile_unit
+from tools.cuda_check.compiler import compile_units
 from tools.kernel_time.control import ListingError
 from tools.kernel_time.machines import MACHINES, POLICIES, Machine
 from tools.kernel_time.predict import Prediction, Subject, predict, slots_of, subjects_of
@@ -95,17 +95,18 @@ def read_kernels(arguments: argparse.Namespace, pool: ThreadPoolExecutor) -> Ite
     toolchain, cuobjdump = find_toolchain(), find_or_fetch("cuobjdump")
     units = arguments.units.resolve()
     instances = generate_instances(units, arguments.filter)
-    sources = [source for source in instances.sources if source.stem.startswith(_MODELLED)]
+    groups = [group for group in instances.groups if group[0].stem.startswith(_MODELLED)]
     archs = sorted({MACHINES[name].arch for name in arguments.machines} | {"80"})
 
-    def read(source: Path) -> list[Subject]:
+    def read(group: Sequence[Path]) -> list[Subject]:
+        archs_of = dict.fromkeys(group, archs)
         return [
             subject
-            for compilation in compile_unit(toolchain, source, archs, units, instances.flags)
-            for subject in subjects_of(cuobjdump, source.stem, compilation, arguments.element)
+            for unit, compilation in compile_units(toolchain, archs_of, units, instances.flags)
+            for subject in subjects_of(cuobjdump, unit, compilation, arguments.element)
         ]
 
-    for subjects in pool.map(read, sources):
+    for subjects in pool.map(read, groups):
         yield from subjects
 
 

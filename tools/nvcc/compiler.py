@@ -1,17 +1,29 @@
 """Translation units of CUDA kernels: their PTX, machine code, and objects of the host's code.
 
 What is made of a unit lies in a folder of its own, ``<folder>/compute_<arch>/<unit>/``. What has
-not changed is not made again. The host's code of many units is compiled together, apart from their
-kernels: reading CuTe's headers is most of what it takes.
+not changed is not made again. Reading CuTe's headers takes a compiler longer than most kernels: it
+compiles units of one kernel together, and the host's code of all of them, apart from the kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.nvcc.steps import Step, Taken, locked, take
+from tools.nvcc.split import split_ptx
+from tools.nvcc.steps import (
+    Step,
+    Taken,
+    last_taken,
+    listed_inputs,
+    locked,
+    take,
+    take_together,
+    write_depfile,
+)
 from tools.nvcc.toolchain import Toolchain
 
 LINES = "-lineinfo"  # of the sources, in PTX
@@ -53,29 +65,94 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def _compile(
-    toolchain: Toolchain, text: str, arch: str, words: Sequence[str], outputs: Sequence[Path]
-) -> Taken:
-    """Compile a unit of this text to the last of ``outputs``, which are named after it."""
-    source, depfile, record = (outputs[-1].with_suffix(end) for end in (".cu", ".d", ".json"))
-    for_arch = f"-gencode=arch=compute_{arch},code=compute_{arch}"
-    files = ("-MD", "-MF", depfile, source, "-o", outputs[-1])
-    command = toolchain.command(for_arch, *words, *files)
-    with locked(source.parent):
-        write_if_changed(source, text)
-        return take(Step(tuple(command), toolchain.identity, (), tuple(outputs), depfile), record)
+@dataclass(frozen=True)
+class _Call:
+    """Of nvcc, with a unit of this text; ``outputs`` are named after it, the last is asked for."""
+
+    toolchain: Toolchain
+    arch: str
+    words: tuple[str, ...]
+    text: str
+    outputs: tuple[Path, ...]
+
+    @property
+    def source(self) -> Path:
+        return self.outputs[-1].with_suffix(".cu")
+
+    @property
+    def depfile(self) -> Path:
+        return self.outputs[-1].with_suffix(".d")
+
+    @property
+    def record(self) -> Path:
+        return self.outputs[-1].with_suffix(".json")
+
+    def step(self) -> Step:
+        """The call itself; its source is written."""
+        write_if_changed(self.source, self.text)
+        for_arch = f"-gencode=arch=compute_{self.arch},code=compute_{self.arch}"
+        files = ("-MD", "-MF", self.depfile, self.source, "-o", self.outputs[-1])
+        command = self.toolchain.command(for_arch, *self.words, *files)
+        return Step(tuple(command), self.toolchain.identity, (), self.outputs, self.depfile)
+
+    def take(self) -> Taken:
+        with locked(self.source.parent):
+            return take(self.step(), self.record)
 
 
-def compile_front(
-    toolchain: Toolchain, name: str, text: str, folder: Path, arch: str, flags: Sequence[str]
-) -> Front:
-    """Compile the unit ``name``, whose text is given, to PTX for ``compute_<arch>``.
+def compile_fronts(
+    toolchain: Toolchain, texts: Mapping[str, str], folder: Path, arch: str, flags: Sequence[str]
+) -> dict[str, Front]:
+    """Compile units, whose texts are given by name, to PTX for ``compute_<arch>``.
 
+    Those that are not up to date are compiled as one, and their PTX is cut into theirs: reading
+    CuTe's headers takes longer than a kernel does, and variants of a kernel have much in common.
     Raises ``CompileError`` with nvcc's output if it fails.
     """
-    ptx = folder / f"compute_{arch}" / name / f"{name}.ptx"
-    taken = _compile(toolchain, text, arch, (*flags, LINES, "-ptx"), [ptx])
-    return Front(arch, ptx, taken)
+    words = (*flags, LINES, "-ptx")
+    calls = {
+        name: _Call(toolchain, arch, words, text, (_made(folder, arch, name, "ptx"),))
+        for name, text in texts.items()
+    }
+    with ExitStack() as locks:
+        for name in sorted(calls):
+            locks.enter_context(locked(calls[name].source.parent))
+        steps = {name: call.step() for name, call in calls.items()}
+        stale = [name for name in calls if last_taken(steps[name], calls[name].record) is None]
+        if len(stale) > 1:
+            _compile_together({name: calls[name] for name in stale}, steps)
+        fronts = {}
+        for name, call in calls.items():
+            fronts[name] = Front(arch, call.outputs[-1], take(steps[name], call.record))
+        return fronts
+
+
+def _compile_together(calls: Mapping[str, _Call], steps: Mapping[str, Step]) -> None:
+    """Compile units as one, beside the first of them."""
+    first = next(iter(calls.values()))
+    together = dataclasses.replace(
+        first,
+        text="\n".join(call.text for call in calls.values()),
+        outputs=(first.source.with_name("together.ptx"),),
+    )
+    ptx = together.outputs[0]
+
+    def hand_out() -> None:
+        inputs = listed_inputs(together.depfile.read_text())
+        for name, text in split_ptx(ptx.read_text(), list(calls)).items():
+            call = calls[name]
+            call.outputs[-1].write_text(text)
+            own = (call.source if path == together.source else path for path in inputs)
+            write_depfile(call.depfile, call.outputs[-1], own)
+
+    command = together.step().command
+    take_together({call.record: steps[name] for name, call in calls.items()}, command, hand_out)
+    for path in (together.source, together.depfile, ptx):
+        path.unlink()
+
+
+def _made(folder: Path, arch: str, name: str, kind: str) -> Path:
+    return folder / f"compute_{arch}" / name / f"{name}.{kind}"
 
 
 def compile_host(
@@ -85,8 +162,8 @@ def compile_host(
 
     Raises ``CompileError`` with nvcc's output if it fails.
     """
-    host_object = folder / f"compute_{arch}" / name / f"{name}.o"
-    _compile(toolchain, text, arch, (*flags, _OF_SHARED_OBJECTS, "-c"), [host_object])
+    host_object = _made(folder, arch, name, "o")
+    _Call(toolchain, arch, (*flags, _OF_SHARED_OBJECTS, "-c"), text, (host_object,)).take()
     return host_object
 
 
@@ -97,12 +174,12 @@ def compile_program(
 
     Raises ``CompileError`` with nvcc's output if it fails.
     """
-    folder = folder / f"compute_{arch}" / name
-    ptx, host_object = folder / f"{name}.ptx", folder / f"{name}.o"
-    words = (*flags, LINES, _OF_SHARED_OBJECTS, "--keep", "--keep-dir", str(folder), "-c")
-    _compile(toolchain, text, arch, words, [ptx, host_object])
+    ptx, host_object = (_made(folder, arch, name, kind) for kind in ("ptx", "o"))
+    kept = ("--keep", "--keep-dir", str(ptx.parent))
+    words = (*flags, LINES, _OF_SHARED_OBJECTS, *kept, "-c")
+    _Call(toolchain, arch, words, text, (ptx, host_object)).take()
     for kind in _STEPS_OF_NVCC:
-        for path in folder.glob(f"{name}{kind}"):
+        for path in ptx.parent.glob(f"{name}{kind}"):
             path.unlink()
     return Program(ptx, host_object)
 

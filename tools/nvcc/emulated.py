@@ -1,27 +1,35 @@
 """Units of CUDA kernels for the kernel emulator: what the build makes of them, beside its objects.
 
     python -m tools.nvcc.emulated check --reason FILE
-    python -m tools.nvcc.emulated unit SOURCE.cu --folder FOLDER [--program] -- FLAG...
+    python -m tools.nvcc.emulated units SOURCE.cu... --folder FOLDER --depfile FILE -- FLAG...
+    python -m tools.nvcc.emulated program SOURCE.cu --folder FOLDER -- FLAG...
     python -m tools.nvcc.emulated host NAME SOURCE.cu... --folder FOLDER -- FLAG...
 
 The first one says whether nvcc can be had and works: exit status 0, or 3 with the reason in FILE.
-The second one has nvcc make PTX, and translates it to C++; of a ``--program`` it makes the object
-of the host's code, too. The third one makes one object of the host's code of several units. All of
-it goes to ``FOLDER/compute_<arch>/<unit>/``; what is up to date is left as it is.
+The second one has nvcc make PTX of units together, and translates it to C++; of a program it makes
+the object of the host's code, too. The last one makes one object of the host's code of several
+units. All of it goes to ``FOLDER/compute_<arch>/<unit>/``; what is up to date is left as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tools.mutants.rewrite import Draw, draw_faults
-from tools.nvcc.compiler import compile_front, compile_host, compile_program, write_if_changed
+from tools.nvcc.compiler import compile_fronts, compile_host, compile_program, write_if_changed
 from tools.nvcc.instances import ROOT, with_shared_bytes
-from tools.nvcc.steps import CompileError, Step, locked, take
+from tools.nvcc.steps import (
+    CompileError,
+    Step,
+    listed_inputs,
+    locked,
+    take,
+    write_depfile,
+)
 from tools.nvcc.toolchain import (
     Toolchain,
     ToolchainError,
@@ -77,12 +85,28 @@ class Place:
     flags: Sequence[str]
 
 
-def unit(toolchain: Toolchain, source: Path, place: Place, is_program: bool) -> Path:
-    """Have the PTX of a unit up to date, and of a program the host's code, too."""
-    name, where = source.stem, (place.folder, place.arch, place.flags)
-    if is_program:
-        return compile_program(toolchain, name, source.read_text(), *where).ptx
-    return compile_front(toolchain, name, with_shared_bytes(source), *where).ptx
+def units(
+    toolchain: Toolchain,
+    sources: Sequence[Path],
+    place: Place,
+    depfile: Path,
+    draws: Mapping[str, Draw],
+) -> None:
+    """Have the translated kernels of units up to date; ``draws``: of those that get faults."""
+    texts = {source.stem: with_shared_bytes(source) for source in sources}
+    fronts = compile_fronts(toolchain, texts, place.folder, place.arch, place.flags)
+    for name, front in fronts.items():
+        translate(draw_faults(front.ptx, draws[name]) if name in draws else front.ptx)
+    rules = [front.ptx.with_suffix(".d").read_text() for front in fronts.values()]
+    inputs = dict.fromkeys(path for rule in rules for path in listed_inputs(rule))
+    first = next(iter(fronts.values()))
+    write_depfile(depfile, first.ptx, inputs)
+
+
+def program(toolchain: Toolchain, source: Path, place: Place) -> None:
+    """Have a unit's translated kernels and its host's code up to date."""
+    where = (place.folder, place.arch, place.flags)
+    translate(compile_program(toolchain, source.stem, source.read_text(), *where).ptx)
 
 
 def host(toolchain: Toolchain, name: str, sources: Sequence[Path], place: Place) -> None:
@@ -96,14 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     of_check = commands.add_parser("check")
     of_check.add_argument("--reason", type=Path, required=True)
-    of_unit = commands.add_parser("unit")
-    of_unit.add_argument("source", type=Path)
-    of_unit.add_argument("--program", action="store_true")
-    of_unit.add_argument("--faults", type=Draw.parse, metavar="SEED,PER_KERNEL,FIRST")
+    of_units = commands.add_parser("units")
+    of_units.add_argument("sources", type=Path, nargs="+")
+    of_units.add_argument("--depfile", type=Path, required=True, help="of all of them")
+    of_units.add_argument(
+        "--faults", nargs=2, action="append", default=[], metavar=("UNIT", "SEED,PER_KERNEL,FIRST")
+    )
+    of_program = commands.add_parser("program")
+    of_program.add_argument("source", type=Path)
     of_host = commands.add_parser("host")
     of_host.add_argument("name")
     of_host.add_argument("sources", type=Path, nargs="+")
-    for command in (of_unit, of_host):
+    for command in (of_units, of_program, of_host):
         command.add_argument("--folder", type=Path, required=True)
         command.add_argument("--arch", default="80")
     return parser
@@ -122,9 +150,12 @@ def main(arguments: Sequence[str]) -> int:
         toolchain = find_toolchain(checked=False)
         if given.command == "host":
             host(toolchain, given.name, [source.resolve() for source in given.sources], place)
+        elif given.command == "program":
+            program(toolchain, given.source.resolve(), place)
         else:
-            ptx = unit(toolchain, given.source.resolve(), place, given.program)
-            translate(ptx if given.faults is None else draw_faults(ptx, given.faults))
+            sources = [source.resolve() for source in given.sources]
+            draws = {unit: Draw.parse(draw) for unit, draw in given.faults}
+            units(toolchain, sources, place, given.depfile, draws)
     except (CompileError, ToolchainError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,17 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools import third_party
-from tools.nvcc.units import any_instance, has_main_loop
+from tools.nvcc.units import any_instance, has_main_loop, shared_variable
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Instances:
-    """The generated translation units and how to compile them."""
+    """The generated translation units and how to compile them.
 
-    sources: tuple[Path, ...]
+    ``groups`` are units of one kernel, which are compiled together.
+    """
+
+    groups: tuple[tuple[Path, ...], ...]
     flags: tuple[str, ...]
+
+    @property
+    def sources(self) -> list[Path]:
+        return [source for group in self.groups for source in group]
 
 
 def generate_instances(output_dir: Path, name_filter: str) -> Instances:
@@ -27,16 +34,11 @@ def generate_instances(output_dir: Path, name_filter: str) -> Instances:
     cmake = [sys.executable, "-m", "cmake"]
     subprocess.run([*cmake, f"-DOUTPUT_DIR={output_dir}", "-P", script], check=True)
     lines = [line.split(" ", 1) for line in (output_dir / "instances.txt").read_text().splitlines()]
-    sources = [Path(value) for kind, value in lines if kind == "source"]
+    groups = [map(Path, value.split(";")) for kind, value in lines if kind == "group"]
     flags = [value for kind, value in lines if kind == "flag"]
     flags += [f"-I{ROOT / 'csrc'}", f"-isystem={third_party.THIRD_PARTY / 'cutlass' / 'include'}"]
-    kept = tuple(source for source in sources if name_filter in source.stem)
-    return Instances(kept, tuple(flags))
-
-
-def shared_variable(unit: str) -> str:
-    """The variable of device code that says what launches of a unit's kernels take."""
-    return f"shared_bytes_of_{unit}"
+    kept = (tuple(unit for unit in group if name_filter in unit.stem) for group in groups)
+    return Instances(tuple(group for group in kept if group), tuple(flags))
 
 
 def with_shared_bytes(source: Path) -> str:

@@ -16,7 +16,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -44,7 +44,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Taken:
-    """How a step went when it was taken last: its words, its time, its largest process."""
+    """How a step went when it was taken last: its words, its time, its largest process.
+
+    Of steps that were taken together, its share of the time.
+    """
 
     output: str
     seconds: float
@@ -64,6 +67,12 @@ def listed_inputs(text: str) -> list[Path]:
     _, _, names = text.replace("\\\n", " ").partition(": ")
     found = re.findall(r"(?:\\.|\S)+", names)
     return [Path(re.sub(r"\\(.)", r"\1", name)) for name in found]
+
+
+def write_depfile(path: Path, output: Path, inputs: Iterable[Path]) -> None:
+    """A rule in the format of make, of an output and what it depends on."""
+    names = (re.sub(r"([ \\])", r"\\\1", str(name)) for name in (output, *inputs))
+    path.write_text(f"{next(names)} : " + " \\\n    ".join(names) + "\n")
 
 
 @cache
@@ -112,17 +121,14 @@ def _run(command: Sequence[str]) -> Taken:
     return Taken(output, seconds, usage.ru_maxrss * 1024)
 
 
-def take(step: Step, record_path: Path) -> Taken:
-    """Have the outputs of a step up to date; how it went when it was taken last.
-
-    Raises ``CompileError`` if its command fails.
-    """
+def last_taken(step: Step, record_path: Path) -> Taken | None:
+    """How a step went whose outputs are up to date; None where it is to be taken."""
     record = _read(record_path)
-    if record is not None and _holds(record, step):
-        return record.taken
-    record_path.unlink(missing_ok=True)
-    start_ns = time.time_ns()
-    taken = _run(step.command)
+    return record.taken if record is not None and _holds(record, step) else None
+
+
+def _note(step: Step, record_path: Path, taken: Taken, start_ns: int) -> None:
+    """Record a step that has been taken since ``start_ns``."""
     paths = list(step.inputs)
     if step.depfile is not None:
         paths += listed_inputs(step.depfile.read_text())
@@ -131,7 +137,38 @@ def take(step: Step, record_path: Path) -> Taken:
         inputs = {str(path): _hash(path) or "" for path in paths}
         record = _Record(list(step.command), step.tools, inputs, taken)
         record_path.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def take(step: Step, record_path: Path) -> Taken:
+    """Have the outputs of a step up to date; how it went when it was taken last.
+
+    Raises ``CompileError`` if its command fails.
+    """
+    taken = last_taken(step, record_path)
+    if taken is None:
+        record_path.unlink(missing_ok=True)
+        start_ns = time.time_ns()
+        taken = _run(step.command)
+        _note(step, record_path, taken, start_ns)
     return taken
+
+
+def take_together(
+    steps: Mapping[Path, Step], command: Sequence[str], hand_out: Callable[[], None]
+) -> None:
+    """Take steps, by where their records go, by one command in place of theirs.
+
+    ``hand_out`` makes their outputs, and what they read, of what the command has made.
+    Raises ``CompileError`` if the command fails.
+    """
+    for record_path in steps:
+        record_path.unlink(missing_ok=True)
+    start_ns = time.time_ns()
+    taken = _run(command)
+    hand_out()
+    share = dataclasses.replace(taken, seconds=taken.seconds / len(steps))
+    for record_path, step in steps.items():
+        _note(step, record_path, share, start_ns)
 
 
 @contextmanager

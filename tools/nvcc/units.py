@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 # Units of small kernels that go through memory once: no tensor cores, and too little shared memory
 # to report. And what is there to be counted, not to be fast.
 _ROW_KERNELS = ("bwd_rows", "bias_rows", "combine", "append", "flash1", "standard")
 
+# The enumerators of csrc/sm80/tiles.h, in their order: kernels' names have numbers.
+_VARIANTS = ("plain", "modified", "dropout", "codes", "listed", "listeddropout")
+_VARIANT_OF_KERNEL = re.compile(r"7VariantE(\d+)E")  # mangled
 
 # Element types by their names in csrc/instances.cmake, where each has an instance in every unit.
 _ELEMENTS = {"bfloat16_t": "bfloat16", "half_t": "float16"}
@@ -25,3 +30,19 @@ def instance_of(unit: str, kernel: str) -> str:
 def any_instance(unit: str) -> str:
     """One of a unit's instances, which are alike but for the element."""
     return f"{unit}_{_ELEMENTS['half_t']}"
+
+
+def variant_of_unit(unit: str) -> str | None:
+    """The variant of a unit's kernels, if they have one."""
+    return next((word for word in unit.split("_") if word in _VARIANTS), None)
+
+
+def variant_of_kernel(kernel: str) -> str | None:
+    """The same of a kernel, by its mangled name."""
+    found = _VARIANT_OF_KERNEL.search(kernel)
+    return None if found is None else _VARIANTS[int(found[1])]
+
+
+def shared_variable(unit: str) -> str:
+    """The variable of device code that says what launches of a unit's kernels take."""
+    return f"shared_bytes_of_{unit}"
