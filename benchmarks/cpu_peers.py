@@ -39,7 +39,7 @@ def build(name: str, row: Row, problem: Problem) -> Timed:
     if name == PEAK:
         fastest = peak(row.case.torch_dtype)
         return Timed(fastest.run, fastest.run(), fastest.instructions)
-    return Timed(_BUILDERS[name](row, problem), row.case.flops * row.mode.flops)
+    return Timed(_BUILDERS[name](row, problem), row.mode.flops_of(row.case))
 
 
 def _flash_attn2(row: Row, problem: Problem) -> timing.Run:

@@ -105,7 +105,7 @@ def evenly(count: int, limit: int) -> list[int]:
 
 
 def measure(problem: Problem, outputs: Mapping[str, Tensor]) -> Errors:
-    """Compares `outputs`, each (total, num_heads, head_dim), with the float64 reference."""
+    """Compares `outputs`, each (total, num_heads, head_dim_v), with the float64 reference."""
     heads, blocks = sample(problem.case)
     errors = {name: {"out": 0.0} for name in outputs}
     low_error = 0.0
@@ -168,7 +168,7 @@ def _heads_of(gradient: str, case: Case, heads: list[int]) -> list[int]:
 def _inputs(
     problem: Problem, heads: list[int], block: Block, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q (rows, heads, head_dim) of a block, and k and v (keys, heads, head_dim) for it."""
+    """q (rows, heads, head_dim) of a block, and k and v (keys, heads, their width) for it."""
     case = problem.case
     # The mask is aligned to the last key, so causal rows may be cut out with their keys.
     seqlen = block.row_end if case.causal else case.seqlens[block.sequence]
@@ -209,10 +209,12 @@ def _reference_gradients(
     read_by = torch.tensor([kv_heads.index(head // case.group_size) for head in heads])
     read_by = read_by.to(problem.q.device)
 
-    def zeros(num_heads: int) -> Tensor:
-        return problem.q.new_zeros(case.total, num_heads, case.head_dim, dtype=torch.float64)
+    def zeros(num_heads: int, width: int) -> Tensor:
+        return problem.q.new_zeros(case.total, num_heads, width, dtype=torch.float64)
 
-    grad_q, grad_k, grad_v = zeros(len(heads)), zeros(len(kv_heads)), zeros(len(kv_heads))
+    keys, values = case.widths
+    grad_q, grad_k = zeros(len(heads), keys), zeros(len(kv_heads), keys)
+    grad_v = zeros(len(kv_heads), values)
     for block in blocks:
         q, k, v = (x.requires_grad_() for x in _inputs(problem, heads, block, dtype))
         out = _attend(case, q, k, v, rng_state)

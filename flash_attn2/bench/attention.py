@@ -55,7 +55,7 @@ class SelfAttention(Suite[Case]):
         self._clock = timing.clock(device)
 
     def describe(self, case: Case) -> Outcome:
-        return {"case": dataclasses.asdict(case), "flops": case.flops * self._mode.flops}
+        return {"case": dataclasses.asdict(case), "flops": self._mode.flops_of(case)}
 
     def measure(self, case: Case) -> Outcome:
         with contextlib.nullcontext() if self._mode.gradients else torch.inference_mode():

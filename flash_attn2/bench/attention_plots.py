@@ -44,7 +44,7 @@ def _dtype(outcome: Outcome) -> str:
 def _facet(outcome: Outcome) -> str:
     """The panel that shows a case of a sweep: the value of the other sweep is the same in it."""
     case = Case.of(outcome)
-    other = f"head dim {case.head_dim}" if case.group == "seqlen" else f"length {case.seqlens[0]}"
+    other = f"head dim {case.widths}" if case.group == "seqlen" else f"length {case.seqlens[0]}"
     return f"{case.dtype}, {'causal' if case.causal else 'full'}, {other}"
 
 
@@ -71,6 +71,8 @@ def _head_dims(report: AttentionReport, outcomes: Sequence[Outcome]) -> Figure:
     facets = plots.facets(outcomes, _facet)
     columns = min(len(facets), 2)
     passes = f", times {report.mode.flops} for {report.mode.name}" if report.mode.gradients else ""
+    two_widths = any(case.head_dim_v for case in map(Case.of, outcomes))
+    pairs = ", with two widths each product's own" if two_widths else ""
     figure, grid = plots.panels(
         report,
         -(-len(facets) // columns),
@@ -80,8 +82,8 @@ def _head_dims(report: AttentionReport, outcomes: Sequence[Outcome]) -> Figure:
         about=_shapes(outcomes),
         note=(
             "FLOP: 4 · head dim for each query and visible key (causal: half of the square)"
-            f"{passes}, whatever a contender computes.\nAbove the bars: how many times as fast as "
-            "SDPA. Vertical lines: the middle half of the samples."
+            f"{passes}{pairs}, whatever a contender computes.\nAbove the bars: how many times as "
+            "fast as SDPA. Vertical lines: the middle half of the samples."
         ),
         legend=plots.patches(report, report.contenders),
         sharey=True,
@@ -90,7 +92,7 @@ def _head_dims(report: AttentionReport, outcomes: Sequence[Outcome]) -> Figure:
     for axes, (facet, members) in zip(all_axes, facets.items(), strict=False):
         for index, name in enumerate(report.contenders):
             _bars(axes, report, name, members, index)
-        axes.set_xticks(range(len(members)), [str(one["case"]["head_dim"]) for one in members])
+        axes.set_xticks(range(len(members)), [str(Case.of(one).widths) for one in members])
         axes.set(title=facet, xlabel="head dim")
         axes.grid(axis="x", visible=False)
         axes.margins(y=0.1)

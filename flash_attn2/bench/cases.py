@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,25 @@ from flash_attn2.bench.corpus import Corpus
 from flash_attn2.bench.suite import Outcome
 
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class Widths(NamedTuple):
+    """Columns of the heads of queries and keys, and of values: `192/128`, or `64` for both."""
+
+    keys: int
+    values: int
+
+    @staticmethod
+    def of(head_dim: int | Widths) -> Widths:
+        return head_dim if isinstance(head_dim, Widths) else Widths(head_dim, head_dim)
+
+    def __str__(self) -> str:
+        return str(self.keys) if self.keys == self.values else f"{self.keys}/{self.values}"
+
+    @property
+    def head_dim_v(self) -> int | None:
+        """As cases have it."""
+        return None if self.keys == self.values else self.values
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,11 @@ class Case:
     window_left: int = -1  # keys that a query sees to its left; -1: all of them
     softcap: float = 0.0
     dropout_p: float = 0.0  # of one dense sequence only: see accuracy.measure_gradients
+    head_dim_v: int | None = None  # None: as wide as keys
+
+    @property
+    def widths(self) -> Widths:
+        return Widths(self.head_dim, self.head_dim_v or self.head_dim)
 
     @staticmethod
     def of(outcome: Outcome) -> Case:
@@ -54,12 +78,11 @@ class Case:
         return self.num_heads // self.num_heads_kv
 
     @property
-    def flops(self) -> float:
-        """Floating-point operations of the forward pass, for the visible pairs only.
+    def pairs(self) -> float:
+        """Pairs of a query and a visible key, of all heads.
 
-        As in the FlashAttention papers: 4 · head_dim for each pair of a query and a visible key,
-        with causal attention counted as half of the square. Windows and packed sequences are
-        counted pair by pair.
+        As in the FlashAttention papers, with causal attention counted as half of the square.
+        Windows and packed sequences are counted pair by pair.
         """
         if self.packed or self.window_left >= 0:
             pairs: float = sum(
@@ -67,7 +90,12 @@ class Case:
             )
         else:
             pairs = sum(n * n for n in self.seqlens) * (0.5 if self.causal else 1.0)
-        return 4.0 * self.head_dim * self.num_heads * pairs
+        return self.num_heads * pairs
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the forward pass: 2 · (head_dim + head_dim_v) a pair."""
+        return 2.0 * sum(self.widths) * self.pairs
 
     @property
     def description(self) -> tuple[str, str]:
@@ -87,7 +115,7 @@ class Case:
             options.append(f"softcap {self.softcap:g}")
         if self.dropout_p:
             options.append(f"dropout {self.dropout_p:g}")
-        return f"{rows} x {heads} x {self.head_dim}", ", ".join(options)
+        return f"{rows} x {heads} x {self.widths}", ", ".join(options)
 
 
 def visible_pairs(seqlen: int, window_left: int, causal: bool) -> int:
@@ -112,6 +140,7 @@ class Model:
     window_left: int = -1
     softcap: float = 0.0
     dropout_p: float = 0.0  # in training
+    head_dim_v: int | None = None  # None: as wide as keys
 
     def shard(self, ranks: int) -> Model:
         """What one of `ranks` tensor-parallel processes computes."""
@@ -132,6 +161,9 @@ CODEGEN_6B = Model("codegen-6b", 16, 16, 256, context=2048)
 GEMMA_2_9B_GLOBAL = Model("gemma-2-9b/global", 16, 8, 256, context=8192, softcap=50.0)
 GEMMA_2_9B_LOCAL = replace(GEMMA_2_9B_GLOBAL, name="gemma-2-9b/local", window_left=4096)
 PHI_3_MINI = Model("phi-3-mini", 32, 32, 96, context=4096, window_left=2047)
+# Multi-head latent attention as training and prefill compute it: 128 columns of a key, and 64 that
+# are rotated.
+DEEPSEEK_V3 = Model("deepseek-v3", 128, 128, 192, context=131072, head_dim_v=128)
 GPT_2 = Model("gpt2", 12, 12, 64, context=1024, dropout_p=0.1)
 BERT_LARGE = Model("bert-large", 16, 16, 64, context=512, causal=False)
 # Self-attention of the U-Net at 512 x 512 pixels: a latent image of 64 x 64, then 32 and 16.
@@ -142,6 +174,7 @@ STABLE_DIFFUSION = tuple(
 
 DOCUMENT_MODELS = (LLAMA_3_8B, QWEN_2_5_7B, FALCON_7B, GPT_J_6B, GEMMA_2_9B_GLOBAL)
 PACKED_MODELS = (LLAMA_3_8B, CODEGEN_6B, BERT_LARGE)
+SHARDED_MODELS = (DEEPSEEK_V3.shard(16),)
 WINDOW_MODELS = (GEMMA_2_9B_LOCAL, PHI_3_MINI)
 
 
@@ -149,10 +182,10 @@ WINDOW_MODELS = (GEMMA_2_9B_LOCAL, PHI_3_MINI)
 class Profile:
     """How large the cases are. Lengths are in tokens (or bytes, see `Corpus`)."""
 
-    head_dims: tuple[int, ...]
+    head_dims: tuple[int | Widths, ...]
     head_dim_seqlens: tuple[int, ...]  # sequence lengths of the head-dim sweep
     seqlens: tuple[int, ...]
-    seqlen_head_dims: tuple[int, ...]  # head dims of the sequence-length sweep
+    seqlen_head_dims: tuple[int | Widths, ...]  # head dims of the sequence-length sweep
     sweep_rows: int  # batch · seqlen of both sweeps, where a sequence is not longer
     sweep_width: int  # num_heads · head_dim of both sweeps; 0: eight heads
     document: int  # length of the document that models read
@@ -166,7 +199,7 @@ class Profile:
     def select(
         self,
         seqlens: tuple[int, ...] | None,
-        head_dims: tuple[int, ...] | None,
+        head_dims: tuple[Widths, ...] | None,
         dtypes: tuple[str, ...] | None,
     ) -> Profile:
         """With such values in every sweep; None: the profile's own."""
@@ -182,7 +215,7 @@ class Profile:
 
 PROFILES = {
     "cpu-demo": Profile(
-        head_dims=(32, 64, 96, 128, 192, 256),
+        head_dims=(32, 64, 96, 128, Widths(192, 128), 192, 256),
         head_dim_seqlens=(1024,),
         seqlens=(128, 256, 512, 1024, 2048, 4096),
         seqlen_head_dims=(64,),
@@ -196,7 +229,7 @@ PROFILES = {
         model_dtypes=("bfloat16",),
     ),
     "cpu": Profile(
-        head_dims=(32, 40, 64, 80, 96, 128, 160, 192, 256),
+        head_dims=(32, 40, 64, 80, 96, 128, 160, Widths(192, 128), 192, 256, 512),
         head_dim_seqlens=(2048,),
         seqlens=(128, 256, 512, 1024, 2048, 4096, 8192),
         seqlen_head_dims=(64, 128),
@@ -209,7 +242,7 @@ PROFILES = {
     ),
     # The sizes of the FlashAttention-2 paper: 16k tokens, a model width of 2048.
     "cuda": Profile(
-        head_dims=(32, 40, 64, 80, 96, 128, 160, 192, 256),
+        head_dims=(32, 40, 64, 80, 96, 128, 160, Widths(192, 128), 192, 256, 512),
         head_dim_seqlens=(4096,),
         seqlens=(512, 1024, 2048, 4096, 8192, 16384),
         seqlen_head_dims=(64, 128),
@@ -258,17 +291,19 @@ def build_cases(profile: Profile, corpus: Corpus, training: bool = False) -> lis
 
 
 def _sweep_case(
-    profile: Profile, group: str, dtype: str, head_dim: int, seqlen: int, causal: bool
+    profile: Profile, group: str, dtype: str, head_dim: int | Widths, seqlen: int, causal: bool
 ) -> Case:
-    num_heads = max(profile.sweep_width // head_dim, 1) if profile.sweep_width else 8
+    widths = Widths.of(head_dim)
+    num_heads = max(profile.sweep_width // widths.keys, 1) if profile.sweep_width else 8
     mask = "causal" if causal else "full"
     return Case(
-        name=f"{group}/d{head_dim}/s{seqlen}/{mask}/{DTYPES[dtype]}",
+        name=f"{group}/d{widths}/s{seqlen}/{mask}/{DTYPES[dtype]}",
         group=group,
         dtype=dtype,
         num_heads=num_heads,
         num_heads_kv=num_heads,
-        head_dim=head_dim,
+        head_dim=widths.keys,
+        head_dim_v=widths.head_dim_v,
         seqlens=(seqlen,) * max(profile.sweep_rows // seqlen, 1),
         packed=False,
         causal=causal,
@@ -276,7 +311,7 @@ def _sweep_case(
 
 
 def _model_cases(profile: Profile, corpus: Corpus, dtype: str) -> Iterator[Case]:
-    for model in DOCUMENT_MODELS:
+    for model in DOCUMENT_MODELS + SHARDED_MODELS:
         length = min(corpus.closest(profile.document), model.context)
         yield _model_case(model, "document", dtype, (length,))
     for model in WINDOW_MODELS:
@@ -299,6 +334,7 @@ def _model_case(
         num_heads=model.num_heads,
         num_heads_kv=model.num_heads_kv,
         head_dim=model.head_dim,
+        head_dim_v=model.head_dim_v,
         seqlens=tuple(seqlens),
         packed=packed,
         causal=model.causal,

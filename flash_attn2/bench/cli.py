@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flash_attn2 import build_info
+from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V
 from flash_attn2.bench import suites
-from flash_attn2.bench.cases import DTYPES
+from flash_attn2.bench.cases import DTYPES, Widths
 from flash_attn2.bench.corpus import UNITS
 from flash_attn2.bench.modes import DECODE, SPARSE
 from flash_attn2.bench.suite import UsageError
@@ -23,7 +24,6 @@ from flash_attn2.bench.timing import Budget
 if TYPE_CHECKING:
     from rich.console import Console
 
-MAX_HEAD_DIM = 256
 _NARROWEST = 126  # columns that the table needs when it is not shown in a terminal
 _DEMO_SECONDS = 1.0
 _SECONDS = 3.0
@@ -65,9 +65,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what.add_argument("--cases", type=_regex, metavar="REGEX", help="only cases with such a name")
     what.add_argument(
         "--head-dims",
-        type=_integers(MAX_HEAD_DIM),
+        type=_head_dims,
         metavar="N,...",
-        help="of both sweeps; models have their own",
+        help="of both sweeps, such as 64,192/128, the latter where values have another width than "
+        "queries and keys; models have their own",
     )
     what.add_argument(
         "--seqlens",
@@ -277,6 +278,20 @@ def _integers(maximum: int) -> Callable[[str], tuple[int, ...]]:
         return tuple(dict.fromkeys(values))
 
     return parse
+
+
+def _head_dims(text: str) -> tuple[Widths, ...]:
+    found = [re.fullmatch(r"(\d+)(?:/(\d+))?", part) for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of head dims like 64,192/128")
+    all_widths = [Widths(int(one[1]), int(one[2] or one[1])) for one in found if one]
+    for widths in all_widths:
+        if not (1 <= widths.keys <= MAX_HEAD_DIM and 1 <= widths.values <= MAX_HEAD_DIM_V):
+            raise argparse.ArgumentTypeError(
+                f"{widths} is not between 1 and {MAX_HEAD_DIM} for queries and keys, and "
+                f"{MAX_HEAD_DIM_V} for values"
+            )
+    return tuple(dict.fromkeys(all_widths))
 
 
 def _dtypes(text: str) -> tuple[str, ...]:

@@ -73,8 +73,8 @@ Batch = tuple[Tensor, Tensor, Tensor]  # q, k, v
 class Problem:
     """The tensors of a case as rows: (total, heads, head_dim).
 
-    `k` and `v` have num_heads_kv heads. `grad_out` is the gradient of the result, or None where
-    only the forward pass is run.
+    `k` and `v` have num_heads_kv heads; `v` and the result head_dim_v columns. `grad_out` is the
+    gradient of the result, or None where only the forward pass is run.
     """
 
     case: Case
@@ -88,16 +88,18 @@ class Problem:
         """Normally distributed tensors, or constant ones where the values do not matter."""
         generator = torch.Generator(device).manual_seed(0)
 
-        def tensor(num_heads: int) -> Tensor:
-            shape = (case.total, num_heads, case.head_dim)
+        def tensor(num_heads: int, width: int) -> Tensor:
+            shape = (case.total, num_heads, width)
             empty = torch.empty(shape, dtype=case.torch_dtype, device=device)
             return empty.normal_(generator=generator) if random else empty.fill_(0.5)
 
-        q, k, v = tensor(case.num_heads), tensor(case.num_heads_kv), tensor(case.num_heads_kv)
-        return Problem(case, q, k, v, tensor(case.num_heads) if gradients else None)
+        keys, values = case.widths
+        q, k = tensor(case.num_heads, keys), tensor(case.num_heads_kv, keys)
+        v = tensor(case.num_heads_kv, values)
+        return Problem(case, q, k, v, tensor(case.num_heads, values) if gradients else None)
 
     def sequences(self) -> Iterator[Batch]:
-        """`q`, `k` and `v` of each sequence, (seqlen, heads, head_dim)."""
+        """`q`, `k` and `v` of each sequence, (seqlen, heads, its width)."""
         lengths = list(self.case.seqlens)
         yield from zip(
             *(torch.split(rows, lengths) for rows in (self.q, self.k, self.v)), strict=True
@@ -123,7 +125,7 @@ class Call:
     input_layout: Layout  # of one of them
 
     def rows(self, result: Tensor) -> Tensor:
-        """(total, num_heads, head_dim)"""
+        """(total, num_heads, head_dim_v)"""
         return self.layout.to_rows(result)
 
     @property

@@ -60,7 +60,11 @@ def _decoding(args: argparse.Namespace, profile: str) -> Selection:
 
 def _sparse(args: argparse.Namespace, profile: str) -> Selection:
     _refuse(args, "unit")
-    sizes = sparse.PROFILES[profile].select(args.seqlens, args.head_dims, args.dtype)
+    for widths in args.head_dims or ():
+        if widths.head_dim_v is not None:
+            raise UsageError(f"--head-dims {widths}: --mode {SPARSE} has one width, such as 64")
+    head_dims = args.head_dims and tuple(widths.keys for widths in args.head_dims)
+    sizes = sparse.PROFILES[profile].select(args.seqlens, head_dims, args.dtype)
     limit = args.standard_limit or STANDARD_LIMIT
 
     def suite(cases: Sequence[Any], device: str, budget: Budget) -> Suite[Any]:

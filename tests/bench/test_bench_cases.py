@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from flash_attn2.bench import cases
+from flash_attn2.bench.cases import Widths
 from flash_attn2.bench.corpus import Corpus, read_corpus
+from flash_attn2.bench.modes import BACKWARD, TRAINING
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,11 @@ def test_flops_are_those_of_the_papers() -> None:
     assert replace(case, causal=True).flops == full / 2
     packed = replace(case, causal=True, packed=True, seqlens=(3, 1))
     assert packed.flops == 4 * (6 + 1) * 64 * 16
+    assert BACKWARD.flops_of(case) == 2.5 * full
+    # Of 192/128: scores, dQ and dK by the columns of keys, dP, dV and O by those of values.
+    pair = replace(case, head_dim=192, head_dim_v=128)
+    assert pair.flops == full / 64 / 2 * (192 + 128)
+    assert TRAINING.flops_of(pair) == full / 64 / 2 * (4 * 192 + 3 * 128)
 
 
 @pytest.mark.parametrize("profile", cases.PROFILES)
@@ -78,7 +85,7 @@ def test_profiles_make_valid_cases(profile: str, corpus: Corpus) -> None:
     assert {case.group for case in built} == {"head_dim", "seqlen", "model"}
     for case in built:
         assert case.num_heads % case.num_heads_kv == 0
-        assert 1 <= case.head_dim <= 256
+        assert 1 <= case.head_dim <= 512
         assert min(case.seqlens) > 0
         assert case.packed or len(set(case.seqlens)) == 1
         # A window that hides nothing would measure plain causal attention.
@@ -86,13 +93,16 @@ def test_profiles_make_valid_cases(profile: str, corpus: Corpus) -> None:
 
 
 def test_a_selection_reaches_both_sweeps(corpus: Corpus) -> None:
-    profile = cases.PROFILES["cpu"].select((256, 512), (64, 80), ("float16",))
+    profile = cases.PROFILES["cpu"].select(
+        (256, 512), (Widths(64, 64), Widths(192, 128)), ("float16",)
+    )
     built = cases.build_cases(profile, corpus)
     assert {case.dtype for case in built} == {"float16"}
     for group in ("head_dim", "seqlen"):
         sweep = [case for case in built if case.group == group]
-        shapes = {(case.seqlens, case.head_dim) for case in sweep}
-        assert shapes == {((n,), d) for n in (256, 512) for d in (64, 80)}
+        shapes = {(case.seqlens, str(case.widths)) for case in sweep}
+        assert shapes == {((n,), d) for n in (256, 512) for d in ("64", "192/128")}
+        assert {case.name.split("/s")[0] for case in sweep} == {f"{group}/d64", f"{group}/d192/128"}
         assert len(sweep) == 2 * len(shapes)  # causal or not
     assert cases.PROFILES["cpu"].select(None, None, None) == cases.PROFILES["cpu"]
 

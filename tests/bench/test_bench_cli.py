@@ -44,8 +44,9 @@ def test_list_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--head-dims", "64,257"], "257 is not between 1 and 256"),
-        (["--head-dims", "x"], "'x' is not a list of integers"),
+        (["--head-dims", "64,577"], "577 is not between 1 and 576 for queries and keys, and 512"),
+        (["--head-dims", "64/513"], "64/513 is not between 1 and 576"),
+        (["--head-dims", "x"], "'x' is not a list of head dims like 64,192/128"),
         (["--seqlens", "0"], "0 is not between 1 and"),
         (["--dtype", "float64"], "'float64' is not one of float32, bfloat16, float16"),
         (["--cases", "("], "not a regular expression"),
@@ -66,6 +67,11 @@ def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFix
 def test_no_case_matches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--cases", "nothing"]) == 2
     assert "'nothing' matches none of the" in capsys.readouterr().err
+
+
+def test_block_masks_are_measured_at_one_width(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--mode", "sparse", "--head-dims", "64,192/128"]) == 2
+    assert "--head-dims 192/128: --mode sparse has one width" in capsys.readouterr().err
 
 
 def test_output_must_be_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

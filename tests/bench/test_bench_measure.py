@@ -23,6 +23,8 @@ CASES = {
     "full": replace(DENSE, causal=False, dtype="bfloat16"),
     "window": replace(DENSE, window_left=9),
     "softcap": replace(DENSE, softcap=5.0),
+    "narrow values": replace(DENSE, head_dim_v=8),
+    "packed, wide values": replace(DENSE, head_dim_v=24, packed=True, seqlens=(5, 17)),
     "packed": replace(DENSE, packed=True, seqlens=(5, 40, 17)),
     "packed, full": replace(DENSE, packed=True, seqlens=(8, 3), causal=False),
     "packed, window": replace(DENSE, packed=True, seqlens=(30, 20), window_left=4),
@@ -49,7 +51,7 @@ def test_every_variant_computes_attention(case: Case) -> None:
     errors = accuracy.measure(problem, outputs)
     assert errors.checked == 1
     for name, output in outputs.items():
-        assert output.shape == (case.total, case.num_heads, case.head_dim)
+        assert output.shape == (case.total, case.num_heads, case.widths.values)
         assert errors.within_tolerance(name), name
 
 
