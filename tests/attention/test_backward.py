@@ -159,6 +159,23 @@ def test_nothing_to_do(shape: tuple[int, int, int], target: Target) -> None:
     assert torch.equal(grad_sink, torch.full_like(sink, rows))
 
 
+@targets(ONE_DTYPE)
+def test_a_sink_that_takes_nothing(target: Target) -> None:
+    """Not even of rows that see no key, whose lse is -inf: it has no gradient, and others are as
+    without it.
+    """
+    leaves = [x.requires_grad_() for x in Case(seqlen_q=70, seqlen_k=40).qkv(target)]
+    sink = torch.full((4,), -torch.inf, device=target.device).requires_grad_()
+    found = []
+    for options in ({}, {"sink": sink}):
+        out, lse = flash_attn_func(*leaves, causal=True, return_lse=True, **options)
+        inputs = [*leaves, *options.values()]
+        found.append(torch.autograd.grad(out.sum() + lse.sum(), inputs))
+    assert torch.equal(found[1][3], torch.zeros_like(sink))
+    for without, with_sink in zip(found[0], found[1], strict=False):
+        torch.testing.assert_close(with_sink, without)
+
+
 @targets()
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_deterministic_means_bitwise(head_dim: int, target: Target) -> None:
