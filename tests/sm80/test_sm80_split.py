@@ -240,6 +240,22 @@ def test_sharing_splits_stores_what_the_first_cta_did_not_add_up() -> None:
     assert kernels["CombineKernel"]["read.workspace.bytes"] == partials
 
 
+def test_ctas_without_splits_read_nothing() -> None:
+    """As many share a sequence as the longest one needs: of others, some are left without a split,
+    between those that have one, too.
+    """
+    arguments = problem(8, 2, head_dim=64)
+    held = torch.arange(1, 13, dtype=torch.int32) * 90
+    keys = {
+        name: arguments[name].repeat(1, 2, 1, 1).expand(len(held), -1, -1, -1)
+        for name in ("k_cache", "v_cache")
+    }
+    query = arguments["q"].expand(len(held), -1, -1, -1)
+    cost = counted(query, **keys, cache_seqlens=held)["SplitKernel"]
+    for name in ("k", "v"):
+        assert cost[f"read.{name}.bytes"] == int(held.sum()) * 2 * 64 * 2
+
+
 @pytest.mark.parametrize("page_size", [None, 16])
 def test_keys_past_the_end_are_not_read(page_size: int | None) -> None:
     cost = counted(**problem(8, 2, page_size=page_size), cache_seqlens=700, num_splits=2)
