@@ -220,3 +220,12 @@ def test_lists_that_lead_anywhere(lengths: tuple[int, int]) -> None:
         values = torch.where(torch.rand(len(flat), generator=generator) < 0.5, far, near)
         flat[wrong] = values[wrong].to(flat.dtype)
         results(q, k, v, block_mask=mask, deterministic=share == 0.01)
+
+
+def test_lists_that_begin_before_the_first_entry() -> None:
+    """Have those from the first one on, and are cut as if they began there."""
+    q, k, v = drawn_qkv(LONG_ROWS)
+    mask = mask_of(LONG_ROWS, True)
+    expected = flash_attn_func(q, k, v, block_mask=mask)
+    mask.row_offsets[..., 0] = -(2**31)
+    assert torch.equal(flash_attn_func(q, k, v, block_mask=mask), expected)
