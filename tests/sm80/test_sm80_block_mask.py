@@ -25,7 +25,7 @@ from flash_attn2.masks import BlockMask
 NAME = "sm80-emulated"
 TARGET = Target(NAME, torch.bfloat16)
 OPTIONS: dict[str, dict[str, Any]] = {
-    "listed": {},
+    "listed": {"sink": torch.tensor([0.5, -1.0])},
     "modified": {"softcap": 4.0, "alibi_slopes": torch.tensor([0.3, 0.1])},
     "dropout": {"dropout_p": 0.2, "sink": torch.tensor([1.0, -2.0])},
 }
@@ -85,6 +85,15 @@ def results(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
+def compare_with_cpu(*tensors: Tensor, gradients: bool = True, **options: Any) -> None:
+    attend = results if gradients else lambda *args, **more: [flash_attn_func(*args, **more)]
+    found = attend(*tensors, **options)
+    with cpu_tensors_on("cpu"):
+        expected = attend(*tensors, **options)
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, atol=0.02 * float(y.abs().max()), rtol=0.02)
+
+
 def test_long_columns() -> None:
     """Of more rows than a CTA counts at once, and more key blocks than one group: against the CPU
     kernels, which go through rows.
@@ -96,11 +105,27 @@ def test_long_columns() -> None:
     q = TARGET.tensor(1, 260 * 64, 1, 8)
     k, v = (TARGET.tensor(1, 70 * 64, 1, 8) for _ in "kv")
     options: dict[str, Any] = {"block_mask": BlockMask.from_dense(pairs), "deterministic": True}
-    found = results(q, k, v, **options)
-    with cpu_tensors_on("cpu"):
-        expected = results(q, k, v, **options)
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y, atol=0.02 * float(y.abs().max()), rtol=0.02)
+    compare_with_cpu(q, k, v, **options)
+
+
+@pytest.mark.parametrize(
+    ("seqlen_q", "seqlen_k", "gradients"),
+    [(128, 4096, False), (64, 64, True)],
+    ids=["pieces_of_rows", "columns"],
+)
+def test_every_warp_counts_masks(seqlen_q: int, seqlen_k: int, gradients: bool) -> None:
+    """Of every 33rd, one for a thread of each warp, all is visible, and nothing of others."""
+    full = torch.zeros(8 * 33, dtype=torch.int64)
+    full[::33] = 1
+    rows, cols = seqlen_q // 64, seqlen_k // 64
+    begin = (full.cumsum(0) - full) * rows * cols
+    offsets = (begin[:, None] + full[:, None] * cols * torch.arange(rows + 1))[:, None]
+    listed = torch.arange(cols).repeat(int(full.sum()) * rows).int()
+    all_bits = torch.full((1, 64), -1)
+    mask = BlockMask(seqlen_q, seqlen_k, offsets, listed, torch.zeros_like(listed), all_bits)
+    q = TARGET.tensor(len(full), seqlen_q, 1, 8)
+    k, v = (TARGET.tensor(1, seqlen_k, 1, 8).expand(len(full), -1, -1, -1) for _ in "kv")
+    compare_with_cpu(q, k, v, gradients=gradients, block_mask=mask)
 
 
 def test_deterministic_in_any_schedule() -> None:
@@ -134,6 +159,16 @@ def test_only_listed_blocks_are_multiplied() -> None:
     assert 10 < int(blocks.sum()) < 40
     one = 64 * 64 * 64 * 2 / (16 * 8 * 16)  # of S and O, by m16n8k16
     assert counted(mask) == one * int(blocks.sum())
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.15), (0.15, 0.9), (0.7, 0.8)], ids=str)
+def test_keys_that_both_lists_of_a_tile_have_are_read_once(shares: tuple[float, float]) -> None:
+    """However far the lists have got when the queue is filled again."""
+    blocks = torch.cat([drawn_blocks(1, 150, share, 7) for share in shares])
+    mask = BlockMask.from_dense(pairs_of(blocks, 128, 150 * 64))
+    counted(mask)
+    read = backends.load(NAME).module.counters()["read.k.bytes"]
+    assert read == int(blocks.any(0).sum()) * 64 * 64 * 2
 
 
 def test_keys_that_nobody_lists_are_not_read() -> None:
