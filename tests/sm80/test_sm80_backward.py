@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BUCKETS, Case
+from cases import BUCKETS, Case, Packed
 from support import (
     Target,
     check_dense_gradients,
@@ -63,6 +63,14 @@ def test_the_larger_tile_of_96(options: dict[str, Any], deterministic: bool) -> 
         check_varlen_gradients(
             q[0], k[0, :, :1], v[0, :, :1], packing, deterministic=deterministic, **options
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_queries_past_the_end_of_shorter_sequences(dtype: torch.dtype) -> None:
+    """Of which there are tiles in the launch, but none in the workspace."""
+    case = Packed((150, 10), (90, 70))
+    target = Target("sm80-emulated", dtype)
+    check_varlen_gradients(*case.qkv(target), case.packing(target.device))
 
 
 def counted(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> dict[str, float]:
