@@ -228,6 +228,15 @@ def test_kernels_of_wide_heads(target: Target) -> None:
     check_parts({"q": q, "k": k, "v": v, "causal": True}, ((20,), (33,)))
 
 
+@targets(KERNELS)
+@pytest.mark.parametrize("widths", [(64, 32), (32, 64)], ids=str)
+def test_kernels_of_other_values(target: Target, widths: tuple[int, int]) -> None:
+    """Which add to rows of dK and dV of different widths, and to nothing behind them."""
+    q, k = (target.tensor(1, seqlen, 2, widths[0]) for seqlen in (40, 50))
+    inputs = {"q": q, "k": k, "v": target.tensor(1, 50, 2, widths[1])}
+    check_parts(inputs | {"causal": True}, ((20,), (33,)))
+
+
 @targets([*NO_FLOAT16, *KERNELS])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
 def test_block_masks(target: Target, dropout_p: float) -> None:
