@@ -161,14 +161,17 @@ def test_only_listed_blocks_are_multiplied() -> None:
     assert counted(mask) == one * int(blocks.sum())
 
 
+@pytest.mark.parametrize("head_dim", [32, 64])
 @pytest.mark.parametrize("shares", [(0.9, 0.15), (0.15, 0.9), (0.7, 0.8)], ids=str)
-def test_keys_that_both_lists_of_a_tile_have_are_read_once(shares: tuple[float, float]) -> None:
+def test_keys_that_both_lists_of_a_tile_have_are_read_once(
+    shares: tuple[float, float], head_dim: int
+) -> None:
     """However far the lists have got when the queue is filled again."""
     blocks = torch.cat([drawn_blocks(1, 150, share, 7) for share in shares])
     mask = BlockMask.from_dense(pairs_of(blocks, 128, 150 * 64))
-    counted(mask)
+    counted(mask, head_dim)
     read = backends.load(NAME).module.counters()["read.k.bytes"]
-    assert read == int(blocks.any(0).sum()) * 64 * 64 * 2
+    assert read == int(blocks.any(0).sum()) * 64 * head_dim * 2
 
 
 def test_keys_that_nobody_lists_are_not_read() -> None:
