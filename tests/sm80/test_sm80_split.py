@@ -77,6 +77,14 @@ def test_one_key_outweighs_more_splits_than_a_warp_has_lanes(place: int) -> None
     assert torch.equal(out[:, 0], arguments["v_cache"][:, place])
 
 
+@pytest.mark.parametrize("num_splits", range(2, 10))
+def test_nothing_past_the_last_split_is_read(num_splits: int) -> None:
+    """Which ends where the memory of partial results does; eight are loaded at a time."""
+    target = Target("sm80-emulated", torch.float16)
+    keys = {name: target.tensor(1, 128 * num_splits, 1, 64) for name in ("k_cache", "v_cache")}
+    check_kvcache(q=target.tensor(1, 1, 1, 64), **keys, num_splits=num_splits)
+
+
 @pytest.mark.parametrize("seqlen_q", [5, 50], ids=["few", "many"])
 @pytest.mark.parametrize("head_dim", [40, 64])
 def test_rows_of_both_halves_of_a_tile(head_dim: int, seqlen_q: int) -> None:
