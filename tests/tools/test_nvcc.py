@@ -172,10 +172,14 @@ def together_ptx(variants: dict[str, int] = VARIANTS) -> str:
     return text + '\t.file 1 "a.h"\n'
 
 
-def test_units_of_one_run_get_their_own_kernels() -> None:
-    parts = split_ptx(together_ptx(), UNITS)
+@pytest.mark.parametrize("inside", ["ret;", "{sub.f16x2 %r1,%r2,%r3;\n}\n\tret;"])
+def test_units_of_one_run_get_their_own_kernels(inside: str) -> None:
+    def together(variants: dict[str, int]) -> str:
+        return together_ptx(variants).replace("ret;", inside)
+
+    parts = split_ptx(together(VARIANTS), UNITS)
     for variant, number in VARIANTS.items():
-        assert parts[f"fwd_hd64_{variant}"] == together_ptx({variant: number})
+        assert parts[f"fwd_hd64_{variant}"] == together({variant: number})
 
 
 @pytest.mark.parametrize(

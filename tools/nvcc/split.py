@@ -22,6 +22,7 @@ def split_ptx(text: str, units: Sequence[str]) -> dict[str, str]:
     parts: dict[str, list[str]] = {unit: [] for unit in units}
     with_kernels: set[str] = set()
     inside: str | None = None  # a kernel of this unit
+    depth = 0  # of braces, which assembly of a kernel has, too
     for line in text.splitlines(keepends=True):
         if entry := _ENTRY.match(line):
             inside = unit_of.get(variant_of_kernel(entry[1]))
@@ -31,7 +32,8 @@ def split_ptx(text: str, units: Sequence[str]) -> dict[str, str]:
         for unit, lines in parts.items():
             if unit == inside or (inside is None and not _of_others(line, unit, units)):
                 lines.append(line)
-        if line.startswith("}"):
+        depth += line.count("{") - line.count("}")
+        if depth == 0 and "}" in line:
             inside = None
     if missing := set(units) - with_kernels:
         raise ValueError(f"no kernel of {', '.join(sorted(missing))} in the PTX")
