@@ -9,7 +9,7 @@ import torch
 from cache_cases import CacheCase, check_kvcache
 from cases import BUCKETS
 from code_cases import CODES, quantised_arguments
-from support import Target, emulator_options
+from support import Target, emulator_options, lengths
 
 from flash_attn2 import flash_attn_with_kvcache
 from flash_attn2._impl import backends
@@ -93,6 +93,19 @@ def test_rows_of_both_halves_of_a_tile(head_dim: int, seqlen_q: int) -> None:
         head_dim, seqlen_q=seqlen_q, page_size=16, mask="window", leftpad=True, num_splits=3
     )
     check_kvcache(**case.arguments(Target("sm80-emulated", torch.float16)))
+
+
+@pytest.mark.parametrize("seqlen_q", [5, 50], ids=["few", "many"])
+def test_rows_that_see_no_key(seqlen_q: int) -> None:
+    """Of a tile in which others see some, and of one in which none does."""
+    target = Target("sm80-emulated", torch.float16)
+    arguments = {
+        "q": target.tensor(3, seqlen_q, 1, 64),
+        "k_cache": target.tensor(3, 600, 1, 64),
+        "v_cache": target.tensor(3, 600, 1, 64),
+        "cache_seqlens": lengths(3, 0, 600),
+    }
+    check_kvcache(**arguments, causal=True, num_splits=2)
 
 
 @pytest.mark.parametrize("seqlen_q", [2, 50], ids=["few", "many"])
