@@ -53,7 +53,7 @@ SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const
                       is_part(p) || p.partial_lse != nullptr,
       .split_only =
           p.pages.block_table != nullptr || p.num_splits > 1 || key.variant == Variant::kCodes,
-      .packed_q = p.seqs_q.cu_seqlens != nullptr,
+      .packed_q = !queries_of(p).known(),  // or used in part, which is the same to the host
       .packed_k = p.seqs_k.cu_seqlens != nullptr,
       .group = p.group(),
       .num_splits = p.num_splits,

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from cache_cases import check_kvcache
-from support import Target, cumulative, lengths
+from support import Target, assert_lse, assert_within_rule, cumulative, lengths
 
+from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends
+from flash_attn2.reference import attention_reference
 
 HEAD_DIM = 64
 # By the size of a group: queries and keys. Up to 16 rows of a KV head are few; more of them, up to
@@ -104,3 +106,20 @@ def test_sequences_of_as_many_queries_go_by_their_keys() -> None:
         "cache_seqlens": lengths(1100, 200),
     }
     check_kvcache(**arguments)
+
+
+def test_queries_in_use_decide() -> None:
+    """Of sequences that are as long otherwise: which kernel takes them, beside one that combines
+    what splits leave.
+    """
+    target = Target("sm80-emulated", torch.float16)
+    used = lengths(200, 100, 20, 10)
+    q = target.tensor(4, 200, 1, HEAD_DIM)
+    k, v = (target.tensor(4, 4200, 1, HEAD_DIM) for _ in "kv")
+    out, lse = flash_attn_func(q, k, v, seqused_q=used, return_lse=True)
+    exact, low = (
+        attention_reference(q.to(dtype), k.to(dtype), v.to(dtype), lengths_q=used.long())
+        for dtype in (torch.float64, q.dtype)
+    )
+    assert_within_rule("out", out, exact[0], low[0])
+    assert_lse(lse, exact[1])
