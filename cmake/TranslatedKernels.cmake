@@ -113,12 +113,17 @@ function(fa2_translate_programs cpp objects)
   set(${objects} "${of_host}" PARENT_SCOPE)
 endfunction()
 
-# An object library `target` of the translated kernels of instances; sets `host_object` to what a
-# module links with beside it.
+# An object library `target` of the translated kernels of instances for ARCH, 80 by default; sets
+# `host_object` to what a module links with beside it.
 function(fa2_add_translated_kernels target host_object)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "ARCH" "")
+  if(NOT arg_ARCH)
+    set(arg_ARCH 80)
+  endif()
+  set(units ${arg_UNPARSED_ARGUMENTS})
   set(flags ${FA2_UNIT_FLAGS} "-I${PROJECT_SOURCE_DIR}/csrc"
             "-isystem=${FLASH_ATTN2_CUTLASS_INCLUDE_DIR}")
-  fa2_translate_units(cpp ${ARGN} FLAGS ${flags})
+  fa2_translate_units(cpp ${units} ARCH ${arg_ARCH} FLAGS ${flags})
   add_library(${target} OBJECT ${cpp})
   target_link_libraries(${target} PRIVATE fa2_translated_kernels_flags)
   target_precompile_headers(${target} PRIVATE <ptx/ptx.h>)
@@ -128,12 +133,12 @@ function(fa2_add_translated_kernels target host_object)
 
   # Which units there are is a matter of this build.
   set(folder "${PROJECT_BINARY_DIR}/nvcc")
-  set(made "${folder}/compute_80/${target}/${target}")
+  set(made "${folder}/compute_${arg_ARCH}/${target}/${target}")
   add_custom_command(
     OUTPUT "${made}.o"
-    COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated host ${target} ${ARGN}
-            --folder "${folder}" -- ${flags} -DFA2_HOST_ONLY -Xcompiler=-O1
-    DEPENDS ${ARGN}
+    COMMAND "${Python_EXECUTABLE}" -m tools.nvcc.emulated host ${target} ${units}
+            --folder "${folder}" --arch ${arg_ARCH} -- ${flags} -DFA2_HOST_ONLY -Xcompiler=-O1
+    DEPENDS ${units}
     DEPFILE "${made}.d"
     WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
     COMMENT "nvcc ${target}, the host's code"

@@ -2,9 +2,10 @@
 #
 # A family F of CUDA kernels has FA2_F_SOURCES, its host code (plain C++), FA2_F_KINDS, its kinds of
 # instances, FA2_F_ELEMENTS, their element types, and a macro fa2_F_instances(buckets) that calls
-# fa2_add_instances for each of them, whatever the element.
+# fa2_add_instances for each of them, whatever the element. FA2_F_ARCH is the one architecture that
+# its kernels are for; empty: any.
 
-set(FA2_CUDA_FAMILIES sm80)
+set(FA2_CUDA_FAMILIES sm80 sm90)
 # Widths of heads: one of all, or one of queries and keys and one of values. kBuckets in sm80/tiles.h.
 set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192/128 192 256 512)
 
@@ -85,6 +86,29 @@ macro(fa2_sm80_instances buckets)
   endforeach()
 endmacro()
 
+# --- sm90: compute capability 9.0, beside sm80 -----------------------------------------------------
+
+set(FA2_sm90_ARCH 90a)
+set(FA2_sm90_SOURCES forward/run.cpp plan.cpp registry.cpp tensor_map.cpp)
+set(FA2_sm90_KINDS fwd)
+set(FA2_sm90_fwd_TYPE FwdInstance)
+set(FA2_sm90_fwd_HEADER forward/instance.h)
+set(FA2_sm90_ELEMENTS float16 bfloat16)
+set(FA2_sm90_BUCKETS 64 96 128 192 256)  # kBuckets in sm90/tiles.h
+set(FA2_sm90_SHORT_STEPS 128)  # has_short_steps
+
+macro(fa2_sm90_instances buckets)
+  foreach(bucket IN ITEMS ${buckets})
+    if(NOT bucket IN_LIST FA2_sm90_BUCKETS)
+      continue()
+    endif()
+    fa2_add_instances(sm90_fwd_hd${bucket}_plain fwd ", ${bucket}, StepKind::kLong")
+    if(bucket IN_LIST FA2_sm90_SHORT_STEPS)
+      fa2_add_instances(sm90_fwd_hd${bucket}_plain_short fwd ", ${bucket}, StepKind::kShort")
+    endif()
+  endforeach()
+endmacro()
+
 # --- What makes sources of the table --------------------------------------------------------------
 
 # The name of the group of a unit: those of one kernel, whose variants have much in common.
@@ -153,6 +177,8 @@ function(fa2_generate_instances family directory result)
                           "${FA2_HEAD_DIM_BUCKETS}")
     endif()
   endforeach()
+  set(sources "")
+  set(declarations "")
   cmake_language(CALL fa2_${family}_instances "${buckets}")
 
   set(types "")

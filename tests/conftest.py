@@ -66,7 +66,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[support.Target]:
     support.require_backend(target.backend)
     with ExitStack() as stack:
         stack.enter_context(support.cpu_tensors_on(target.backend))
-        if target.backend == "sm80-emulated" and "FLASH_ATTN2_EMULATOR" not in os.environ:
-            seed = zlib.crc32(request.node.nodeid.encode())
-            stack.enter_context(support.emulator_options(f"seed={seed},async=random"))
+        if target.backend.endswith("-emulated") and "FLASH_ATTN2_EMULATOR" not in os.environ:
+            options = f"seed={zlib.crc32(request.node.nodeid.encode())},async=random"
+            stack.enter_context(support.emulator_options(options, target.backend))
         yield target

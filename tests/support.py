@@ -68,9 +68,9 @@ def targets(selection: list[Target] = TARGETS) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("target", selection, ids=str, indirect=True)
 
 
-def emulator_options(text: str) -> AbstractContextManager[None]:
+def emulator_options(text: str, backend: str = "sm80-emulated") -> AbstractContextManager[None]:
     """Options of the kernel emulator, as in FLASH_ATTN2_EMULATOR."""
-    return emulate.emulator_options(backends.load("sm80-emulated").module, text)
+    return emulate.emulator_options(backends.load(backend).module, text)
 
 
 def require_backend(backend: str) -> None:

@@ -7,8 +7,8 @@
 #include <mutex>
 
 #include "bindings/module.h"
+#include "cuda/family.h"
 #include "host/error.h"
-#include "sm80/family.h"
 
 namespace {
 
@@ -40,4 +40,4 @@ struct Cuda {
 
 }  // namespace
 
-PYBIND11_MODULE(_cuda, m) { fa2::bindings::Module<fa2::sm80::Family, Cuda>::define(m); }
+PYBIND11_MODULE(_cuda, m) { fa2::bindings::Module<fa2::cuda::Family, Cuda>::define(m); }

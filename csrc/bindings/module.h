@@ -4,8 +4,9 @@
 //
 // The family plans and runs problems: Family::plan(params, target) and
 // Family::run(params, plan, target) for FwdParams, BwdParams, BiasBwdParams and AppendParams, and
-// to_string of its plans, whose workspace_bytes says what memory the call must be given. The
-// platform says where a call runs and what surrounds it:
+// to_string of its plans, whose workspace_bytes says what memory the call must be given. One that
+// is several in one has Family::choose(name). The platform says where a call runs and what
+// surrounds it:
 //
 //   static Family::Target target(int64_t execution);   what Python's `execution` stands for
 //   struct Scope { explicit Scope(Params const&); };   for all of them: lives while kernels run
@@ -110,6 +111,11 @@ struct Module {
     m.def("plan_bias_backward", &plan_bias_backward, arg("problem"), arg("execution"),
           "How bias_backward would run, in words.");
     m.def("build_info", &build_info);
+    if constexpr (requires { &Family::choose; }) {
+      m.def("choose_family", &Family::choose, arg("name"),
+            "Which kernels run the calls to come: sm80 for all of them, sm90 wherever that family "
+            "has any, or auto.");
+    }
   }
 };
 

@@ -17,12 +17,19 @@ import torch
 
 from flash_attn2._impl import env
 
-MODULES = {"cpu": "_cpu", "cuda": "_cuda", "sm80-emulated": "_sm80_emulated"}
+MODULES = {
+    "cpu": "_cpu",
+    "cuda": "_cuda",
+    "sm80-emulated": "_sm80_emulated",
+    "sm90-emulated": "_sm90_emulated",
+}
+_IN_THE_EMULATOR = "`make test` builds it in a source checkout; wheels do not contain it"
 
 _HOW_TO_BUILD = {
     "cpu": "reinstall flash_attn2 with a C++ compiler present",
     "cuda": "reinstall flash_attn2 with FLASH_ATTN2_CUDA=on on a machine that has nvcc",
-    "sm80-emulated": "`make test` builds it in a source checkout; wheels do not contain it",
+    "sm80-emulated": _IN_THE_EMULATOR,
+    "sm90-emulated": _IN_THE_EMULATOR,
 }
 
 
@@ -103,6 +110,10 @@ def load(name: str) -> Backend:
             module.set_isa(isa)
         if (l2_kib := env.cpu_l2_kib()) is not None:
             module.set_processor(l2_kib << 10, wide_l2=False)
+    elif name == "cuda":
+        module.choose_family(env.cuda_family())
+    elif name == "sm90-emulated":
+        module.choose_family("sm90")
     return Backend(
         name,
         module,
@@ -126,7 +137,7 @@ for_cpu_tensors: Backend | None = None
 
 
 def select(name: str) -> None:
-    """Send CPU tensors to this backend: `auto`, `cpu` or `sm80-emulated`."""
+    """Send CPU tensors to this backend: one of `env.BACKENDS`."""
     global for_cpu_tensors
     for_cpu_tensors = load("cpu" if name == "auto" else name)
 

@@ -18,8 +18,8 @@ def build_info() -> dict[str, Any]:
     Keys: `version`, `torch`, `python`, `machine`, `processor` (a dict: its `name`, `vendor`,
     `model_name`, `family`, `model`, `stepping`, `generation`, `l1d_bytes`, `l2_bytes`, `l3_bytes`,
     `cores`, `threads` and `avx512`, whose data paths are "whole" or "halves"; None for what is not
-    known), `backend` (FLASH_ATTN2_BACKEND), and one per native module, `cpu`, `cuda` and
-    `sm80-emulated`: a dict, or None where it was not built.
+    known), `backend` (FLASH_ATTN2_BACKEND), and one per native module, `cpu`, `cuda`,
+    `sm80-emulated` and `sm90-emulated`: a dict, or None where it was not built.
     ValueError where an environment variable is wrong.
     """
     info: dict[str, Any] = {

@@ -231,8 +231,10 @@ def _device(name: str | None) -> str:
     if name == "cuda" and built["cuda"] is None:
         raise UsageError("--device cuda: flash_attn2 was built without it; FLASH_ATTN2_CUDA=on")
     device = name or ("cuda" if torch.cuda.is_available() and built["cuda"] else "cpu")
-    if device == "cpu" and built["backend"] == "sm80-emulated":
-        raise UsageError("FLASH_ATTN2_BACKEND=sm80-emulated: the emulator's times mean nothing")
+    if device == "cpu" and built["backend"].endswith("-emulated"):
+        raise UsageError(
+            f"FLASH_ATTN2_BACKEND={built['backend']}: the emulator's times mean nothing"
+        )
     return device
 
 

@@ -170,7 +170,7 @@ def test_seqused_k_by_name() -> None:
     assert torch.equal(used, short)
 
 
-@pytest.mark.parametrize("name", ["auto", "cpu", "sm80-emulated"])
+@pytest.mark.parametrize("name", ["auto", "cpu", "sm80-emulated", "sm90-emulated"])
 def test_environment_selects_the_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = "cpu" if name == "auto" else name
     require_backend(backend)
@@ -184,5 +184,5 @@ def test_build_info() -> None:
     assert info["version"] == flash_attn2.__version__
     assert info["torch"] == torch.__version__
     assert info["cpu"]["isa"] in info["cpu"]["isa_levels"]
-    assert {"cuda", "sm80-emulated"} <= info.keys()
+    assert {"cuda", "sm80-emulated", "sm90-emulated"} <= info.keys()
     json.dumps(info)

@@ -9,7 +9,7 @@ from pathlib import Path
 import nvcc_stand_in
 import pytest
 
-from tools.cuda_check.__main__ import architecture
+from tools.cuda_check.__main__ import architecture, archs_of
 from tools.cuda_check.compiler import Resources, compile_units, parse_ptxas, parse_shared_bytes
 from tools.cuda_check.limits import (
     LISTED_BACKWARD_LIMITS,
@@ -17,6 +17,7 @@ from tools.cuda_check.limits import (
     PAIR_LIMITS,
     PLAIN_BACKWARD_LIMITS,
     PLAIN_FORWARD_LIMITS,
+    WGMMA_STEP_LIMITS,
     instructions_per_mma_limit,
     serves,
     violations,
@@ -70,6 +71,9 @@ ROWS = dataclasses.replace(
 )
 
 
+WGMMA = dataclasses.replace(REPORT, instance="sm90_fwd_hd128_plain_short_float16", arch="90a")
+
+
 def with_steady(**changes: object) -> KernelReport:
     """REPORT with another steady loop."""
     steady = dataclasses.replace(STEADY, **changes)  # type: ignore[arg-type]
@@ -81,6 +85,16 @@ def test_parse_ptxas() -> None:
         "_Z1aPf": Resources(168, 16, 8, 12),
         "_Z1bPf": Resources(32, 0, 0, 0),
     }
+
+
+def test_products_that_wait_for_each_other() -> None:
+    words = (
+        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are "
+        "serialized due to insufficient register resources in the function '_Z1bPf'\n"
+    )
+    resources = parse_ptxas(words + PTXAS)
+    assert not resources["_Z1aPf"].serialises
+    assert resources["_Z1bPf"].serialises
 
 
 def test_parse_ptxas_refuses_what_it_does_not_know() -> None:
@@ -178,6 +192,39 @@ def test_units_of_one_kernel_are_a_group(tmp_path: Path) -> None:
     assert max(map(len, groups)) == 5
     plain = generate_instances(tmp_path, "_plain").groups
     assert len(plain) == sum("plain" in unit.stem for group in groups for unit in group)
+
+
+@pytest.mark.parametrize(
+    ("steady", "resources", "message"),
+    [
+        ({}, {}, None),
+        ({"instructions": 395}, {}, "395 instructions a step, the limit is 394"),
+        ({"late_exponentials": 3}, {}, "3 exponentials come after the products"),
+        ({}, {"stack_bytes": 8}, "8 bytes of local memory"),
+        ({}, {"serialises": True}, "its products wait for each other"),
+    ],
+)
+def test_violations_of_asynchronous_products(
+    steady: dict[str, int], resources: dict[str, int], message: str | None
+) -> None:
+    report = dataclasses.replace(
+        WGMMA,
+        main_loops=(dataclasses.replace(STEADY, **steady),),
+        resources=dataclasses.replace(WGMMA.resources, **resources),
+    )
+    found = violations(report)
+    assert len(found) == (message is not None)
+    assert all(message is not None and message in violation for violation in found)
+
+
+def test_kernels_for_one_architecture(tmp_path: Path) -> None:
+    instances = generate_instances(tmp_path, "")
+    sources = {source.stem: source for source in instances.sources}
+    assert set(WGMMA_STEP_LIMITS) == {stem for stem in sources if stem.startswith("sm90_fwd_")}
+    for stem in WGMMA_STEP_LIMITS:
+        assert archs_of(instances, sources[stem], ["80", "90", "120"]) == ["90a"]
+        assert archs_of(instances, sources[stem], ["80"]) == []
+    assert archs_of(instances, sources["fwd_hd64_plain"], ["80", "90"]) == ["80", "90"]
 
 
 def test_small_tiles_serve_small_devices(tmp_path: Path) -> None:

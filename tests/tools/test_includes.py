@@ -13,6 +13,8 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "host": {"core"},
     "tile": {"core"},
     "sm80": {"core", "host", "tile"},
+    "sm90": {"core", "host", "tile"},
+    "cuda": {"core", "host", "sm80", "sm90"},
     "cpu": {"core", "host"},
     "cpu/level": {"core", "cpu"},
     "masks": {"core"},
@@ -21,7 +23,7 @@ MAY_INCLUDE: dict[str, set[str]] = {
 # What one file may include beyond: modules put a family and the bindings together.
 EXCEPTIONS: dict[str, set[str]] = {
     "bindings/cpu_module.cpp": {"cpu"},
-    "bindings/cuda_module.cpp": {"sm80"},
+    "bindings/cuda_module.cpp": {"cuda"},
     "bindings/masks.cpp": {"masks"},
     "bindings/sm80_plans.cpp": {"sm80"},
     "cpu/append.cpp": {"cpu/level"},  # for its conversions, at a level of its own

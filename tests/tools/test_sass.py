@@ -120,6 +120,20 @@ def test_hot_path_leaves_out_a_rare_block_but_its_spills_count() -> None:
     assert loop.local_accesses == 1
 
 
+@pytest.mark.parametrize("first", range(5))
+def test_exponentials_behind_the_last_wait_are_late(first: int) -> None:
+    """Wherever in a step the loop begins."""
+    step = [
+        "HGMMA.64x128x16.F32 R24, gdesc[UR4], R24, gsb0",
+        "WARPGROUP.DEPBAR.LE gsb0, 0x1",
+        "MUFU.EX2 R8, R8",
+        "WARPGROUP.DEPBAR.LE gsb0, 0x0",
+        "MUFU.EX2 R9, R9",
+    ]
+    (loop,) = main_loops(read(*step[first:], *step[:first], "@P0 BRA 0x0", "EXIT"))
+    assert loop.late_exponentials == 1
+
+
 def test_hot_path_never_skips_mmas() -> None:
     kernel = read(
         "@!P1 BRA 0x30",

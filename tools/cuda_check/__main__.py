@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from tools.cuda_check.limits import serves, violations
 from tools.cuda_check.loops import main_loops
 from tools.cuda_check.report import KernelReport, LoopReport, table
 from tools.cuda_check.sass import parse
-from tools.nvcc.instances import generate_instances
+from tools.nvcc.instances import Instances, generate_instances
 from tools.nvcc.steps import CompileError
 from tools.nvcc.toolchain import Toolchain, ToolchainError, find_or_fetch, find_toolchain
 from tools.nvcc.units import instance_of
@@ -38,16 +37,15 @@ class Tools:
 
 
 def check_group(
-    tools: Tools, sources: Sequence[Path], archs: list[str], folder: Path, flags: tuple[str, ...]
+    tools: Tools, asked: dict[Path, list[str]], folder: Path, flags: tuple[str, ...]
 ) -> list[KernelReport]:
-    """Compile units for each architecture that they serve, together; report on their kernels."""
-    archs_of = {source: [arch for arch in archs if serves(source.stem, arch)] for source in sources}
-    archs_of = {source: served for source, served in archs_of.items() if served}
-    if not archs_of:
+    """Compile units, each for its architectures, together; report on their kernels."""
+    served = {unit: archs for unit, archs in asked.items() if archs}
+    if not served:
         return []
     return [
         report
-        for unit, compilation in compile_units(tools.toolchain, archs_of, folder, flags)
+        for unit, compilation in compile_units(tools.toolchain, served, folder, flags)
         for report in reports_of(tools, unit, compilation)
     ]
 
@@ -70,6 +68,14 @@ def reports_of(tools: Tools, unit: str, compilation: Compilation) -> list[Kernel
         for kernel, name in zip(kernels, names, strict=True)
         if kernel.name in compilation.resources
     ]
+
+
+def archs_of(instances: Instances, source: Path, asked: list[str]) -> list[str]:
+    """The architectures that a unit serves: its family's own, or of those that are asked for."""
+    own = instances.arch_of.get(source.parent.name)
+    if own is not None:
+        return [own] if own.rstrip("a") in asked else []
+    return [arch for arch in asked if serves(source.stem, arch)]
 
 
 def architecture(text: str) -> str:
@@ -109,8 +115,9 @@ def main() -> int:
     failures: list[str] = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
         pending = [
-            pool.submit(check_group, tools, group, arguments.archs, units, instances.flags)
+            pool.submit(check_group, tools, archs, units, instances.flags)
             for group in instances.groups
+            for archs in [{unit: archs_of(instances, unit, arguments.archs) for unit in group}]
         ]
         for done, future in enumerate(pending, start=1):
             try:

@@ -15,12 +15,16 @@ from tools.nvcc.units import shared_variable
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas reports of one kernel; sizes in bytes, per thread."""
+    """What ptxas reports of one kernel; sizes in bytes, per thread.
+
+    ``serialises``: its wgmmas wait for each other, for a reason that ptxas says.
+    """
 
     registers: int
     stack_bytes: int
     spill_store_bytes: int
     spill_load_bytes: int
+    serialises: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Compilation:
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
+_SERIALISES = re.compile(r"wgmma\.mma_async instructions are serialized .*'(\w+)'")
 
 
 def parse_ptxas(text: str) -> dict[str, Resources]:
@@ -49,6 +54,7 @@ def parse_ptxas(text: str) -> dict[str, Resources]:
     Device functions that were not inlined have entries of their own there and are left out.
     """
     resources = {}
+    serialising = set(_SERIALISES.findall(text))
     for block in text.split("Compiling entry function ")[1:]:
         name = _ENTRY.match(f"Compiling entry function {block}")
         stack, registers = _STACK.search(block), _REGISTERS.search(block)
@@ -59,6 +65,7 @@ def parse_ptxas(text: str) -> dict[str, Resources]:
             stack_bytes=int(stack[1]),
             spill_store_bytes=int(stack[2]),
             spill_load_bytes=int(stack[3]),
+            serialises=name[1] in serialising,
         )
     return resources
 
@@ -70,6 +77,11 @@ def parse_shared_bytes(ptx: str, unit: str) -> int:
     if found is None:
         raise ValueError(f"no {variable} in the PTX")
     return int(found[1] or 0)  # PTX leaves a zero out
+
+
+def _number(arch: str) -> int:
+    """Of an architecture such as 80 or 90a."""
+    return int(arch.rstrip("a"))
 
 
 def compile_units(
@@ -84,7 +96,7 @@ def compile_units(
     ``peak_rss_bytes`` is that of nvcc's largest process; where nothing has changed since, both are
     those of then. Raises ``CompileError`` with nvcc's output if it fails.
     """
-    oldest = min((arch for archs in archs_of.values() for arch in archs), key=int)
+    oldest = min((arch for archs in archs_of.values() for arch in archs), key=_number)
     texts = {source.stem: with_shared_bytes(source) for source in archs_of}
     fronts = compile_fronts(toolchain, texts, folder, oldest, flags)
     for source, archs in archs_of.items():

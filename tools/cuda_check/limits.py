@@ -34,9 +34,20 @@ PAIR_LIMITS = {
     "192v128": {("fwd", "plain"): 2.45, ("bwd", "plain"): 2.35},
 }
 
+# Most instructions of a step of the sm90 kernels, by instance without its element: what a prototype
+# of theirs took (docs/notes/sm90.md), and 3% more.
+WGMMA_STEP_LIMITS = {
+    "sm90_fwd_hd64_plain": 382,
+    "sm90_fwd_hd96_plain": 515,
+    "sm90_fwd_hd128_plain": 523,
+    "sm90_fwd_hd128_plain_short": 394,
+    "sm90_fwd_hd192_plain": 385,
+    "sm90_fwd_hd256_plain": 323,
+}
+
 # KiB of shared memory that a CTA may have, by compute capability.
 SHARED_KIB = {
-    **{"80": 163, "86": 99, "87": 163, "89": 99, "90": 227},
+    **{"80": 163, "86": 99, "87": 163, "89": 99, "90": 227, "90a": 227},
     **{"100": 227, "103": 227, "110": 227, "120": 99, "121": 99},
 }
 _LARGE_KIB = 160  # from here on plans take regular tiles (kLargeSmemBytes)
@@ -110,4 +121,23 @@ def violations(report: KernelReport) -> list[str]:
     if limit is not None and steady.instructions_per_mma > limit:
         per_mma = steady.instructions_per_mma
         wrong.append(f"{where}: {per_mma:.2f} instructions per MMA, the limit is {limit}")
+    return wrong + _asynchronous_violations(report, where)
+
+
+def _asynchronous_violations(report: KernelReport, where: str) -> list[str]:
+    """What is wrong with a kernel of wgmma beside that."""
+    limit = WGMMA_STEP_LIMITS.get(report.instance.rpartition("_")[0])
+    if limit is None:
+        return []
+    wrong, steady = [], report.main_loops[0]
+    if stack := report.resources.stack_bytes:
+        wrong.append(f"{where}: {stack} bytes of local memory")
+    if report.resources.serialises:
+        wrong.append(f"{where}: its products wait for each other")
+    if late := steady.late_exponentials:
+        wrong.append(
+            f"{where}: {late} exponentials come after the products they are to hide behind"
+        )
+    if steady.instructions > limit:
+        wrong.append(f"{where}: {steady.instructions} instructions a step, the limit is {limit}")
     return wrong

@@ -42,6 +42,19 @@ class MainLoop:
         return len(self.hot_path) / self.mix["mma"]
 
     @property
+    def late_exponentials(self) -> int:
+        """Of products that run asynchronously: how many exponentials come after the last wait for
+        them, and overlap with none."""
+        steps = self.hot_path
+        first = next(i for i, step in enumerate(steps) if step.kind == "mma")
+        count = 0
+        for step in (*steps[first:], *steps[:first]):
+            if step.opcode.startswith("WARPGROUP.DEPBAR"):
+                count = 0
+            count += step.opcode.startswith("MUFU.EX2")
+        return count
+
+    @property
     def local_accesses(self) -> int:
         """Local-memory accesses (spills) of the whole body, rare blocks included."""
         return sum(instruction.kind == "local" for instruction in self.body)

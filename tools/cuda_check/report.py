@@ -26,9 +26,16 @@ def short_name(name: str) -> str:
     return re.sub(r"(?:\w+::)+", "", name.removeprefix("void ")).replace(" >", ">")
 
 
+def has_wgmma(loop: MainLoop) -> bool:
+    return any(instruction.base_opcode == "HGMMA" for instruction in loop.hot_path)
+
+
 @dataclass(frozen=True)
 class LoopReport:
-    """A main loop: counts of its hot path, local-memory accesses of its whole body."""
+    """A main loop: counts of its hot path, local-memory accesses of its whole body.
+
+    ``late_exponentials``: of loops whose products are asynchronous, see ``MainLoop``.
+    """
 
     first_address: int
     last_address: int
@@ -37,6 +44,7 @@ class LoopReport:
     instructions_per_mma: float
     local_accesses: int
     mix: dict[str, int]
+    late_exponentials: int = 0
 
     @classmethod
     def of(cls, loop: MainLoop) -> LoopReport:
@@ -48,6 +56,7 @@ class LoopReport:
             instructions_per_mma=round(loop.instructions_per_mma, 3),
             local_accesses=loop.local_accesses,
             mix=dict(loop.mix.most_common()),
+            late_exponentials=loop.late_exponentials if has_wgmma(loop) else 0,
         )
 
 

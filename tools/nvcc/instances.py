@@ -17,11 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 class Instances:
     """The generated translation units and how to compile them.
 
-    ``groups`` are units of one kernel, which are compiled together.
+    ``groups`` are units of one kernel, which are compiled together; ``arch_of``: families whose
+    kernels are for one architecture, such as 90a, and that.
     """
 
     groups: tuple[tuple[Path, ...], ...]
     flags: tuple[str, ...]
+    arch_of: dict[str, str]
 
     @property
     def sources(self) -> list[Path]:
@@ -37,8 +39,9 @@ def generate_instances(output_dir: Path, name_filter: str) -> Instances:
     groups = [map(Path, value.split(";")) for kind, value in lines if kind == "group"]
     flags = [value for kind, value in lines if kind == "flag"]
     flags += [f"-I{ROOT / 'csrc'}", f"-isystem={third_party.THIRD_PARTY / 'cutlass' / 'include'}"]
+    arch_of = dict(value.split() for kind, value in lines if kind == "arch")
     kept = (tuple(unit for unit in group if name_filter in unit.stem) for group in groups)
-    return Instances(tuple(group for group in kept if group), tuple(flags))
+    return Instances(tuple(group for group in kept if group), tuple(flags), arch_of)
 
 
 def with_shared_bytes(source: Path) -> str:

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <map>
 #include <string>
 #include <vector>
@@ -14,10 +15,9 @@
 
 namespace fa2::emulated {
 
-inline std::string set_options(std::string const& text) {
-  std::string const before = emu::to_string(emu::options());
-  emu::set_options(emu::parse_options(text));
-  return before;
+// Those of a text, which has the last word over the module's own.
+inline emu::Options options_of(std::string const& own, std::string const& text) {
+  return emu::parse_options(own.empty() || text.empty() ? own + text : own + "," + text);
 }
 
 inline std::map<std::string, std::map<std::string, double>> counters_by_kernel() {
@@ -35,10 +35,20 @@ inline std::vector<uint32_t> faults_met() {
   return numbers;
 }
 
-inline void define_emulator(pybind11::module_& m) {
-  m.def("set_options", &set_options, pybind11::arg("options"),
-        "Options of the launches to come, as in FLASH_ATTN2_EMULATOR; what is not named gets its "
-        "default. Returns those before, in the same form.");
+// `own`: options that are other by default in this module.
+inline void define_emulator(pybind11::module_& m, std::string const& own = "") {
+  char const* const from_environment = std::getenv("FLASH_ATTN2_EMULATOR");
+  emu::set_options(options_of(own, from_environment == nullptr ? "" : from_environment));
+  m.def(
+      "set_options",
+      [own](std::string const& text) {
+        std::string const before = emu::to_string(emu::options());
+        emu::set_options(options_of(own, text));
+        return before;
+      },
+      pybind11::arg("options"),
+      "Options of the launches to come, as in FLASH_ATTN2_EMULATOR; what is not named gets its "
+      "default. Returns those before, in the same form.");
   m.def(
       "counters", [] { return emu::counters().to_map(); },
       "dict[str, float]: counts since the last reset (tests/emulator/README.md).");

@@ -1,0 +1,42 @@
+#pragma once
+
+// The CUDA families as one, as native modules take it (bindings/module.h): which of them runs a
+// call follows from the device, and from the call's heads, options, layout and entry point.
+
+#include <string>
+#include <variant>
+
+#include "core/params.h"
+#include "host/target.h"
+#include "sm80/family.h"
+#include "sm90/family.h"
+
+namespace fa2::cuda {
+
+struct FwdPlan {
+  std::variant<sm80::FwdPlan, sm90::FwdPlan> of_family;
+  int64_t workspace_bytes;
+};
+
+std::string to_string(FwdPlan const& plan);
+
+struct Family {
+  using Target = CudaTarget;
+
+  // Of all calls to come: "sm80" for all of them, "sm90" wherever that has kernels, or "auto".
+  // Throws Error for anything else.
+  static void choose(std::string const& name);
+
+  // All throw Error for what cannot be run on the target.
+  static FwdPlan plan(FwdParams const& params, Target const& target);
+  static sm80::BwdPlan plan(BwdParams const& params, Target const& target);
+  static sm80::BiasBwdPlan plan(BiasBwdParams const& params, Target const& target);
+  static sm80::AppendPlan plan(AppendParams const& params, Target const& target);
+
+  static void run(FwdParams const& params, FwdPlan const& plan, Target const& target);
+  static void run(BwdParams const& params, sm80::BwdPlan const& plan, Target const& target);
+  static void run(BiasBwdParams const& params, sm80::BiasBwdPlan const& plan, Target const& target);
+  static void run(AppendParams const& params, sm80::AppendPlan const& plan, Target const& target);
+};
+
+}  // namespace fa2::cuda

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cuda.h>
+
+#include "core/params.h"
+
+namespace fa2::sm90 {
+
+// A tensor as copies of boxes see it: (col, head, row, outer, batch). Row i of a sequence of
+// `length` rows, whose first one is `first_row`, is
+//
+//   row = i,                   outer = 0                       dense
+//   row = shift - length + i,  outer = first_row + length      ragged: `shift` is not 0
+//
+// where a ragged map begins `shift` rows before the tensor. Either way row i is outside of the map,
+// and read as zeros, exactly from i = length on; nothing in front of the tensor is ever read.
+struct TensorMap {
+  CUtensorMap map;
+  int32_t shift;
+  int32_t batch_step;  // 0: all sequences lie in one batch entry
+};
+
+// Query heads side by side in a tile, 1 or those of a group: row r of it is query r / heads of its
+// head r % heads. Tiles have fewer than 256 rows, so that a product of 16 bits is the quotient.
+struct HeadPack {
+  int32_t heads;
+  uint32_t reciprocal;
+
+  static constexpr HeadPack of(int32_t heads) {
+    return {heads, ((1u << 16) + uint32_t(heads) - 1) / uint32_t(heads)};
+  }
+  FA2_HD int32_t query(int32_t row) const { return int32_t(uint32_t(row) * reciprocal >> 16); }
+  FA2_HD int32_t head(int32_t row) const { return row - query(row) * heads; }
+};
+
+// A kernel's argument: the problem, and what the host derives from it once for all CTAs.
+struct FwdArgs {
+  TensorMap q, k, v;
+  FwdParams problem;
+  float scale;  // makes powers of two of scores
+  HeadPack pack;
+  int32_t queries;       // of a tile: block_m / pack.heads
+  int32_t q_bytes;       // that the boxes of a tile of Q bring
+  int32_t num_m_blocks;  // of the longest sequence
+  int32_t section;       // (sequence, pack of heads) pairs that are scheduled together
+  int32_t num_tiles;     // of work
+  int32_t* next_tile;    // counts those that were handed out beyond the first of every CTA;
+                         // null: every CTA takes each gridDim-th one
+};
+
+}  // namespace fa2::sm90

@@ -1,0 +1,191 @@
+#pragma once
+
+// The forward main loop of one consumer warpgroup: O = softmax(Q K') V for 64 query rows over the
+// key tiles that the CTA sees, from the last to the first (FlashAttention-3, algorithm 2).
+//
+// Two overlaps keep tensor cores busy. Within a warpgroup, the products O += P(n + 1) V(n + 1) run
+// during the softmax of S(n). And warpgroups take turns: while the products of one are under way,
+// the others compute their softmax.
+
+#include "sm90/forward/config.h"
+#include "sm90/forward/softmax.h"
+#include "tile/scores.h"
+
+namespace fa2::sm90 {
+
+enum class Edge { kMasked, kFull };  // key tiles that need a mask, and those that do not
+
+template <class Config>
+class FwdMainloop {
+  using Element = typename Config::Element;
+  using Smem = typename Config::Smem;
+  using PerRow = typename OverlappedSoftmax::PerRow;
+  static constexpr FwdTile kTile = Config::kTile;
+  static constexpr int kNumS = Config::kNumS;
+
+  using Position = RingPosition<Config::kStages>;
+  using Scores = decltype(make_tensor<float>(AccumulatorLayout<1, kNumS>{}));
+  using Probs = decltype(make_tensor<Element>(OperandLayout<1, Config::kDepthO>{}));
+
+ public:
+  using Output = decltype(make_tensor<float>(AccumulatorLayout<1, Config::kNumO>{}));
+
+  CUTE_DEVICE FwdMainloop(FwdArgs const& args, Smem& smem)
+      : args_(args),
+        smem_(smem),
+        warpgroup_(__shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0) - 1) {
+    // The first turn is that of the first warpgroup.
+    if (warpgroup_ == kTile.consumers() - 1) pass_turn();
+  }
+
+  // Of the lane's first row in the tile.
+  CUTE_DEVICE static int lane_first_row() {
+    return (warp_index() - 4) * 16 + lane_row(lane_index());
+  }
+
+  CUTE_DEVICE void run(WorkTile const& work) {
+    softmax = OverlappedSoftmax();
+    scale_ = kEveryStep;
+    clear(output);
+    BlockRange const tiles = work.tiles;
+    if (tiles.begin >= tiles.end) return;
+
+    wait_full(smem_.q_ring, q_at_);
+    int n = tiles.end - 1;
+    first(work, n);
+    --n;
+
+    // Masked tiles on the right, full ones, masked ones on the left. One masked body serves both
+    // edges.
+    while (true) {
+      CUTE_NO_UNROLL
+      for (; n >= tiles.begin && is_edge(tiles, n); --n) step<Edge::kMasked>(work, n);
+      if (n < tiles.full_begin) break;
+      CUTE_NO_UNROLL
+      for (; n >= tiles.full_begin; --n) step<Edge::kFull>(work, n);
+    }
+    release(smem_.q_ring, 0);
+    q_at_.advance();
+    last();
+  }
+
+  OverlappedSoftmax softmax;
+  Output output;
+
+ private:
+  // S and P of the first tile.
+  CUTE_DEVICE void first(WorkTile const& work, int n) {
+    Scores scores;
+    wait_full(smem_.k_ring, at_);
+    start_qk(scores, at_);
+    wait_for_products<0>(scores);
+    release(smem_.k_ring, at_.stage);
+    mask(work, scores, n);
+    PerRow factor;
+    float const scale = raise(softmax.lane_max(scores), scores, factor);
+    softmax.exponentiate(scores, scale);
+    round_to_operand(scores, probs_);
+  }
+
+  // S and P of tile n, and O += P V of tile n + 1.
+  template <Edge kEdge>
+  CUTE_DEVICE void step(WorkTile const& work, int n) {
+    Position const values_at = at_;
+    at_.advance();
+    Scores scores;
+    wait_full(smem_.k_ring, at_);
+    take_turn();
+    start_qk(scores, at_);
+    wait_full(smem_.v_ring, values_at);
+    start_pv(values_at);
+    pass_turn();
+    wait_for_products<1>(scores);
+    release(smem_.k_ring, at_.stage);
+
+    if constexpr (kEdge == Edge::kMasked) mask(work, scores, n);
+    PerRow const largest = softmax.lane_max(scores);
+    bool const outgrown = __any_sync(0xffffffffu, softmax.outgrown(largest, scale_));
+    float scale = scale_;
+    PerRow factor;
+    fill(factor, 1.f);
+    if (__builtin_expect(outgrown, 0)) scale = raise(largest, scores, factor);
+    softmax.exponentiate(scores, scale);
+    pin(scores);
+
+    // Here and not above: the branch holds the exponentials in front of the wait, which they are to
+    // overlap with. Inside of a block ptxas moves them behind it.
+    if (__builtin_expect(outgrown, 0)) {
+      wait_for_products<0>(output);
+      scale_rows(output, factor);
+    }
+    wait_for_products<0>(output);
+    release(smem_.v_ring, values_at.stage);
+    round_to_operand(scores, probs_);
+  }
+
+  // O += P V of the last tile.
+  CUTE_DEVICE void last() {
+    wait_full(smem_.v_ring, at_);
+    start_pv(at_);
+    wait_for_products<0>(output);
+    release(smem_.v_ring, at_.stage);
+    at_.advance();
+  }
+
+  CUTE_DEVICE void start_qk(Scores& scores, Position const& at) const {
+    start_rows_product<typename Config::TileQ, typename Config::TileKV>(
+        scores, smem_.q, 64 * warpgroup_, smem_.k[at.stage]);
+  }
+  CUTE_DEVICE void start_pv(Position const& at) {
+    start_cols_product<typename Config::TileKV>(output, probs_, smem_.v[at.stage]);
+  }
+
+  CUTE_DEVICE void mask(WorkTile const& work, Scores& scores, int n) const {
+    int const first_col = n * kTile.block_n + lane_col(lane_index());
+    mask_scores<1, kNumS>(scores, lane_first_row(), first_col, [&](int row) {
+      int const query = work.query_begin + args_.pack.query(row);
+      return cols_around(query + work.diagonal, work.seqlen_k, work.window);
+    });
+  }
+
+  // Raises the bases. Returns what is left to multiply the scores by, and the output in `factor`.
+  CUTE_DEVICE float raise(PerRow const& largest, Scores& scores, PerRow& factor) {
+    PerRow row_max;
+    CUTE_UNROLL
+    for (int i = 0; i < size(row_max); ++i) row_max(i) = quad_max(largest(i));
+    float const usual = args_.scale;
+    factor = softmax.raise(row_max, usual);
+    bool const large = __any_sync(0xffffffffu, softmax.has_large_base());
+    bool const empty = __any_sync(0xffffffffu, softmax.has_empty_row());
+    scale_ = large || empty ? kEveryStep : usual;
+    if (!large) return usual;
+    softmax.fold(scores, usual);
+    return 1.f;
+  }
+
+  // Named barrier 1 + w: warpgroup w may start its products.
+  CUTE_DEVICE void take_turn() const {
+    if constexpr (kTile.takes_turns) named_barrier_sync(1 + warpgroup_, 256);
+  }
+  CUTE_DEVICE void pass_turn() const {
+    if constexpr (kTile.takes_turns) {
+      int const next = warpgroup_ + 1;
+      named_barrier_arrive(1 + (next == kTile.consumers() ? 0 : next), 256);
+    }
+  }
+
+  FwdArgs const& args_;
+  Smem& smem_;
+  int warpgroup_;  // of the consumers
+  Probs probs_;
+  RingPosition<1> q_at_;
+  Position at_;  // of K, and one tile later of V
+
+  // While bases are so large that a bit of a rounded product matters, scores are multiplied on
+  // their own, in every step, as bases are. Rows that have seen no key are looked at in every step,
+  // too.
+  static constexpr float kEveryStep = NAN;
+  float scale_;
+};
+
+}  // namespace fa2::sm90

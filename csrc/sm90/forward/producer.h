@@ -1,0 +1,118 @@
+#pragma once
+
+// The producer: one thread that hands out work, and has boxes copied for it.
+
+#include "sm90/forward/config.h"
+
+namespace fa2::sm90 {
+
+template <class Config>
+class FwdProducer {
+  using Element = typename Config::Element;
+  using Smem = typename Config::Smem;
+  static constexpr FwdTile kTile = Config::kTile;
+
+ public:
+  CUTE_DEVICE FwdProducer(FwdArgs const& args, Smem& smem) : args_(args), smem_(smem) {}
+
+  CUTE_DEVICE void run() {
+    prefetch_map(args_.q.map);
+    prefetch_map(args_.k.map);
+    prefetch_map(args_.v.map);
+    CUTE_NO_UNROLL
+    for (int index = blockIdx.x; index < args_.num_tiles; index = next(index)) {
+      WorkTile const work = work_tile(args_, index, kTile.block_n);
+      if (work.query_begin >= work.seqlen_q) continue;  // shorter than the longest
+      hand_out(work);
+      if (work.tiles.begin < work.tiles.end) load(work);
+    }
+    WorkTile end;
+    end.batch = -1;
+    hand_out(end);
+  }
+
+ private:
+  CUTE_DEVICE int next(int index) const {
+    return gridDim.x + (args_.next_tile == nullptr ? index : atomicAdd(args_.next_tile, 1));
+  }
+
+  CUTE_DEVICE void hand_out(WorkTile const& work) {
+    wait_empty(smem_.work_ring, work_at_);
+    smem_.work[work_at_.stage] = work;
+    mbarrier_arrive(smem_.work_ring.full[work_at_.stage]);
+    work_at_.advance();
+  }
+
+  // In the order in which consumers wait: the values of a tile after the keys of the next one.
+  CUTE_DEVICE void load(WorkTile const& work) {
+    load_queries(work);
+    int n = work.tiles.end - 1;
+    load_keys(work, n);
+    CUTE_NO_UNROLL
+    for (; n > work.tiles.begin; --n) {
+      load_keys(work, n - 1);
+      load_values(work, n);
+    }
+    load_values(work, n);
+  }
+
+  CUTE_DEVICE void load_queries(WorkTile const& work) {
+    uint64_t& full = smem_.q_ring.full[0];
+    wait_empty(smem_.q_ring, q_at_);
+    mbarrier_arrive_expect(full, args_.q_bytes);
+    load_rows<kTile.block_m>(
+        args_.q, full, smem_.q,
+        {work.head, work.query_begin, work.seqlen_q, work.first_row_q, work.batch});
+    q_at_.advance();
+  }
+
+  CUTE_DEVICE void load_keys(WorkTile const& work, int n) {
+    load_tile(args_.k, smem_.k_ring, k_at_, smem_.k[k_at_.stage], work, n);
+  }
+  CUTE_DEVICE void load_values(WorkTile const& work, int n) {
+    load_tile(args_.v, smem_.v_ring, v_at_, smem_.v[v_at_.stage], work, n);
+  }
+
+  // Tile n of keys or values.
+  CUTE_DEVICE void load_tile(TensorMap const& tensor, Ring<Config::kStages>& ring,
+                             RingPosition<Config::kStages>& at, Element* to, WorkTile const& work,
+                             int n) {
+    uint64_t& full = ring.full[at.stage];
+    wait_empty(ring, at);
+    mbarrier_arrive_expect(full, Config::TileKV::kElements * int(sizeof(Element)));
+    load_rows<kTile.block_n>(tensor, full, to,
+                             {work.head / args_.problem.group(), n * kTile.block_n, work.seqlen_k,
+                              work.first_row_k, work.batch});
+    at.advance();
+  }
+
+  struct Rows {
+    int head;
+    int begin;          // in the sequence,
+    int length;         // that has so many,
+    int64_t first_row;  // from this one on
+    int batch;
+  };
+
+  template <int kRows>
+  CUTE_DEVICE static void load_rows(TensorMap const& tensor, uint64_t& full, Element* to,
+                                    Rows const& rows) {
+    constexpr int kCols = Config::TileKV::kBoxCols;
+    bool const ragged = tensor.shift != 0;
+    int const row = ragged ? tensor.shift - rows.length + rows.begin : rows.begin;
+    int const outer = ragged ? int(rows.first_row) + rows.length : 0;
+    CUTE_UNROLL
+    for (int col = 0; col < kTile.head_dim; col += kCols) {
+      load_box(tensor.map, full, to + col * kRows, col, rows.head, row, outer,
+               rows.batch * tensor.batch_step);
+    }
+  }
+
+  FwdArgs const& args_;
+  Smem& smem_;
+  RingPosition<1> q_at_;
+  RingPosition<Config::kStages> k_at_, v_at_;
+  RingPosition<2> work_at_;
+};
+
+}  // namespace fa2::sm90

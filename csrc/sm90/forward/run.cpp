@@ -1,0 +1,72 @@
+#include <cuda_runtime_api.h>
+
+#include "core/score_mod.h"
+#include "host/error.h"
+#include "sm90/family.h"
+#include "sm90/registry.h"
+#include "sm90/tensor_map.h"
+
+namespace fa2::sm90 {
+namespace {
+
+bool has_rows(SeqLens const& seqs) {
+  return seqs.max_seqlen > 0 && (seqs.cu_seqlens == nullptr || seqs.total > 0);
+}
+
+FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
+  FwdTile const& tile = plan.tile;
+  int32_t const cols = tile.box_cols();
+  FwdArgs args{
+      .problem = p,
+      .scale = score_scales<float>(p.softmax_scale, 0).plain,
+      .pack = HeadPack::of(plan.pack),
+      .queries = plan.queries(),
+      .q_bytes = plan.queries() * plan.pack * tile.head_dim * int32_t(sizeof(uint16_t)),
+      .num_m_blocks = plan.num_m_blocks,
+      .section = plan.section,
+      .num_tiles = plan.num_tiles,
+      .next_tile = plan.counts_tiles ? static_cast<int32_t*>(p.workspace.data) : nullptr,
+  };
+  args.q = make_tensor_map(p.q, {p.dtype, p.batch, p.num_heads, p.head_dim, p.seqs_q},
+                           {cols, plan.pack, plan.queries()});
+  args.k = args.v = args.q;  // without keys nobody asks
+  if (has_rows(p.seqs_k)) {
+    Box const box{cols, 1, tile.block_n};
+    args.k = make_tensor_map(p.k, {p.dtype, p.batch, p.num_heads_kv, p.head_dim, p.seqs_k}, box);
+    args.v = make_tensor_map(p.v, {p.dtype, p.batch, p.num_heads_kv, p.head_dim_v, p.seqs_k}, box);
+  }
+  return args;
+}
+
+}  // namespace
+
+char const* Family::unavailable(DeviceInfo const& device) {
+  if (device.arch != 90) return "the device is not of compute capability 9.0";
+  if (instances<FwdInstance>().empty()) return "they were not built";
+  return makes_tensor_maps() ? nullptr : "the driver is older than CUDA 12";
+}
+
+FwdPlan Family::plan(FwdParams const& params, CudaTarget const& target) {
+  FwdPlan const plan = plan_forward(params, target.device);
+  if (plan.grid > 0) {
+    int32_t const bytes = find_forward(plan.key).smem_bytes;
+    FA2_CHECK(bytes <= target.device.smem_per_block,
+              "{} needs {} bytes of shared memory a block; the device has {}", to_string(plan.key),
+              bytes, target.device.smem_per_block);
+  }
+  return plan;
+}
+
+void Family::run(FwdParams const& params, FwdPlan const& plan, CudaTarget const& target) {
+  if (plan.grid == 0) return;
+  FA2_CHECK(params.workspace.holds(plan.workspace_bytes),
+            "the plan needs a workspace of {} bytes, got {}", plan.workspace_bytes,
+            params.workspace.bytes);
+  FwdArgs const args = fwd_args(params, plan);
+  if (plan.counts_tiles) {
+    FA2_CUDA_CHECK(cudaMemsetAsync(args.next_tile, 0, sizeof(int32_t), target.stream));
+  }
+  find_forward(plan.key).launch(args, plan.grid, target.stream);
+}
+
+}  // namespace fa2::sm90

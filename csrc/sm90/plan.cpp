@@ -1,0 +1,124 @@
+#include "sm90/plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/positions.h"
+#include "core/score_mod.h"
+#include "host/check_positions.h"
+#include "host/error.h"
+
+namespace fa2::sm90 {
+namespace {
+
+// The narrowest bucket that holds such heads; 0 where there is none.
+int32_t bucket_of(int32_t head_dim, int32_t head_dim_v) {
+  int32_t const width = std::max(head_dim, head_dim_v);
+  if (width <= kNarrow) return 0;
+  for (int32_t bucket : kBuckets) {
+    if (width <= bucket) return bucket;
+  }
+  return 0;
+}
+
+bool is_unlimited(Window const& window) {
+  return window.left == Window::kUnlimited && window.right == Window::kUnlimited;
+}
+
+// Strides that copies of boxes can take: whole units of 16 bytes, below 2^40 bytes.
+bool is_stride(int64_t elements) {
+  constexpr int64_t kUnit = 8, kLimit = int64_t(1) << 39;
+  return elements > 0 && elements % kUnit == 0 && elements < kLimit;
+}
+
+bool has_strides(TensorRef const& t, SeqLens const& seqs, int32_t heads) {
+  bool const rows = seqs.max_seqlen <= 1 || is_stride(t.row_stride);
+  return rows && (heads <= 1 || is_stride(t.head_stride)) &&
+         (t.batch_stride == 0 || is_stride(t.batch_stride));
+}
+
+// Whether k and v are the cache of the entry points that have one, as far as its form tells.
+bool is_cache(FwdParams const& p) {
+  SeqLens const& k = p.seqs_k;
+  return p.pages.block_table != nullptr || p.num_splits > 1 || k.leftpad != nullptr ||
+         k.cu_appended != nullptr || k.appended > 0 ||
+         (k.seqused != nullptr && k.cu_seqlens == nullptr) || p.quantised.type != CodeType::kNone;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Pairs to schedule together: as many as have their keys and values in half of the L2 cache.
+int32_t section_of(FwdParams const& p, int32_t pack, DeviceInfo const& device) {
+  int64_t const kv_bytes =
+      int64_t(p.seqs_k.max_seqlen) * (p.head_dim + p.head_dim_v) * sizeof(uint16_t);
+  int64_t const fitting =
+      std::max<int64_t>(1, device.l2_bytes / 2 / std::max<int64_t>(1, kv_bytes));
+  int64_t const pairs = int64_t(p.batch) * p.num_heads_kv;
+  return int32_t(std::min(pairs, fitting)) * (p.group() / pack);
+}
+
+// Whether tiles of work may take different times.
+bool is_uneven(FwdParams const& p) {
+  auto const ragged = [](SeqLens const& seqs) {
+    return seqs.cu_seqlens != nullptr || seqs.seqused != nullptr;
+  };
+  return !is_unlimited(p.window) || ragged(p.seqs_q) || ragged(p.seqs_k);
+}
+
+}  // namespace
+
+char const* not_served(FwdParams const& p) {
+  if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "its dtype";
+  if (bucket_of(p.head_dim, p.head_dim_v) == 0) return "heads of that width";
+  if (p.head_dim > 128 && p.head_dim_v <= 128) return "values that are so much narrower than keys";
+  if (p.block_mask.row_offsets != nullptr) return "block masks";
+  if (p.dropout.drop_prob > 0) return "dropout";
+  if (is_modified(p.score_mod) || p.softmax_scale == 0) return "scores that are modified";
+  if (p.partial_lse != nullptr) return "results that are merged";
+  if (is_cache(p)) return "KV caches";
+  bool const strides = has_strides(p.q, p.seqs_q, p.num_heads) &&
+                       has_strides(p.k, p.seqs_k, p.num_heads_kv) &&
+                       has_strides(p.v, p.seqs_k, p.num_heads_kv);
+  return strides ? nullptr : "rows or heads that lie so";
+}
+
+FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
+  char const* const reason = not_served(p);
+  FA2_CHECK(reason == nullptr, "kernels for compute capability 9.0 do not serve {}", reason);
+  check_positions(p);
+  bool const has_queries =
+      p.seqs_q.max_seqlen > 0 && (p.seqs_q.cu_seqlens == nullptr || p.seqs_q.total > 0);
+  if (p.batch == 0 || p.num_heads == 0 || !has_queries) return {};
+
+  int32_t const bucket = bucket_of(p.head_dim, p.head_dim_v);
+  bool const is_short = has_short_steps(bucket) && !is_unlimited(p.window);
+  StepKind const steps = is_short ? StepKind::kShort : StepKind::kLong;
+  FwdPlan plan{.key = {p.dtype, bucket, steps}, .tile = fwd_tile(bucket, steps)};
+  if (plan.tile.block_m % p.group() == 0) plan.pack = p.group();
+  plan.num_m_blocks = int32_t(ceil_div(p.seqs_q.max_seqlen, plan.queries()));
+  plan.section = section_of(p, plan.pack, device);
+  int64_t const tiles = int64_t(plan.num_m_blocks) * (p.num_heads / plan.pack) * p.batch;
+  FA2_CHECK(tiles <= std::numeric_limits<int32_t>::max() - device.sm_count,
+            "the problem has {} query tiles; a launch counts at most 2^31 - 1", tiles);
+  plan.num_tiles = int32_t(tiles);
+  plan.grid = std::min(plan.num_tiles, device.sm_count);
+  plan.counts_tiles = plan.num_tiles > plan.grid && is_uneven(p);
+  plan.workspace_bytes = plan.counts_tiles ? int64_t(sizeof(int32_t)) : 0;
+  return plan;
+}
+
+std::string to_string(KernelKey const& key) {
+  return message("sm90 {} head_dim<={}{}", to_string(key.dtype), key.bucket,
+                 key.steps == StepKind::kShort ? " short steps" : "");
+}
+
+std::string to_string(FwdPlan const& plan) {
+  if (plan.grid == 0) return "";
+  FwdTile const& t = plan.tile;
+  std::string const pack = plan.pack == 1 ? "" : message(" of {} heads", plan.pack);
+  return message("{}: tile {}x{}, {} query blocks{}, section {}, {} tiles{}, grid {}",
+                 to_string(plan.key), t.block_m, t.block_n, plan.num_m_blocks, pack, plan.section,
+                 plan.num_tiles, plan.counts_tiles ? " counted" : "", plan.grid);
+}
+
+}  // namespace fa2::sm90

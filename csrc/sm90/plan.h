@@ -1,0 +1,48 @@
+#pragma once
+
+// How a problem will run: a pure function of the problem and the device, to be printed and tested.
+
+#include <cstdint>
+#include <string>
+
+#include "core/params.h"
+#include "host/device.h"
+#include "sm90/tiles.h"
+
+namespace fa2::sm90 {
+
+// Which kernel: the only axes that are fixed at compile time.
+struct KernelKey {
+  DType dtype;
+  int32_t bucket;
+  StepKind steps;
+
+  bool operator==(KernelKey const&) const = default;
+};
+
+std::string to_string(KernelKey const& key);
+
+struct FwdPlan {
+  KernelKey key;
+  FwdTile tile;
+  int32_t pack = 1;           // query heads side by side in a tile
+  int32_t num_m_blocks = 0;   // query blocks of the longest sequence
+  int32_t section = 1;        // (sequence, pack) pairs that are scheduled together
+  int32_t num_tiles = 0;      // of work
+  int32_t grid = 0;           // CTAs; 0: nothing to do
+  bool counts_tiles = false;  // CTAs take the next tile that is left, not each grid-th one
+  int64_t workspace_bytes = 0;
+
+  int32_t queries() const { return tile.block_m / pack; }  // of a tile
+};
+
+// What no kernel of the family does of a problem, in words; null where there is one that runs it.
+// That depends on heads, options, layout and entry point, never on the batch or on lengths.
+char const* not_served(FwdParams const& params);
+
+// Throws Error for what the family does not serve.
+FwdPlan plan_forward(FwdParams const& params, DeviceInfo const& device);
+
+std::string to_string(FwdPlan const& plan);
+
+}  // namespace fa2::sm90

@@ -1,0 +1,49 @@
+#pragma once
+
+// The tiles of every head-dim bucket; figures are in docs/notes/sm90.md.
+
+#include <cstdint>
+
+namespace fa2::sm90 {
+
+// Widths that kernels are built for, which narrower heads are rounded up to, the narrowest first.
+// Heads of up to kNarrow columns are left to sm80.
+inline constexpr int32_t kBuckets[] = {64, 96, 128, 192, 256};
+inline constexpr int32_t kNarrow = 32;
+
+// How many keys a step takes.
+enum class StepKind : int32_t {
+  kLong,   // where most tiles need no mask
+  kShort,  // under windows, of which causal masks are one: fewer masked scores
+};
+
+constexpr bool has_short_steps(int32_t bucket) { return bucket == 128; }
+
+struct FwdTile {
+  int head_dim;      // a bucket
+  int block_m;       // query rows of a CTA, 64 for each of its consumer warpgroups
+  int block_n;       // keys of a step
+  int stages;        // of the rings of K and V
+  bool takes_turns;  // warpgroups start their products one after the other
+
+  // Of a copy of its rows, as products read them (tile/wgmma.h).
+  constexpr int box_cols() const { return head_dim % 64 == 0 ? 64 : 32; }
+
+  constexpr int consumers() const { return block_m / 64; }
+  constexpr int threads() const { return (consumers() + 1) * 128; }
+  // Of 64 K, of which the producer needs few.
+  constexpr int producer_registers() const { return consumers() == 3 ? 32 : 24; }
+  constexpr int consumer_registers() const { return consumers() == 3 ? 160 : 240; }
+};
+
+constexpr FwdTile fwd_tile(int32_t bucket, StepKind steps) {
+  switch (bucket) {
+    case 64: return {64, 192, 128, 2, true};
+    case 96: return {96, 128, 176, 2, true};
+    case 128: return {128, 128, steps == StepKind::kShort ? 128 : 176, 2, true};
+    case 192: return {192, 128, 112, 2, false};
+    default: return {256, 128, 80, 2, false};
+  }
+}
+
+}  // namespace fa2::sm90

@@ -1,0 +1,116 @@
+"""Which calls the sm90 kernels serve, beside those of sm80: by options and layout, or as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import Case, Packed
+from support import (
+    HALF,
+    Target,
+    check_dense,
+    check_dense_gradients,
+    check_varlen_gradients,
+    lengths,
+    targets,
+)
+
+from flash_attn2 import flash_attn_func, flash_attn_with_kvcache, masks
+from flash_attn2._impl import backends, env
+
+BFLOAT16 = [Target("sm90-emulated", HALF[1])]
+
+
+@pytest.fixture
+def module(target: Target) -> Iterator[Any]:
+    """The module, with its choice as it was afterwards."""
+    module: Any = backends.load(target.backend).module
+    module.reset_counters()
+    yield module
+    module.choose_family("sm90")
+
+
+def runs_on_sm90(module: Any) -> bool:
+    """Of the calls since the last question. Only kernels of sm90 have wgmma."""
+    counters = module.counters()
+    assert counters["launches"] > 0
+    module.reset_counters()
+    return bool(counters["wgmma"] > 0)
+
+
+def cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths(50))
+
+
+OTHERS: dict[str, Callable[..., object]] = {
+    "softcap": lambda q, k, v: flash_attn_func(q, k, v, softcap=2.0),
+    "alibi": lambda q, k, v: flash_attn_func(q, k, v, alibi_slopes=torch.tensor([0.5, 0.1])),
+    "bias": lambda q, k, v: flash_attn_func(q, k, v, bias=torch.zeros(2, 70, 90)),
+    "dropout": lambda q, k, v: flash_attn_func(q, k, v, dropout_p=0.5),
+    "mask": lambda q, k, v: flash_attn_func(
+        q, k, v, block_mask=masks.longformer(window=8).build(70, 90)
+    ),
+    "cache": cached,
+    "narrow": lambda q, k, v: flash_attn_func(*(x[..., :32] for x in (q, k, v))),
+    "values_of_another_bucket": lambda q, k, v: flash_attn_func(
+        *(torch.cat((x, x), -1) for x in (q, k)), v
+    ),
+}
+
+
+@targets(BFLOAT16)
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_rest_is_left_to_sm80(name: str, target: Target, module: Any) -> None:
+    q, k, v = Case(128, 1, 70, 90, num_heads=2, num_heads_kv=1).qkv(target)
+    OTHERS[name](q, k, v)
+    assert not runs_on_sm90(module)
+    flash_attn_func(q, k, v)
+    assert runs_on_sm90(module)
+
+
+@targets(BFLOAT16)
+def test_gradients_of_both(target: Target) -> None:
+    """The backward pass of sm80 takes what a forward pass of sm90 leaves."""
+    case = Case(128, batch=1, sink=True, options={"causal": True})
+    check_dense_gradients(*case.qkv(target), **case.all_options(target.device))
+    packed = Packed((40, 0, 130), (40, 7, 150), head_dim=128)
+    check_varlen_gradients(*packed.qkv(target), packed.packing(target.device))
+
+
+@targets(BFLOAT16)
+@pytest.mark.parametrize(("choice", "expected"), [("sm80", False), ("auto", False), ("sm90", True)])
+def test_choice(choice: str, expected: bool, target: Target, module: Any) -> None:
+    module.choose_family(choice)
+    check_dense(*Case(128, batch=1, seqlen_q=70).qkv(target))
+    assert runs_on_sm90(module) == expected
+
+
+@targets(BFLOAT16)
+@pytest.mark.parametrize("device", ["sm80", "sm86"])
+def test_devices_that_cannot_run_what_is_asked_for(
+    device: str, target: Target, module: Any
+) -> None:
+    q, k, v = Case(128, batch=1).qkv(target)
+    before = module.set_options(f"device={device}")
+    try:
+        with pytest.raises(RuntimeError, match=r"9\.0 are asked for, but the device is not of"):
+            flash_attn_func(q, k, v)
+        assert module.counters()["launches"] == 0
+        module.choose_family("auto")
+        check_dense(q, k, v)
+    finally:
+        module.set_options(before)
+
+
+@targets(BFLOAT16)
+def test_unknown_families(target: Target, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="auto, sm80 and sm90, got sm100"):
+        module.choose_family("sm100")
+    monkeypatch.setenv("FLASH_ATTN2_CUDA_FAMILY", "hopper")
+    with pytest.raises(ValueError, match="must be one of auto, sm80, sm90, got 'hopper'"):
+        env.cuda_family()
+    monkeypatch.setenv("FLASH_ATTN2_CUDA_FAMILY", "")
+    assert env.cuda_family() == "auto"
