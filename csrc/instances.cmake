@@ -7,7 +7,7 @@
 
 set(FA2_CUDA_FAMILIES sm80 sm90)
 # Widths of heads: one of all, or one of queries and keys and one of values. kBuckets in sm80/tiles.h.
-set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192/128 192 256 512)
+set(FA2_HEAD_DIM_BUCKETS 32 64 96 128 192/128 192 256 512 576/512)
 
 set(FA2_ELEMENT_TYPE_float16 cute::half_t)
 set(FA2_ELEMENT_TYPE_bfloat16 cute::bfloat16_t)
@@ -50,19 +50,29 @@ set(FA2_sm80_bias_rows_TYPE BiasRowsInstance)
 set(FA2_sm80_bias_rows_HEADER bias_backward/rows_instance.h)
 
 set(FA2_sm80_ELEMENTS float16 bfloat16)
-set(FA2_VARIANTS Plain Modified Dropout Codes Listed ListedDropout)
+set(FA2_VARIANTS Plain Modified Dropout Codes Listed ListedDropout Latents)
 set(FA2_sm80_VARIANTS Plain Modified Dropout Listed ListedDropout)
 set(FA2_sm80_SPLIT_VARIANTS Plain Modified Codes)  # a KV cache knows no dropout
 # Buckets, or variants of one, with a second tile.
 set(FA2_sm80_fwd_SMALL_TILES 192 256 512)  # has_small_tile in sm80/tiles.h
 set(FA2_sm80_bwd_SMALL_TILES 96_Plain 128 192/128 192 256 512)  # has_small_bwd_tile, backward/tiles.h
 set(FA2_sm80_NOT_SMALL 512_Listed 512_ListedDropout)
+# Of heads that only caches have. Modified kernels serve plain scores, too.
+set(FA2_sm80_SPLIT_ONLY 576/512)  # is_split_only in sm80/tiles.h
+set(FA2_sm80_SPLIT_ONLY_VARIANTS Modified Codes Latents)
+set(FA2_sm80_SPLIT_LARGE_TILES Latents)  # has_large_tile
 
 macro(fa2_sm80_instances buckets)
   foreach(bucket IN ITEMS ${buckets})
     string(REPLACE "/" "v" hd "hd${bucket}")
     string(REPLACE "/" ", " widths "Bucket(${bucket})")
-    foreach(kind IN ITEMS fwd bwd)
+    set(kinds fwd bwd)
+    set(split_variants ${FA2_sm80_SPLIT_VARIANTS})
+    if(bucket IN_LIST FA2_sm80_SPLIT_ONLY)
+      set(kinds "")
+      set(split_variants ${FA2_sm80_SPLIT_ONLY_VARIANTS})
+    endif()
+    foreach(kind IN LISTS kinds)
       foreach(variant IN LISTS FA2_sm80_VARIANTS)
         fa2_add_instances(${kind}_${hd}_${variant} ${kind}
                           ", ${widths}, Variant::k${variant}, false")
@@ -74,11 +84,15 @@ macro(fa2_sm80_instances buckets)
         endif()
       endforeach()
     endforeach()
-    foreach(variant IN LISTS FA2_sm80_SPLIT_VARIANTS)
+    foreach(variant IN LISTS split_variants)
       fa2_add_instances(split_${hd}_${variant}_few split
-                        ", ${widths}, Variant::k${variant}, true")
+                        ", ${widths}, Variant::k${variant}, TileKind::kFewRows")
       fa2_add_instances(split_${hd}_${variant}_many split
-                        ", ${widths}, Variant::k${variant}, false")
+                        ", ${widths}, Variant::k${variant}, TileKind::kManyRows")
+      if(variant IN_LIST FA2_sm80_SPLIT_LARGE_TILES)
+        fa2_add_instances(split_${hd}_${variant}_many_large split
+                          ", ${widths}, Variant::k${variant}, TileKind::kManyRowsLarge")
+      endif()
     endforeach()
   endforeach()
   foreach(kind IN ITEMS combine append bwd_rows bias_bwd bias_rows)

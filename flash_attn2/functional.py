@@ -6,10 +6,10 @@ All of them compute, for each query head `h` and its key/value head `h // group`
 
 exactly, tile by tile (FlashAttention-2, Dao 2023), in memory linear in the sequence length. Values
 may have heads of another width than queries and keys, head_dim_v, which is then that of out: up to
-576 for q and k and 512 for v on the CPU. CUDA kernels are built for both up to 512, and say so
-with NotImplementedError. Values that are a view of the leading columns of keys are read once.
-What their options mean and what their defaults are stands in the docstring of each
-(`help(flash_attn_func)`).
+576 for q and k and 512 for v on the CPU. CUDA kernels are built for both up to 512, over KV caches
+for as much as on the CPU, and say so with NotImplementedError. Values that are a view of the
+leading columns of keys are read once. What their options mean and what their defaults are stands in
+the docstring of each (`help(flash_attn_func)`).
 
 Both biases are of dense tensors and go with everything else, each other included.
 

@@ -93,8 +93,8 @@ def flash_attn_with_kvcache(
     before: what shares memory with a cache is copied first. Caches that overlap each other, or
     themselves, are refused, but for a v_cache that is k_cache[..., :head_dim_v]: keys that hold the
     values (of MLA's latents, for one) are one cache, which is written once. v is then None, or
-    k[..., :head_dim_v], and there are no rotary tables, which would turn the values. (On the CPU;
-    compiled, from PyTorch 2.6 on.)
+    k[..., :head_dim_v], and there are no rotary tables, which would turn the values. (Compiled,
+    from PyTorch 2.6 on.)
 
     Caches of 8 bits. With q in float16, bfloat16 or float32, both caches may be
     torch.float8_e4m3fn, float8_e5m2 or int8: codes, each of which stands for its number times a

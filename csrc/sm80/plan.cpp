@@ -28,6 +28,7 @@ char const* name(TileKind tile) {
     case TileKind::kSmall: return " small";
     case TileKind::kFewRows: return " split, few rows";
     case TileKind::kManyRows: return " split, many rows";
+    case TileKind::kManyRowsLarge: return " split, many rows, large";
   }
   return "?";
 }
@@ -40,6 +41,7 @@ char const* name(Variant variant) {
     case Variant::kCodes: return "codes";
     case Variant::kListed: return "listed";
     case Variant::kListedDropout: return "listed dropout";
+    case Variant::kLatents: return "latents";
   }
   return "?";
 }
@@ -102,9 +104,11 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device,
   bool const whole =
       p.head_dim > 0 && p.head_dim % 8 == 0 && p.head_dim_v > 0 && p.head_dim_v % 8 == 0;
   Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
-  FA2_CHECK(whole && bucket != Bucket(0),
-            "CUDA kernels take head dims that are multiples of 8 up to {}, got {} and {}",
-            std::end(kBuckets)[-1].head_dim, p.head_dim, p.head_dim_v);
+  FA2_CHECK(
+      whole && bucket != Bucket(0),
+      "CUDA kernels take head dims that are multiples of 8 up to {}, of values up to {}, got {} "
+      "and {}",
+      std::end(kBuckets)[-1].head_dim, std::end(kBuckets)[-1].head_dim_v, p.head_dim, p.head_dim_v);
   check_positions(p);
   check_cache(p);
   check_block_mask(p);

@@ -76,7 +76,7 @@ struct FwdPlan {
     ListedPlan listed = {};  // of a block mask
 
     bool is_split() const {  // through the split kernel
-      return key.tile == TileKind::kFewRows || key.tile == TileKind::kManyRows;
+      return key.tile != TileKind::kRegular && key.tile != TileKind::kSmall;
     }
     Partials partials(void* memory) const;
     RowPieces pieces(void* memory) const;

@@ -65,6 +65,8 @@ int64_t keys_in_sight(FwdParams const& p) {
 KernelKey backward_key(FwdParams const& p, DeviceInfo const& device) {
   constexpr int64_t kFewKeys = 512;
   KernelKey key = kernel_key(p, device, has_small_bwd_tile);
+  FA2_CHECK(!is_split_only(key.bucket), "backward kernels take head dims of up to 512, got {}",
+            p.head_dim);
   bool const has_edges =
       p.window.left != Window::kUnlimited || p.window.right != Window::kUnlimited;
   if (key.bucket == Bucket(96) && has_small_bwd_tile(key.bucket, key.variant) && has_edges &&

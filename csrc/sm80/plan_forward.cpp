@@ -30,20 +30,29 @@ Lengths keys_of(FwdParams const& p) {
 }
 
 struct Tiles {
+  TileKind many_kind;
   FwdTile unsplit, many, few;
 
-  explicit Tiles(KernelKey const& key)
-      : unsplit(fwd_tile(key.bucket, key.variant, key.tile == TileKind::kSmall)),
-        many(split_tile(key.bucket, key.variant, false)),
-        few(split_tile(key.bucket, key.variant, true)) {}
+  Tiles(KernelKey const& key, DeviceInfo const& device)
+      : many_kind(has_large_tile(key.variant) && device.smem_per_block >= kLargeSmemBytes
+                      ? TileKind::kManyRowsLarge
+                      : TileKind::kManyRows),
+        unsplit(fwd_tile(key.bucket, key.variant, key.tile == TileKind::kSmall)),
+        many(split_tile(key.bucket, key.variant, many_kind)),
+        few(split_tile(key.bucket, key.variant, TileKind::kFewRows)) {}
 };
 
 int32_t slots_of(FwdTile const& tile, DeviceInfo const& device) {
   return device.sm_count * tile.ctas_per_sm;
 }
 
-// CTAs of one sequence that leave results of many rows, in all KV heads: they bound the memory.
+// CTAs of one query that leave results of many rows, in all KV heads: they bound the memory.
 constexpr int32_t kManySplitCtas = 64;
+
+int32_t bounded_many_splits(FwdParams const& p, FwdTile const& many) {
+  int32_t const blocks = ceil_div(p.group(), many.block_m) * p.num_heads_kv;
+  return std::clamp(kManySplitCtas / blocks, 8, kMaxSplits);
+}
 
 SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const& tiles,
                            DeviceInfo const& device) {
@@ -51,14 +60,14 @@ SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const
       .unsplit = key.tile,
       .unsplit_only = has_dropout(key.variant) || is_listed(key.variant) || has_bias(p.score_mod) ||
                       is_part(p) || p.partial_lse != nullptr,
-      .split_only =
-          p.pages.block_table != nullptr || p.num_splits > 1 || key.variant == Variant::kCodes,
+      .split_only = p.pages.block_table != nullptr || p.num_splits > 1 ||
+                    key.variant == Variant::kCodes || is_split_only(key.bucket),
       .packed_q = !queries_of(p).known(),  // or used in part, which is the same to the host
       .packed_k = p.seqs_k.cu_seqlens != nullptr,
       .group = p.group(),
       .num_splits = p.num_splits,
       .slots = std::max(1, slots_of(tiles.many, device) / p.num_heads_kv),
-      .most_many_splits = std::clamp(kManySplitCtas / p.num_heads_kv, 8, kMaxSplits),
+      .most_many_splits = bounded_many_splits(p, tiles.many),
       .unsplit_block_m = tiles.unsplit.block_m,
       .many_block_m = tiles.many.block_m,
       .many_block_n = tiles.many.block_n,
@@ -180,9 +189,10 @@ FwdPlan::Launch few_rows_launch(FwdParams const& p, KernelKey key, FwdTile const
   return launch;
 }
 
-FwdPlan::Launch many_rows_launch(FwdParams const& p, KernelKey key, FwdTile const& tile,
+FwdPlan::Launch many_rows_launch(FwdParams const& p, KernelKey key, Tiles const& tiles_of,
                                  SequenceRule const& rule, WorkspaceLayout& memory) {
-  key.tile = TileKind::kManyRows;
+  FwdTile const& tile = tiles_of.many;
+  key.tile = tiles_of.many_kind;
   Lengths const q = queries_of(p);
   // Of packed queries over keys that have no pages, more go to the forward kernel: see kernel_of.
   int32_t const queries =
@@ -226,9 +236,28 @@ std::string to_string(FwdPlan::Launch const& launch) {
                  launch.num_m_blocks, launch.section, launch.grid, to_string(launch.listed));
 }
 
+// Whether keys hold the values, and are so wide that kernels are built to read them once. Caches of
+// pages have split kernels alone; others of up to 512 columns may take the forward kernel.
+bool reads_latents(FwdParams const& p, KernelKey const& key) {
+  bool const held = p.k.data == p.v.data && p.k.batch_stride == p.v.batch_stride &&
+                    p.k.row_stride == p.v.row_stride && p.k.head_stride == p.v.head_stride &&
+                    p.head_dim_v <= p.head_dim;
+  bool const wide =
+      is_split_only(key.bucket) || (key.bucket == Bucket(512) && p.pages.block_table != nullptr);
+  return held && wide && (key.variant == Variant::kPlain || key.variant == Variant::kModified);
+}
+
 // Kernels with no register for a second width (FwdConfig::kOneWidth) leave such heads to others.
 KernelKey forward_key(FwdParams const& p, DeviceInfo const& device) {
   KernelKey key = kernel_key(p, device, has_small_tile);
+  if (reads_latents(p, key)) {
+    key.bucket = {576, 512};
+    key.variant = Variant::kLatents;
+  }
+  if (is_split_only(key.bucket)) {
+    if (key.variant == Variant::kPlain) key.variant = Variant::kModified;
+    return key;
+  }
   check_tile_fits(key, device);
   if (p.head_dim_v == p.head_dim || key.bucket == Bucket(512)) return key;
   if (key.variant == Variant::kListed && key.bucket == Bucket(128)) key.bucket = {192, 128};
@@ -254,8 +283,9 @@ Partials FwdPlan::Launch::partials(void* memory) const {
 }
 
 SplitSchedule FwdPlan::schedule(Launch const& launch) const {
+  bool const large = launch.key.tile == TileKind::kManyRowsLarge;
   return {.rule = rule,
-          .kind = launch.key.tile,
+          .kind = large ? TileKind::kManyRows : launch.key.tile,
           .selects = selects(),
           .block_m = launch.tile.block_m,
           .block_n = launch.tile.block_n,
@@ -274,8 +304,11 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   FA2_CHECK(p.partial_lse == nullptr || !is_listed(key.variant),
             "a block mask is for all keys in one call, which leaves nothing to be merged");
   if (p.batch == 0 || p.num_heads == 0 || p.seqs_q.max_seqlen == 0) return {};
-  Tiles const tiles(key);
+  Tiles const tiles(key, device);
   FwdPlan plan{.rule = sequence_rule(p, key, tiles, device)};
+  FA2_CHECK(!(plan.rule.unsplit_only && is_split_only(key.bucket)),
+            "heads of more than 512 columns go without dropout, block masks, biases and parts of "
+            "sequences");
   Lengths const q = queries_of(p), k = keys_of(p);
   WorkspaceLayout memory;
   auto const add = [&](FwdPlan::Launch const& launch) { plan.all[plan.num_launches++] = launch; };
@@ -283,7 +316,7 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
     add(unsplit_launch(p, key, tiles.unsplit, device, memory));
   }
   if (may_run(plan.rule, TileKind::kManyRows, q, k)) {
-    add(many_rows_launch(p, key, tiles.many, plan.rule, memory));
+    add(many_rows_launch(p, key, tiles, plan.rule, memory));
   }
   if (may_run(plan.rule, TileKind::kFewRows, q, k)) {
     add(few_rows_launch(p, key, tiles.few, plan.rule, device, memory));

@@ -23,7 +23,10 @@ struct Bucket {
 };
 
 // The narrowest ones first.
-inline constexpr Bucket kBuckets[] = {32, 64, 96, 128, {192, 128}, 192, 256, 512};
+inline constexpr Bucket kBuckets[] = {32, 64, 96, 128, {192, 128}, 192, 256, 512, {576, 512}};
+
+// Heads that the split kernels alone are built for: latents of a KV cache.
+constexpr bool is_split_only(Bucket bucket) { return bucket.head_dim > 512; }
 
 enum class Variant : int32_t {
   kPlain,          // scale only
@@ -32,9 +35,12 @@ enum class Variant : int32_t {
   kCodes,          // kModified over a cache of 8 bits, in the split kernel only
   kListed,         // with a block mask; softcap and ALiBi too
   kListedDropout,  // kListed with dropout or biases
+  kLatents,        // kModified over keys that hold the values, in the split kernel only
 };
 
-constexpr bool is_listed(Variant variant) { return variant >= Variant::kListed; }
+constexpr bool is_listed(Variant variant) {
+  return variant == Variant::kListed || variant == Variant::kListedDropout;
+}
 constexpr bool has_dropout(Variant variant) {
   return variant == Variant::kDropout || variant == Variant::kListedDropout;
 }
@@ -45,9 +51,10 @@ constexpr bool has_biases(Variant variant) {
 
 enum class TileKind : int32_t {
   kRegular,
-  kSmall,     // for devices with less shared memory
-  kFewRows,   // of the split kernel, for up to kFewRows rows,
-  kManyRows,  // and for more
+  kSmall,          // for devices with less shared memory
+  kFewRows,        // of the split kernel, for up to kFewRows rows,
+  kManyRows,       // for more,
+  kManyRowsLarge,  // and for more where there is more shared memory
 };
 
 struct FwdTile {
@@ -113,15 +120,18 @@ constexpr FwdTile fwd_tile(Bucket bucket, Variant variant, bool small) {
 
 // Of the split kernel, whose rows are the heads of a group side by side. Up to kFewRows of them,
 // as in decoding, fill one row of tensor-core tiles: there the warps split the keys, and each key
-// is read from shared memory once. At 512 a warp has no registers for all columns: they split
+// is read from shared memory once. From 512 on a warp has no registers for all columns: they split
 // these.
 inline constexpr int kFewRows = 16;
 
-constexpr FwdTile split_tile(Bucket bucket, Variant variant, bool few_rows) {
+// Whose tile for many rows has a larger one beside it.
+constexpr bool has_large_tile(Variant variant) { return variant == Variant::kLatents; }
+
+constexpr FwdTile split_tile(Bucket bucket, Variant variant, TileKind kind) {
   bool const plain = variant == Variant::kPlain;
-  if (few_rows) {
+  if (kind == TileKind::kFewRows) {
     auto const [width, width_v] = bucket;
-    if (width == 512) return {512, 512, kFewRows, 32, 1, 4, false, 1, 1, true};
+    if (width >= 512) return {width, 512, kFewRows, 32, 1, 4, false, 1, 1, true};
     int const block_n = width > 128 ? 64 : 128, ctas = width_v > 128 ? 1 : 2;
     return {width, width_v, kFewRows, block_n, 1, 1, width <= 128, ctas, 4};
   }
@@ -133,7 +143,10 @@ constexpr FwdTile split_tile(Bucket bucket, Variant variant, bool few_rows) {
     case 128: return {128, 128, 128, plain ? 48 : 32, 4, 1, false, 2};
     case 192: return {192, 192, 64, 64, 4, 1, false, 1};
     case 256: return {256, 256, 64, 32, 4, 1, false, 1};
-    default: return {512, 512, 32, 32, 2, 2, false, 1, 1, true};
+    case 512: return {512, 512, 32, 32, 2, 2, false, 1, 1, true};
+    default:
+      if (kind == TileKind::kManyRowsLarge) return {576, 512, 64, 32, 4, 2, false, 1};
+      return {576, 512, 32, 16, 2, 2, false, 1, 1, true};
   }
 }
 

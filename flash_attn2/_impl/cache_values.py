@@ -128,12 +128,8 @@ def check_layout(p: Problem) -> None:
                 f"{name} must not overlap itself where k is appended to it, got shape "
                 f"{tuple(shape)} with strides {strides}"
             )
-    # Kernels for CUDA write a cache of each.
     shared = (
-        written
-        and k_cache.data_ptr() == v_cache.data_ptr()
-        and not backend.aligned
-        and keys_hold_values(k_cache, v_cache)
+        written and k_cache.data_ptr() == v_cache.data_ptr() and keys_hold_values(k_cache, v_cache)
     )
     if p.append is not None and (shared or p.append.new_v is None):
         _check_written_once(p.append, shared)

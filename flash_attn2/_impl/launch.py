@@ -50,7 +50,8 @@ def forward(p: Problem, over_cache: bool) -> Result:
     assert p.v is not None
     head_dim_v = p.v.shape[-1]
     if backend.aligned:
-        widths.require_built(backend, head_dim, head_dim_v)
+        paged = p.pages.block_table is not None
+        widths.require_built(backend, head_dim, head_dim_v, over_cache or paged)
     if p.append is not None:
         if p.k.data_ptr() == p.v.data_ptr():  # type: ignore[union-attr]
             p = _written_once(p)

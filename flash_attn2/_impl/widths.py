@@ -1,6 +1,7 @@
 """Which widths of heads kernels are built for: head_dim of q and k, head_dim_v of v and out.
 
-CPU kernels take every pair up to MAX_HEAD_DIM and MAX_HEAD_DIM_V, those for CUDA up to MAX_CUDA.
+CPU kernels take every pair up to MAX_HEAD_DIM and MAX_HEAD_DIM_V, and so do those for CUDA over a
+KV cache. Elsewhere these go up to MAX_CUDA.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from flash_attn2._impl.problem import MAX_HEAD_DIM, MAX_HEAD_DIM_V
 MAX_CUDA = 512  # of both
 
 
-def require_built(backend: Backend, head_dim: int, head_dim_v: int) -> None:
+def require_built(
+    backend: Backend, head_dim: int, head_dim_v: int, over_cache: bool = False
+) -> None:
     """NotImplementedError for widths that CUDA kernels, real or emulated, are not built for."""
-    if max(head_dim, head_dim_v) > MAX_CUDA:
+    if not over_cache and max(head_dim, head_dim_v) > MAX_CUDA:
         raise NotImplementedError(
             f"kernels of the {backend.name} backend are built for keys and values of up to "
-            f"{MAX_CUDA} columns, got head_dim {head_dim} and head_dim_v {head_dim_v}"
+            f"{MAX_CUDA} columns, and for keys of up to {MAX_HEAD_DIM} over a KV cache alone, got "
+            f"head_dim {head_dim} and head_dim_v {head_dim_v}"
         )
 
 

@@ -49,7 +49,7 @@ class LatentAttention(nn.Module):
     qk_nope_head_dim + qk_rope_head_dim and v_head_dim wide (192 and 128 in those models). Over a
     cache `kv_b_proj` is absorbed into queries and results: all heads attend over the latents,
     kv_lora_rank + qk_rope_head_dim and kv_lora_rank wide (576 and 512), which are read once for all
-    of them. On CUDA it is a NotImplementedError where no kernel is built for the widths.
+    of them, on the CPU and on CUDA.
     """
 
     @named_only

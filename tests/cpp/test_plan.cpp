@@ -293,7 +293,7 @@ std::string kinds_of(FwdParams const& p) {
   FwdPlan const plan = plan_forward(p, kA100);
   std::string kinds;
   for (FwdPlan::Launch const& launch : plan.launches()) {
-    kinds += "rsfm"[int(launch.key.tile)];
+    kinds += "rsfml"[int(launch.key.tile)];
   }
   return kinds;
 }
@@ -319,6 +319,54 @@ TEST(few_queries_are_packed_where_that_saves_rows) {
 
 // Nothing but a sequence's own lengths chooses its kernel, so where the host does not know them
 // there is a launch for each that may be needed.
+// Absorbed multi-head latent attention: heads that attend over one head of 576 columns.
+FwdParams latents(int heads, int seqlen_q) {
+  static uint16_t const held[8] = {};
+  FwdParams p = problem(576, seqlen_q, 4000);
+  p.num_heads = heads;
+  p.num_heads_kv = 1;
+  p.head_dim_v = 512;
+  p.k = p.v = {.data = const_cast<uint16_t*>(held), .batch_stride = 576, .row_stride = 576};
+  p.seqs_k.seqused = kLengths;
+  return p;
+}
+
+TEST(keys_of_more_than_512_columns_have_split_kernels_alone) {
+  float const slopes[8] = {};
+  for (DeviceInfo const& device : {kA100, kRtx3090}) {
+    FwdParams p = latents(16, 1);
+    EXPECT(only_launch(p, device).key.bucket == Bucket(576, 512));
+    EXPECT(only_launch(p, device).key.variant == Variant::kLatents);
+    EXPECT(only_launch(p, device).key.tile == TileKind::kFewRows);
+    p.score_mod.alibi_slopes = slopes;
+    EXPECT(only_launch(p, device).key.variant == Variant::kLatents);
+    p.v.data = nullptr;  // apart from keys
+    EXPECT(only_launch(p, device).key.variant == Variant::kModified);
+    p.score_mod = {};
+    EXPECT(only_launch(p, device).key.variant == Variant::kModified);
+    p.dropout.drop_prob = 0.1f;
+    EXPECT(error_of(p, device).find("go without dropout") != std::string::npos);
+    EXPECT(backward_error_of(latents(16, 1), device).find("up to 512") != std::string::npos);
+  }
+  FwdPlan const large = plan_forward(latents(128, 1), kA100);
+  EXPECT_EQ(kinds_of(latents(128, 1)), "l");
+  EXPECT_EQ(large.all[0].tile.block_m, 64);
+  EXPECT_EQ(only_launch(latents(128, 1), kRtx3090).tile.block_m, 32);
+  EXPECT(large.schedule(large.all[0]).kind == TileKind::kManyRows);
+  EXPECT_EQ(large.rule.most_many_splits, 64 / 2);
+  EXPECT_EQ(kinds_of(packed_queries(latents(16, 8))), "lf");
+}
+
+TEST(narrower_keys_that_hold_the_values_are_read_once_in_pages) {
+  for (int head_dim : {256, 264, 512}) {
+    FwdParams p = latents(16, 1);
+    p.head_dim = head_dim;
+    p.head_dim_v = 256;
+    EXPECT(only_launch(p).key.variant == Variant::kPlain);
+    EXPECT((only_launch(paged(p)).key.variant == Variant::kLatents) == (head_dim > 256));
+  }
+}
+
 TEST(packed_sequences_choose_their_kernel_on_the_device) {
   EXPECT_EQ(kinds_of(packed_queries(decode(64, 4, 1000))), "f");
   EXPECT_EQ(kinds_of(packed_queries(decode(64, 5, 1000))), "rmf");

@@ -233,7 +233,7 @@ def test_small_tiles_serve_small_devices(tmp_path: Path) -> None:
     left_out = {unit for unit in units if not serves(unit, "120")}
     replaced = {unit.removesuffix("_small") for unit in units if unit.endswith("_small")}
     listed = {f"{kind}_hd512_listed{more}" for kind in ("fwd", "bwd") for more in ("", "dropout")}
-    assert left_out == replaced | listed
+    assert left_out == replaced | listed | {"split_hd576v512_latents_many_large"}
     assert not serves("bwd_hd128_plain_float16", "86")
     assert serves("bwd_hd128_plain_small_float16", "86")
 
@@ -262,6 +262,14 @@ def test_every_limit_has_a_kernel(
         for of_pair in PAIR_LIMITS.values():
             expected += [limit for (kind, _), limit in of_pair.items() if kind == direction]
         assert sorted(limit for limit in found if limit is not None) == sorted(expected)
+
+
+def test_latents_have_a_limit(tmp_path: Path) -> None:
+    sources = generate_instances(tmp_path, "_latents_").sources
+    limit = PAIR_LIMITS["576v512"]["split", "latents"]
+    found = [instructions_per_mma_limit(f"{source.stem}_float16", "80") for source in sources]
+    assert found == [limit] * 3
+    assert instructions_per_mma_limit("split_hd576v512_codes_few_float16", "80") is None
 
 
 @pytest.mark.parametrize("text", ["sm_80", "", "-1"])

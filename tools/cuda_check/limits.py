@@ -29,9 +29,10 @@ LISTED_FORWARD_LIMITS = {32: 6.5, 64: 3.9, 96: 3.08, 128: 2.68, 192: 2.55, 256: 
 LISTED_BACKWARD_LIMITS = {32: 4.3, 64: 3.0, 96: 2.75, 128: 2.42, 192: 2.45, 256: 2.29, 512: 3.05}
 
 # Where values have another width than keys, by both as names of kernels have them. Above what is
-# measured, and below the mean of what kernels of the two widths take.
+# measured, and below the mean of what kernels of the two widths take; of latents for any rows.
 PAIR_LIMITS = {
     "192v128": {("fwd", "plain"): 2.45, ("bwd", "plain"): 2.35},
+    "576v512": {("split", "latents"): 2.95},
 }
 
 # Most instructions of a step of the sm90 kernels, by instance without its element: what a prototype
@@ -55,7 +56,9 @@ _LARGE_KIB = 160  # from here on plans take regular tiles (kLargeSmemBytes)
 # The limits are those of this architecture; others schedule differently.
 LIMITED_ARCH = "80"
 
-_LIMITED = re.compile(r"(fwd|bwd|split)_hd(\d+(?:v\d+)?)_(plain|listed)(?:_many)?_[a-z]+\d+")
+_LIMITED = re.compile(
+    r"(fwd|bwd|split)_hd(\d+(?:v\d+)?)_(?:(plain|listed)(?:_many)?|(latents)_\w+)_[a-z]+\d+"
+)
 _LIMITS = {
     ("fwd", "plain"): PLAIN_FORWARD_LIMITS,
     ("bwd", "plain"): PLAIN_BACKWARD_LIMITS,
@@ -80,10 +83,15 @@ def _small_tiles() -> dict[str, set[str]]:
 def serves(unit: str, arch: str) -> bool:
     """Whether plans take kernels of a unit, or of an instance, on devices of this architecture.
 
-    Where shared memory is small, the small tile of a kernel takes the place of its regular one.
+    Where shared memory is small, the small tile of a kernel takes the place of its regular one, and
+    that of a split kernel the place of its large one.
     """
+    if SHARED_KIB.get(arch, _LARGE_KIB) >= _LARGE_KIB:
+        return True
+    if "_many_large" in unit:
+        return False
     found = re.fullmatch(r"(fwd|bwd)_hd(\w+?)_(.*)", unit)
-    if found is None or SHARED_KIB.get(arch, _LARGE_KIB) >= _LARGE_KIB:
+    if found is None:
         return True
     kind, bucket, variant = found.groups()
     small = _small_tiles().get(kind, set())
@@ -97,7 +105,8 @@ def instructions_per_mma_limit(instance: str, arch: str) -> float | None:
     limited = _LIMITED.fullmatch(instance)
     if limited is None or arch != LIMITED_ARCH:
         return None
-    kind, bucket, variant = limited.groups()
+    kind, bucket, *variants = limited.groups()
+    variant = next(filter(None, variants))
     if bucket.isdecimal():
         return _LIMITS[kind, variant].get(int(bucket))
     return PAIR_LIMITS.get(bucket, {}).get((kind, variant))

@@ -9,7 +9,7 @@ import re
 _ROW_KERNELS = ("bwd_rows", "bias_rows", "combine", "append", "flash1", "standard")
 
 # The enumerators of csrc/sm80/tiles.h, in their order: kernels' names have numbers.
-_VARIANTS = ("plain", "modified", "dropout", "codes", "listed", "listeddropout")
+_VARIANTS = ("plain", "modified", "dropout", "codes", "listed", "listeddropout", "latents")
 _VARIANT_OF_KERNEL = re.compile(r"7VariantE(\d+)E")  # mangled
 
 # Element types by their names in csrc/instances.cmake, where each has an instance in every unit.

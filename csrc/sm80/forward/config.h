@@ -29,6 +29,7 @@ struct FwdConfig {
   static constexpr bool kDropout = has_dropout(kVariant);
   static constexpr bool kListed = is_listed(kVariant);
   static constexpr bool kCodes = kVariant == Variant::kCodes;
+  static constexpr bool kLatents = kVariant == Variant::kLatents;
 
   // Scores of a tile are multiplied during the exponentials of the one before. There are registers
   // for the scores of both where pairs of warps share rows. At 128 warps do so alone with steps of

@@ -25,6 +25,7 @@ class FwdMainloop {
   static constexpr int kM = Config::kM;
   static constexpr bool kPairs = Config::kPairs;
   static constexpr bool kListed = Config::kListed;
+  static constexpr bool kLatents = Config::kLatents;
   // Where scores are modified, a block mask has all of its steps masked.
   template <Edge kEdge>
   static constexpr bool kModifies = Config::kModified && (!kListed || kEdge == Edge::kMasked);
@@ -183,19 +184,27 @@ class FwdMainloop {
     cp_async_wait_group<0>();
     if constexpr (Config::kCodes) k_stream_.expand();
     __syncthreads();
-    load_values<kEdge>(n);
+    if constexpr (!kLatents) load_values<kEdge>(n);
   }
 
   template <Edge kEdge, class Next>
   CUTE_DEVICE int finish_step(int n, Next next) {
+    int follows;
+    if constexpr (kLatents) {
+      // Nobody reads tile n + 1 any longer: tile n - 1 streams in, in its place, behind all of n.
+      products_.turn_to(n);
+      follows = load_next_keys(n, next);
+    }
+
     // S = Q K'
     Scores scores;
     products_.multiply_qk(scores);
     adjust<kEdge>(scores, n);
 
     // V(n) has landed and nobody reads K(n) any longer: K(n - 1) streams in behind the rest.
-    int follows;
-    float const factor = settle(scores, [&] { follows = load_next_keys(n, next); });
+    float const factor = settle(scores, [&] {
+      if constexpr (!kLatents) follows = load_next_keys(n, next);
+    });
 
     // P = exp(S - base), O += P V
     Probs probs;
@@ -256,12 +265,13 @@ class FwdMainloop {
   }
 
   // Raises the bases of rows that have outgrown them, and returns what to multiply the scores by.
-  // All copies have landed and all warps have met when `load` starts the next one.
+  // All copies have landed and all warps have met when `load` starts the next one (of latents, one
+  // is on its way already).
   template <class Load>
   CUTE_DEVICE float settle(Scores& scores, Load const& load) {
     PerRow const largest = RowSoftmax<kM>::lane_max(scores);
     bool const outgrown = softmax.outgrown(largest, scale_);
-    cp_async_wait_group<0>();
+    if constexpr (!kLatents) cp_async_wait_group<0>();
     if constexpr (Config::kCodes) v_stream_.expand();
     bool const rescale_now = sync_and_vote(outgrown);
     load();
@@ -317,13 +327,13 @@ class FwdMainloop {
     return load_next_keys(at, listed()[at].next);
   }
 
-  // All warps pass; true where a row of the warp (of the CTA, when warps share rows) has outgrown
-  // its base.
+  // All warps pass, and meet unless they read latents and share no rows; true where a row of the
+  // warp (of the CTA, when warps share rows) has outgrown its base.
   CUTE_DEVICE static bool sync_and_vote(bool outgrown) {
     if constexpr (kPairs) {
       return barrier_or(outgrown);
     } else {
-      __syncthreads();
+      if constexpr (!kLatents) __syncthreads();
       return __any_sync(0xffffffffu, outgrown);
     }
   }

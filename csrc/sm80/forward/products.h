@@ -56,6 +56,11 @@ class FwdProducts {
     for (int k = 0; k < kDepthS; ++k) load_queries(k, queries_(_, _, k));
   }
 
+  // Latents lie in two buffers in turn: from here on those of tile n are read.
+  CUTE_DEVICE void turn_to(int n) {
+    if constexpr (Config::kLatents) buffer_ = n % 2 * SmemK::kElements;
+  }
+
   CUTE_DEVICE void multiply_qk(Scores& tSrS) const {
     multiply_qk(tSrS, [](int) {});
   }
@@ -64,6 +69,7 @@ class FwdProducts {
   template <class Meanwhile>
   CUTE_DEVICE void multiply_qk(Scores& tSrS, Meanwhile const& meanwhile) const {
     clear(tSrS);
+    auto const& keys = in_turn(tSsK_);
     CUTE_UNROLL
     for (int k = 0; k < kDepthS; ++k) {
       auto tSrQ = make_tensor<Element>(Shape<_8, Int<kM>>{});
@@ -75,7 +81,7 @@ class FwdProducts {
       CUTE_UNROLL
       for (int n = 0; n < kNumS; n += 2) {
         auto tSrK = make_tensor<Element>(Shape<_4, _2>{});
-        load_block<SM75_U32x4_LDSM_N>(tSsK_(n / 2, k), flatten_block(tSrK));
+        load_block<SM75_U32x4_LDSM_N>(keys(n / 2, k), flatten_block(tSrK));
         multiply_blocks<kM>(tSrS, n, tSrQ, tSrK);
       }
       meanwhile(k);
@@ -100,16 +106,25 @@ class FwdProducts {
   CUTE_DEVICE void multiply_pv(Probs& probs, Output& output) const {
     if constexpr (Config::kPairs) {
       publish(probs);
-      multiply_pv(probs, tOsV_, output);
+      multiply_pv(probs, in_turn(tOsV_), output);
       named_barrier_sync(1 + Warps::row_warp(), 64);
       fetch_partner(probs);
-      multiply_pv(probs, tOsV_partner_, output);
+      multiply_pv(probs, in_turn(tOsV_partner_), output);
     } else {
-      multiply_pv(probs, tOsV_, output);
+      multiply_pv(probs, in_turn(tOsV_), output);
     }
   }
 
  private:
+  template <class View>
+  CUTE_DEVICE decltype(auto) in_turn(View const& view) const {
+    if constexpr (Config::kLatents) {
+      return make_tensor(view.data() + buffer_, view.layout());
+    } else {
+      return (view);
+    }
+  }
+
   template <class Fragment>
   CUTE_DEVICE void load_queries(int k, Fragment&& rQ) const {
     CUTE_UNROLL
@@ -133,7 +148,8 @@ class FwdProducts {
   // This warp's columns of V, at the keys of a column warp.
   CUTE_DEVICE static auto values_of(Smem& smem, int key_warp) {
     int const first_sub_tile = kTile.column_warps > 1 ? Warps::column_warp() * (kNumO / 2) : 0;
-    return ldsm_view<SmemV, kKeepsViews>(smem.v + first_sub_tile * SmemV::kSubTile,
+    Element* const tile = Config::kLatents ? smem.k : smem.v;
+    return ldsm_view<SmemV, kKeepsViews>(tile + first_sub_tile * SmemV::kSubTile,
                                          LdsmLanes::rows_first(threadIdx.x % 32),
                                          key_warp * kDepthO * 16);
   }
@@ -152,7 +168,8 @@ class FwdProducts {
   decltype(ldsm_view<SmemK>(smem_.k, LdsmLanes{})) tSsK_;
   decltype(ldsm_view<SmemV>(smem_.v, LdsmLanes{})) tOsV_, tOsV_partner_;
   decltype(ldsm_view<SmemP>(smem_.probs, LdsmLanes{})) tPsP_;
-  int published_;  // where this lane's first probability goes
+  int published_;   // where this lane's first probability goes
+  int buffer_ = 0;  // of latents, from the first one on
 };
 
 }  // namespace fa2::sm80

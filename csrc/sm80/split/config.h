@@ -6,6 +6,7 @@
 #include "sm80/forward/config.h"
 #include "sm80/split/work_tile.h"
 #include "tile/code_stream.h"
+#include "tile/latent_stream.h"
 #include "tile/scores.h"
 
 namespace fa2::sm80 {
@@ -15,8 +16,7 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
   using Base = FwdConfig<Element_, kTile_, kVariant_>;
   using Args = SplitArgs;
   using Element = Element_;
-  using Base::kTile, Base::kPadQK, Base::kPadVO, Base::kCodes;
-  static_assert(!Base::kPairs, "there is no room for P");
+  using Base::kTile, Base::kPadQK, Base::kPadVO, Base::kCodes, Base::kLatents, Base::kPairs;
   static constexpr bool kPacked = true;
 
   // Scores take all of a factor. Values share theirs with probabilities, which a half would not
@@ -26,14 +26,17 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
       conditional_t<kCodes,
                     CodeStream<Element, kTile.block_n, kCols, kTile.threads(), kPad, kOfValues>,
                     PagedStream<Element, kTile.block_n, kCols, kTile.threads(), kPad>>;
-  using StreamK = Stream<kTile.head_dim, kPadQK, false>;
-  using StreamV = Stream<kTile.head_dim_v, kPadVO, true>;
+  using Latents = LatentStream<Element, kTile.block_n, kTile.head_dim, kTile.threads(), kPadQK>;
+  using StreamK = conditional_t<kLatents, Latents, Stream<kTile.head_dim, kPadQK, false>>;
+  using StreamV =
+      conditional_t<kLatents, typename Latents::Values, Stream<kTile.head_dim_v, kPadVO, true>>;
   using SmemQ = typename Base::SmemQ;
 
   // Few rows: a CTA goes from split to split and adds up their results. The first keys of the next
-  // one are then in flight already, unless wide heads leave no room for that.
+  // one are then in flight already, unless wide heads leave no room for that, or latents, whose
+  // buffers take turns.
   static constexpr bool kSums = kTile.block_m == kFewRows;
-  static constexpr bool kKeepsKeys = kTile.head_dim <= 192 || kTile.key_warps == 1;
+  static constexpr bool kKeepsKeys = !kLatents && (kTile.head_dim <= 192 || kTile.key_warps == 1);
 
   // Outputs in float32. The padding keeps pairs of neighbouring rows in different banks.
   static constexpr int kOutStride = kTile.head_dim_v + 8;
@@ -44,10 +47,12 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
     RowState rows[kTile.key_warps][kTile.block_m];
   };
 
-  using K = Element[StreamK::Smem::kElements];
-  using V = Element[StreamV::Smem::kElements];
+  using K = Element[StreamK::Smem::kElements * (kLatents ? Latents::kBuffers : 1)];
+  using V = Element[kLatents ? 0 : StreamV::Smem::kElements];
   using Q = Element[SmemQ::kElements];
   using Factors = float[kCodes ? kTile.block_n : 0];
+  using P = Element[kPairs ? Base::SmemP::kElements : 0];
+  using RowExchange = float[kPairs ? 2 : 0][kTile.block_m];
 
   // What may make room for Found: the values of a split that have been read; its keys too; and the
   // queries, when there is no other split.
@@ -58,7 +63,8 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
       alignas(128) V v;
       Found found;
     };
-    alignas(16) Element probs[0];
+    alignas(16) P probs;
+    RowExchange row_exchange;
     alignas(16) Factors k_factors, v_factors;
     SplitWorkTile work;
   };
@@ -71,7 +77,8 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
       };
       Found found;
     };
-    alignas(16) Element probs[0];
+    alignas(16) P probs;
+    RowExchange row_exchange;
     alignas(16) Factors k_factors, v_factors;
     SplitWorkTile work;
   };
@@ -84,7 +91,8 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
       };
       Found found;
     };
-    alignas(16) Element probs[0];
+    alignas(16) P probs;
+    RowExchange row_exchange;
     alignas(16) Factors k_factors, v_factors;
     SplitWorkTile work;
   };
@@ -106,9 +114,13 @@ struct SplitConfig : FwdConfig<Element_, kTile_, kVariant_> {
                            smem.k_factors, smem, smem.k);
   }
   CUTE_DEVICE static StreamV values(SplitArgs const& args, Smem& smem) {
-    FwdParams const& p = args.problem;
-    return stream<StreamV>(rows_of(p.v, p.head_dim_v, args, smem.work), args, p.quantised.v,
-                           smem.v_factors, smem, smem.v);
+    if constexpr (kLatents) {
+      return {};
+    } else {
+      FwdParams const& p = args.problem;
+      return stream<StreamV>(rows_of(p.v, p.head_dim_v, args, smem.work), args, p.quantised.v,
+                             smem.v_factors, smem, smem.v);
+    }
   }
 
  private:

@@ -79,6 +79,7 @@ class SplitEpilogue {
   // What all warps found goes to shared memory, when nobody reads what lies there any longer.
   CUTE_DEVICE void gather(Mainloop& mainloop, int next_split) {
     __syncthreads();
+    if constexpr (Config::kPairs) sum_pairs(mainloop);
     stage(mainloop);
     if (Config::kSums && threadIdx.x == 0) {
       SplitWorkTile& work = smem_.work;
@@ -87,18 +88,26 @@ class SplitEpilogue {
     __syncthreads();
   }
 
+  // Sums of rows that a pair of warps shares, over both.
+  CUTE_DEVICE static void sum_pairs(Mainloop& mainloop) {
+    auto& sum = mainloop.softmax.sum;
+    CUTE_UNROLL
+    for (int i = 0; i < size(sum); ++i) sum(i) = quad_sum(sum(i));
+    mainloop.exchange_rows(sum, [](float own, float other) { return own + other; });
+  }
+
   // A warp's sums and outputs, relative to its own bases.
   CUTE_DEVICE void stage(Mainloop& mainloop) {
-    int const lane = lane_index(), warp = Warps::key_part();
+    int const lane = lane_index(), warp = kTile.key_warps > 1 ? Warps::key_part() : 0;
     int const first_row = Warps::row_begin() + lane_row(lane);
-    int const first_col = kTile.whole_scores ? Warps::column_warp() * Config::kNumO * 8 : 0;
+    int const first_col = kTile.column_warps > 1 ? Warps::column_warp() * Config::kNumO * 8 : 0;
     auto& softmax = mainloop.softmax;
     auto const o = row_col_view(mainloop.output);
     CUTE_UNROLL
     for (int i = 0; i < size(softmax.sum); ++i) {
       int const row = first_row + RowCoord<kM>{}(i);
-      float const sum = quad_sum(softmax.sum(i));
-      bool const first = !kTile.whole_scores || Warps::column_warp() == 0;
+      float const sum = Config::kPairs ? softmax.sum(i) : quad_sum(softmax.sum(i));
+      bool const first = kTile.column_warps == 1 || Warps::column_warp() == 0;
       if (lane % 4 == 0 && first) smem_.found.rows[warp][row] = {softmax.base(i), sum};
       CUTE_UNROLL
       for (int j = 0; j < size<1>(o); j += 2) {

@@ -22,10 +22,9 @@ void launch_split(FwdParams const& params, FwdPlan const& plan, FwdPlan::Launch 
   sm80::launch<SplitKernel<Config>>(args, launch.grid, stream);
 }
 
-template <class Element, DType kDType, Bucket kBucket, Variant kVariant, bool kFew>
+template <class Element, DType kDType, Bucket kBucket, Variant kVariant, TileKind kKind>
 constexpr FwdInstance split_instance() {
-  using Config = SplitConfig<Element, split_tile(kBucket, kVariant, kFew), kVariant>;
-  constexpr TileKind kKind = kFew ? TileKind::kFewRows : TileKind::kManyRows;
+  using Config = SplitConfig<Element, split_tile(kBucket, kVariant, kKind), kVariant>;
   return {
       {kDType, kBucket, kVariant, kKind}, SplitKernel<Config>::kSmemBytes, &launch_split<Config>};
 }
