@@ -21,6 +21,10 @@ from flash_attn2.nn import LatentAttention
 
 SECTOR_BYTES = 32
 APART = pytest.mark.parametrize("apart", [True, False], ids=["apart", "shared"])
+# Values apart have the same kernels everywhere.
+KERNELS = pytest.mark.parametrize(
+    ("apart", "device"), [(True, "sm86"), (False, "sm80"), (False, "sm86")]
+)
 ROWS = pytest.mark.parametrize("seqlen_q", [2, 9], ids=["few", "many"])
 # A whole bucket, and parts of it on both sides.
 WIDTHS = pytest.mark.parametrize(("head_dim", "head_dim_v"), [(576, 512), (520, 200)])
@@ -42,11 +46,10 @@ def shared(arguments: dict[str, Any], given: bool = False) -> dict[str, Any]:
     return arguments
 
 
-@DEVICES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("modifier", [None, "alibi"])
 @ROWS
-@APART
+@KERNELS
 def test_every_kernel(
     apart: bool, seqlen_q: int, modifier: str | None, dtype: torch.dtype, device: str
 ) -> None:
@@ -57,10 +60,9 @@ def test_every_kernel(
         check_kvcache(**(arguments if apart else shared(arguments)))
 
 
-@DEVICES
 @WIDTHS
 @ROWS
-@APART
+@KERNELS
 def test_widths(apart: bool, seqlen_q: int, head_dim: int, head_dim_v: int, device: str) -> None:
     """Of a dense cache."""
     case = wide(
@@ -95,8 +97,7 @@ def test_groups(heads: int, device: str) -> None:
         check_kvcache(**shared(case.arguments(TARGET)))
 
 
-@DEVICES
-@APART
+@KERNELS
 def test_packed_queries(apart: bool, device: str) -> None:
     """Sequences with many rows, with none and with few."""
     case = wide(5, packed=True, more_new=2)
