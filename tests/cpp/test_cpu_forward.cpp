@@ -50,6 +50,26 @@ TEST(widths) {
   });
 }
 
+// A handful of queries of each KV head: groups of 4, 2 and 1, keys that fill no turn of 16, rows
+// that end within a vector, within a pair of them and at a cache line, heads side by side and
+// alone.
+TEST(few_queries) {
+  struct Shape {
+    int group, heads_kv, seqlen_q, seqlen_k, dim, dim_v;
+  };
+  for_levels([](DType dtype, std::string const& what) {
+    for (Shape const s :
+         {Shape{1, 3, 1, 211, 8, 40}, Shape{2, 8, 1, 193, 16, 72}, Shape{3, 1, 1, 200, 24, 20},
+          Shape{4, 2, 1, 405, 72, 24}, Shape{4, 8, 1, 230, 64, 48}, Shape{1, 2, 3, 197, 132, 36},
+          Shape{7, 2, 1, 195, 44, 12}, Shape{2, 3, 4, 209, 80, 96}}) {
+      int const heads = s.group * s.heads_kv;
+      Problem x(dtype, 1, heads, s.heads_kv, s.seqlen_q, s.seqlen_k, s.dim, s.dim_v);
+      run_and_check(x, what + " group " + std::to_string(s.group) + " dims " +
+                           std::to_string(s.dim) + ", " + std::to_string(s.dim_v));
+    }
+  });
+}
+
 TEST(options) {
   static float const slopes[4] = {0.5f, 0.25f, 0.125f, 1.f};
   static float const sink[4] = {0.5f, -1.f, 2.f, -std::numeric_limits<float>::infinity()};

@@ -3,7 +3,8 @@
 // Attention of a handful of queries: for each block of keys, scores = Q K^T, online softmax,
 // out += P V.
 
-#include "cpu/level/few_queries.h"
+#include "cpu/level/few_products.h"
+#include "cpu/level/few_softmax.h"
 #include "cpu/level/key_rows.h"
 #include "cpu/level/row_results.h"
 #include "cpu/processor.h"
@@ -167,15 +168,17 @@ class FewForward : RowResults<E> {
       return KeyBlock<Storage>{workspace_.rows + first, num_keys, rows_ahead_, num_heads_,
                                tensor.head_stride,      head_dim, turn_keys_};
     };
-    multiply_keys_few<E>(block(0, params_.k, params_.head_dim), workspace_.queries,
-                         workspace_.scores);
+    FewProducts<E>::multiply_keys(block(0, params_.k, params_.head_dim), workspace_.queries,
+                                  workspace_.scores);
     if constexpr (kQuantised<E>) find_factors(begin, end);
     Real rescale[kMostTogether];
     for (int i = 0; i < num_rows_; ++i) rescale[i] = softmax(i, begin, end);
     clear(workspace_.sums);
     auto const* const probs = reinterpret_cast<Operand*>(workspace_.scores.data);
-    multiply_values_few<E>(block(round_up(num_keys, kSize), params_.v, params_.head_dim_v),
-                           {const_cast<Operand*>(probs), kKeyBlock, chunk_.count}, workspace_.sums);
+    int const first_value = round_up(num_keys, FewProducts<E>::kKeyMultiple);
+    FewProducts<E>::multiply_values(block(first_value, params_.v, params_.head_dim_v),
+                                    {const_cast<Operand*>(probs), kKeyBlock, chunk_.count},
+                                    workspace_.sums);
     int const stride = workspace_.out.stride;
     for (int i = 0; i < num_rows_; ++i) {
       for (int d = i * stride; d < (i + 1) * stride; d += kSize) {
@@ -216,7 +219,7 @@ class FewForward : RowResults<E> {
     Storage const** rows = workspace_.rows;
     find_rows(rows, params_.k, params_.pages, chunk_, begin, end);
     rows += num_keys;
-    for (int i = num_keys; i % kSize != 0; ++i, ++rows) *rows = rows[-1];
+    for (int i = num_keys; i % FewProducts<E>::kKeyMultiple != 0; ++i, ++rows) *rows = rows[-1];
     find_rows(rows, params_.v, params_.pages, chunk_, begin, end);
     rows += num_keys;
     int const next = smaller(rows_ahead_, end_of_all - end);

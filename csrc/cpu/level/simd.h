@@ -62,6 +62,17 @@ FA2_CPU_INLINE Vec<T> load(void const* from) {
   return v;
 }
 
+// A vector that several products read. GCC would load it for each of them, since products can read
+// memory themselves, and loads are what they wait for.
+template <class T>
+FA2_CPU_INLINE Vec<T> load_once(void const* from) {
+  Vec<T> v = load<T>(from);
+#if defined(__x86_64__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 template <class V>
 FA2_CPU_INLINE void store(void* to, V v) {
   __builtin_memcpy(to, &v, sizeof(v));
@@ -164,10 +175,29 @@ FA2_CPU_INLINE void fold_rows(Vec<T>* m, Vec<Int<T>> low, Vec<Int<T>> high) {
   if constexpr (kRows > 1) fold_rows<T, kRows / 2>(m, low, high);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// As sum_lanes, which moves all of it between the halves of vectors, where this does so once.
+FA2_CPU_INLINE Vec<float> sum_lanes_by_halves(Vec<float> const (&m)[8]) {
+  auto fold = [](Vec<float> a, Vec<float> b) FA2_CPU_INLINE_LAMBDA {
+    return (Vec<float>)(_mm256_unpacklo_ps(a, b) + _mm256_unpackhi_ps(a, b));
+  };
+  auto fold_pairs = [](Vec<float> a, Vec<float> b) FA2_CPU_INLINE_LAMBDA {
+    return (Vec<float>)_mm256_unpacklo_pd((__m256d)a, (__m256d)b) +
+           (Vec<float>)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+  };
+  Vec<float> const first = fold_pairs(fold(m[0], m[1]), fold(m[2], m[3]));
+  Vec<float> const second = fold_pairs(fold(m[4], m[5]), fold(m[6], m[7]));
+  return _mm256_permute2f128_ps(first, second, 0x20) + _mm256_permute2f128_ps(first, second, 0x31);
+}
+#endif
+
 // Lane i of the result is the sum over the lanes of m[i]. Destroys m. The same steps as in
 // transpose, but the two halves are added as soon as they are in place.
 template <class T>
 FA2_CPU_INLINE Vec<T> sum_lanes(Vec<T> (&m)[kLanes<T>]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(float)) return sum_lanes_by_halves(m);
+#endif
   Vec<Int<T>> low;
   Vec<Int<T>> high;
   interleave_orders<T>(low, high);
