@@ -107,3 +107,17 @@ def test_rows_that_see_no_key_yet(path: str, head_dim: int, target: Target) -> N
     visible = all_pairs(path, rows, k.shape[1])
     visible[..., 64:] &= ~rows[..., None]
     check(path, q, k, v, visible)
+
+
+@head_dims
+@pytest.mark.parametrize("path", ["partial", "bias"])
+@targets(ONE_DTYPE)
+def test_rows_that_see_one_key(path: str, head_dim: int, target: Target) -> None:
+    """Whose sum is 1, of which the logarithm is 0."""
+    rows, q, k, v = drawn(path, head_dim, target)
+    q += 1
+    k[..., 0] = torch.arange(k.shape[1])[:, None] % 7
+    visible = all_pairs(path, rows, k.shape[1])
+    visible &= ~rows[..., None]
+    visible[..., 70] = True
+    check(path, q, k, v, visible)

@@ -120,17 +120,24 @@ def test_scores_that_outgrow_every_base(seqlen_q: int) -> None:
     check_kvcache(**arguments, num_splits=2)
 
 
-@pytest.mark.parametrize("score", [-3e38, 3e38])
+@pytest.mark.parametrize(
+    ("score", "dtype"),
+    [(-3e38, torch.float16), (-3e38, torch.bfloat16), (3e38, torch.bfloat16)],
+    ids=str,
+)
 @pytest.mark.parametrize("seqlen_q", [2, 50], ids=["few", "many"])
-def test_largest_scores_there_are(seqlen_q: int, score: float) -> None:
+def test_largest_scores_there_are(seqlen_q: int, score: float, dtype: torch.dtype) -> None:
     """Powers of two of that size do not fit into a float."""
-    target = Target("sm80-emulated", torch.bfloat16)
-    q = torch.zeros(1, seqlen_q, 1, 64, dtype=target.dtype)
-    k = torch.zeros(1, 300, 1, 64, dtype=target.dtype)
-    q[..., 0] = 1
-    k[..., 0] = score
+    target = Target("sm80-emulated", dtype)
+    scale = 2.0**100 if dtype is torch.float16 else 1.0
+    q = torch.zeros(1, seqlen_q, 1, 64, dtype=dtype)
+    k = torch.zeros(1, 300, 1, 64, dtype=dtype)
+    q[..., 0] = 2.0**15
+    k[..., 0] = score / 2.0**15 / scale
     k[:, ::2] /= 2
-    check_kvcache(q=q, k_cache=k, v_cache=target.tensor(*k.shape), num_splits=2, softmax_scale=1.0)
+    check_kvcache(
+        q=q, k_cache=k, v_cache=target.tensor(*k.shape), num_splits=2, softmax_scale=scale
+    )
 
 
 def problem(
