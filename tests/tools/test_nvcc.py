@@ -249,8 +249,9 @@ def test_units_that_do_not_compile_together_are_tried_again(tmp_path: Path) -> N
 
 def test_a_rule_of_make_reads_back(tmp_path: Path) -> None:
     inputs = [Path("a.cu"), Path("/usr/include/with blank.h")]
-    write_depfile(tmp_path / "rule.d", Path("out dir/x.ptx"), inputs)
-    assert listed_inputs((tmp_path / "rule.d").read_text()) == inputs
+    rule = tmp_path / "new folder" / "rule.d"
+    write_depfile(rule, Path("out dir/x.ptx"), inputs)
+    assert listed_inputs(rule.read_text()) == inputs
 
 
 def test_listed_inputs_of_a_rule_of_make() -> None:

@@ -72,6 +72,7 @@ def listed_inputs(text: str) -> list[Path]:
 def write_depfile(path: Path, output: Path, inputs: Iterable[Path]) -> None:
     """A rule in the format of make, of an output and what it depends on."""
     names = (re.sub(r"([ \\])", r"\\\1", str(name)) for name in (output, *inputs))
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{next(names)} : " + " \\\n    ".join(names) + "\n")
 
 
