@@ -17,12 +17,20 @@ from flash_attn2.reference import attention_reference
 
 NEIGHBOURS = 8  # rows of a fragment's half: a warp has two halves of two fragments
 PLACES = 4  # of such rows, in turn
-# Queries and keys: whole tiles, of which the last is the first that is visited.
-LENGTHS = {"dense": (128, 192), "full": (128, 192), "partial": (128, 192), "bias": (128, 192)}
+# Queries and keys: whole tiles but for one path, of which the last is the first that is visited.
+LENGTHS = {
+    "dense": (128, 192),
+    "edge": (128, 190),
+    "full": (128, 192),
+    "partial": (128, 192),
+    "bias": (128, 192),
+}
 LENGTHS |= {"few": (16, 768), "many": (100, 1200)}
 paths = pytest.mark.parametrize("path", LENGTHS)
 head_dims = pytest.mark.parametrize("head_dim", [32, 64])
-LARGE = 2.0**24 * 180 / 128  # of all such numbers one whose power of two is rounded most
+LARGE = (
+    180 / 128
+)  # times a power of two, one of the scores whose product with log2(e) is rounded most
 
 
 def places(seqlen_q: int) -> Tensor:
@@ -86,13 +94,16 @@ def test_rows_that_outgrow_their_bases(path: str, head_dim: int, target: Target)
 
 
 @head_dims
+@pytest.mark.parametrize("exponent", [24, 40])
 @paths
 @targets(ONE_DTYPE)
-def test_rows_whose_scores_are_large(path: str, head_dim: int, target: Target) -> None:
-    """Where a bit of a rounded product makes a factor of two."""
+def test_rows_whose_scores_are_large(
+    path: str, exponent: int, head_dim: int, target: Target
+) -> None:
+    """Where a bit of a rounded product makes a factor of two, or more than any exponent."""
     rows, q, k, v = drawn(path, head_dim, target)
-    q[..., 0] = 2.0**12 * rows[..., None]
-    k[..., 0] = LARGE / 2.0**12
+    q[..., 0] = 2.0 ** (exponent // 2) * rows[..., None]
+    k[..., 0] = LARGE * 2.0 ** (exponent // 2)
     check(path, q, k, v, all_pairs(path, rows, k.shape[1]))
 
 
