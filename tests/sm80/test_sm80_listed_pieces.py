@@ -234,3 +234,20 @@ def test_lists_that_begin_before_the_first_entry() -> None:
     expected = flash_attn_func(q, k, v, block_mask=mask)
     mask.row_offsets[..., 0] = -(2**31)
     assert torch.equal(flash_attn_func(q, k, v, block_mask=mask), expected)
+
+
+def test_lists_that_overlap_are_not_cut() -> None:
+    """Offsets that go back and forth: every other block of queries has all keys, and all of them
+    one list.
+    """
+    q, k, v = drawn_qkv(LONG_ROWS)
+    rows, cols = (-(-n // 64) for n in LONG_ROWS)
+    mask = mask_of(LONG_ROWS, True)
+    mask.row_offsets[:] = torch.arange(rows + 1) % 2 * cols
+    mask.cols[:cols] = torch.arange(cols)
+    mask.tiles[:cols] = 0
+    seen = torch.arange(LONG_ROWS[0])[:, None] // 64 % 2 == 0
+    expected = BlockMask.from_dense(seen.expand(LONG_ROWS))
+    torch.testing.assert_close(
+        flash_attn_func(q, k, v, block_mask=mask), flash_attn_func(q, k, v, block_mask=expected)
+    )
