@@ -4,7 +4,7 @@
 // shared memory is needed, where the keys of the next tile stream in meanwhile.
 
 #include "sm90/forward/mainloop.h"
-#include "tile/transpose.h"
+#include "tile/quad_words.h"
 
 namespace fa2::sm90 {
 
@@ -73,7 +73,7 @@ class FwdEpilogue {
       for (int c = 0; c < 4; ++c) words[c] = packed(i + 2 * (c % 2), 0, (j + c) / 2);
       transpose_in_quad(words, lane);
       if (exists && first_col + 8 * j < p.head_dim_v) {
-        *reinterpret_cast<uint4*>(out + 8 * j) = make_uint4(words[0], words[1], words[2], words[3]);
+        store_words(out + 8 * j, words);
       }
     }
   }

@@ -1,6 +1,6 @@
 #pragma once
 
-// Words that the four lanes of a row exchange.
+// Words that the four lanes of a row exchange, to store more of them at a time.
 
 #include <cute/config.hpp>
 
@@ -21,6 +21,13 @@ CUTE_DEVICE void transpose_in_quad(uint32_t (&words)[4], int lane) {
       (upper ? words[c] : words[c + step]) = received;
     }
   }
+}
+
+// To global memory, at a multiple of 16 bytes. nvcc takes some assignments of them apart.
+CUTE_DEVICE void store_words(void* to, uint32_t const (&words)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]),
+               "r"(words[2]), "r"(words[3])
+               : "memory");
 }
 
 }  // namespace fa2
