@@ -108,7 +108,7 @@ set(FA2_sm90_KINDS fwd)
 set(FA2_sm90_fwd_TYPE FwdInstance)
 set(FA2_sm90_fwd_HEADER forward/instance.h)
 set(FA2_sm90_ELEMENTS float16 bfloat16)
-set(FA2_sm90_BUCKETS 64 96 128 192 256)  # kBuckets in sm90/tiles.h
+set(FA2_sm90_BUCKETS 64 96 128 192/128 192 256)  # kBuckets in sm90/tiles.h
 set(FA2_sm90_SHORT_STEPS 128)  # has_short_steps
 
 macro(fa2_sm90_instances buckets)
@@ -116,9 +116,11 @@ macro(fa2_sm90_instances buckets)
     if(NOT bucket IN_LIST FA2_sm90_BUCKETS)
       continue()
     endif()
-    fa2_add_instances(sm90_fwd_hd${bucket}_plain fwd ", ${bucket}, StepKind::kLong")
+    string(REPLACE "/" "v" unit "sm90_fwd_hd${bucket}_plain")
+    string(REPLACE "/" ", " widths "Bucket(${bucket})")
+    fa2_add_instances(${unit} fwd ", ${widths}, StepKind::kLong")
     if(bucket IN_LIST FA2_sm90_SHORT_STEPS)
-      fa2_add_instances(sm90_fwd_hd${bucket}_plain_short fwd ", ${bucket}, StepKind::kShort")
+      fa2_add_instances(${unit}_short fwd ", ${widths}, StepKind::kShort")
     endif()
   endforeach()
 endmacro()

@@ -11,12 +11,12 @@
 namespace fa2::sm90 {
 namespace {
 
-// The narrowest bucket that holds such heads; 0 where there is none.
-int32_t bucket_of(int32_t head_dim, int32_t head_dim_v) {
-  int32_t const width = std::max(head_dim, head_dim_v);
-  if (width <= kNarrow) return 0;
-  for (int32_t bucket : kBuckets) {
-    if (width <= bucket) return bucket;
+// The narrowest bucket that holds such heads; a width of 0 where there is none.
+Bucket bucket_of(int32_t head_dim, int32_t head_dim_v) {
+  bool const whole = head_dim > 0 && head_dim % 8 == 0 && head_dim_v > 0 && head_dim_v % 8 == 0;
+  if (!whole || std::max(head_dim, head_dim_v) <= kNarrow) return 0;
+  for (Bucket const& bucket : kBuckets) {
+    if (bucket.holds(head_dim, head_dim_v)) return bucket;
   }
   return 0;
 }
@@ -69,8 +69,7 @@ bool is_uneven(FwdParams const& p) {
 
 char const* not_served(FwdParams const& p) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "its dtype";
-  if (bucket_of(p.head_dim, p.head_dim_v) == 0) return "heads of that width";
-  if (p.head_dim > 128 && p.head_dim_v <= 128) return "values that are so much narrower than keys";
+  if (bucket_of(p.head_dim, p.head_dim_v) == Bucket(0)) return "heads of that width";
   if (p.block_mask.row_offsets != nullptr) return "block masks";
   if (p.dropout.drop_prob > 0) return "dropout";
   if (is_modified(p.score_mod) || p.softmax_scale == 0) return "scores that are modified";
@@ -90,7 +89,7 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
       p.seqs_q.max_seqlen > 0 && (p.seqs_q.cu_seqlens == nullptr || p.seqs_q.total > 0);
   if (p.batch == 0 || p.num_heads == 0 || !has_queries) return {};
 
-  int32_t const bucket = bucket_of(p.head_dim, p.head_dim_v);
+  Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
   bool const is_short = has_short_steps(bucket) && !is_unlimited(p.window);
   StepKind const steps = is_short ? StepKind::kShort : StepKind::kLong;
   FwdPlan plan{.key = {p.dtype, bucket, steps}, .tile = fwd_tile(bucket, steps)};
@@ -108,7 +107,9 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
 }
 
 std::string to_string(KernelKey const& key) {
-  return message("sm90 {} head_dim<={}{}", to_string(key.dtype), key.bucket,
+  auto const [width, width_v] = key.bucket;
+  std::string const values = width_v == width ? "" : message(" head_dim_v<={}", width_v);
+  return message("sm90 {} head_dim<={}{}{}", to_string(key.dtype), width, values,
                  key.steps == StepKind::kShort ? " short steps" : "");
 }
 

@@ -14,7 +14,7 @@ namespace fa2::sm90 {
 // Which kernel: the only axes that are fixed at compile time.
 struct KernelKey {
   DType dtype;
-  int32_t bucket;
+  Bucket bucket;
   StepKind steps;
 
   bool operator==(KernelKey const&) const = default;

@@ -15,8 +15,9 @@ namespace fa2 {
 // A tile of rows x columns in shared memory, as copies of boxes leave it: one box of columns behind
 // the other, each with rows of 128 bytes, or of 64 where the width asks for it, that are swizzled
 // over their length.
-template <int kRows, int kCols>
+template <int kRows_, int kCols_>
 struct WgmmaTile {
+  static constexpr int kRows = kRows_, kCols = kCols_;
   static constexpr int kBoxCols = kCols % 64 == 0 ? 64 : 32;
   static constexpr int kElements = kRows * kCols;
   static constexpr int kDepthBlocks = kCols / 16;

@@ -55,9 +55,6 @@ OTHERS: dict[str, Callable[..., object]] = {
     ),
     "cache": cached,
     "narrow": lambda q, k, v: flash_attn_func(*(x[..., :32] for x in (q, k, v))),
-    "values_of_another_bucket": lambda q, k, v: flash_attn_func(
-        *(torch.cat((x, x), -1) for x in (q, k)), v
-    ),
 }
 
 

@@ -28,7 +28,7 @@ from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends, launch
 from flash_attn2._impl.problem import Options, Positions, Problem
 
-BUCKETS = (64, 96, 128, 192, 256)
+BUCKETS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
 TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
 ONE_DTYPE = TARGETS[1:]
 
@@ -36,7 +36,16 @@ ONE_DTYPE = TARGETS[1:]
 OF_SM80 = ("softcap", "alibi", "dropout", "everything", "scale_zero")
 DENSE = {name: case for name, case in FEATURES.items() if not name.startswith(OF_SM80)}
 PACKED = {name: case for name, case in PACKED_FEATURES.items() if not name.startswith(OF_SM80)}
-NARROWER = ((40, 64), (72, 88), (104, 128), (128, 40), (100, 100), (160, 192), (256, 200))
+NARROWER = (
+    (40, 64),
+    (72, 88),
+    (104, 128),
+    (128, 40),
+    (100, 100),
+    (160, 192),
+    (160, 40),
+    (256, 200),
+)
 WITHOUT_KEYS = ("all_empty", "no_keys")
 
 
@@ -50,11 +59,12 @@ def launches_of_sm90(expected: bool) -> Iterator[None]:
 
 
 @targets(TARGETS)
-@pytest.mark.parametrize("bucket", BUCKETS)
+@pytest.mark.parametrize("bucket", BUCKETS, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
-def test_every_kernel(bucket: int, causal: bool, target: Target) -> None:
+def test_every_kernel(bucket: tuple[int, int], causal: bool, target: Target) -> None:
     """Masked and full tiles, more of them than a ring holds."""
-    case = Case(bucket, batch=1, seqlen_q=130, seqlen_k=930, num_heads=2, num_heads_kv=1)
+    width, width_v = bucket
+    case = Case(width, 1, 130, 930, num_heads=2, num_heads_kv=1, head_dim_v=width_v)
     with launches_of_sm90(True):
         check_dense(*case.qkv(target), causal=causal)
 

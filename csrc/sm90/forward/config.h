@@ -19,16 +19,17 @@ struct FwdConfig {
   // A warp's blocks: columns of S (8), depth of O = P V (16), columns of O (8).
   static constexpr int kNumS = kTile.block_n / 8;
   static constexpr int kDepthO = kTile.block_n / 16;
-  static constexpr int kNumO = kTile.head_dim / 8;
+  static constexpr int kNumO = kTile.head_dim_v / 8;
 
   using TileQ = WgmmaTile<kTile.block_m, kTile.head_dim>;
-  using TileKV = WgmmaTile<kTile.block_n, kTile.head_dim>;
-  static_assert(TileKV::kBoxCols == kTile.box_cols() && TileQ::kBoxCols == kTile.box_cols());
+  using TileK = WgmmaTile<kTile.block_n, kTile.head_dim>;
+  using TileV = WgmmaTile<kTile.block_n, kTile.head_dim_v>;
+  static_assert(TileK::kBoxCols == kTile.box_cols() && TileV::kBoxCols == kTile.box_cols());
 
   struct Smem {
     alignas(1024) Element q[TileQ::kElements];
-    alignas(1024) Element k[kStages][TileKV::kElements];
-    alignas(1024) Element v[kStages][TileKV::kElements];
+    alignas(1024) Element k[kStages][TileK::kElements];
+    alignas(1024) Element v[kStages][TileV::kElements];
     Ring<1> q_ring;
     Ring<kStages> k_ring, v_ring;
     Ring<2> work_ring;

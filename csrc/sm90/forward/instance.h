@@ -9,7 +9,7 @@
 namespace fa2::sm90 {
 
 // `kDType` names `Element` to the host, which knows no device types.
-template <class Element, DType kDType, int32_t kBucket, StepKind kSteps>
+template <class Element, DType kDType, Bucket kBucket, StepKind kSteps>
 constexpr FwdInstance fwd_instance() {
   using Kernel = FwdKernel<FwdConfig<Element, fwd_tile(kBucket, kSteps)>>;
   return {{kDType, kBucket, kSteps}, Kernel::kSmemBytes, &launch<Kernel>};

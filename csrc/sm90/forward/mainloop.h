@@ -133,11 +133,11 @@ class FwdMainloop {
   }
 
   CUTE_DEVICE void start_qk(Scores& scores, Position const& at) const {
-    start_rows_product<typename Config::TileQ, typename Config::TileKV>(
+    start_rows_product<typename Config::TileQ, typename Config::TileK>(
         scores, smem_.q, 64 * warpgroup_, smem_.k[at.stage]);
   }
   CUTE_DEVICE void start_pv(Position const& at) {
-    start_cols_product<typename Config::TileKV>(output, probs_, smem_.v[at.stage]);
+    start_cols_product<typename Config::TileV>(output, probs_, smem_.v[at.stage]);
   }
 
   CUTE_DEVICE void mask(WorkTile const& work, Scores& scores, int n) const {

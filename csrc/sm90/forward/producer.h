@@ -60,29 +60,30 @@ class FwdProducer {
     uint64_t& full = smem_.q_ring.full[0];
     wait_empty(smem_.q_ring, q_at_);
     mbarrier_arrive_expect(full, args_.q_bytes);
-    load_rows<kTile.block_m>(
+    load_rows<typename Config::TileQ>(
         args_.q, full, smem_.q,
         {work.head, work.query_begin, work.seqlen_q, work.first_row_q, work.batch});
     q_at_.advance();
   }
 
   CUTE_DEVICE void load_keys(WorkTile const& work, int n) {
-    load_tile(args_.k, smem_.k_ring, k_at_, smem_.k[k_at_.stage], work, n);
+    load_tile<typename Config::TileK>(args_.k, smem_.k_ring, k_at_, smem_.k[k_at_.stage], work, n);
   }
   CUTE_DEVICE void load_values(WorkTile const& work, int n) {
-    load_tile(args_.v, smem_.v_ring, v_at_, smem_.v[v_at_.stage], work, n);
+    load_tile<typename Config::TileV>(args_.v, smem_.v_ring, v_at_, smem_.v[v_at_.stage], work, n);
   }
 
   // Tile n of keys or values.
+  template <class Tile>
   CUTE_DEVICE void load_tile(TensorMap const& tensor, Ring<Config::kStages>& ring,
                              RingPosition<Config::kStages>& at, Element* to, WorkTile const& work,
                              int n) {
     uint64_t& full = ring.full[at.stage];
     wait_empty(ring, at);
-    mbarrier_arrive_expect(full, Config::TileKV::kElements * int(sizeof(Element)));
-    load_rows<kTile.block_n>(tensor, full, to,
-                             {work.head / args_.problem.group(), n * kTile.block_n, work.seqlen_k,
-                              work.first_row_k, work.batch});
+    mbarrier_arrive_expect(full, Tile::kElements * int(sizeof(Element)));
+    load_rows<Tile>(tensor, full, to,
+                    {work.head / args_.problem.group(), n * kTile.block_n, work.seqlen_k,
+                     work.first_row_k, work.batch});
     at.advance();
   }
 
@@ -94,16 +95,15 @@ class FwdProducer {
     int batch;
   };
 
-  template <int kRows>
+  template <class Tile>
   CUTE_DEVICE static void load_rows(TensorMap const& tensor, uint64_t& full, Element* to,
                                     Rows const& rows) {
-    constexpr int kCols = Config::TileKV::kBoxCols;
     bool const ragged = tensor.shift != 0;
     int const row = ragged ? tensor.shift - rows.length + rows.begin : rows.begin;
     int const outer = ragged ? int(rows.first_row) + rows.length : 0;
     CUTE_UNROLL
-    for (int col = 0; col < kTile.head_dim; col += kCols) {
-      load_box(tensor.map, full, to + col * kRows, col, rows.head, row, outer,
+    for (int col = 0; col < Tile::kCols; col += Tile::kBoxCols) {
+      load_box(tensor.map, full, to + col * Tile::kRows, col, rows.head, row, outer,
                rows.batch * tensor.batch_step);
     }
   }

@@ -1,0 +1,173 @@
+// Unit tests of csrc/sm90/plan: what the family serves; problem and device -> kernel, tile and
+// grid.
+
+#include <string>
+
+#include "check.h"
+#include "host/error.h"
+#include "sm90/plan.h"
+
+namespace {
+
+using namespace fa2;
+using namespace fa2::sm90;
+
+constexpr DeviceInfo kH100{
+    .arch = 90, .sm_count = 132, .smem_per_block = 227 * 1024, .l2_bytes = 50 << 20};
+
+TensorRef rows_of(int64_t seqlen, int64_t heads, int64_t width) {
+  return {
+      .batch_stride = seqlen * heads * width, .row_stride = heads * width, .head_stride = width};
+}
+
+FwdParams problem(int width, int width_v, int seqlen_q = 1000, int seqlen_k = 1000) {
+  FwdParams p;
+  p.batch = 3;
+  p.num_heads = 8;
+  p.num_heads_kv = 2;
+  p.head_dim = width;
+  p.head_dim_v = width_v;
+  p.seqs_q.max_seqlen = seqlen_q;
+  p.seqs_k.max_seqlen = seqlen_k;
+  p.q = rows_of(seqlen_q, 8, width);
+  p.k = rows_of(seqlen_k, 2, width);
+  p.v = rows_of(seqlen_k, 2, width_v);
+  return p;
+}
+FwdParams problem(int width) { return problem(width, width); }
+
+FwdPlan plan(FwdParams const& p) { return plan_forward(p, kH100); }
+
+bool is_served(FwdParams const& p) { return not_served(p) == nullptr; }
+
+TEST(heads_are_rounded_up_to_a_bucket) {
+  struct {
+    int width, width_v;
+    Bucket bucket;
+  } const cases[] = {{40, 40, 64},          {64, 40, 64},    {72, 64, 96},
+                     {128, 8, 128},         {136, 136, 192}, {192, 128, {192, 128}},
+                     {136, 64, {192, 128}}, {256, 200, 256}};
+  for (auto const& [width, width_v, bucket] : cases) {
+    EXPECT(plan(problem(width, width_v)).key.bucket == bucket);
+    EXPECT_EQ(plan(problem(width, width_v)).tile.head_dim, bucket.head_dim);
+    EXPECT_EQ(plan(problem(width, width_v)).tile.head_dim_v, bucket.head_dim_v);
+  }
+}
+
+TEST(other_heads_are_not_served) {
+  for (int width : {8, 32, 36, 264, 512}) EXPECT(!is_served(problem(width)));
+}
+
+TEST(what_else_is_not_served) {
+  int32_t const lengths[4] = {};
+  auto const with = [](auto change) {
+    FwdParams p = problem(128);
+    change(p);
+    return p;
+  };
+  EXPECT(is_served(problem(128)));
+  EXPECT(!is_served(with([](auto& p) { p.dtype = DType::kFloat32; })));
+  EXPECT(!is_served(with([](auto& p) { p.dropout.drop_prob = 0.5; })));
+  EXPECT(!is_served(with([](auto& p) { p.score_mod.softcap = 2; })));
+  EXPECT(!is_served(with([](auto& p) { p.softmax_scale = 0; })));
+  EXPECT(!is_served(with([](auto& p) { p.num_splits = 2; })));
+  EXPECT(!is_served(with([&](auto& p) { p.pages.block_table = lengths; })));
+  EXPECT(!is_served(with([&](auto& p) { p.seqs_k.seqused = lengths; })));
+  EXPECT(!is_served(with([&](auto& p) { p.seqs_k.leftpad = lengths; })));
+  EXPECT(!is_served(with([](auto& p) { p.quantised.type = CodeType::kInt8; })));
+  EXPECT(is_served(with([&](auto& p) { p.seqs_k.seqused = p.seqs_k.cu_seqlens = lengths; })));
+  EXPECT(is_served(with([](auto& p) { p.k.batch_stride = 0; })));
+  EXPECT(!is_served(with([](auto& p) { p.k.head_stride = 0; })));
+  EXPECT(!is_served(with([](auto& p) { p.q.row_stride = 1028; })));
+  EXPECT(!is_served(with([](auto& p) { p.v.row_stride = int64_t(1) << 39; })));
+}
+
+TEST(whether_a_call_is_served_is_no_matter_of_batch_and_lengths) {
+  for (int seqlen : {0, 1, 17, 1 << 20}) {
+    for (int batch : {0, 1, 1000}) {
+      FwdParams p = problem(128, 128, seqlen, seqlen);
+      p.batch = batch;
+      EXPECT(is_served(p));
+    }
+  }
+}
+
+TEST(windows_have_shorter_steps_at_128) {
+  for (Bucket const& bucket : kBuckets) {
+    FwdParams p = problem(bucket.head_dim, bucket.head_dim_v);
+    EXPECT(plan(p).key.steps == StepKind::kLong);
+    p.window.right = 0;
+    EXPECT(plan(p).key.steps == (bucket == Bucket(128) ? StepKind::kShort : StepKind::kLong));
+  }
+}
+
+TEST(heads_of_a_group_share_tiles_where_these_have_whole_queries) {
+  FwdParams p = problem(128);
+  EXPECT_EQ(plan(p).pack, 4);
+  EXPECT_EQ(plan(p).num_m_blocks, 32);  // of 32 queries
+  p.num_heads = 6;
+  EXPECT_EQ(plan(p).pack, 1);
+  EXPECT_EQ(plan(p).num_m_blocks, 8);
+  p.head_dim = p.head_dim_v = 64;  // tiles of 192 rows
+  EXPECT_EQ(plan(p).pack, 3);
+}
+
+TEST(grid_is_what_the_device_holds) {
+  FwdParams p = problem(128);
+  EXPECT_EQ(plan(p).num_tiles, 32 * 2 * 3);
+  EXPECT_EQ(plan(p).grid, 132);
+  p.batch = 1;
+  EXPECT_EQ(plan(p).grid, 64);
+}
+
+TEST(tiles_are_counted_where_they_may_take_different_times) {
+  FwdParams p = problem(128);
+  EXPECT(!plan(p).counts_tiles);
+  EXPECT_EQ(plan(p).workspace_bytes, 0);
+  p.window.right = 0;
+  EXPECT(plan(p).counts_tiles);
+  EXPECT_EQ(plan(p).workspace_bytes, 4);
+  p.batch = 1;  // each CTA has one
+  EXPECT(!plan(p).counts_tiles);
+}
+
+TEST(sections_are_what_fits_half_of_the_l2_cache) {
+  int64_t const pair_bytes = 16384 * 128 * 2 * 2;
+  EXPECT_EQ(plan(problem(128, 128, 1000, 16384)).section, (kH100.l2_bytes / 2) / pair_bytes);
+  EXPECT_EQ(plan(problem(128, 128, 1000, 1 << 20)).section, 1);
+  FwdParams p = problem(128, 128, 1000, 1 << 20);
+  p.num_heads = 6;  // not packed: the three heads of a group
+  EXPECT_EQ(plan(p).section, 3);
+}
+
+TEST(nothing_to_do_has_no_ctas) {
+  EXPECT_EQ(plan(problem(128, 128, 0, 10)).grid, 0);
+  FwdParams p = problem(128);
+  p.batch = 0;
+  EXPECT_EQ(plan(p).grid, 0);
+}
+
+TEST(what_is_refused) {
+  auto const error_of = [](FwdParams const& p) -> std::string {
+    try {
+      plan(p);
+    } catch (Error const& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT(error_of(problem(512)).find("do not serve heads of that width") != std::string::npos);
+  FwdParams p = problem(64, 64, kMaxSeqlen, 10);
+  p.batch = 1 << 20;
+  EXPECT(error_of(p).find("query tiles") != std::string::npos);
+}
+
+TEST(plan_is_printable) {
+  FwdParams p = problem(128);
+  p.window.right = 0;
+  EXPECT_EQ(to_string(plan(p)),
+            "sm90 float16 head_dim<=128 short steps: tile 128x128, 32 query blocks of 4 heads, "
+            "section 6, 192 tiles counted, grid 132");
+}
+
+}  // namespace
