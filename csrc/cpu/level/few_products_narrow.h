@@ -178,8 +178,7 @@ class NarrowProducts {
     char const* const lines = turn.template lines<kBytes>((head_dim + kPair - 1) / kPair);
     int d = 0;
     for (; d + kPair <= head_dim; d += kPair) {
-      fetch_part<kBytes>(lines, d / kPair);
-      add_vectors<kQueries, 2>(row, d, queries + d, query_stride, sums);
+      add_vectors<kQueries, 2>(row, d, queries + d, query_stride, lines, d, sums);
     }
     if (d < head_dim) fetch_part<kBytes>(lines, d / kPair);
     Storage ends[kKeys * kSize];
@@ -190,22 +189,26 @@ class NarrowProducts {
         for (int r = 0; r < kKeys; ++r) row[r] = ends + r * kSize;
         at = 0;
       }
-      add_vectors<kQueries, 1>(row, at, queries + d, query_stride, sums);
+      add_vectors<kQueries, 1>(row, at, queries + d, query_stride, nullptr, d, sums);
     }
   }
 
-  // The same for kVectors vectors. Where queries are many, keys are few, and wait for them in
-  // registers; else it is the other way round.
+  // The same for kVectors vectors from head dim d on, which lie at `at` in `rows`. Where queries
+  // are many, keys are few, and wait for them in registers; else it is the other way round. Of
+  // `lines`, each key's share is fetched apart: two lines at once are slower.
   template <int kQueries, int kVectors, int kKeys>
   static FA2_CPU_INLINE void add_vectors(Storage const* const (&rows)[kKeys], int at,
-                                         Real const* queries, int query_stride,
-                                         Vec<Real> (&sums)[kAccumulators]) {
+                                         Real const* queries, int query_stride, char const* lines,
+                                         int d, Vec<Real> (&sums)[kAccumulators]) {
+    constexpr int kBytes = kPair * int(sizeof(Storage));
+    int const part = d / kPair * kKeys;
     if constexpr (kQueries > kKeys) {
       Vec<Real> k[kKeys][kVectors];
 #pragma GCC unroll 8
       for (int r = 0; r < kKeys; ++r) load_columns<E, kVectors>(rows[r], nullptr, at, k[r]);
 #pragma GCC unroll 2
       for (int n = 0; n < kVectors; ++n) {
+        fetch_part<kBytes>(lines, part + n);
 #pragma GCC unroll 4
         for (int i = 0; i < kQueries; ++i) {
           Vec<Real> const q = load_once<Real>(queries + i * query_stride + n * kSize);
@@ -218,6 +221,7 @@ class NarrowProducts {
     } else {
 #pragma GCC unroll 8
       for (int r = 0; r < kKeys; ++r) {
+        fetch_part<kBytes>(lines, part + r);
         Vec<Real> k[kVectors];
         load_columns<E, kVectors>(rows[r], nullptr, at, k);
 #pragma GCC unroll 4
@@ -287,7 +291,7 @@ class NarrowProducts {
       for (int n = 0; n < kColumns; ++n) sums[i][n] = load<Real>(to + i * stride + n * kSize);
     }
     // Two rows a turn of the loop, which is bound by the number of its instructions where another
-    // thread shares the core.
+    // thread shares the core; their lines apart, as in add_vectors.
     auto add_row = [&](int key) FA2_CPU_INLINE_LAMBDA {
       Vec<Real> v[kColumns];
       load_columns<E, kColumns>(rows[key] + at, nullptr, 0, v);
@@ -300,8 +304,10 @@ class NarrowProducts {
     };
     int key = 0;
     for (; key + 2 <= num_keys; key += 2) {
-      fetch_part<2 * kBytes>(lines, key / 2);
+      if constexpr (kBytes < kCacheLine) fetch_part<2 * kBytes>(lines, key / 2);
+      if constexpr (kBytes >= kCacheLine) fetch_part<kBytes>(lines, key);
       add_row(key);
+      if constexpr (kBytes >= kCacheLine) fetch_part<kBytes>(lines, key + 1);
       add_row(key + 1);
     }
     if (key < num_keys) {
