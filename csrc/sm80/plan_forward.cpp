@@ -204,16 +204,18 @@ FwdPlan::Launch many_rows_launch(FwdParams const& p, KernelKey key, Tiles const&
   FwdPlan::Launch launch{.key = key, .tile = tile, .combine_queries = queries};
   launch.num_m_blocks = ceil_div(rows, tile.block_m);
   int32_t const tiles = visible_tiles(p, tile.block_m / rule.group + 2, tile.block_n);
-  int64_t split_rows = rows;
+  int64_t split_rows = rows, fewest_rows = rows;
   if (p.num_splits > 0) {
     launch.num_splits = std::max(1, std::min(p.num_splits, tiles));
   } else {
     if (!q.known()) {
       split_rows = std::min<int64_t>(rows, most_packed_rows(rule.group));
+      // Fewer rows may be fewer blocks, each of which then has more splits.
+      fewest_rows = std::min<int64_t>(split_rows, std::max(kFewRows + 1, rule.group));
       launch.combine_queries = std::max(1, int32_t(split_rows) / rule.group);
     }
     launch.num_splits = std::clamp(ceil_div(tiles, many_split_tiles(rule)), 1,
-                                   most_many_splits(rule, int32_t(split_rows)));
+                                   most_many_splits(rule, int32_t(fewest_rows)));
   }
   int64_t const split_ctas = int64_t(ceil_div(split_rows, tile.block_m)) * launch.num_splits;
   int64_t const ctas = std::max<int64_t>(launch.num_m_blocks, split_ctas);

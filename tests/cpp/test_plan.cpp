@@ -317,8 +317,6 @@ TEST(few_queries_are_packed_where_that_saves_rows) {
   EXPECT_EQ(kinds_of(decode(1, kMaxSeqlen, 1000)), "r");
 }
 
-// Nothing but a sequence's own lengths chooses its kernel, so where the host does not know them
-// there is a launch for each that may be needed.
 // Absorbed multi-head latent attention: heads that attend over one head of 576 columns.
 FwdParams latents(int heads, int seqlen_q) {
   static uint16_t const held[8] = {};
@@ -367,6 +365,8 @@ TEST(narrower_keys_that_hold_the_values_are_read_once_in_pages) {
   }
 }
 
+// Nothing but a sequence's own lengths chooses its kernel, so where the host does not know them
+// there is a launch for each that may be needed.
 TEST(packed_sequences_choose_their_kernel_on_the_device) {
   EXPECT_EQ(kinds_of(packed_queries(decode(64, 4, 1000))), "f");
   EXPECT_EQ(kinds_of(packed_queries(decode(64, 5, 1000))), "rmf");
@@ -427,10 +427,11 @@ TEST(every_split_has_one_cta_and_one_place) {
 // Whether what the plan provides for is enough for a sequence of its bounds.
 void expect_room(FwdParams const& p, FwdPlan const& plan, int own_q, int own_k) {
   for (FwdPlan::Launch const& launch : plan.launches()) {
-    if (kernel_of(plan.rule, own_q, own_k) != launch.key.tile) continue;
+    TileKind const kind = plan.schedule(launch).kind;
+    if (kernel_of(plan.rule, own_q, own_k) != kind) continue;
     int const rows = own_q * p.group(), tiles = ceil_div(own_k, launch.tile.block_n);
-    Splits const own = splits_of(plan.rule, launch.key.tile, rows, tiles);
-    bool const few = launch.key.tile == TileKind::kFewRows;
+    Splits const own = splits_of(plan.rule, kind, rows, tiles);
+    bool const few = kind == TileKind::kFewRows;
     int const blocks = ceil_div(rows, launch.tile.block_m);
     int const ctas = few ? launch.ctas : own.count;
     EXPECT(blocks * ctas <= launch.ctas);
@@ -447,20 +448,34 @@ void expect_room(FwdParams const& p, FwdPlan const& plan, int own_q, int own_k) 
   }
 }
 
+// Lengths of queries that the host knows, and those on the device.
+enum class Queries { kKnown, kPacked, kUsed };
+
 TEST(grids_and_workspaces_suffice_for_every_sequence) {
-  for (auto const& [heads, heads_kv] : {std::array{8, 2}, {8, 8}, {71, 1}, {256, 1}}) {
+  struct Heads {
+    int head_dim, num_heads, num_heads_kv;
+  };
+  // At 264 many rows are tiles of 32, and of 64 where values are columns of keys: sequences may
+  // have fewer of them than the bound, each with more splits.
+  for (auto const& [head_dim, heads, heads_kv] :
+       {Heads{128, 8, 2}, {128, 8, 8}, {128, 71, 1}, {128, 256, 1}, {264, 28, 28}, {264, 16, 1}}) {
     for (int seqlen_q : {1, 3, 4, 16, 60, 129, 700}) {
       for (int num_splits : {0, 1, 3, 128}) {
         for (int seqlen_k : {1, 1000, 20000}) {
-          for (bool packed : {false, true}) {
+          for (int i = 0; i < 6; ++i) {
+            Queries const queries = Queries(i / 2);
             FwdParams p = paged(decode(3, seqlen_q, seqlen_k));
+            p.head_dim = p.head_dim_v = head_dim;
+            if (i % 2 == 0) p.v.data = const_cast<int32_t*>(kLengths);  // apart from keys
             p.num_heads = heads;
             p.num_heads_kv = heads_kv;
-            if (packed) p = packed_queries(p);
+            if (queries == Queries::kPacked) p = packed_queries(p);
+            if (queries == Queries::kUsed) p.seqs_q.seqused = kLengths;
             p.seqs_k.seqused = kLengths;
             p.num_splits = num_splits;
             FwdPlan const plan = plan_forward(p, kA100);
-            for (int own_q = packed ? 1 : seqlen_q; own_q <= seqlen_q; ++own_q) {
+            for (int own_q = queries == Queries::kKnown ? seqlen_q : 1; own_q <= seqlen_q;
+                 ++own_q) {
               for (int own_k = 1; own_k <= seqlen_k; own_k += 997) {
                 expect_room(p, plan, own_q, own_k);
               }

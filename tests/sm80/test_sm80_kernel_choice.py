@@ -123,3 +123,17 @@ def test_queries_in_use_decide() -> None:
     )
     assert_within_rule("out", out, exact[0], low[0])
     assert_lse(lse, exact[1])
+
+
+def test_fewer_rows_than_the_bound_have_more_splits() -> None:
+    """Of 28 heads the device holds seven CTAs each, and tiles of 32 rows split 17 rows in two."""
+    target = Target("sm80-emulated", torch.bfloat16)
+    check_kvcache(
+        q=target.tensor(17, 28, 264),
+        k_cache=target.tensor(17, 64, 28, 264),
+        v_cache=target.tensor(17, 64, 28, 264),
+        cu_seqlens_q=cumulative(17),
+        max_seqlen_q=64,
+        block_table=torch.arange(17, dtype=torch.int32)[None],
+        cache_seqlens=lengths(1025),
+    )
