@@ -1,6 +1,7 @@
 #include "cpu/checks.h"
 
 #include "core/block_mask.h"
+#include "core/latents.h"
 #include "cpu/kernels.h"
 #include "host/check_positions.h"
 #include "host/check_quantised.h"
@@ -131,7 +132,7 @@ void check_problem(AppendParams const& params, int num_threads) {
   check_lengths("q", params.seqs_q);
   check_pages(params.pages, params.seqs_k);
   if (params.new_k.data != nullptr && has_rows(params.batch, params.seqs_new)) {
-    check_data("new_v", params.new_v.data, !keys_hold_values(params.k, params.v, dims));
+    check_data("new_v", params.new_v.data, !keys_hold_values(params));
     bool const keys = has_rows(params.batch, params.seqs_k);
     check_data("k", params.k.data, keys);
     check_data("v", params.v.data, keys);

@@ -30,13 +30,6 @@ struct HeadDims {
 
 inline HeadDims head_dims(FwdParams const& params) { return {params.head_dim, params.head_dim_v}; }
 
-// Whether values are the leading columns of keys, in the same memory: what is brought to the
-// products for the one is there for the other.
-inline bool keys_hold_values(TensorRef const& k, TensorRef const& v, HeadDims const& dims) {
-  return k.data == v.data && k.batch_stride == v.batch_stride && k.row_stride == v.row_stride &&
-         k.head_stride == v.head_stride && dims.v <= dims.qk;
-}
-
 // A chunk of the forward pass. Where keys are cut into splits, each split leaves partial results of
 // its own.
 struct ForwardChunk {

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/latents.h"
 #include "core/positions.h"
 #include "host/error.h"
 #include "sm80/plan_listed.h"
@@ -241,12 +242,10 @@ std::string to_string(FwdPlan::Launch const& launch) {
 // Whether keys hold the values, and are so wide that kernels are built to read them once. Caches of
 // pages have split kernels alone; others of up to 512 columns may take the forward kernel.
 bool reads_latents(FwdParams const& p, KernelKey const& key) {
-  bool const held = p.k.data == p.v.data && p.k.batch_stride == p.v.batch_stride &&
-                    p.k.row_stride == p.v.row_stride && p.k.head_stride == p.v.head_stride &&
-                    p.head_dim_v <= p.head_dim;
   bool const wide =
       is_split_only(key.bucket) || (key.bucket == Bucket(512) && p.pages.block_table != nullptr);
-  return held && wide && (key.variant == Variant::kPlain || key.variant == Variant::kModified);
+  return keys_hold_values(p) && wide &&
+         (key.variant == Variant::kPlain || key.variant == Variant::kModified);
 }
 
 // Kernels with no register for a second width (FwdConfig::kOneWidth) leave such heads to others.

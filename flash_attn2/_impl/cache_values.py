@@ -174,6 +174,8 @@ def _check_scales_apart(p: Problem) -> None:
         and k_scales.shape == v_scales.shape
         and k_scales.stride() == v_scales.stride()
     )
+    if p.k.numel() == 0:
+        return
     if keys_hold_values(p.k, p.v):
         if not same:
             raise ValueError(
@@ -198,7 +200,7 @@ def _check_written_once(append: Append, shared: bool) -> None:
             "be None or k[..., :head_dim_v], in the same memory, as v_cache is of k_cache, got "
             "another tensor"
         )
-    if cos is not None:
+    if cos is not None and new_k.numel() != 0:
         raise ValueError(
             "rotary_cos must be None where v_cache is k_cache[..., :head_dim_v], got a tensor: it "
             "would turn the values, too. Rotate k before the call"

@@ -38,10 +38,13 @@ def widest(q: Tensor) -> tuple[int, int]:
 
 
 def keys_hold_values(k: Tensor, v: Tensor) -> bool:
-    """Whether values are the leading columns of keys, in the same memory."""
+    """Whether values are the leading columns of keys, in the same memory.
+
+    Strides of dimensions of one, such as a single head's, mean nothing.
+    """
     return (
         k.data_ptr() == v.data_ptr()
-        and k.stride() == v.stride()
         and k.shape[:-1] == v.shape[:-1]
         and v.shape[-1] <= k.shape[-1]
+        and all(n == 1 or a == b for n, a, b in zip(v.shape, k.stride(), v.stride(), strict=True))
     )

@@ -202,6 +202,31 @@ def test_other_overlaps_stay_refused(part: slice) -> None:
     assert not given["k_cache"].any()
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_the_stride_of_a_single_head_means_nothing(given: bool) -> None:
+    pages, k = torch.zeros(6, 16, 48), torch.randn(2, 3, 1, 48)
+    q, table = torch.randn(2, 3, 4, 48), torch.arange(6, dtype=torch.int32).view(2, 3)
+    held = {"cache_seqlens": lengths(0, 7), "block_table": table}
+    k_cache, v_cache = pages[:, :, None], pages[..., :32][:, :, None]
+    assert k_cache.stride() != v_cache.stride()
+    v = k.squeeze(2)[..., :32].unsqueeze(2) if given else None
+    out = flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **held)
+    apart = torch.zeros(6, 16, 1, 48)
+    values = torch.zeros(6, 16, 1, 32)
+    expected = flash_attn_with_kvcache(q, apart, values, k, k[..., :32].clone(), **held)
+    assert torch.equal(k_cache, apart)
+    assert torch.equal(out, expected)  # type: ignore[arg-type]
+
+
+def test_caches_without_rows_hold_nothing() -> None:
+    """Whose addresses are the same, all of which are null."""
+    q, k, v = torch.randn(0, 1, 4, 48), torch.randn(0, 1, 1, 48), torch.randn(0, 1, 1, 48)
+    tables = {"rotary_cos": torch.ones(20, 24), "rotary_sin": torch.zeros(20, 24)}
+    k_cache, v_cache = torch.zeros(0, 20, 1, 48), torch.zeros(0, 20, 1, 48)
+    out = flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **tables, cache_seqlens=3)
+    assert out.shape == (0, 1, 4, 48)  # type: ignore[union-attr]
+
+
 def test_read_only() -> None:
     q, k_cache = torch.randn(2, 3, 4, 48), torch.randn(2, 20, 1, 48)
     held = lengths(9, 20)

@@ -4,6 +4,7 @@
 // and lanes, where their rows lie, what they see, and how blocks of keys are brought to them.
 
 #include "core/block_range.h"
+#include "core/latents.h"
 #include "core/mask.h"
 #include "core/positions.h"
 #include "core/seq_info.h"
@@ -92,7 +93,7 @@ class ChunkQueries {
         group_(params.group()),
         diagonal_(first_diagonal(params, chunk.q_seq, chunk.k_seq)),
         num_tiles_((chunk.count + kCapacity - 1) / kCapacity),
-        keys_hold_values_(keys_hold_values(params.k, params.v, head_dims(params))),
+        keys_hold_values_(keys_hold_values(params)),
         rule_(score_rule<Real>(params)) {
     if (params.dropout.drop_prob > 0) {
       int64_t const* const state = params.dropout.rng_state;
