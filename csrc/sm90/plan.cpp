@@ -7,6 +7,7 @@
 #include "core/score_mod.h"
 #include "host/check_positions.h"
 #include "host/error.h"
+#include "sm90/tensor_map.h"
 
 namespace fa2::sm90 {
 namespace {
@@ -32,7 +33,8 @@ bool is_stride(int64_t elements) {
 }
 
 bool has_strides(TensorRef const& t, SeqLens const& seqs, int32_t heads) {
-  bool const rows = seqs.max_seqlen <= 1 || is_stride(t.row_stride);
+  // Maps of ragged sequences step over rows, however short the longest one is.
+  bool const rows = (!is_ragged(seqs) && seqs.max_seqlen <= 1) || is_stride(t.row_stride);
   return rows && (heads <= 1 || is_stride(t.head_stride)) &&
          (t.batch_stride == 0 || is_stride(t.batch_stride));
 }
@@ -59,10 +61,7 @@ int32_t section_of(FwdParams const& p, int32_t pack, DeviceInfo const& device) {
 
 // Whether tiles of work may take different times.
 bool is_uneven(FwdParams const& p) {
-  auto const ragged = [](SeqLens const& seqs) {
-    return seqs.cu_seqlens != nullptr || seqs.seqused != nullptr;
-  };
-  return !is_unlimited(p.window) || ragged(p.seqs_q) || ragged(p.seqs_k);
+  return !is_unlimited(p.window) || is_ragged(p.seqs_q) || is_ragged(p.seqs_k);
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <iterator>
 
 #include "host/error.h"
 
@@ -46,7 +48,7 @@ bool makes_tensor_maps() { return encode_function() != nullptr; }
 TensorMap make_tensor_map(TensorRef const& t, MappedRows const& of, Box const& box) {
   SeqLens const& seqs = of.seqs;
   bool const packed = seqs.cu_seqlens != nullptr;
-  bool const ragged = packed || seqs.seqused != nullptr;
+  bool const ragged = is_ragged(seqs);
   bool const one_entry = packed || t.batch_stride == 0;
   int64_t const rows = seqs.max_seqlen;
   int64_t const batch = one_entry ? 1 : of.batch;
@@ -55,7 +57,9 @@ TensorMap make_tensor_map(TensorRef const& t, MappedRows const& of, Box const& b
   TensorMap result{};
   result.shift = ragged ? int32_t(rows) : 0;
   result.batch_step = one_entry ? 0 : 1;
-  auto* const begin = static_cast<char*>(t.data) - result.shift * t.row_stride * kElementBytes;
+  // A number: in front of a tensor there is nothing to point to.
+  auto const begin =
+      reinterpret_cast<uintptr_t>(t.data) - uintptr_t(result.shift * t.row_stride * kElementBytes);
   cuuint64_t const sizes[] = {cuuint64_t(of.head_dim), cuuint64_t(of.heads), cuuint64_t(rows),
                               cuuint64_t(outer), cuuint64_t(batch)};
   int64_t const all_rows = std::max(rows, outer);
@@ -71,10 +75,11 @@ TensorMap make_tensor_map(TensorRef const& t, MappedRows const& of, Box const& b
   Encode const encode = encode_function();
   FA2_CHECK(encode != nullptr,
             "the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
-  CUresult const status = encode(
-      &result.map, type, std::size(sizes), begin, sizes, strides, extents, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CUresult const status =
+      encode(&result.map, type, std::size(sizes), reinterpret_cast<void*>(begin), sizes, strides,
+             extents, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   FA2_CHECK(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed: {}", int(status));
   return result;
 }

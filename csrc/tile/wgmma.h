@@ -55,7 +55,8 @@ CUTE_DEVICE void pin(Tensor& values) {
   for (int i = 0; i < size(values); ++i) asm volatile("" : "+f"(values(i))::"memory");
 }
 
-// Products follow that read what this thread has in registers, accumulators included.
+// Products follow that read what this thread has in registers, accumulators included. Operands are
+// pinned by whoever has some.
 template <class Accumulator>
 CUTE_DEVICE void begin_product(Accumulator& acc) {
   pin(acc);
@@ -78,9 +79,11 @@ CUTE_DEVICE void start_rows_product(Accumulator& acc, Element const* a, int row,
 
 // Starts acc += A B, with A in registers (tile/fragments.h).
 template <class TileB, class Accumulator, class Operand, class Element>
-CUTE_DEVICE void start_cols_product(Accumulator& acc, Operand const& a, Element const* b) {
+CUTE_DEVICE void start_cols_product(Accumulator& acc, Operand& a, Element const* b) {
   constexpr int kN = decltype(size(acc))::value * 2;
-  auto const packed = recast<uint32_t>(a);  // (register, row block, depth block)
+  auto packed = recast<uint32_t>(a);  // (register, row block, depth block)
+  CUTE_UNROLL
+  for (int i = 0; i < size(packed); ++i) asm volatile("" : "+r"(packed(i))::"memory");
   begin_product(acc);
   CUTE_UNROLL
   for (int k = 0; k < size<2>(a); ++k) {

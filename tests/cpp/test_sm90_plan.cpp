@@ -77,6 +77,13 @@ TEST(what_else_is_not_served) {
   EXPECT(!is_served(with([](auto& p) { p.quantised.type = CodeType::kInt8; })));
   EXPECT(is_served(with([&](auto& p) { p.seqs_k.seqused = p.seqs_k.cu_seqlens = lengths; })));
   EXPECT(is_served(with([](auto& p) { p.k.batch_stride = 0; })));
+  // One row for all is one, of whatever lengths: a packed tensor may hold longer sequences.
+  EXPECT(!is_served(with([&](auto& p) {
+    p.seqs_q.cu_seqlens = lengths;
+    p.seqs_q.max_seqlen = 1;
+    p.seqs_q.total = 3;
+    p.q.row_stride = 0;
+  })));
   EXPECT(!is_served(with([](auto& p) { p.k.head_stride = 0; })));
   EXPECT(!is_served(with([](auto& p) { p.q.row_stride = 1028; })));
   EXPECT(!is_served(with([](auto& p) { p.v.row_stride = int64_t(1) << 39; })));

@@ -40,7 +40,6 @@ struct FwdArgs {
   float scale;  // makes powers of two of scores
   HeadPack pack;
   int32_t queries;       // of a tile: block_m / pack.heads
-  int32_t q_bytes;       // that the boxes of a tile of Q bring
   int32_t num_m_blocks;  // of the longest sequence
   int32_t section;       // (sequence, pack of heads) pairs that are scheduled together
   int32_t num_tiles;     // of work

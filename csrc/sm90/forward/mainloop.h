@@ -84,16 +84,16 @@ class FwdMainloop {
     PerRow factor;
     float const scale = raise(softmax.lane_max(scores), scores, factor);
     softmax.exponentiate(scores, scale);
+    wait_for_keys_after(work, n);
     round_to_operand(scores, probs_);
   }
 
-  // S and P of tile n, and O += P V of tile n + 1.
+  // S and P of tile n, whose keys have landed, and O += P V of tile n + 1.
   template <Edge kEdge>
   CUTE_DEVICE void step(WorkTile const& work, int n) {
     Position const values_at = at_;
     at_.advance();
     Scores scores;
-    wait_full(smem_.k_ring, at_);
     take_turn();
     start_qk(scores, at_);
     wait_full(smem_.v_ring, values_at);
@@ -112,15 +112,21 @@ class FwdMainloop {
     softmax.exponentiate(scores, scale);
     pin(scores);
 
-    // Here and not above: the branch holds the exponentials in front of the wait, which they are to
-    // overlap with. Inside of a block ptxas moves them behind it.
-    if (__builtin_expect(outgrown, 0)) {
-      wait_for_products<0>(output);
-      scale_rows(output, factor);
-    }
+    // Here and not above: the loop in it holds the exponentials in front of the wait for products,
+    // which they are to overlap with. Inside of a block ptxas moves them behind it.
+    wait_for_keys_after(work, n);
     wait_for_products<0>(output);
+    if (__builtin_expect(outgrown, 0)) scale_rows(output, factor);
     release(smem_.v_ring, values_at.stage);
     round_to_operand(scores, probs_);
+  }
+
+  // Of tile n - 1, if there is one.
+  CUTE_DEVICE void wait_for_keys_after(WorkTile const& work, int n) {
+    if (n == work.tiles.begin) return;
+    Position next = at_;
+    next.advance();
+    wait_full(smem_.k_ring, next);
   }
 
   // O += P V of the last tile.

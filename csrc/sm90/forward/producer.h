@@ -59,7 +59,7 @@ class FwdProducer {
   CUTE_DEVICE void load_queries(WorkTile const& work) {
     uint64_t& full = smem_.q_ring.full[0];
     wait_empty(smem_.q_ring, q_at_);
-    mbarrier_arrive_expect(full, args_.q_bytes);
+    mbarrier_arrive_expect(full, Config::TileQ::kElements * int(sizeof(Element)));
     load_rows<typename Config::TileQ>(
         args_.q, full, smem_.q,
         {work.head, work.query_begin, work.seqlen_q, work.first_row_q, work.batch});

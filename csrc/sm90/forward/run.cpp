@@ -21,7 +21,6 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
       .scale = score_scales<float>(p.softmax_scale, 0).plain,
       .pack = HeadPack::of(plan.pack),
       .queries = plan.queries(),
-      .q_bytes = plan.queries() * plan.pack * tile.head_dim * int32_t(sizeof(uint16_t)),
       .num_m_blocks = plan.num_m_blocks,
       .section = plan.section,
       .num_tiles = plan.num_tiles,
