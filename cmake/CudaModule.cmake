@@ -37,6 +37,12 @@ message(STATUS "CUDA module: built with ${nvcc}")
 # Machine code for every architecture, all of it from PTX of the oldest, which also serves those to
 # come: making PTX is most of what nvcc does, and the kernels use nothing newer.
 string(REPLACE "," ";" cuda_archs "${FLASH_ATTN2_CUDA_ARCHS}")
+foreach(arch IN LISTS cuda_archs)
+  if(NOT arch MATCHES "^[0-9]+$")
+    message(FATAL_ERROR "FLASH_ATTN2_CUDA_ARCHS has '${arch}': compute capabilities are numbers "
+                        "such as 80 or 90, which brings the kernels of 90a, too")
+  endif()
+endforeach()
 list(SORT cuda_archs COMPARE NATURAL)
 list(JOIN cuda_archs "," cuda_archs_text)
 list(GET cuda_archs 0 oldest_arch)

@@ -156,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
             sources = [source.resolve() for source in given.sources]
             draws = {unit: Draw.parse(draw) for unit, draw in given.faults}
             units(toolchain, sources, place, given.depfile, draws)
-    except (CompileError, ToolchainError) as error:
+    except (CompileError, ToolchainError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
