@@ -8,8 +8,9 @@ exactly, tile by tile (FlashAttention-2, Dao 2023), in memory linear in the sequ
 may have heads of another width than queries and keys, head_dim_v, which is then that of out: up to
 576 for q and k and 512 for v on the CPU. CUDA kernels are built for both up to 512, over KV caches
 for as much as on the CPU, and say so with NotImplementedError. Values that are a view of the
-leading columns of keys are read once. What their options mean and what their defaults are stands in
-the docstring of each (`help(flash_attn_func)`).
+leading columns of keys are read once, on the CPU and by CUDA kernels over wide KV caches. What
+their options mean and what their defaults are stands in the docstring of each
+(`help(flash_attn_func)`).
 
 Both biases are of dense tensors and go with everything else, each other included.
 

@@ -115,7 +115,7 @@ class PagedKVCache:
         page_size     tokens per page, at least 1
         dtype, device as of `torch.empty`; dtype may be torch.float8_e4m3fn, float8_e5m2 or int8,
                       half of what 16 bits take and a scale for each token and head, which attention
-                      computes as it writes (on the CPU)
+                      computes as it writes
         head_dim_v    width of values, where it is not that of keys, head_dim
         shared_kv     values are the leading head_dim_v columns of keys, and take no memory of their
                       own: attention is called with k alone

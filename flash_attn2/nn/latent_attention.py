@@ -49,7 +49,7 @@ class LatentAttention(nn.Module):
     qk_nope_head_dim + qk_rope_head_dim and v_head_dim wide (192 and 128 in those models). Over a
     cache `kv_b_proj` is absorbed into queries and results: all heads attend over the latents,
     kv_lora_rank + qk_rope_head_dim and kv_lora_rank wide (576 and 512), which are read once for all
-    of them, on the CPU and on CUDA.
+    of them, on the CPU and, where they have more than 256 columns in 16 bits, on CUDA.
     """
 
     @named_only
