@@ -223,7 +223,7 @@ def test_caches_without_rows_hold_nothing() -> None:
     q, k, v = torch.randn(0, 1, 4, 48), torch.randn(0, 1, 1, 48), torch.randn(0, 1, 1, 48)
     tables = {"rotary_cos": torch.ones(20, 24), "rotary_sin": torch.zeros(20, 24)}
     k_cache, v_cache = torch.zeros(0, 20, 1, 48), torch.zeros(0, 20, 1, 48)
-    out = flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **tables, cache_seqlens=3)
+    out = flash_attn_with_kvcache(q, k_cache, v_cache, k, v, **tables, cache_seqlens=lengths())
     assert out.shape == (0, 1, 4, 48)  # type: ignore[union-attr]
 
 
