@@ -110,8 +110,8 @@ LIMITS = {
 _HOSTILE = 0.05  # share of problems
 _MASKED = 0.4  # share of dense ones
 _BIASED = 0.3  # likewise
-_WIDER = 0.4  # share of problems, on the CPU, with values of another width or heads beyond 256
-_CODES = 0.3  # share of problems over a cache, on the CPU, of 8 bits
+_WIDER = 0.4  # share of problems with values of another width or heads beyond 256
+_CODES = 0.3  # share of problems over a cache of 8 bits
 _EDGES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257)
 _HEAD_DIMS = (1, 2, 7, 8, 16, 32, 33, 40, 64, 64, 64, 72, 80, 96, 100, 128, 128, 160, 192, 256)
 _SETTINGS = (
@@ -179,10 +179,10 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
     if kind == "dense" and other.random() < _BIASED:
         problem = replace(problem, biases=drawn_biases(other))
     widths = random.Random(f"{seed} {number} widths")
-    if backend == "cpu" and widths.random() < _WIDER:
-        problem = _with_widths(widths, problem)
+    if widths.random() < _WIDER:
+        problem = _with_widths(widths, problem, backend)
     codes = random.Random(f"{seed} {number} codes")
-    if backend == "cpu" and kind == "cache" and codes.random() < _CODES:
+    if kind == "cache" and codes.random() < _CODES:
         problem = replace(problem, cache=replace(problem.cache, **drawn_codes(codes)))
     return possible(_cut(problem, limits.work))
 
@@ -211,14 +211,22 @@ def _drawn_lengths(
     )
 
 
-def _with_widths(draw: random.Random, problem: Problem) -> Problem:
-    """Those that CPU kernels alone are built for."""
+def _with_widths(draw: random.Random, problem: Problem, backend: str) -> Problem:
     if draw.random() < 0.3:
         problem = replace(problem, head_dim=draw.choice((257, 320, 500, 512, 576)))
+        if backend != "cpu" and problem.kind not in ("paged", "cache"):
+            problem = replace(problem, head_dim=min(problem.head_dim, 512))
     if problem.packing:  # which makes widths equal
         return replace(problem, head_dim=min(problem.head_dim, 512))
     other = draw.choice(_HEAD_DIMS) if draw.random() < 0.7 else draw.randint(1, 512)
-    return replace(problem, other_width=other)
+    problem = replace(problem, other_width=other)
+    return _aligned(problem) if backend != "cpu" and problem.kind in ("paged", "cache") else problem
+
+
+def _aligned(problem: Problem) -> Problem:
+    """With rows of whole units of 8 columns: caches are read in place, which CUDA kernels need."""
+    head_dim, other_width = (-(-n // 8) * 8 for n in (problem.head_dim, problem.other_width))
+    return replace(problem, head_dim=head_dim, other_width=other_width)
 
 
 def _drawn_options(draw: random.Random, subset: tuple[str, ...], limits: Limits) -> Options:
@@ -252,8 +260,8 @@ def _with_cache(draw: random.Random, problem: Problem, backend: str) -> Problem:
     page_size = draw.choice((1, 3, 16, 48, 64, 256))
     if problem.kind == "cache" and draw.random() < 0.5:
         page_size = 0
-    if backend != "cpu":  # caches are read in place, which needs aligned rows
-        problem = replace(problem, head_dim=-(-problem.head_dim // 8) * 8)
+    if backend != "cpu":
+        problem = _aligned(problem)
     if problem.kind == "paged":
         used = tuple(draw.randint(0, n) for n in problem.seqlens_k)
         return replace(
