@@ -7,7 +7,7 @@
 #include "core/score_mod.h"
 #include "host/check_positions.h"
 #include "host/error.h"
-#include "sm90/tensor_map.h"
+#include "sm90/ragged.h"
 
 namespace fa2::sm90 {
 namespace {

@@ -19,11 +19,6 @@ struct MappedRows {
   SeqLens seqs;
 };
 
-// Whether sequences end where the map does not: it then begins before the tensor (forward/args.h).
-inline bool is_ragged(SeqLens const& seqs) {
-  return seqs.cu_seqlens != nullptr || seqs.seqused != nullptr;
-}
-
 // What one copy brings: kBoxCols columns (tile/wgmma.h) of some heads of some rows.
 struct Box {
   int32_t cols;
