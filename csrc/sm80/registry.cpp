@@ -1,20 +1,14 @@
 #include "sm80/registry.h"
 
-#include <string>
-
 #include "host/error.h"
+#include "host/find_instance.h"
 
 namespace fa2::sm80 {
 namespace {
 
 template <class Instance>
 Instance const& find(KernelKey const& key) {
-  for (Instance const* instance : instances<Instance>()) {
-    if (instance->key == key) return *instance;
-  }
-  std::string built;  // only now: every launch looks here
-  for (Instance const* instance : instances<Instance>()) built += "\n  " + to_string(instance->key);
-  throw Error(message("no kernel for {}; built are:{}", to_string(key), built));
+  return find_instance(instances<Instance>(), key);
 }
 
 // Of instances that serve a dtype whatever the rest.
