@@ -40,13 +40,10 @@ function(fa2_translator result)
 endfunction()
 
 # For units, each a .cu file: sets `cpp` to the files of their translated kernels. Those of a group
-# are compiled together. FLAGS are nvcc's; ARCH is the virtual architecture, 80 by default.
+# are compiled together. FLAGS are nvcc's; ARCH is the virtual architecture.
 # Units of the same name in different folders are an error.
 function(fa2_translate_units cpp)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "ARCH" "FLAGS")
-  if(NOT arg_ARCH)
-    set(arg_ARCH 80)
-  endif()
   fa2_translator(tools)
   set(folder "${FA2_UNITS_DIR}/compute_${arg_ARCH}")
   set(translated "")
@@ -87,9 +84,6 @@ endfunction()
 # The same of programs, which are compiled with the host's code: sets `objects` to what that makes.
 function(fa2_translate_programs cpp objects)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "ARCH" "FLAGS")
-  if(NOT arg_ARCH)
-    set(arg_ARCH 80)
-  endif()
   fa2_translator(tools)
   set(translated "")
   set(of_host "")

@@ -7,7 +7,7 @@
 #include "core/score_mod.h"
 #include "host/check_positions.h"
 #include "host/error.h"
-#include "sm90/ragged.h"
+#include "sm90/rows.h"
 
 namespace fa2::sm90 {
 namespace {
@@ -84,9 +84,7 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   char const* const reason = not_served(p);
   FA2_CHECK(reason == nullptr, "kernels for compute capability 9.0 do not serve {}", reason);
   check_positions(p);
-  bool const has_queries =
-      p.seqs_q.max_seqlen > 0 && (p.seqs_q.cu_seqlens == nullptr || p.seqs_q.total > 0);
-  if (p.batch == 0 || p.num_heads == 0 || !has_queries) return {};
+  if (p.batch == 0 || p.num_heads == 0 || !has_rows(p.seqs_q)) return {};
 
   Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
   bool const is_short = has_short_steps(bucket) && !is_unlimited(p.window);

@@ -8,7 +8,7 @@
 #include <iterator>
 
 #include "host/error.h"
-#include "sm90/ragged.h"
+#include "sm90/rows.h"
 
 namespace fa2::sm90 {
 namespace {

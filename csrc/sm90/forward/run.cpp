@@ -4,14 +4,11 @@
 #include "host/error.h"
 #include "sm90/family.h"
 #include "sm90/registry.h"
+#include "sm90/rows.h"
 #include "sm90/tensor_map.h"
 
 namespace fa2::sm90 {
 namespace {
-
-bool has_rows(SeqLens const& seqs) {
-  return seqs.max_seqlen > 0 && (seqs.cu_seqlens == nullptr || seqs.total > 0);
-}
 
 FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
   FwdTile const& tile = plan.tile;
