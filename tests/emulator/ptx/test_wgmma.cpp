@@ -22,7 +22,11 @@ enum : uint32_t {
   kWrittenTooEarly,
   kNotShown,
   kNoFence,
-  kNoWait
+  kNoWait,
+  kWaitOfThree,
+  kLastWaitOfThree,
+  kDescriptorOfWarp,
+  kDescriptorOfLane,
 };
 
 // A matrix of lines: 16 bytes of it stay together, of a line, or of 8 lines where it is transposed.
@@ -146,6 +150,10 @@ TEST(faults_of_products_of_groups) {
                  "by wgmma, without a fence.proxy.async after the write of");
   CHECK_CONTAINS(run(layout, kNoFence, sums), "wgmma without a wgmma.fence before it");
   CHECK_CONTAINS(run(layout, kNoWait, sums), "wgmma: the warp ends without a wait for it");
+  CHECK_CONTAINS(run(layout, kWaitOfThree, sums), "the warps of a group of four part");
+  CHECK_CONTAINS(run(layout, kLastWaitOfThree, sums), "only 3 warps of a group of four");
+  CHECK_CONTAINS(run(layout, kDescriptorOfWarp, sums), "other descriptors than its group of four");
+  CHECK_CONTAINS(run(layout, kDescriptorOfLane, sums), "other descriptors or scales than lane 0");
 }
 
 }  // namespace

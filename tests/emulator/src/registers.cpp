@@ -36,16 +36,24 @@ void set_registers(void const* site, int wanted, bool more) {
          kLeast, kMost, kUnit);
   }
   Warp& warp = current_warp();
+  auto const together = [=](auto execute) {
+    converge(Operation::kRegisters, uint32_t(wanted), kAllLanes, {site, true}, [=](Warp& w) {
+      execute(w);
+      return true;
+    });
+  };
+  together([=](Warp& w) {
+    take_step_of_group({site});
+    if (more ? wanted < w.registers : wanted > w.registers) {
+      fail(site, "setmaxnreg: from %d to %d registers is not %s", w.registers, wanted,
+           more ? "more" : "less");
+    }
+  });
   bool done = false;
   while (!done) {
-    converge(Operation::kRegisters, uint32_t(wanted), kAllLanes, {site, true}, [=](Warp& w) {
-      if (more ? wanted < w.registers : wanted > w.registers) {
-        fail(site, "setmaxnreg: from %d to %d registers is not %s", w.registers, wanted,
-             more ? "more" : "less");
-      }
+    together([=](Warp& w) {
       w.barrier_result = w.cta->registers.exchange(kWarpSize, w.registers, wanted);
       if (w.barrier_result) w.registers = wanted;
-      return true;
     });
     done = warp.barrier_result != 0;
     if (!done) wait_for_write(Operation::kRegisters, uint32_t(wanted));

@@ -12,7 +12,6 @@ namespace emu {
 
 namespace {
 
-constexpr int kWarpsOfGroup = 4;
 constexpr int kDepth = 16;
 constexpr int kChunkElements = 8;
 constexpr uint32_t kSignBit = 0x8000;  // of either kind of half
@@ -63,6 +62,14 @@ class SharedMatrix {
 
 void check_descriptor(uint64_t descriptor, void const* site) {
   if ((descriptor >> 49 & 7) != 0) fail(site, "wgmma: a descriptor with a base offset");
+}
+
+void check_lanes_agree(Warp const& warp, void const* site) {
+  for (int l = 1; l < kWarpSize; ++l) {
+    bool const same = warp.wgmma.matrices[l] == warp.wgmma.matrices[0] &&
+                      warp.wgmma.adds[l] == warp.wgmma.adds[0];
+    if (!same) fail(site, "wgmma: lane %d has other descriptors or scales than lane 0", l);
+  }
 }
 
 uint16_t element(SharedMatrix const& matrix, int line, int k, bool negates) {
@@ -120,9 +127,8 @@ void multiply_columns(uint16_t const (&a)[16][16], SharedMatrix const& matrix, W
 
 void execute(Warp& warp, Wgmma const& op, void const* site) {
   if (!warp.wgmmas.is_fenced) fail(site, "wgmma without a wgmma.fence before it");
-  if (warp.index / kWarpsOfGroup * kWarpsOfGroup + kWarpsOfGroup > warp.cta->num_warps) {
-    fail(site, "wgmma: warp %d is in no group of four", warp.index);
-  }
+  check_lanes_agree(warp, site);
+  take_step_of_group({site, {op.a, op.b}});
   check_descriptor(op.b, site);
   if (!op.a_in_registers) check_descriptor(op.a, site);
   SharedMatrix const b(op.b, op.transposes_b);
@@ -137,7 +143,7 @@ void execute(Warp& warp, Wgmma const& op, void const* site) {
   alignas(32) uint16_t a[16][16];
   gather_a(warp, op, a);
   for (int first = 0; first < op.columns; first += 8) {
-    multiply_columns(a, b, op, first, warp.wgmma_sums);
+    multiply_columns(a, b, op, first, warp.wgmma.sums);
   }
   ++totals.wgmma;
   totals.mma += uint64_t(op.columns / 8);
@@ -179,7 +185,9 @@ void wgmma(void const* site, Wgmma const& op, uint32_t const* a, float* sums) {
   Warp& warp = current_warp();
   int const lane = current->lane;
   if (a != nullptr) std::memcpy(warp.mma.a[lane], a, sizeof(warp.mma.a[lane]));
-  warp.wgmma_sums[lane] = sums;
+  warp.wgmma.sums[lane] = sums;
+  warp.wgmma.matrices[lane] = {op.a, op.b};
+  warp.wgmma.adds[lane] = op.adds;
   converge(Operation::kWgmma, uint32_t(op.columns), kAllLanes, {site, true}, [&](Warp& w) {
     execute(w, op, site);
     return true;
@@ -187,21 +195,24 @@ void wgmma(void const* site, Wgmma const& op, uint32_t const* a, float* sums) {
 }
 
 void wgmma_fence(void const* site) {
-  converge(Operation::kWgmma, 0, kAllLanes, {site, true}, [](Warp& warp) {
+  converge(Operation::kWgmma, 0, kAllLanes, {site, true}, [site](Warp& warp) {
+    take_step_of_group({site});
     warp.wgmmas.is_fenced = true;
     return true;
   });
 }
 
 void wgmma_commit(void const* site) {
-  converge(Operation::kWgmma, 0, kAllLanes, {site, true}, [](Warp& warp) {
+  converge(Operation::kWgmma, 0, kAllLanes, {site, true}, [site](Warp& warp) {
+    take_step_of_group({site});
     warp.wgmmas.commit();
     return true;
   });
 }
 
 void wgmma_wait(void const* site, int pending) {
-  converge(Operation::kWgmma, 0, kAllLanes, {site, true}, [pending](Warp& warp) {
+  converge(Operation::kWgmma, 0, kAllLanes, {site, true}, [site, pending](Warp& warp) {
+    take_step_of_group({site});
     warp.wgmmas.wait(warp, pending);
     return true;
   });
