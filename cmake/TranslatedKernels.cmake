@@ -3,10 +3,12 @@
 
 set(FLASH_ATTN2_FAULTS "" CACHE STRING
     "SEED,COUNT: kernels have faults, up to COUNT of a kind, one chosen at run time (make mutants)")
+set(FLASH_ATTN2_FAULTS_FAMILY sm80 CACHE STRING "Of which family: sm80 or sm90")
 # Those that get them.
-set(FA2_UNITS_WITH_FAULTS
+set(FA2_sm80_UNITS_WITH_FAULTS
     fwd_hd64_plain fwd_hd64_listed bwd_hd64_plain split_hd64_plain_few combine append bwd_rows
     fwd_hd32_listed split_hd64_plain_many)
+set(FA2_sm90_UNITS_WITH_FAULTS sm90_fwd_hd64_plain)
 
 set(FA2_UNITS_DIR "${PROJECT_SOURCE_DIR}/build/nvcc")
 # Why there are none, where nvcc cannot be had; tests skip with this reason.
@@ -55,7 +57,7 @@ function(fa2_translate_units cpp)
     foreach(source IN LISTS of_${group})
       cmake_path(GET source STEM unit)
       list(APPEND ptx "${folder}/${unit}/${unit}.ptx")
-      list(FIND FA2_UNITS_WITH_FAULTS "${unit}" index)
+      list(FIND FA2_${FLASH_ATTN2_FAULTS_FAMILY}_UNITS_WITH_FAULTS "${unit}" index)
       if(FLASH_ATTN2_FAULTS AND index GREATER -1)
         math(EXPR first "20000 * ${index} + 1")
         list(APPEND options --faults ${unit} "${FLASH_ATTN2_FAULTS},${first}")

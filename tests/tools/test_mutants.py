@@ -39,6 +39,19 @@ $L1:
 \tbar.sync \t0;
 \tadd.f32 \t%f4, %f3, %f1;
 \tst.global.f32 \t[%rd2], %f4;
+{
+.reg .pred complete;
+TRY:
+mbarrier.try_wait.parity.shared::cta.b64 complete, [%r1], %r2;
+@complete bra GO_ON;
+bra TRY;
+GO_ON:
+}
+\twgmma.fence.sync.aligned;
+\twgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f1,%f2,%f3,%f4}, %rd1, %rd2, %p1, 1,1,0,0;
+\twgmma.commit_group.sync.aligned;
+\twgmma.wait_group.sync.aligned 0;
+\tmbarrier.arrive.shared::cta.b64 _, [%r1];
 \tret;
 """
 PTX = f"""
@@ -103,6 +116,44 @@ def kinds_of(line: str) -> dict[str, Any]:
         ("add.s32 %r1, %r2, %r9;", "other register", ("add.s32 %r1, %r9, %r9",)),
         ("@%p1 st.shared.u32 [%r1], %r2;", "other register", ("@%p1 st.shared.u32 [%r1], %r9",)),
         ("{ cvt.f32.f16 %f1, %rs2;}", "late", ()),
+        (
+            "wgmma.wait_group.sync.aligned 1;",
+            "wait for fewer",
+            ("wgmma.wait_group.sync.aligned 2",),
+        ),
+        ("wgmma.fence.sync.aligned;", "dropped order", ()),
+        ("fence.mbarrier_init.release.cluster;", "dropped order", ()),
+        (
+            "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
+            "{%f1, %f2, %f3, %f4}, %rd1, %rd2, %p1, 1, 1, 0, 0;",
+            "dropped mma",
+            (),
+        ),
+        (
+            "mbarrier.arrive.shared::cta.b64 _, [%r1+8];",
+            "other mbarrier",
+            ("mbarrier.arrive.shared::cta.b64 _, [%r1+16]",),
+        ),
+        (
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%r1], %r2;",
+            "dropped wait",
+            ("setp.eq.u32 done, %r2, %r2",),
+        ),
+        (
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%r1], %r2;",
+            "other parity",
+            (
+                "xor.b32 %emu1, %r2, 1",
+                "mbarrier.try_wait.parity.shared::cta.b64 done, [%r1], %emu1",
+            ),
+        ),
+        (
+            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+            "[%r1], [%rd1, {%r2, %r3}], [%r4];",
+            "dropped write",
+            (),
+        ),
+        ("setmaxnreg.dec.sync.aligned.u32 24;", "dropped order", ()),
         (
             "st.shared.v2.f32 [%r1], {%f1, %f2};",
             "swapped items",
@@ -225,8 +276,9 @@ def test_order_and_guards_have_all_their_faults() -> None:
     _, mutants = with_faults(PTX, 1, 2, 1)
     by_stratum = {s: [m for m in mutants if m.stratum == s] for s in STRATA}
     assert len(by_stratum["guards"]) == 2 * 3
-    # Of the commit, the wait and the barrier, which has nothing to come after.
-    assert len(by_stratum["order"]) == 3 + 4 + 2
+    # Of the commit, the wait and the barrier, which has nothing to come after; of the wait for an
+    # mbarrier, of wgmma's fence, commit and wait, and of the arrival.
+    assert len(by_stratum["order"]) == 3 + 4 + 2 + 3 + 2 + 3 + 4 + 3
     assert all(len(by_stratum[s]) <= 2 for s in STRATA if s not in WHOLE_STRATA)
     assert len(by_stratum["values"]) == 2
 

@@ -15,6 +15,8 @@ STRATA = ("order", "guards", "predicates", "accesses", "values")
 WHOLE_STRATA = ("order", "guards")
 ORDER = "order"
 
+SCRATCH = "%emu1"  # a register that faults may use
+
 _CODE = r"(?:@(!?)(%\w+)\s+)?([a-z][\w.:]*)\s*([^;{}]*(?:\{[^;{}]*\}[^;{}]*)*);"
 _LINE = re.compile(rf"\s*(?:{_CODE}|\{{\s*{_CODE}\s*\}})\s*$")
 _COMPARISONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "ne", "ne": "eq"}
@@ -22,13 +24,34 @@ _COMPARISONS |= {"ltu": "leu", "leu": "ltu", "gtu": "geu", "geu": "gtu", "equ": 
 _COMPARISONS |= {"lo": "ls", "ls": "lo", "hi": "hs", "hs": "hi"}
 _SWAPPED = {"add": "sub", "sub": "add", "max": "min", "min": "max", "and": "or", "or": "and"}
 _ORDERING = re.compile(
-    r"bar(rier)?\.|cp\.async\.(wait|commit)|fence|membar|(st|ld|red|atom)\.(release|acquire|acq_rel)"
+    r"bar(rier)?\.|cp\.async\.(bulk\.)?(wait|commit)|fence|membar"
+    r"|(st|ld|red|atom)\.(release|acquire|acq_rel)"
+    r"|mbarrier\.|wgmma\.(fence|commit|wait)|setmaxnreg"
 )
 _WEAKER = re.compile(r"\.(release|acquire|acq_rel)\b")
-_WRITING = re.compile(r"st\.(global|shared|weak|relaxed|volatile)|red\.|cp\.async\.c[ag]")
-_ACCESS = re.compile(r"(ld|st)\.(?!param|local|const)|ldmatrix|cp\.async\.c[ag]|red\.|atom\.")
+_COPY = r"cp\.(reduce\.)?async\.(c[ag]|bulk\.(?!wait|commit))"
+_WRITING = re.compile(rf"st\.(global|shared|weak|relaxed|volatile)|red\.|stmatrix|{_COPY}")
+_ACCESS = re.compile(rf"(ld|st)\.(?!param|local|const)|(ld|st)matrix|{_COPY}|red\.|atom\.")
+# What it matters to come before or after, where those are not all accesses and all that orders.
+_ORDERED_WITH = {
+    "cp.async.commit": ("cp.async.c", "cp.async.wait"),
+    "cp.async.wait": ("bar", "cp.async.commit"),
+    "cp.async.bulk.commit": ("cp.async.bulk", "cp.reduce.async.bulk"),
+    "cp.async.bulk.wait": ("bar", "mbarrier", "cp.async.bulk.commit"),
+    "wgmma.fence": ("wgmma",),
+    "wgmma.commit": ("wgmma",),
+    "wgmma.wait": ("wgmma", "bar", "mbarrier"),
+    "mbarrier.init": ("bar", "mbarrier.arrive"),
+    "setmaxnreg": (),
+}
+# Where another mbarrier may be.
+_BYTES_OF_MBARRIER = 8
 _NUMBERS = ("f32", "s32", "u32", "b32", "s64", "u64", "b64")
 _KEPT = re.compile(r"(add|sub|mul|mad|fma|shl|shr|ex2|neg|xor|and|or)\.")
+_WITHOUT_RESULTS = (
+    *("st.", "stmatrix", "red.", "cp.", "bar", "bra", "ret", "fence", "membar"),
+    *("wgmma.fence", "wgmma.commit", "wgmma.wait", "setmaxnreg"),
+)
 _WITH_CONSTANTS = ("add", "mul", "mad", "shl", "shr", "and", "mov", "setp")
 _INTEGERS = ("s16", "u16", "b16", "s32", "u32", "b32", "s64", "u64", "b64")
 
@@ -67,16 +90,16 @@ class Instruction:
 
     def is_ordered_with(self, other: Instruction) -> bool:
         """Of what orders: whether it matters that it comes before or after another instruction."""
-        if self.opcode.startswith("cp.async.commit"):
-            return other.opcode.startswith(("cp.async.c", "cp.async.wait"))
-        if self.opcode.startswith("cp.async.wait"):
-            return other.opcode.startswith(("bar", "cp.async.commit"))
+        for opcode, others in _ORDERED_WITH.items():
+            if self.opcode.startswith(opcode):
+                return other.opcode.startswith(others)
         if not self.opcode.startswith("bar"):
             return other.orders or other.accesses
         # What lies at a fixed place is the same for all threads from beginning to end.
         is_fixed = other.opcode.startswith("ld.") and other.operands[-1].startswith("[_")
         is_shared = re.search(r"\.shared\b", other.opcode) is not None
-        return (is_shared and not is_fixed) or other.opcode.startswith("cp.async.wait")
+        waits = other.opcode.startswith(("cp.async.wait", "wgmma.wait"))
+        return (is_shared and not is_fixed) or waits
 
     @property
     def registers(self) -> set[str]:
@@ -85,7 +108,7 @@ class Instruction:
     @property
     def results(self) -> set[str]:
         """Registers that it writes; none where it is a store or the like."""
-        if self.opcode.startswith(("st.", "red.", "cp.", "bar", "bra", "ret", "fence", "membar")):
+        if self.opcode.startswith(_WITHOUT_RESULTS):
             return set()
         return set(re.findall(r"%[a-z]+\d+", self.operands[0])) if self.operands else set()
 
@@ -162,16 +185,37 @@ def _others(operand: str, near: Sequence[str]) -> list[str]:
 
 def _order(instruction: Instruction) -> Iterator[Fault]:
     opcode, operands = instruction.opcode, instruction.operands
-    if _WEAKER.search(opcode):
+    if _WEAKER.search(opcode) and not opcode.startswith("fence"):
         text = f"{_WEAKER.sub('.relaxed', opcode)} {', '.join(operands)}"
         yield Fault("order", "relaxed order", (text,))
+        return
+    if opcode.startswith("mbarrier"):
+        yield from _mbarrier(instruction)
+    if opcode.startswith("mbarrier.try_wait"):
         return
     yield Fault("order", "dropped order")
     if not instruction.guard:
         yield Fault("order", "late order", move="late")
         yield Fault("order", "early order", move="early")
-    if opcode.startswith("cp.async.wait_group"):
+    if opcode.startswith(("cp.async.wait_group", "cp.async.bulk.wait_group", "wgmma.wait_group")):
         yield Fault("order", "wait for fewer", (f"{opcode} {int(operands[0]) + 1}",))
+
+
+def _mbarrier(instruction: Instruction) -> Iterator[Fault]:
+    """The next mbarrier in memory; waits that do not wait, or for the phase before."""
+    opcode, operands = instruction.opcode, instruction.operands
+    at = next(i for i, operand in enumerate(operands) if operand.startswith("["))
+    changed = list(operands)
+    found = re.fullmatch(r"\[([%\w$]+)(?:\+(-?\d+))?\]", operands[at])
+    if found:
+        changed[at] = f"[{found[1]}+{int(found[2] or 0) + _BYTES_OF_MBARRIER}]"
+        yield Fault("order", "other mbarrier", (f"{opcode} {', '.join(changed)}",))
+    if opcode.startswith("mbarrier.try_wait.parity"):
+        complete, _, parity = operands
+        yield Fault("order", "dropped wait", (f"setp.eq.u32 {complete}, {parity}, {parity}",))
+        other = f"xor.b32 {SCRATCH}, {parity}, 1"
+        text = f"{opcode} {complete}, {operands[1]}, {SCRATCH}"
+        yield Fault("order", "other parity", (other, text))
 
 
 def _access(instruction: Instruction) -> Iterator[Fault]:
@@ -207,6 +251,8 @@ def _computed(instruction: Instruction) -> Iterator[Fault]:
     elif base == "selp":
         swapped = (operands[0], operands[2], operands[1], operands[3])
         yield Fault("values", "selection", (f"{opcode} {', '.join(swapped)}",))
+    elif base == "wgmma":
+        yield Fault("values", "dropped mma")
     elif base == "mma":
         results, addends = (split_operands(operands[i][1:-1]) for i in (0, 3))
         pairs = zip(results, addends, strict=True)

@@ -260,8 +260,8 @@ def _first_words(report: pytest.TestReport) -> str:
 
 
 def read_mutants(folder: Path) -> dict[int, dict[str, Any]]:
-    """By number, with their ``unit``, from the lists that the build has left."""
-    lists = sorted(folder.glob("compute_80/*/*.faults.json"))
+    """By number, with their ``unit``, from the lists that the build has left of these units."""
+    lists = sorted(folder.glob("*/*.faults.json"))
     return {
         m["number"]: m | {"unit": file.parent.name}
         for file in lists

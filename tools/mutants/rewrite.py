@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.mutants.faults import WHOLE_STRATA, Fault, Instruction, faults, parse
+from tools.mutants.faults import SCRATCH, WHOLE_STRATA, Fault, Instruction, faults, parse
 
 _CHOSEN = "%emu0"
 _ENTRY = re.compile(r"^(?:\.\w+ )*\.entry (\w+)")
@@ -181,7 +181,7 @@ def _text(lines: list[str], inserted: dict[int, _Inserted]) -> str:
         around = inserted.get(at, _Inserted())
         result += [*around.before, line, *around.after]
         if opens and line.strip() == "{":
-            result.append(f".reg .pred {_CHOSEN};")
+            result += [f".reg .pred {_CHOSEN};", f".reg .b32 {SCRATCH};"]
             opens = False
     return "\n".join(result)
 
