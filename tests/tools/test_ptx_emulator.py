@@ -5,6 +5,7 @@ What the instructions do is tested in C++ (tests/emulator/ptx).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,23 @@ def test_unwritten_registers_are_poison_and_predicates_are_checked() -> None:
     assert '#include "ptx/predicate.h"' in text
     certain = cpp_of(registers + "selp.u32 %r1, 1, 2, %p1;")
     assert "redicate" not in certain
+
+
+def test_registers_of_products_are_asked_once_between_wgmmas() -> None:
+    product = "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16"
+    text = cpp_of(
+        ".reg .pred %p<2>; .reg .b32 %r<5>; .reg .b64 %rd<2>; .reg .f32 %f<6>;\n"
+        "mov.f32 %f1, 0f00000000; mov.f32 %f2, %f1; @%p1 mov.b32 %r1, 0; mov.b32 %r2, 0;"
+        "wgmma.fence.sync.aligned;"
+        f"{product} {{%f1, %f2, %f3, %f4}}, {{%r1, %r2, %r3, %r4}}, %rd1, %p1, 1, 1, 0;"
+        "mov.f32 %f5, %f4; mov.f32 %f5, %f4;"
+    )
+    calls = re.findall(r"(use|issue)\(sites \+ \d+, (?:\"(%\w+)\", )?wgmmas, products(\d)\)", text)
+    assert calls == [
+        *(("use", "%f1", "0"), ("use", "%r1", "1"), ("use", "%r2", "1")),
+        *(("issue", "", "0"), ("issue", "", "1"), ("use", "%f4", "0")),
+    ]
+    assert '#include "ptx/wgmma_registers.h"' in text
 
 
 def test_scopes_have_registers_and_labels_of_their_own() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tools.ptx_emulator import types
 from tools.ptx_emulator.errors import TranslationError
 from tools.ptx_emulator.flow import Step, unwritten_reads
+from tools.ptx_emulator.products import product_checks
 from tools.ptx_emulator.statements import Statement, split_operands
 from tools.ptx_emulator.table import SPECIAL_REGISTERS, translate
 
@@ -75,22 +76,31 @@ class FunctionBody:
             self._line = statement.line
             self._statement(statement)
         unwritten = unwritten_reads(self._steps)
+        uses, lists = product_checks(
+            self._steps, self._site_of, lambda register: self._registers[register].name
+        )
         body = [
-            self._step_text(step, [self._registers[name] for name in sorted(names)])
-            for step, names in zip(self._steps, unwritten, strict=True)
+            self._step_text(step, [self._registers[name] for name in sorted(names)], use)
+            for step, names, use in zip(self._steps, unwritten, uses, strict=True)
         ]
-        return [*self._declarations(set().union(*unwritten)), *body]
+        return [*self._declarations(set().union(*unwritten)), *self._products(lists), *body]
 
-    def _step_text(self, step: Step, unwritten: list[Register]) -> str:
-        """C++ of a step. What it reads of predicates that may not be written is checked first."""
+    def _site_of(self, step: Step) -> str:
+        return self._module.site(step.line, step.place)
+
+    def _step_text(self, step: Step, unwritten: list[Register], use: str) -> str:
+        """C++ of a step; first what it does with registers of wgmma.
+
+        What it reads of predicates that may not be written is checked before.
+        """
         checks = {
-            register.cpp: f"check_written({self._module.site(step.line, step.place)}, "
+            register.cpp: f"check_written({self._site_of(step)}, "
             f'"{register.name}", {register.cpp}); '
             for register in unwritten
             if register.kind == "pred"
         }
         of_guard = checks.pop(step.guard, "")
-        code = "".join(checks.values()) + step.code
+        code = "".join(checks.values()) + use + step.code
         return f"{of_guard}if ({step.condition}) {{ {code} }}" if step.guard else code
 
     def _declarations(self, unwritten: set[str]) -> list[str]:
@@ -101,7 +111,7 @@ class FunctionBody:
             if name in unwritten:
                 if kind == "pred":
                     kind = "Predicate"
-                    self._module.has_unwritten_predicates = True
+                    self._module.headers.add("ptx/predicate.h")
                 else:
                     initial = f" = {_POISON[kind]}"
             by_type.setdefault(kind, []).append(name + initial)
@@ -117,6 +127,13 @@ class FunctionBody:
             if word in text:
                 lines.append(declaration)
         return [*lines, *self._arrays]
+
+    def _products(self, lists: int) -> list[str]:
+        """Declarations of how far the products are that have these lists of registers."""
+        if not any(step.is_wgmma for step in self._steps):
+            return []
+        self._module.headers.add("ptx/wgmma_registers.h")
+        return ["Wgmmas wgmmas;", *(f"WgmmaRegisters products{i};" for i in range(lists))]
 
     # ---- statements
 
@@ -152,6 +169,7 @@ class FunctionBody:
         self._opcode = opcode
         self._step = Step("", line=self._line, place=self._module.places.current())
         self._module.opcodes[opcode] += 1
+        self._step.is_wgmma = opcode.startswith("wgmma.")
         self._step.code = translate(self, opcode, split_operands(rest))
         if guard:
             self._step.condition = self.read(f"!{guard}" if negated else guard, "pred")
@@ -239,6 +257,12 @@ class FunctionBody:
             raise self.fail(f"{operand} is {register.kind}, not {kind}")
         return f"{register.cpp} = {converted};"
 
+    def multiplies(self, *lists: list[str]) -> None:
+        """The instruction is a product with these lists of registers."""
+        for names in lists:
+            registers = [self._find("registers", name) for name in names]
+            self._step.products.append(tuple(r.cpp for r in registers if r is not None))
+
     def items(self, operand: str) -> list[str]:
         """The operands in braces, or the one operand."""
         return split_operands(operand[1:-1]) if operand.startswith("{") else [operand]
@@ -283,7 +307,7 @@ class FunctionBody:
 
     def site(self) -> str:
         """C++ pointer to where the instruction is."""
-        return self._module.site(self._step.line, self._step.place)
+        return self._site_of(self._step)
 
     def jump(self, label: str) -> str:
         """C++ statement."""

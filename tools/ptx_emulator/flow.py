@@ -14,6 +14,7 @@ class Step:
 
     ``line`` and ``place`` are where it stands in the PTX and in the sources. Under a predicate,
     ``guard`` is its register and ``condition`` the C++ of it; ``code`` is without either.
+    ``products``: the lists of registers that a ``wgmma`` sums up in or multiplies.
     """
 
     code: str
@@ -26,6 +27,8 @@ class Step:
     writes: set[str] = field(default_factory=set)
     jumps: set[str] = field(default_factory=set)  # labels
     ends: bool = False  # never goes on to the next step
+    is_wgmma: bool = False
+    products: list[tuple[str, ...]] = field(default_factory=list)
 
     def goes_on(self) -> bool:
         return bool(self.guard) or not (self.ends or self.jumps)

@@ -77,7 +77,7 @@ class Module:
         self._shared: dict[str, Variable] = {}
         self._used: set[str] = set()
         self._sites: list[tuple[int, int]] = []
-        self.has_unwritten_predicates = False
+        self.headers: set[str] = set()  # that some functions need
 
     def cpp(self) -> str:
         """Text of the C++ file."""
@@ -97,7 +97,7 @@ class Module:
         lines = [
             f"// Translated from {self.file_name}.",
             '#include "ptx/ptx.h"',
-            *(['#include "ptx/predicate.h"'] if self.has_unwritten_predicates else []),
+            *(f'#include "{header}"' for header in sorted(self.headers)),
             "",
             "namespace {",
             "using namespace emu::ptx;",

@@ -27,6 +27,9 @@ enum : uint32_t {
   kLastWaitOfThree,
   kDescriptorOfWarp,
   kDescriptorOfLane,
+  kSumInFlight,
+  kFragmentInFlight,
+  kUseWithoutFence,
 };
 
 // A matrix of lines: 16 bytes of it stay together, of a line, or of 8 lines where it is transposed.
@@ -148,12 +151,15 @@ TEST(faults_of_products_of_groups) {
                  "write while a bulk copy or wgmma reads there");
   CHECK_CONTAINS(run(layout, kNotShown, sums),
                  "by wgmma, without a fence.proxy.async after the write of");
-  CHECK_CONTAINS(run(layout, kNoFence, sums), "wgmma without a wgmma.fence before it");
+  CHECK_CONTAINS(run(layout, kNoFence, sums), "wgmma without a wgmma.fence after");
   CHECK_CONTAINS(run(layout, kNoWait, sums), "wgmma: the warp ends without a wait for it");
   CHECK_CONTAINS(run(layout, kWaitOfThree, sums), "the warps of a group of four part");
   CHECK_CONTAINS(run(layout, kLastWaitOfThree, sums), "only 3 warps of a group of four");
   CHECK_CONTAINS(run(layout, kDescriptorOfWarp, sums), "other descriptors than its group of four");
   CHECK_CONTAINS(run(layout, kDescriptorOfLane, sums), "other descriptors or scales than lane 0");
+  CHECK_CONTAINS(run(layout, kSumInFlight, sums), "comes to %f3 before the wait");
+  CHECK_CONTAINS(run(layout, kFragmentInFlight, sums), "comes to %r12 before the wait");
+  CHECK_CONTAINS(run(layout, kUseWithoutFence, sums), "wgmma without a wgmma.fence after");
 }
 
 }  // namespace

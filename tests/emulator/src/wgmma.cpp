@@ -126,7 +126,6 @@ void multiply_columns(uint16_t const (&a)[16][16], SharedMatrix const& matrix, W
 }
 
 void execute(Warp& warp, Wgmma const& op, void const* site) {
-  if (!warp.wgmmas.is_fenced) fail(site, "wgmma without a wgmma.fence before it");
   check_lanes_agree(warp, site);
   take_step_of_group({site, {op.a, op.b}});
   check_descriptor(op.b, site);
@@ -178,7 +177,6 @@ void WgmmaQueue::end() const {
 void WgmmaQueue::clear() {
   reads_.clear();
   groups_ = 0;
-  is_fenced = false;
 }
 
 void wgmma(void const* site, Wgmma const& op, uint32_t const* a, float* sums) {
@@ -197,7 +195,6 @@ void wgmma(void const* site, Wgmma const& op, uint32_t const* a, float* sums) {
 void wgmma_fence(void const* site) {
   converge(Operation::kWgmma, 0, kAllLanes, {site, true}, [site](Warp& warp) {
     take_step_of_group({site});
-    warp.wgmmas.is_fenced = true;
     return true;
   });
 }

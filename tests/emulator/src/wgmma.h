@@ -22,8 +22,6 @@ class WgmmaQueue {
   void end() const;
   void clear();
 
-  bool is_fenced = false;
-
  private:
   struct Read {
     void const* site;

@@ -50,6 +50,9 @@ class Body(Protocol):
     def items(self, operand: str) -> list[str]:
         """The operands in braces, or the one operand."""
 
+    def multiplies(self, *lists: list[str]) -> None:
+        """The instruction is a product with these lists of registers."""
+
     def address(self, operand: str) -> str:
         """C++ value, u64, of an address in brackets."""
 

@@ -6,9 +6,9 @@ import re
 
 from tools.ptx_emulator.table.forms import Body, form, operation
 
-form("wgmma.fence.sync.aligned", "=", "wgmma_fence({site})")
-form("wgmma.commit_group.sync.aligned", "=", "wgmma_commit({site})")
-form("wgmma.wait_group.sync.aligned", "= u32", "wgmma_wait({site}, {a})")
+form("wgmma.fence.sync.aligned", "=", "wgmma_fence({site}), wgmmas.fence()")
+form("wgmma.commit_group.sync.aligned", "=", "wgmma_commit({site}), wgmmas.commit()")
+form("wgmma.wait_group.sync.aligned", "= u32", "wgmma_wait({site}, {a}), wgmmas.wait({a})")
 
 _MMA_ASYNC = re.compile(
     r"mma_async\.sync\.aligned\.m64n(?P<n>\d+)k16\.f32\.(?P<a>f16|bf16)\.(?P=a)"
@@ -34,6 +34,7 @@ def mma_async(body: Body, modifiers: list[str], operands: list[str]) -> str:
         raise body.fail("unexpected numbers of registers")
     flags = [_is(body, scale, "-1", "1") for scale in operands[4:6]]
     flags += ["false"] * in_registers + [_is(body, t, "1", "0") for t in operands[6:]]
+    body.multiplies(sums, *([a] if in_registers else []))
     adds, b = body.read(operands[3], "pred"), body.read(operands[2], "u64")
     a_descriptor = "0" if in_registers else body.read(a[0], "u64")
     registers = ", ".join(body.read(x, "b32") for x in a) if in_registers else "0"

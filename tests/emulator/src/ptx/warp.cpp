@@ -171,6 +171,14 @@ void unwritten_predicate(Site const* site, char const* name) {
   fail(site, "reads the predicate %s, which is not written yet", name);
 }
 
+void registers_in_flight(Site const* site, char const* name) {
+  fail(site, "comes to %s before the wait for the wgmma that has it", name);
+}
+
+void registers_without_fence(Site const* site) {
+  fail(site, "wgmma without a wgmma.fence after the last use of its registers");
+}
+
 void bad_jump(Site const* site, u32 index) {
   fail(site, "brx.idx: its list has no target %u", index);
 }
