@@ -5,8 +5,8 @@
 // The family plans and runs problems: Family::plan(params, target) and
 // Family::run(params, plan, target) for FwdParams, BwdParams, BiasBwdParams and AppendParams, and
 // to_string of its plans, whose workspace_bytes says what memory the call must be given. One that
-// is several in one has Family::choose(name). The platform says where a call runs and what
-// surrounds it:
+// is several in one has Family::choose(name), and plans a FwdCall. The platform says where a call
+// runs and what surrounds it:
 //
 //   static Family::Target target(int64_t execution);   what Python's `execution` stands for
 //   struct Scope { explicit Scope(Params const&); };   for all of them: lives while kernels run

@@ -224,7 +224,8 @@ Window window(int64_t left, int64_t right) {
 
 ForwardCall read_forward_call(pybind11::dict const& problem) {
   Fields fields(problem);
-  ForwardCall call{.params = forward_params(fields), .append = {}};
+  ForwardCall call{.params = {forward_params(fields)}, .append = {}};
+  call.params.over_cache = fields.get_or<"over_cache", bool>(false);
   call.append = fields.nested_if_given<"append">(
       [&](Fields& append) { return append_params(append, call.params); });
   fields.finish();

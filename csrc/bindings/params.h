@@ -1,6 +1,6 @@
 #pragma once
 
-// The dictionary that Python hands over -> FwdParams, AppendParams, BwdParams.
+// The dictionary that Python hands over -> FwdCall, AppendParams, BwdParams.
 
 #include <pybind11/pybind11.h>
 
@@ -8,11 +8,12 @@
 #include <optional>
 
 #include "core/params.h"
+#include "host/forward_call.h"
 
 namespace fa2::bindings {
 
 struct ForwardCall {
-  FwdParams params;                    // without workspace
+  FwdCall params;                      // without workspace
   std::optional<AppendParams> append;  // what goes into the cache before
 };
 

@@ -13,11 +13,13 @@ constexpr char const* kChoices[] = {"auto", "sm80", "sm90"};
 
 std::atomic<Choice> choice = Choice::kAuto;
 
-bool takes_sm90(FwdParams const& params, DeviceInfo const& device) {
+bool takes_sm90(FwdCall const& call, DeviceInfo const& device) {
   if (choice.load(std::memory_order_relaxed) != Choice::kSm90) return false;
   char const* const reason = sm90::Family::unavailable(device);
   FA2_CHECK(reason == nullptr, "kernels for compute capability 9.0 are asked for, but {}", reason);
-  return sm90::not_served(params) == nullptr;
+  // Also where the host knows the cache's length, and its keys and values are as any: sm90 has no
+  // splits, which queries over a long cache need.
+  return !call.over_cache && sm90::not_served(call) == nullptr;
 }
 
 }  // namespace
@@ -35,12 +37,12 @@ void Family::choose(std::string const& name) {
   throw Error(message("CUDA families are auto, sm80 and sm90, got {}", name));
 }
 
-FwdPlan Family::plan(FwdParams const& params, Target const& target) {
-  if (takes_sm90(params, target.device)) {
-    sm90::FwdPlan const plan = sm90::Family::plan(params, target);
+FwdPlan Family::plan(FwdCall const& call, Target const& target) {
+  if (takes_sm90(call, target.device)) {
+    sm90::FwdPlan const plan = sm90::Family::plan(call, target);
     return {plan, plan.workspace_bytes};
   }
-  sm80::FwdPlan const plan = sm80::Family::plan(params, target);
+  sm80::FwdPlan const plan = sm80::Family::plan(call, target);
   return {plan, plan.workspace_bytes};
 }
 

@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "core/params.h"
+#include "host/forward_call.h"
 #include "host/target.h"
 #include "sm80/family.h"
 #include "sm90/family.h"
@@ -28,7 +29,7 @@ struct Family {
   static void choose(std::string const& name);
 
   // All throw Error for what cannot be run on the target.
-  static FwdPlan plan(FwdParams const& params, Target const& target);
+  static FwdPlan plan(FwdCall const& call, Target const& target);
   static sm80::BwdPlan plan(BwdParams const& params, Target const& target);
   static sm80::BiasBwdPlan plan(BiasBwdParams const& params, Target const& target);
   static sm80::AppendPlan plan(AppendParams const& params, Target const& target);

@@ -41,8 +41,8 @@ def runs_on_sm90(module: Any) -> bool:
     return bool(counters["wgmma"] > 0)
 
 
-def cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths(50))
+def over_cache(**options: Any) -> Callable[..., object]:
+    return lambda q, k, v: flash_attn_with_kvcache(q, k, v, **options)
 
 
 OTHERS: dict[str, Callable[..., object]] = {
@@ -53,7 +53,9 @@ OTHERS: dict[str, Callable[..., object]] = {
     "mask": lambda q, k, v: flash_attn_func(
         q, k, v, block_mask=masks.longformer(window=8).build(70, 90)
     ),
-    "cache": cached,
+    "cache": over_cache(cache_seqlens=lengths(50)),
+    "cache_of_one_length": over_cache(cache_seqlens=50),
+    "whole_cache": over_cache(),
     "narrow": lambda q, k, v: flash_attn_func(*(x[..., :32] for x in (q, k, v))),
 }
 
