@@ -103,13 +103,19 @@ endmacro()
 # --- sm90: compute capability 9.0, beside sm80 -----------------------------------------------------
 
 set(FA2_sm90_ARCH 90a)
-set(FA2_sm90_SOURCES forward/run.cpp plan.cpp registry.cpp tensor_map.cpp)
-set(FA2_sm90_KINDS fwd)
+set(FA2_sm90_SOURCES
+    backward/run.cpp forward/run.cpp plan.cpp plan_backward.cpp registry.cpp tensor_map.cpp)
+set(FA2_sm90_KINDS fwd bwd bwd_rows)
 set(FA2_sm90_fwd_TYPE FwdInstance)
 set(FA2_sm90_fwd_HEADER forward/instance.h)
+set(FA2_sm90_bwd_TYPE BwdInstance)
+set(FA2_sm90_bwd_HEADER backward/instance.h)
+set(FA2_sm90_bwd_rows_TYPE BwdRowsInstance)
+set(FA2_sm90_bwd_rows_HEADER backward/rows_instance.h)
 set(FA2_sm90_ELEMENTS float16 bfloat16)
 set(FA2_sm90_BUCKETS 64 96 128 192/128 192 256)  # kBuckets in sm90/tiles.h
 set(FA2_sm90_SHORT_STEPS 128)  # has_short_steps
+set(FA2_sm90_BWD_BUCKETS 128)  # has_bwd_tile in sm90/backward/tiles.h
 
 macro(fa2_sm90_instances buckets)
   foreach(bucket IN ITEMS ${buckets})
@@ -122,7 +128,12 @@ macro(fa2_sm90_instances buckets)
     if(bucket IN_LIST FA2_sm90_SHORT_STEPS)
       fa2_add_instances(${unit}_short fwd ", ${widths}, StepKind::kShort")
     endif()
+    if(bucket IN_LIST FA2_sm90_BWD_BUCKETS)
+      string(REPLACE "/" "v" unit "sm90_bwd_hd${bucket}_plain")
+      fa2_add_instances(${unit} bwd ", ${widths}")
+    endif()
   endforeach()
+  fa2_add_instances(sm90_bwd_rows bwd_rows "")
 endmacro()
 
 # --- What makes sources of the table --------------------------------------------------------------

@@ -13,18 +13,21 @@ constexpr char const* kChoices[] = {"auto", "sm80", "sm90"};
 
 std::atomic<Choice> choice = Choice::kAuto;
 
-bool takes_sm90(FwdCall const& call, DeviceInfo const& device) {
+template <class Params>
+bool takes_sm90(Params const& params, DeviceInfo const& device) {
   if (choice.load(std::memory_order_relaxed) != Choice::kSm90) return false;
   char const* const reason = sm90::Family::unavailable(device);
   FA2_CHECK(reason == nullptr, "kernels for compute capability 9.0 are asked for, but {}", reason);
-  // Also where the host knows the cache's length, and its keys and values are as any: sm90 has no
-  // splits, which queries over a long cache need.
-  return !call.over_cache && sm90::not_served(call) == nullptr;
+  return sm90::not_served(params) == nullptr;
 }
 
 }  // namespace
 
 std::string to_string(FwdPlan const& plan) {
+  return std::visit([](auto const& of_family) { return to_string(of_family); }, plan.of_family);
+}
+
+std::string to_string(BwdPlan const& plan) {
   return std::visit([](auto const& of_family) { return to_string(of_family); }, plan.of_family);
 }
 
@@ -38,7 +41,8 @@ void Family::choose(std::string const& name) {
 }
 
 FwdPlan Family::plan(FwdCall const& call, Target const& target) {
-  if (takes_sm90(call, target.device)) {
+  // A cache may look like any keys and values, but sm90 has no splits, which it needs.
+  if (takes_sm90(call, target.device) && !call.over_cache) {
     sm90::FwdPlan const plan = sm90::Family::plan(call, target);
     return {plan, plan.workspace_bytes};
   }
@@ -46,8 +50,13 @@ FwdPlan Family::plan(FwdCall const& call, Target const& target) {
   return {plan, plan.workspace_bytes};
 }
 
-sm80::BwdPlan Family::plan(BwdParams const& params, Target const& target) {
-  return sm80::Family::plan(params, target);
+BwdPlan Family::plan(BwdParams const& params, Target const& target) {
+  if (takes_sm90(params, target.device)) {
+    sm90::BwdPlan const plan = sm90::Family::plan(params, target);
+    return {plan, plan.workspace_bytes};
+  }
+  sm80::BwdPlan const plan = sm80::Family::plan(params, target);
+  return {plan, plan.workspace_bytes};
 }
 
 sm80::BiasBwdPlan Family::plan(BiasBwdParams const& params, Target const& target) {
@@ -66,8 +75,12 @@ void Family::run(FwdParams const& params, FwdPlan const& plan, Target const& tar
   }
 }
 
-void Family::run(BwdParams const& params, sm80::BwdPlan const& plan, Target const& target) {
-  sm80::Family::run(params, plan, target);
+void Family::run(BwdParams const& params, BwdPlan const& plan, Target const& target) {
+  if (auto const* const of_sm90 = std::get_if<sm90::BwdPlan>(&plan.of_family)) {
+    sm90::Family::run(params, *of_sm90, target);
+  } else {
+    sm80::Family::run(params, std::get<sm80::BwdPlan>(plan.of_family), target);
+  }
 }
 
 void Family::run(BiasBwdParams const& params, sm80::BiasBwdPlan const& plan, Target const& target) {

@@ -19,7 +19,13 @@ struct FwdPlan {
   int64_t workspace_bytes;
 };
 
+struct BwdPlan {
+  std::variant<sm80::BwdPlan, sm90::BwdPlan> of_family;
+  int64_t workspace_bytes;
+};
+
 std::string to_string(FwdPlan const& plan);
+std::string to_string(BwdPlan const& plan);
 
 struct Family {
   using Target = CudaTarget;
@@ -30,12 +36,12 @@ struct Family {
 
   // All throw Error for what cannot be run on the target.
   static FwdPlan plan(FwdCall const& call, Target const& target);
-  static sm80::BwdPlan plan(BwdParams const& params, Target const& target);
+  static BwdPlan plan(BwdParams const& params, Target const& target);
   static sm80::BiasBwdPlan plan(BiasBwdParams const& params, Target const& target);
   static sm80::AppendPlan plan(AppendParams const& params, Target const& target);
 
   static void run(FwdParams const& params, FwdPlan const& plan, Target const& target);
-  static void run(BwdParams const& params, sm80::BwdPlan const& plan, Target const& target);
+  static void run(BwdParams const& params, BwdPlan const& plan, Target const& target);
   static void run(BiasBwdParams const& params, sm80::BiasBwdPlan const& plan, Target const& target);
   static void run(AppendParams const& params, sm80::AppendPlan const& plan, Target const& target);
 };

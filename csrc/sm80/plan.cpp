@@ -132,6 +132,12 @@ int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device) {
   return int32_t(std::min(pairs, std::max<int64_t>(1, fitting)));
 }
 
+int64_t query_tiles_per_head(FwdParams const& p, int32_t block_m) {
+  return p.seqs_q.cu_seqlens != nullptr
+             ? (p.seqs_q.total + block_m - 1) / block_m + std::max(0, p.batch - 1)
+             : int64_t(p.batch) * ceil_div(p.seqs_q.max_seqlen, block_m);
+}
+
 int32_t checked_grid(char const* what, int64_t grid) {
   FA2_CHECK(grid <= std::numeric_limits<int32_t>::max(),
             "the problem has {} {}; a launch holds at most 2^31 - 1", grid, what);

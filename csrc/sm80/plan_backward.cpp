@@ -34,10 +34,7 @@ void plan_columns(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device,
 
 void take_workspace(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device) {
   BwdTile const& tile = plan.tile;
-  int64_t const tiles_per_head =
-      p.seqs_q.cu_seqlens != nullptr
-          ? (p.seqs_q.total + tile.block_m - 1) / tile.block_m + std::max(0, p.batch - 1)
-          : int64_t(p.batch) * ceil_div(p.seqs_q.max_seqlen, tile.block_m);
+  int64_t const tiles_per_head = query_tiles_per_head(p, tile.block_m);
   int64_t const tiles = checked_grid("query tiles", tiles_per_head * p.num_heads);
   BwdPlan::Workspace& w = plan.workspace;
   w.tiles_per_head = int32_t(tiles_per_head);

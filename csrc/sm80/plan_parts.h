@@ -36,6 +36,9 @@ void check_tile_fits(KernelKey const& key, DeviceInfo const& device);
 // L2 cache, and at least one. `bytes` is what one of them takes.
 int32_t section_size(int64_t pairs, int64_t bytes, DeviceInfo const& device);
 
+// Tiles of block_m queries of a head, as BwdWorkspace::first_tile counts them.
+int64_t query_tiles_per_head(FwdParams const& p, int32_t block_m);
+
 // Throws Error when a launch cannot hold so many CTAs, which stand for `what`.
 int32_t checked_grid(char const* what, int64_t grid);
 

@@ -15,9 +15,12 @@ struct Family {
 
   // Throws Error for what the family cannot run on the target.
   static FwdPlan plan(FwdParams const& params, CudaTarget const& target);
+  static BwdPlan plan(BwdParams const& params, CudaTarget const& target);
 
-  // Exact attention (FlashAttention-3, algorithm 2), with a workspace of the plan's size.
+  // Exact attention (FlashAttention-3, algorithm 2) and its gradient, with a workspace of the
+  // plan's size.
   static void run(FwdParams const& params, FwdPlan const& plan, CudaTarget const& target);
+  static void run(BwdParams const& params, BwdPlan const& plan, CudaTarget const& target);
 };
 
 }  // namespace fa2::sm90

@@ -7,12 +7,11 @@
 #include "core/score_mod.h"
 #include "host/check_positions.h"
 #include "host/error.h"
+#include "sm90/plan_parts.h"
 #include "sm90/rows.h"
 
 namespace fa2::sm90 {
-namespace {
 
-// The narrowest bucket that holds such heads; a width of 0 where there is none.
 Bucket bucket_of(int32_t head_dim, int32_t head_dim_v) {
   bool const whole = head_dim > 0 && head_dim % 8 == 0 && head_dim_v > 0 && head_dim_v % 8 == 0;
   if (!whole || std::max(head_dim, head_dim_v) <= kNarrow) return 0;
@@ -21,6 +20,8 @@ Bucket bucket_of(int32_t head_dim, int32_t head_dim_v) {
   }
   return 0;
 }
+
+namespace {
 
 bool is_unlimited(Window const& window) {
   return window.left == Window::kUnlimited && window.right == Window::kUnlimited;
@@ -32,12 +33,16 @@ bool is_stride(int64_t elements) {
   return elements > 0 && elements % kUnit == 0 && elements < kLimit;
 }
 
+}  // namespace
+
 bool has_strides(TensorRef const& t, SeqLens const& seqs, int32_t heads) {
   // Maps of ragged sequences step over rows, however short the longest one is.
   bool const rows = (!is_ragged(seqs) && seqs.max_seqlen <= 1) || is_stride(t.row_stride);
   return rows && (heads <= 1 || is_stride(t.head_stride)) &&
          (t.batch_stride == 0 || is_stride(t.batch_stride));
 }
+
+namespace {
 
 // Whether k and v are the cache of the entry points that have one, as far as its form tells.
 bool is_cache(FwdParams const& p) {
@@ -103,10 +108,14 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   return plan;
 }
 
-std::string to_string(KernelKey const& key) {
-  auto const [width, width_v] = key.bucket;
+std::string to_string(Bucket const& bucket) {
+  auto const [width, width_v] = bucket;
   std::string const values = width_v == width ? "" : message(" head_dim_v<={}", width_v);
-  return message("sm90 {} head_dim<={}{}{}", to_string(key.dtype), width, values,
+  return message("head_dim<={}{}", width, values);
+}
+
+std::string to_string(KernelKey const& key) {
+  return message("sm90 {} {}{}", to_string(key.dtype), to_string(key.bucket),
                  key.steps == StepKind::kShort ? " short steps" : "");
 }
 

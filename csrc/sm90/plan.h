@@ -7,6 +7,7 @@
 
 #include "core/params.h"
 #include "host/device.h"
+#include "sm90/backward/tiles.h"
 #include "sm90/tiles.h"
 
 namespace fa2::sm90 {
@@ -44,5 +45,43 @@ char const* not_served(FwdParams const& params);
 FwdPlan plan_forward(FwdParams const& params, DeviceInfo const& device);
 
 std::string to_string(FwdPlan const& plan);
+
+// Of the main backward kernels.
+struct BwdKey {
+  DType dtype;
+  Bucket bucket;
+
+  bool operator==(BwdKey const&) const = default;
+};
+
+std::string to_string(BwdKey const& key);
+
+struct BwdPlan {
+  // Byte offsets in BwdParams::workspace (see BwdWorkspace in sm80/backward/args.h).
+  struct Workspace {
+    int32_t tiles_per_head;
+    int64_t row_stats;
+    int64_t grad_q;
+    int64_t semaphores;
+    int64_t ticket;
+  };
+
+  BwdKey key;
+  BwdTile tile;
+  int32_t num_m_blocks;  // query tiles of the longest sequence
+  int32_t num_n_blocks;  // key blocks of the longest sequence
+  int32_t section;       // (sequence, KV head) pairs that are scheduled together
+  int32_t grid;          // CTAs of the main kernel
+  int32_t rows_grid;     // CTAs of the kernels that go over queries
+  bool ordered;          // dQ is summed in a fixed order
+  Workspace workspace;
+  int64_t workspace_bytes;
+};
+
+// As of forward.
+char const* not_served(BwdParams const& params);
+BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device);
+
+std::string to_string(BwdPlan const& plan);
 
 }  // namespace fa2::sm90

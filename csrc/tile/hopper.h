@@ -74,7 +74,51 @@ CUTE_DEVICE void load_box(CUtensorMap const& map, uint64_t& mbarrier, void* to, 
       : "memory");
 }
 
+// --- copies of what follows each other, in units of 16 bytes
+
+// Its bytes count at `mbarrier`.
+CUTE_DEVICE void load_bytes(void* to, void const* from, int bytes, uint64_t& mbarrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(&mbarrier))
+      : "memory");
+}
+
+// Adds floats to those in global memory, each as red_add does.
+CUTE_DEVICE void add_floats(float* to, float const* from, int bytes) {
+  asm volatile(
+      "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+      "r"(shared_address(from)), "r"(bytes)
+      : "memory");
+}
+CUTE_DEVICE void commit_additions() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until at most kPending groups of this thread have not read what they add, or are not done.
+template <int kPending>
+CUTE_DEVICE void wait_for_reading() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+template <int kPending>
+CUTE_DEVICE void wait_for_additions() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Between what a thread has written and, behind a barrier, copies and products that read it; and
+// between what it knows of other threads and such copies to global memory.
+CUTE_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async;" ::: "memory"); }
+CUTE_DEVICE void fence_shared_async_proxy() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // --- warps and warpgroups
+
+// Four matrices of 8 x 8 halves, as they lie in fragments of mma.m16n8k16. Lane l says where row
+// l % 8 of matrix l / 8 goes.
+CUTE_DEVICE void store_matrices(uint32_t address, uint32_t const (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
 
 // True in one lane of a warp, all of whose lanes come here.
 CUTE_DEVICE bool elect_one() {

@@ -33,9 +33,15 @@ struct WgmmaTile {
     uint32_t const place = k / kStepsPerBox * kBoxBytes + k % kStepsPerBox * 32;
     return descriptor(shared_address(tile) + row * kRowBytes, place, 0);
   }
-  // Of all columns and 16 rows, with the depth along the rows:
-  CUTE_DEVICE static uint64_t cols_at(void const* tile, int k) {
-    return descriptor(shared_address(tile), k * 16 * kRowBytes, kBoxBytes);
+  // Of all columns, or those from a box on, and 16 rows, with the depth along the rows:
+  CUTE_DEVICE static uint64_t cols_at(void const* tile, int k, int box = 0) {
+    return descriptor(shared_address(tile) + box * kBoxBytes, k * 16 * kRowBytes, kBoxBytes);
+  }
+
+  // Where 8 columns of a row begin, in bytes.
+  CUTE_DEVICE static uint32_t place_of(int row, int col) {
+    static_assert(kBoxCols == 64);
+    return col / 64 * kBoxBytes + row * kRowBytes + (col % 64 / 8 ^ row % 8) * 16;
   }
 
  private:
@@ -64,15 +70,15 @@ CUTE_DEVICE void begin_product(Accumulator& acc) {
 }
 CUTE_DEVICE void end_product() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Starts acc = A B' for the 64 rows of A from `row` on; both tiles are row by row.
-template <class TileA, class TileB, class Accumulator, class Element>
+// Starts acc = A B' for the 64 rows of A from `row` on, or acc += A B'; both tiles are row by row.
+template <class TileA, class TileB, bool kAdds = false, class Accumulator, class Element>
 CUTE_DEVICE void start_rows_product(Accumulator& acc, Element const* a, int row, Element const* b) {
   constexpr int kN = decltype(size(acc))::value * 2;
   begin_product(acc);
   CUTE_UNROLL
   for (int k = 0; k < TileA::kDepthBlocks; ++k) {
     Wgmma<Element, kN>::from_shared(&acc(0), TileA::rows_at(a, row, k), TileB::rows_at(b, 0, k),
-                                    k > 0);
+                                    kAdds || k > 0);
   }
   end_product();
 }
@@ -89,6 +95,21 @@ CUTE_DEVICE void start_cols_product(Accumulator& acc, Operand& a, Element const*
   for (int k = 0; k < size<2>(a); ++k) {
     uint32_t const words[4] = {packed(0, 0, k), packed(1, 0, k), packed(2, 0, k), packed(3, 0, k)};
     Wgmma<Element, kN>::from_registers(&acc(0), words, TileB::cols_at(b, k), 1);
+  }
+  end_product();
+}
+
+// Starts acc = A' B for the 64 columns of A in a box of them, and those of B from a box on.
+template <class TileA, class TileB, class Accumulator, class Element>
+CUTE_DEVICE void start_transposed_product(Accumulator& acc, Element const* a, int box_a,
+                                          Element const* b, int box_b) {
+  constexpr int kN = decltype(size(acc))::value * 2;
+  static_assert(TileA::kBoxCols == 64 && TileA::kRows == TileB::kRows);
+  begin_product(acc);
+  CUTE_UNROLL
+  for (int k = 0; k < TileA::kRows / 16; ++k) {
+    Wgmma<Element, kN>::from_columns(&acc(0), TileA::cols_at(a, k, box_a),
+                                     TileB::cols_at(b, k, box_b), k > 0);
   }
   end_product();
 }

@@ -10,8 +10,9 @@
 
 namespace fa2 {
 
-// acc (+)= A B, with A in shared memory or registers, and B in shared memory: its rows, along which
-// the depth goes, contiguous (`from_shared`) or its columns (`from_registers`).
+// acc (+)= A B, with A in shared memory or registers, and B in shared memory: rows of A and columns
+// of B, along which the depth goes, contiguous (`from_shared`), or columns of A and rows of B
+// (`from_columns`), or A in registers and rows of B contiguous (`from_registers`).
 template <class Element, int kN>
 struct Wgmma;
 
@@ -60,6 +61,19 @@ struct Wgmma;
           "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" FA2_NAMES_##half \
           "}, %" #p0 ", %" #p1                                                                  \
           ", accumulates, 1, 1, 0, 0;\n"                                                        \
+          "}"                                                                                   \
+          : FA2_ACC_##half                                                                      \
+          : "l"(a), "l"(b), "r"(accumulates));                                                  \
+    }                                                                                           \
+    CUTE_DEVICE static void from_columns(float* acc, uint64_t a, uint64_t b, int accumulates) { \
+      asm volatile(                                                                             \
+          "{\n"                                                                                 \
+          ".reg .pred accumulates;\n"                                                           \
+          "setp.ne.b32 accumulates, %" #p2                                                      \
+          ", 0;\n"                                                                              \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" FA2_NAMES_##half \
+          "}, %" #p0 ", %" #p1                                                                  \
+          ", accumulates, 1, 1, 1, 1;\n"                                                        \
           "}"                                                                                   \
           : FA2_ACC_##half                                                                      \
           : "l"(a), "l"(b), "r"(accumulates));                                                  \

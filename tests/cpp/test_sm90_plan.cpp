@@ -177,4 +177,61 @@ TEST(plan_is_printable) {
             "section 6, 192 tiles counted, grid 132");
 }
 
+BwdParams gradient_of(FwdParams const& p) {
+  BwdParams params{.forward = p};
+  params.grad_out = rows_of(p.seqs_q.max_seqlen, p.num_heads, p.head_dim_v);
+  return params;
+}
+
+BwdPlan backward(FwdParams const& p) { return plan_backward(gradient_of(p), kH100); }
+
+bool has_gradient(FwdParams const& p) { return not_served(gradient_of(p)) == nullptr; }
+
+TEST(which_gradients_are_served) {
+  double partial_lse[1] = {};
+  auto const with = [](auto change) {
+    FwdParams p = problem(128);
+    change(p);
+    return p;
+  };
+  EXPECT(has_gradient(problem(128)));
+  EXPECT(!has_gradient(problem(32)));
+  EXPECT(has_gradient(with([&](auto& p) { p.partial_lse = partial_lse; })));
+  EXPECT(!has_gradient(with([](auto& p) { p.dropout.drop_prob = 0.5; })));
+  EXPECT(!has_gradient(with([](auto& p) { p.score_mod.softcap = 2; })));
+  EXPECT(!has_gradient(with([](auto& p) { p.softmax_scale = 0; })));
+  EXPECT(!has_gradient(with([](auto& p) { p.k.head_stride = 0; })));
+  BwdParams same_for_all = gradient_of(problem(128));
+  same_for_all.grad_out.row_stride = 0;
+  EXPECT(not_served(same_for_all) != nullptr);
+}
+
+TEST(a_gradient_has_a_cta_for_each_key_block_and_memory_for_each_query_tile) {
+  BwdPlan const plan = backward(problem(128, 128, 1000, 300));
+  EXPECT(plan.key == BwdKey(DType::kFloat16, 128));
+  EXPECT_EQ(plan.num_n_blocks, 3);
+  EXPECT_EQ(plan.grid, 3 * 3 * 2);
+  EXPECT_EQ(plan.num_m_blocks, 16);
+  EXPECT_EQ(plan.rows_grid, 16 * 3 * 8);
+  EXPECT_EQ(plan.workspace.tiles_per_head, 3 * 16);
+  int64_t const tiles = 8 * 3 * 16;
+  EXPECT_EQ(plan.workspace_bytes, tiles * (64 * 2 + 64 * 128) * 4);
+}
+
+TEST(a_fixed_order_takes_a_semaphore_for_each_query_tile) {
+  BwdParams params = gradient_of(problem(128));
+  params.deterministic = true;
+  BwdPlan const plan = plan_backward(params, kH100);
+  EXPECT(plan.ordered);
+  EXPECT_EQ(plan.workspace.ticket - plan.workspace.semaphores, 8 * 3 * 16 * 4);
+  params.forward.batch = 0;
+  EXPECT(!plan_backward(params, kH100).ordered);
+}
+
+TEST(the_plan_of_a_gradient_is_printable) {
+  EXPECT_EQ(to_string(backward(problem(128, 128, 1000, 300))),
+            "backward sm90 float16 head_dim<=128: tile 128 keys x 64 queries, 3 key blocks, 16 "
+            "query tiles, section 6, grid 18, unordered, workspace 12779520 bytes");
+}
+
 }  // namespace

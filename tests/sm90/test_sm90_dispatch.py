@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Case, Packed
+from cases import Case
 from support import (
     HALF,
     Target,
     check_dense,
-    check_dense_gradients,
-    check_varlen_gradients,
     lengths,
     targets,
 )
@@ -71,12 +69,42 @@ def test_the_rest_is_left_to_sm80(name: str, target: Target, module: Any) -> Non
 
 
 @targets(BFLOAT16)
-def test_gradients_of_both(target: Target) -> None:
-    """The backward pass of sm80 takes what a forward pass of sm90 leaves."""
-    case = Case(128, batch=1, sink=True, options={"causal": True})
-    check_dense_gradients(*case.qkv(target), **case.all_options(target.device))
-    packed = Packed((40, 0, 130), (40, 7, 150), head_dim=128)
-    check_varlen_gradients(*packed.qkv(target), packed.packing(target.device))
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"dropout_p": 0.3}], ids=str)
+def test_which_family_has_the_gradient(
+    options: dict[str, Any], target: Target, module: Any
+) -> None:
+    q, k, v = Case(128, 1, 70, 90, num_heads=2, num_heads_kv=1).qkv(target)
+    q.requires_grad_()
+    out = flash_attn_func(q, k, v, **options)
+    module.reset_counters()
+    out.backward(torch.randn_like(out))
+    assert runs_on_sm90(module) == (not options)
+
+
+@targets(BFLOAT16)
+def test_gradients_of_both(target: Target, module: Any) -> None:
+    """The backward pass of sm80 takes what a forward pass of sm90 leaves, and the other way round.
+
+    Gradients that are the same for all rows are no boxes to be copied.
+    """
+    q, k, v = Case(128, 1, 70, 90, num_heads=2, num_heads_kv=1).qkv(target)
+    grads = []
+    for of_forward, of_backward in (("sm90", "sm80"), ("sm80", "sm90")):
+        leaf = q.detach().requires_grad_()
+        module.choose_family(of_forward)
+        out = flash_attn_func(leaf, k, v, causal=True)
+        module.choose_family(of_backward)
+        module.reset_counters()
+        out.backward(torch.ones_like(out))
+        assert runs_on_sm90(module) == (of_backward == "sm90")
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads, atol=2e-2, rtol=2e-2)
+    leaf = q.detach().requires_grad_()
+    out = flash_attn_func(leaf, k, v, causal=True)
+    module.reset_counters()
+    out.backward(torch.ones_like(out[0, 0]).expand(out.shape))
+    assert not runs_on_sm90(module)
+    torch.testing.assert_close(leaf.grad, grads[0], atol=2e-2, rtol=2e-2)
 
 
 @targets(BFLOAT16)

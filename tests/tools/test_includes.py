@@ -13,7 +13,7 @@ MAY_INCLUDE: dict[str, set[str]] = {
     "host": {"core"},
     "tile": {"core"},
     "sm80": {"core", "host", "tile"},
-    "sm90": {"core", "host", "tile"},
+    "sm90": {"core", "host", "tile", "sm80"},  # kernels around the main one of backward
     "cuda": {"core", "host", "sm80", "sm90"},
     "cpu": {"core", "host"},
     "cpu/level": {"core", "cpu"},

@@ -120,8 +120,8 @@ def test_hot_path_leaves_out_a_rare_block_but_its_spills_count() -> None:
     assert loop.local_accesses == 1
 
 
-@pytest.mark.parametrize("first", range(5))
-def test_exponentials_behind_the_last_wait_are_late(first: int) -> None:
+@pytest.mark.parametrize("first", range(7))
+def test_exponentials_beside_no_product_are_late(first: int) -> None:
     """Wherever in a step the loop begins."""
     step = [
         "HGMMA.64x128x16.F32 R24, gdesc[UR4], R24, gsb0",
@@ -129,6 +129,8 @@ def test_exponentials_behind_the_last_wait_are_late(first: int) -> None:
         "MUFU.EX2 R8, R8",
         "WARPGROUP.DEPBAR.LE gsb0, 0x0",
         "MUFU.EX2 R9, R9",
+        "HGMMA.64x128x16.F32 R24, gdesc[UR4], R24, gsb0",
+        "WARPGROUP.DEPBAR.LE gsb0, 0x0",
     ]
     (loop,) = main_loops(read(*step[first:], *step[:first], "@P0 BRA 0x0", "EXIT"))
     assert loop.late_exponentials == 1

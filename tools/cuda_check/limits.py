@@ -36,8 +36,8 @@ PAIR_LIMITS = {
 }
 
 # Most instructions of a step of the sm90 kernels, by instance without its element: what a prototype
-# of theirs took (docs/notes/sm90.md), or at 192/128, which that did not have, what they take,
-# and 3% more.
+# of theirs took (docs/notes/sm90.md), or where there was none, at 192/128 and backward, what they
+# take, and 3% more.
 WGMMA_STEP_LIMITS = {
     "sm90_fwd_hd64_plain": 382,
     "sm90_fwd_hd96_plain": 515,
@@ -46,6 +46,7 @@ WGMMA_STEP_LIMITS = {
     "sm90_fwd_hd192v128_plain": 428,
     "sm90_fwd_hd192_plain": 385,
     "sm90_fwd_hd256_plain": 323,
+    "sm90_bwd_hd128_plain": 392,
 }
 
 # KiB of shared memory that a CTA may have, by compute capability.

@@ -43,15 +43,17 @@ class MainLoop:
 
     @property
     def late_exponentials(self) -> int:
-        """Of products that run asynchronously: how many exponentials come after the last wait for
-        them, and overlap with none."""
+        """Of products that run asynchronously: how many exponentials come while none of them is
+        under way, and overlap with none."""
         steps = self.hot_path
         first = next(i for i, step in enumerate(steps) if step.kind == "mma")
-        count = 0
+        count, under_way = 0, False
         for step in (*steps[first:], *steps[:first]):
-            if step.opcode.startswith("WARPGROUP.DEPBAR"):
-                count = 0
-            count += step.opcode.startswith("MUFU.EX2")
+            if step.kind == "mma":
+                under_way = True
+            elif step.opcode.startswith("WARPGROUP.DEPBAR") and step.operands.endswith("0x0"):
+                under_way = False
+            count += step.opcode.startswith("MUFU.EX2") and not under_way
         return count
 
     @property

@@ -6,7 +6,10 @@ import re
 
 # Units of small kernels that go through memory once: no tensor cores, and too little shared memory
 # to report. And what is there to be counted, not to be fast.
-_ROW_KERNELS = ("bwd_rows", "bias_rows", "combine", "append", "flash1", "standard")
+_ROW_KERNELS = (
+    *("bwd_rows", "sm90_bwd_rows", "bias_rows"),
+    *("combine", "append", "flash1", "standard"),
+)
 
 # The enumerators of csrc/sm80/tiles.h, in their order: kernels' names have numbers.
 _VARIANTS = ("plain", "modified", "dropout", "codes", "listed", "listeddropout", "latents")

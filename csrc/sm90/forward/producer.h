@@ -3,6 +3,7 @@
 // The producer: one thread that hands out work, and has boxes copied for it.
 
 #include "sm90/forward/config.h"
+#include "sm90/load_rows.h"
 
 namespace fa2::sm90 {
 
@@ -85,27 +86,6 @@ class FwdProducer {
                     {work.head / args_.problem.group(), n * kTile.block_n, work.seqlen_k,
                      work.first_row_k, work.batch});
     at.advance();
-  }
-
-  struct Rows {
-    int head;
-    int begin;          // in the sequence,
-    int length;         // that has so many,
-    int64_t first_row;  // from this one on
-    int batch;
-  };
-
-  template <class Tile>
-  CUTE_DEVICE static void load_rows(TensorMap const& tensor, uint64_t& full, Element* to,
-                                    Rows const& rows) {
-    bool const ragged = tensor.shift != 0;
-    int const row = ragged ? tensor.shift - rows.length + rows.begin : rows.begin;
-    int const outer = ragged ? int(rows.first_row) + rows.length : 0;
-    CUTE_UNROLL
-    for (int col = 0; col < Tile::kCols; col += Tile::kBoxCols) {
-      load_box(tensor.map, full, to + col * Tile::kRows, col, rows.head, row, outer,
-               rows.batch * tensor.batch_step);
-    }
   }
 
   FwdArgs const& args_;

@@ -1,0 +1,58 @@
+#pragma once
+
+// Shared memory of a CTA of the main backward kernel, and the sizes that follow from its tile.
+
+#include "sm80/backward/work_tile.h"
+#include "sm90/backward/args.h"
+#include "sm90/backward/tiles.h"
+#include "tile/ring.h"
+#include "tile/wgmma.h"
+
+namespace fa2::sm90 {
+
+template <class Element_, BwdTile kTile_>
+struct BwdConfig {
+  using Element = Element_;
+  static constexpr BwdTile kTile = kTile_;
+  static constexpr int kStages = kTile.stages;
+  static constexpr int kConsumers = kTile.consumers();
+  static constexpr GradQLayout kGradQ = kTile.grad_q();
+
+  // A warpgroup's blocks: columns of S' (8), depth of dK and dV (16), columns of dK, dV and dQ (8).
+  static constexpr int kNumS = kTile.block_m / 8;
+  static constexpr int kDepth = kTile.block_m / 16;
+  static constexpr int kNumK = kTile.head_dim / 8;
+  static constexpr int kNumV = kTile.head_dim_v / 8;
+  static constexpr int kNumQ = kGradQ.cols_per_part() / 8;
+
+  using TileK = WgmmaTile<kTile.block_n, kTile.head_dim>;
+  using TileV = WgmmaTile<kTile.block_n, kTile.head_dim_v>;
+  using TileQ = WgmmaTile<kTile.block_m, kTile.head_dim>;
+  using TileGradOut = WgmmaTile<kTile.block_m, kTile.head_dim_v>;
+  using TileGradScores = WgmmaTile<kTile.block_n, kTile.block_m>;  // keys in rows
+
+  // While a warpgroup multiplies dS of one step, others may be at the next one.
+  static constexpr int kGradScores = 2;
+
+  // Named barriers: all consumers have written dS; of each warpgroup, its dQ may be written, and
+  // has been.
+  static constexpr int kGradScoresThere = 1;
+  static constexpr int kGradQEmpty = 2;
+  static constexpr int kGradQFull = kGradQEmpty + kConsumers;
+  static constexpr int kGradQThreads = 128 + 32;
+
+  struct Smem {
+    alignas(1024) Element k[TileK::kElements];
+    alignas(1024) Element v[TileV::kElements];
+    alignas(1024) Element q[kStages][TileQ::kElements];
+    alignas(1024) Element grad_out[kStages][TileGradOut::kElements];
+    alignas(1024) Element grad_scores[kGradScores][TileGradScores::kElements];
+    alignas(128) float grad_q[kGradQ.size()];
+    alignas(16) float row_stats[kStages][2][kTile.block_m];  // those of Q
+    uint64_t keys_full;
+    Ring<kStages> q_ring, grad_out_ring;
+    sm80::BwdWorkTile work;
+  };
+};
+
+}  // namespace fa2::sm90

@@ -1,0 +1,90 @@
+#pragma once
+
+// The warp that adds dQ of every step to the sums in global memory: what the consumers have left in
+// shared memory, by copies that add, in any order of key blocks or in turn.
+
+#include "sm90/backward/config.h"
+
+namespace fa2::sm90 {
+
+template <class Config>
+class GradQSum {
+  using Smem = typename Config::Smem;
+  static constexpr BwdTile kTile = Config::kTile;
+  static constexpr GradQLayout kLayout = Config::kGradQ;
+  static constexpr int kConsumers = Config::kConsumers;
+
+ public:
+  CUTE_DEVICE GradQSum(BwdArgs const& args, Smem& smem)
+      : args_(args.common), smem_(smem), work_(smem.work), adds_(elect_one()) {}
+
+  // By all lanes of the warp, one of which adds.
+  CUTE_DEVICE void run() const {
+    int const group = args_.problem.forward.group();
+    CUTE_NO_UNROLL
+    for (int head = work_.head_kv * group; head < (work_.head_kv + 1) * group; ++head) {
+      CUTE_NO_UNROLL
+      for (int m = work_.tiles.begin; m < work_.tiles.end; ++m) {
+        give_back();
+        add(head, m);
+      }
+    }
+    if (adds_) wait_for_reading<0>();
+  }
+
+ private:
+  // What the last step has left is read.
+  CUTE_DEVICE void give_back() const {
+    if (adds_) wait_for_reading<0>();
+    __syncwarp();
+    CUTE_UNROLL
+    for (int w = 0; w < kConsumers; ++w) {
+      named_barrier_arrive(Config::kGradQEmpty + w, Config::kGradQThreads);
+    }
+  }
+
+  CUTE_DEVICE void add(int head, int m) const {
+    int const tile = sm80::workspace_tile(args_, work_, m, head);
+    float* const sums = args_.workspace.grad_q + int64_t(tile) * kLayout.size();
+    int32_t* const semaphores = args_.workspace.semaphores;
+    bool const ordered = semaphores != nullptr;
+    if (ordered && adds_) await_turn(semaphores + tile, turn(m));
+    CUTE_UNROLL
+    for (int w = 0; w < kConsumers; ++w) {
+      named_barrier_sync(Config::kGradQFull + w, Config::kGradQThreads);
+      if (adds_) {
+        add_floats(sums + w * kLayout.part_size(), smem_.grad_q + w * kLayout.part_size(),
+                   kLayout.part_size() * int(sizeof(float)));
+        commit_additions();
+      }
+    }
+    if (ordered && adds_) {
+      wait_for_additions<0>();
+      fence_async_proxy();
+      red_release_add(semaphores + tile, 1);
+    }
+  }
+
+  // Key blocks add from the last that sees a query tile to the first.
+  CUTE_DEVICE int turn(int m) const {
+    int const row_begin = m * kTile.block_m;
+    int const row_end = min(row_begin + kTile.block_m, work_.seqlen_q);
+    BlockRange const blocks =
+        block_range(row_begin + work_.diagonal, row_end + work_.diagonal, work_.seqlen_k,
+                    work_.seqlen_k, args_.problem.forward.window, kTile.block_n);
+    return blocks.end - 1 - work_.block;
+  }
+
+  CUTE_DEVICE static void await_turn(int32_t const* semaphore, int before) {
+    while (load_acquire(semaphore) != before) {
+    }
+    fence_async_proxy();
+  }
+
+  sm80::BwdArgs const& args_;
+  Smem& smem_;
+  sm80::BwdWorkTile const& work_;
+  bool adds_;
+};
+
+}  // namespace fa2::sm90

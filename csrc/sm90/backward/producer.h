@@ -1,0 +1,83 @@
+#pragma once
+
+// The producer warp: one thread has boxes copied for the consumers.
+
+#include "sm90/backward/config.h"
+#include "sm90/load_rows.h"
+
+namespace fa2::sm90 {
+
+template <class Config>
+class BwdProducer {
+  using Element = typename Config::Element;
+  using Smem = typename Config::Smem;
+  static constexpr BwdTile kTile = Config::kTile;
+
+ public:
+  CUTE_DEVICE BwdProducer(BwdArgs const& args, Smem& smem)
+      : args_(args), smem_(smem), work_(smem.work) {}
+
+  CUTE_DEVICE void run() {
+    prefetch_map(args_.k.map);
+    prefetch_map(args_.q.map);
+    prefetch_map(args_.v.map);
+    prefetch_map(args_.grad_out.map);
+    int const group = args_.common.problem.forward.group();
+    CUTE_NO_UNROLL
+    for (int head = work_.head_kv * group; head < (work_.head_kv + 1) * group; ++head) {
+      CUTE_NO_UNROLL
+      for (int m = work_.tiles.begin; m < work_.tiles.end; ++m) {
+        bool const first = head == work_.head_kv * group && m == work_.tiles.begin;
+        if (first) load_keys();
+        load_queries(head, m);
+        load_grad_out(head, m);
+      }
+    }
+  }
+
+ private:
+  CUTE_DEVICE void load_keys() {
+    using TileK = typename Config::TileK;
+    using TileV = typename Config::TileV;
+    SequenceRows const rows{work_.head_kv, work_.col_begin, work_.seqlen_k, work_.first_row_k,
+                            work_.batch};
+    mbarrier_arrive_expect(smem_.keys_full, bytes(TileK::kElements + TileV::kElements));
+    load_rows<TileK>(args_.k, smem_.keys_full, smem_.k, rows);
+    load_rows<TileV>(args_.v, smem_.keys_full, smem_.v, rows);
+  }
+
+  // Of a tile, with what is known of its rows.
+  CUTE_DEVICE void load_queries(int head, int m) {
+    using TileQ = typename Config::TileQ;
+    constexpr int kStatsBytes = 2 * kTile.block_m * int(sizeof(float));
+    uint64_t& full = smem_.q_ring.full[at_.stage];
+    wait_empty(smem_.q_ring, at_);
+    mbarrier_arrive_expect(full, bytes(TileQ::kElements) + kStatsBytes);
+    load_rows<TileQ>(args_.q, full, smem_.q[at_.stage], queries(head, m));
+    int64_t const tile = sm80::workspace_tile(args_.common, work_, m, head);
+    load_bytes(smem_.row_stats[at_.stage],
+               args_.common.workspace.row_stats + tile * 2 * kTile.block_m, kStatsBytes, full);
+  }
+
+  CUTE_DEVICE void load_grad_out(int head, int m) {
+    using TileGradOut = typename Config::TileGradOut;
+    uint64_t& full = smem_.grad_out_ring.full[at_.stage];
+    wait_empty(smem_.grad_out_ring, at_);
+    mbarrier_arrive_expect(full, bytes(TileGradOut::kElements));
+    load_rows<TileGradOut>(args_.grad_out, full, smem_.grad_out[at_.stage], queries(head, m));
+    at_.advance();
+  }
+
+  CUTE_DEVICE SequenceRows queries(int head, int m) const {
+    return {head, m * kTile.block_m, work_.seqlen_q, work_.first_row_q, work_.batch};
+  }
+
+  CUTE_DEVICE static constexpr int bytes(int elements) { return elements * int(sizeof(Element)); }
+
+  BwdArgs const& args_;
+  Smem& smem_;
+  sm80::BwdWorkTile const& work_;
+  RingPosition<Config::kStages> at_;  // of both rings
+};
+
+}  // namespace fa2::sm90

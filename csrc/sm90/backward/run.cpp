@@ -1,0 +1,95 @@
+#include <cuda_runtime_api.h>
+
+#include "core/score_mod.h"
+#include "host/error.h"
+#include "sm80/plan_parts.h"
+#include "sm80/registry.h"
+#include "sm90/family.h"
+#include "sm90/registry.h"
+#include "sm90/rows.h"
+#include "sm90/tensor_map.h"
+
+namespace fa2::sm90 {
+namespace {
+
+sm80::BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
+  auto at = [&](int64_t offset) { return static_cast<char*>(p.workspace.data) + offset; };
+  BwdPlan::Workspace const& w = plan.workspace;
+  BwdTile const& tile = plan.tile;
+  return {
+      .tiles_per_head = w.tiles_per_head,
+      .layout = {tile.block_m, tile.head_dim, 4 * tile.consumers()},
+      .row_stats = reinterpret_cast<float*>(at(w.row_stats)),
+      .grad_q = reinterpret_cast<float*>(at(w.grad_q)),
+      .semaphores = plan.ordered ? reinterpret_cast<int32_t*>(at(w.semaphores)) : nullptr,
+      .ticket = plan.ordered ? reinterpret_cast<int32_t*>(at(w.ticket)) : nullptr,
+      .columns = {},
+  };
+}
+
+sm80::BwdArgs common_args(BwdParams const& params, BwdPlan const& plan) {
+  return {
+      .problem = params,
+      .workspace = workspace_of(params, plan),
+      .scales = score_scales<float>(params.forward.softmax_scale, 0),
+      .num_m_blocks = plan.num_m_blocks,
+      .num_n_blocks = plan.num_n_blocks,
+      .section = plan.section,
+      .grad_scale = float(params.forward.softmax_scale),
+      .keep_prob = 1,
+      .inv_keep_prob = 1,
+  };
+}
+
+BwdArgs args_of(BwdParams const& params, BwdPlan const& plan) {
+  FwdParams const& p = params.forward;
+  BwdTile const& tile = plan.tile;
+  bool const has_boxes = has_rows(p.seqs_q) && has_rows(p.seqs_k);  // or nobody asks for any
+  auto const queries = [&](TensorRef const& t, int32_t width) {
+    if (!has_boxes) return TensorMap{};
+    return make_tensor_map(t, {p.dtype, p.batch, p.num_heads, width, p.seqs_q},
+                           {tile.box_cols(), 1, tile.block_m});
+  };
+  auto const keys = [&](TensorRef const& t, int32_t width) {
+    if (!has_boxes) return TensorMap{};
+    return make_tensor_map(t, {p.dtype, p.batch, p.num_heads_kv, width, p.seqs_k},
+                           {tile.box_cols(), 1, tile.block_n});
+  };
+  return {
+      .q = queries(p.q, p.head_dim),
+      .k = keys(p.k, p.head_dim),
+      .v = keys(p.v, p.head_dim_v),
+      .grad_out = queries(params.grad_out, p.head_dim_v),
+      .common = common_args(params, plan),
+      .grad_q = tile.grad_q(),
+  };
+}
+
+}  // namespace
+
+BwdPlan Family::plan(BwdParams const& params, CudaTarget const& target) {
+  BwdPlan const plan = plan_backward(params, target.device);
+  int32_t const bytes = find_backward(plan.key).smem_bytes;
+  FA2_CHECK(bytes <= target.device.smem_per_block,
+            "{} needs {} bytes of shared memory a block; the device has {}", to_string(plan.key),
+            bytes, target.device.smem_per_block);
+  return plan;
+}
+
+void Family::run(BwdParams const& params, BwdPlan const& plan, CudaTarget const& target) {
+  sm80::check_workspace(params.workspace, plan.workspace_bytes);
+  BwdInstance const& instance = find_backward(plan.key);
+  BwdRowsInstance const& rows = find_backward_rows(plan.key.dtype);
+  sm80::BwdRowsInstance const& common_rows = sm80::find_backward_rows(plan.key.dtype);
+  BwdArgs const args = args_of(params, plan);
+
+  cudaStream_t const stream = target.stream;
+  if (plan.rows_grid > 0) common_rows.row_stats(args.common, plan.rows_grid, stream);
+  if (plan.grid > 0) instance.launch(args, plan.grid, stream);
+  if (plan.rows_grid > 0) rows.grad_q(args, plan.rows_grid, stream);
+  if (params.grad_sink != nullptr) {
+    common_rows.grad_sink(args.common, params.forward.num_heads, stream);
+  }
+}
+
+}  // namespace fa2::sm90

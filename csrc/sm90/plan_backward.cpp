@@ -1,0 +1,76 @@
+#include "core/score_mod.h"
+#include "host/check_positions.h"
+#include "host/error.h"
+#include "sm80/plan_parts.h"
+#include "sm90/plan.h"
+#include "sm90/plan_parts.h"
+
+namespace fa2::sm90 {
+namespace {
+
+void take_workspace(FwdParams const& p, BwdPlan& plan) {
+  int32_t const block_m = plan.tile.block_m;
+  int64_t const tiles_per_head = sm80::query_tiles_per_head(p, block_m);
+  int64_t const tiles = sm80::checked_grid("query tiles", tiles_per_head * p.num_heads);
+  BwdPlan::Workspace& w = plan.workspace;
+  w.tiles_per_head = int32_t(tiles_per_head);
+  sm80::WorkspaceLayout workspace;
+  w.row_stats = workspace.take(tiles * 2 * block_m * int64_t(sizeof(float)));
+  w.grad_q = workspace.take(tiles * plan.tile.grad_q().size() * int64_t(sizeof(float)));
+  w.semaphores = workspace.take(plan.ordered ? tiles * int64_t(sizeof(int32_t)) : 0);
+  w.ticket = workspace.take(plan.ordered ? sizeof(int32_t) : 0);
+  plan.workspace_bytes = workspace.bytes;
+}
+
+}  // namespace
+
+char const* not_served(BwdParams const& params) {
+  FwdParams p = params.forward;
+  p.partial_lse = nullptr;  // in the place of lse, and nothing is merged
+  if (char const* const reason = not_served(p); reason != nullptr) return reason;
+  if (!has_bwd_tile(bucket_of(p.head_dim, p.head_dim_v))) return "heads of that width";
+  if (p.block_mask.row_offsets != nullptr) return "block masks";
+  if (p.dropout.drop_prob > 0) return "dropout";
+  if (is_modified(p.score_mod) || p.softmax_scale == 0) return "scores that are modified";
+  return has_strides(params.grad_out, p.seqs_q, p.num_heads) ? nullptr
+                                                             : "rows or heads that lie so";
+}
+
+BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
+  char const* const reason = not_served(params);
+  FA2_CHECK(reason == nullptr, "backward kernels for compute capability 9.0 do not serve {}",
+            reason);
+  FwdParams const& p = params.forward;
+  check_positions(p);
+  Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
+  BwdPlan plan{.key = {p.dtype, bucket}, .tile = bwd_tile(bucket)};
+  plan.num_m_blocks = sm80::ceil_div(p.seqs_q.max_seqlen, plan.tile.block_m);
+  plan.num_n_blocks = sm80::ceil_div(p.seqs_k.max_seqlen, plan.tile.block_n);
+  // Q and dO at two bytes and the sums of dQ at four, of all heads of a group.
+  int64_t const query_bytes =
+      int64_t(p.seqs_q.max_seqlen) * p.group() *
+      (p.head_dim * (sizeof(uint16_t) + sizeof(float)) + p.head_dim_v * sizeof(uint16_t));
+  int64_t const pairs = int64_t(p.batch) * p.num_heads_kv;
+  plan.section = sm80::section_size(pairs, query_bytes, device);
+  plan.grid = sm80::checked_grid("key blocks", plan.num_n_blocks * pairs);
+  plan.rows_grid =
+      sm80::checked_grid("query tiles", int64_t(plan.num_m_blocks) * p.batch * p.num_heads);
+  plan.ordered = params.deterministic && plan.rows_grid > 0;
+  take_workspace(p, plan);
+  return plan;
+}
+
+std::string to_string(BwdKey const& key) {
+  return message("sm90 {} {}", to_string(key.dtype), to_string(key.bucket));
+}
+
+std::string to_string(BwdPlan const& plan) {
+  BwdTile const& t = plan.tile;
+  return message(
+      "backward {}: tile {} keys x {} queries, {} key blocks, {} query tiles, section {}, grid {}, "
+      "{}, workspace {} bytes",
+      to_string(plan.key), t.block_n, t.block_m, plan.num_n_blocks, plan.num_m_blocks, plan.section,
+      plan.grid, plan.ordered ? "ordered" : "unordered", plan.workspace_bytes);
+}
+
+}  // namespace fa2::sm90
