@@ -115,7 +115,7 @@ set(FA2_sm90_bwd_rows_HEADER backward/rows_instance.h)
 set(FA2_sm90_ELEMENTS float16 bfloat16)
 set(FA2_sm90_BUCKETS 64 96 128 192/128 192 256)  # kBuckets in sm90/tiles.h
 set(FA2_sm90_SHORT_STEPS 128)  # has_short_steps
-set(FA2_sm90_BWD_BUCKETS 128)  # has_bwd_tile in sm90/backward/tiles.h
+set(FA2_sm90_BWD_BUCKETS 64 96 128)  # has_bwd_tile in sm90/backward/tiles.h
 
 macro(fa2_sm90_instances buckets)
   foreach(bucket IN ITEMS ${buckets})

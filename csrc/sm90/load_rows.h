@@ -23,9 +23,9 @@ CUTE_DEVICE void load_rows(TensorMap const& tensor, uint64_t& full, Element* to,
   int const row = ragged ? tensor.shift - rows.length + rows.begin : rows.begin;
   int const outer = ragged ? int(rows.first_row) + rows.length : 0;
   CUTE_UNROLL
-  for (int col = 0; col < Tile::kCols; col += Tile::kBoxCols) {
-    load_box(tensor.map, full, to + col * Tile::kRows, col, rows.head, row, outer,
-             rows.batch * tensor.batch_step);
+  for (int i = 0; i < Tile::kBoxes; ++i) {
+    load_box(tensor.map, full, to + i * Tile::kBoxElements, i * Tile::kUsedCols, rows.head, row,
+             outer, rows.batch * tensor.batch_step);
   }
 }
 

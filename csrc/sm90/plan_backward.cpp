@@ -9,13 +9,13 @@ namespace fa2::sm90 {
 namespace {
 
 void take_workspace(FwdParams const& p, BwdPlan& plan) {
-  int32_t const block_m = plan.tile.block_m;
-  int64_t const tiles_per_head = sm80::query_tiles_per_head(p, block_m);
+  constexpr int32_t kBlockM = BwdTile::kBlockM;
+  int64_t const tiles_per_head = sm80::query_tiles_per_head(p, kBlockM);
   int64_t const tiles = sm80::checked_grid("query tiles", tiles_per_head * p.num_heads);
   BwdPlan::Workspace& w = plan.workspace;
   w.tiles_per_head = int32_t(tiles_per_head);
   sm80::WorkspaceLayout workspace;
-  w.row_stats = workspace.take(tiles * 2 * block_m * int64_t(sizeof(float)));
+  w.row_stats = workspace.take(tiles * 2 * kBlockM * int64_t(sizeof(float)));
   w.grad_q = workspace.take(tiles * plan.tile.grad_q().size() * int64_t(sizeof(float)));
   w.semaphores = workspace.take(plan.ordered ? tiles * int64_t(sizeof(int32_t)) : 0);
   w.ticket = workspace.take(plan.ordered ? sizeof(int32_t) : 0);
@@ -44,7 +44,7 @@ BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
   check_positions(p);
   Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
   BwdPlan plan{.key = {p.dtype, bucket}, .tile = bwd_tile(bucket)};
-  plan.num_m_blocks = sm80::ceil_div(p.seqs_q.max_seqlen, plan.tile.block_m);
+  plan.num_m_blocks = sm80::ceil_div(p.seqs_q.max_seqlen, BwdTile::kBlockM);
   plan.num_n_blocks = sm80::ceil_div(p.seqs_k.max_seqlen, plan.tile.block_n);
   // Q and dO at two bytes and the sums of dQ at four, of all heads of a group.
   int64_t const query_bytes =
@@ -69,8 +69,8 @@ std::string to_string(BwdPlan const& plan) {
   return message(
       "backward {}: tile {} keys x {} queries, {} key blocks, {} query tiles, section {}, grid {}, "
       "{}, workspace {} bytes",
-      to_string(plan.key), t.block_n, t.block_m, plan.num_n_blocks, plan.num_m_blocks, plan.section,
-      plan.grid, plan.ordered ? "ordered" : "unordered", plan.workspace_bytes);
+      to_string(plan.key), t.block_n, BwdTile::kBlockM, plan.num_n_blocks, plan.num_m_blocks,
+      plan.section, plan.grid, plan.ordered ? "ordered" : "unordered", plan.workspace_bytes);
 }
 
 }  // namespace fa2::sm90

@@ -14,22 +14,25 @@ namespace fa2 {
 
 // A tile of rows x columns in shared memory, as copies of boxes leave it: one box of columns behind
 // the other, each with rows of 128 bytes, or of 64 where the width asks for it, that are swizzled
-// over their length.
-template <int kRows_, int kCols_>
+// over their length. Boxes may hold more columns than are used of them.
+template <int kRows_, int kCols_, int kBoxCols_ = kCols_ % 64 == 0 ? 64 : 32,
+          int kUsedCols_ = kBoxCols_>
 struct WgmmaTile {
   static constexpr int kRows = kRows_, kCols = kCols_;
-  static constexpr int kBoxCols = kCols % 64 == 0 ? 64 : 32;
-  static constexpr int kElements = kRows * kCols;
+  static constexpr int kBoxCols = kBoxCols_, kUsedCols = kUsedCols_;
+  static constexpr int kBoxes = kCols / kUsedCols;
+  static constexpr int kBoxElements = kRows * kBoxCols;
+  static constexpr int kElements = kBoxes * kBoxElements;
   static constexpr int kDepthBlocks = kCols / 16;
 
   static constexpr uint32_t kRowBytes = 2 * kBoxCols;
   static constexpr uint32_t kBoxBytes = kRows * kRowBytes;
-  static_assert(kRows % 8 == 0 && kCols % kBoxCols == 0);
+  static_assert(kRows % 8 == 0 && kCols % kUsedCols == 0 && kUsedCols % 16 == 0);
 
   // Descriptors (PTX ISA, "Matrix descriptor format"). Of rows from `row` on and 16 columns, with
   // the depth along the columns:
   CUTE_DEVICE static uint64_t rows_at(void const* tile, int row, int k) {
-    constexpr int kStepsPerBox = kBoxCols / 16;
+    constexpr int kStepsPerBox = kUsedCols / 16;
     uint32_t const place = k / kStepsPerBox * kBoxBytes + k % kStepsPerBox * 32;
     return descriptor(shared_address(tile) + row * kRowBytes, place, 0);
   }
@@ -99,17 +102,17 @@ CUTE_DEVICE void start_cols_product(Accumulator& acc, Operand& a, Element const*
   end_product();
 }
 
-// Starts acc = A' B for the 64 columns of A in a box of them, and those of B from a box on.
+// Starts acc = A' B, for the columns of B from a box on.
 template <class TileA, class TileB, class Accumulator, class Element>
-CUTE_DEVICE void start_transposed_product(Accumulator& acc, Element const* a, int box_a,
-                                          Element const* b, int box_b) {
+CUTE_DEVICE void start_transposed_product(Accumulator& acc, Element const* a, Element const* b,
+                                          int box) {
   constexpr int kN = decltype(size(acc))::value * 2;
-  static_assert(TileA::kBoxCols == 64 && TileA::kRows == TileB::kRows);
+  static_assert(TileA::kCols == 64 && TileA::kRows == TileB::kRows);
   begin_product(acc);
   CUTE_UNROLL
   for (int k = 0; k < TileA::kRows / 16; ++k) {
-    Wgmma<Element, kN>::from_columns(&acc(0), TileA::cols_at(a, k, box_a),
-                                     TileB::cols_at(b, k, box_b), k > 0);
+    Wgmma<Element, kN>::from_columns(&acc(0), TileA::cols_at(a, k), TileB::cols_at(b, k, box),
+                                     k > 0);
   }
   end_product();
 }

@@ -21,6 +21,8 @@ struct Wgmma;
   "%" #tens "0, %" #tens "1, %" #tens "2, %" #tens "3, %" #tens "4, %" #tens \
   "5, "                                                                      \
   "%" #tens "6, %" #tens "7, %" #tens "8, %" #tens "9"
+#define FA2_NAMES_16 FA2_TEN() ", %10, %11, %12, %13, %14, %15"
+#define FA2_NAMES_24 FA2_TEN() ", " FA2_TEN(1) ", %20, %21, %22, %23"
 #define FA2_NAMES_30 FA2_TEN() ", " FA2_TEN(1) ", " FA2_TEN(2)
 #define FA2_NAMES_32 FA2_NAMES_30 ", %30, %31"
 #define FA2_NAMES_40 FA2_NAMES_30 ", " FA2_TEN(3)
@@ -39,7 +41,9 @@ struct Wgmma;
 #define FA2_ACC_8(i)                                                                    \
   "+f"(acc[i]), "+f"(acc[i + 1]), "+f"(acc[i + 2]), "+f"(acc[i + 3]), "+f"(acc[i + 4]), \
       "+f"(acc[i + 5]), "+f"(acc[i + 6]), "+f"(acc[i + 7])
-#define FA2_ACC_32 FA2_ACC_8(0), FA2_ACC_8(8), FA2_ACC_8(16), FA2_ACC_8(24)
+#define FA2_ACC_16 FA2_ACC_8(0), FA2_ACC_8(8)
+#define FA2_ACC_24 FA2_ACC_16, FA2_ACC_8(16)
+#define FA2_ACC_32 FA2_ACC_24, FA2_ACC_8(24)
 #define FA2_ACC_40 FA2_ACC_32, FA2_ACC_8(32)
 #define FA2_ACC_48 FA2_ACC_40, FA2_ACC_8(40)
 #define FA2_ACC_56 FA2_ACC_48, FA2_ACC_8(48)
@@ -97,6 +101,8 @@ struct Wgmma;
   FA2_WGMMA(cute::half_t, "f16", __VA_ARGS__) \
   FA2_WGMMA(cute::bfloat16_t, "bf16", __VA_ARGS__)
 
+FA2_WGMMA_OF_BOTH(32, 16, 16, 17, 18, 19, 20, 21)
+FA2_WGMMA_OF_BOTH(48, 24, 24, 25, 26, 27, 28, 29)
 FA2_WGMMA_OF_BOTH(64, 32, 32, 33, 34, 35, 36, 37)
 FA2_WGMMA_OF_BOTH(80, 40, 40, 41, 42, 43, 44, 45)
 FA2_WGMMA_OF_BOTH(96, 48, 48, 49, 50, 51, 52, 53)
@@ -116,6 +122,8 @@ FA2_WGMMA_OF_BOTH(256, 128, 128, 129, 130, 131, 132, 133)
 #undef FA2_ACC_48
 #undef FA2_ACC_40
 #undef FA2_ACC_32
+#undef FA2_ACC_24
+#undef FA2_ACC_16
 #undef FA2_ACC_8
 #undef FA2_NAMES_128
 #undef FA2_NAMES_120
@@ -131,6 +139,8 @@ FA2_WGMMA_OF_BOTH(256, 128, 128, 129, 130, 131, 132, 133)
 #undef FA2_NAMES_40
 #undef FA2_NAMES_32
 #undef FA2_NAMES_30
+#undef FA2_NAMES_24
+#undef FA2_NAMES_16
 #undef FA2_TEN
 
 }  // namespace fa2

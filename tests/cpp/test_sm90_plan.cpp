@@ -195,7 +195,6 @@ TEST(which_gradients_are_served) {
     return p;
   };
   EXPECT(has_gradient(problem(128)));
-  EXPECT(!has_gradient(problem(32)));
   EXPECT(has_gradient(with([&](auto& p) { p.partial_lse = partial_lse; })));
   EXPECT(!has_gradient(with([](auto& p) { p.dropout.drop_prob = 0.5; })));
   EXPECT(!has_gradient(with([](auto& p) { p.score_mod.softcap = 2; })));
@@ -204,6 +203,13 @@ TEST(which_gradients_are_served) {
   BwdParams same_for_all = gradient_of(problem(128));
   same_for_all.grad_out.row_stride = 0;
   EXPECT(not_served(same_for_all) != nullptr);
+}
+
+TEST(which_heads_have_gradients) {
+  for (int width : {40, 64, 72, 96, 104, 128}) EXPECT(has_gradient(problem(width)));
+  EXPECT(has_gradient(problem(128, 40)));
+  for (int width : {32, 136, 192, 256}) EXPECT(!has_gradient(problem(width)));
+  EXPECT(!has_gradient(problem(192, 128)));
 }
 
 TEST(a_gradient_has_a_cta_for_each_key_block_and_memory_for_each_query_tile) {

@@ -3,7 +3,6 @@ what each costs beside the least that is possible."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,6 @@ from cases import (
     FEATURES,
     PACKED_FEATURES,
     Case,
-    Packed,
     heads_outside,
     rows_outside,
     same_for_the_batch,
@@ -36,8 +34,8 @@ from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends
 from flash_attn2.reference import Packing
 
-# Keys and queries of a tile, by bucket (csrc/sm90/backward/tiles.h).
-TILES = {128: (128, 64)}
+BUCKETS = (64, 96, 128)
+BLOCK_N, BLOCK_M = 128, 64  # keys and queries of a tile (csrc/sm90/backward/tiles.h)
 TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
 ONE_DTYPE = TARGETS[1:]
 FLOAT16 = TARGETS[:1]
@@ -60,10 +58,9 @@ def backward_of_sm90(expected: bool) -> Iterator[None]:
 
 
 @targets(TARGETS)
-@pytest.mark.parametrize("bucket", TILES)
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("bucket", BUCKETS)
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_every_kernel(bucket: int, causal: bool, deterministic: bool, target: Target) -> None:
+def test_every_kernel(bucket: int, deterministic: bool, target: Target) -> None:
     """With several CTAs at once, more tiles than a ring holds, and the heads of a group.
 
     Where the result must be reproducible, any order of summation left to chance is an error.
@@ -71,6 +68,7 @@ def test_every_kernel(bucket: int, causal: bool, deterministic: bool, target: Ta
     case = Case(bucket, 1, 330, 290, num_heads=2, num_heads_kv=1)
     sums = "ordered" if deterministic else "free"
     options = f"ctas=3,async=random,seed={bucket},sums={sums}"
+    causal = deterministic == (target.dtype is torch.bfloat16)
     with backward_of_sm90(True), emulator_options(options, target.backend):
         check_dense_gradients(*case.qkv(target), causal=causal, deterministic=deterministic)
 
@@ -78,7 +76,7 @@ def test_every_kernel(bucket: int, causal: bool, deterministic: bool, target: Ta
 @targets(ONE_DTYPE)
 @pytest.mark.parametrize("name", DENSE)
 def test_features(name: str, target: Target) -> None:
-    case = dataclasses.replace(DENSE[name], head_dim=128)
+    case = DENSE[name]
     with backward_of_sm90(True):
         check_dense_gradients(*case.qkv(target), **case.all_options(target.device))
 
@@ -86,7 +84,7 @@ def test_features(name: str, target: Target) -> None:
 @targets(ONE_DTYPE)
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_features(name: str, target: Target) -> None:
-    case: Packed = dataclasses.replace(PACKED[name], head_dim=128)
+    case = PACKED[name]
     packing = case.packing(target.device)
     if name in WITHOUT_KEYS:
         check_varlen_gradients(*case.qkv(target), packing, **case.all_options(target.device))
@@ -96,7 +94,7 @@ def test_packed_features(name: str, target: Target) -> None:
 
 
 @targets(ONE_DTYPE)
-@pytest.mark.parametrize("widths", [(104, 128), (128, 40), (100, 100)], ids=str)
+@pytest.mark.parametrize("widths", [(40, 64), (72, 88), (104, 128), (128, 40)], ids=str)
 def test_narrower_heads(widths: tuple[int, int], target: Target) -> None:
     width, width_v = widths
     case = Case(width, 1, 140, 150, num_heads=2, num_heads_kv=1, head_dim_v=width_v)
@@ -109,7 +107,7 @@ def test_narrower_heads(widths: tuple[int, int], target: Target) -> None:
     "layout", [heads_outside, rows_outside, slice_of_larger, same_for_the_batch]
 )
 def test_layouts(layout: Callable[[Tensor], Tensor], target: Target) -> None:
-    q, k, v = map(layout, Case(128, seqlen_q=130, seqlen_k=140).qkv(target))
+    q, k, v = map(layout, Case(64, seqlen_q=130, seqlen_k=140).qkv(target))
     with backward_of_sm90(True):
         check_dense_gradients(q, k, v, causal=True)
 
@@ -174,7 +172,7 @@ def test_scores_of_any_size(target: Target) -> None:
 
 @targets(ONE_DTYPE)
 def test_fixed_order_gives_the_same_bits_in_any_batch(target: Target) -> None:
-    q, k, v = Case(128, batch=3, seqlen_q=150, seqlen_k=300).qkv(target)
+    q, k, v = Case(64, batch=3, seqlen_q=150, seqlen_k=300).qkv(target)
     options = {"causal": True, "deterministic": True}
     together = gradients(q, k, v, **options)
     with emulator_options("seed=8,ctas=3,async=random", target.backend):
@@ -199,20 +197,19 @@ def counted(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> dict[str, float]
 
 @targets(FLOAT16)
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("bucket", TILES)
+@pytest.mark.parametrize("bucket", BUCKETS)
 def test_cost_is_the_least_possible(bucket: int, deterministic: bool, target: Target) -> None:
-    block_n, block_m = TILES[bucket]
-    heads, seqlen_q, seqlen_k = 2, 3 * block_m, 2 * block_n
+    heads, seqlen_q, seqlen_k = 2, 3 * BLOCK_M, 2 * BLOCK_N
     q = target.tensor(1, seqlen_q, heads, bucket)
     k, v = (target.tensor(1, seqlen_k, 1, bucket) for _ in range(2))
     cost = counted(q, k, v, deterministic=deterministic)
-    blocks, rows, sums = seqlen_k // block_n, heads * seqlen_q, 4 * q.numel()
+    blocks, rows, sums = seqlen_k // BLOCK_N, heads * seqlen_q, 4 * q.numel()
 
     assert cost["mma"] * MMA_PRODUCTS == 5 * rows * seqlen_k * bucket
     for unit in ("stmatrix", "shared_loads", "shared_stores"):
         assert cost[f"{unit}.wavefronts"] == cost[f"{unit}.ideal_wavefronts"], unit
-    # Keys and values once, for all heads of the group.
-    assert cost["read.k.bytes"] == k.nbytes
+    # Keys and values once, for all heads of the group; of 96 columns two boxes have 16 in common.
+    assert cost["read.k.bytes"] * bucket == k.nbytes * (112 if bucket == 96 else bucket)
     assert cost["read.v.bytes"] == v.nbytes
     # Queries and gradients of the output once for each block of keys.
     assert cost["read.q.bytes"] == blocks * q.nbytes
@@ -246,8 +243,7 @@ def test_cost_is_the_least_possible(bucket: int, deterministic: bool, target: Ta
 def test_hidden_tiles_are_skipped(
     options: dict[str, Any], visible_tiles: int, target: Target
 ) -> None:
-    block_n, block_m = TILES[128]
-    q, k, v = (target.tensor(1, 256, 1, 128) for _ in range(3))
+    q, k, v = (target.tensor(1, 256, 1, 64) for _ in range(3))
     cost = counted(q, k, v, **options)
-    assert cost["mma"] * MMA_PRODUCTS == visible_tiles * 5 * block_n * block_m * 128
-    assert cost["read.q.bytes"] == visible_tiles * block_m * 128 * 2
+    assert cost["mma"] * MMA_PRODUCTS == visible_tiles * 5 * BLOCK_N * BLOCK_M * 64
+    assert cost["read.q.bytes"] == visible_tiles * BLOCK_M * 64 * 2

@@ -46,7 +46,9 @@ WGMMA_STEP_LIMITS = {
     "sm90_fwd_hd192v128_plain": 428,
     "sm90_fwd_hd192_plain": 385,
     "sm90_fwd_hd256_plain": 323,
-    "sm90_bwd_hd128_plain": 392,
+    "sm90_bwd_hd64_plain": 345,
+    "sm90_bwd_hd96_plain": 366,
+    "sm90_bwd_hd128_plain": 391,
 }
 
 # KiB of shared memory that a CTA may have, by compute capability.

@@ -19,17 +19,17 @@ struct BwdConfig {
   static constexpr GradQLayout kGradQ = kTile.grad_q();
 
   // A warpgroup's blocks: columns of S' (8), depth of dK and dV (16), columns of dK, dV and dQ (8).
-  static constexpr int kNumS = kTile.block_m / 8;
-  static constexpr int kDepth = kTile.block_m / 16;
+  static constexpr int kNumS = BwdTile::kBlockM / 8;
+  static constexpr int kDepth = BwdTile::kBlockM / 16;
   static constexpr int kNumK = kTile.head_dim / 8;
   static constexpr int kNumV = kTile.head_dim_v / 8;
   static constexpr int kNumQ = kGradQ.cols_per_part() / 8;
 
-  using TileK = WgmmaTile<kTile.block_n, kTile.head_dim>;
-  using TileV = WgmmaTile<kTile.block_n, kTile.head_dim_v>;
-  using TileQ = WgmmaTile<kTile.block_m, kTile.head_dim>;
-  using TileGradOut = WgmmaTile<kTile.block_m, kTile.head_dim_v>;
-  using TileGradScores = WgmmaTile<kTile.block_n, kTile.block_m>;  // keys in rows
+  using TileK = WgmmaTile<kTile.block_n, kTile.head_dim, kTile.k_box_cols(), kTile.k_used_cols()>;
+  using TileV = WgmmaTile<kTile.block_n, kTile.head_dim_v, kTile.box_cols()>;
+  using TileQ = WgmmaTile<BwdTile::kBlockM, kTile.head_dim, kTile.box_cols()>;
+  using TileGradOut = WgmmaTile<BwdTile::kBlockM, kTile.head_dim_v, kTile.box_cols()>;
+  using TileGradScores = WgmmaTile<kTile.block_n, BwdTile::kBlockM>;  // keys in rows
 
   // While a warpgroup multiplies dS of one step, others may be at the next one.
   static constexpr int kGradScores = 2;
@@ -48,7 +48,7 @@ struct BwdConfig {
     alignas(1024) Element grad_out[kStages][TileGradOut::kElements];
     alignas(1024) Element grad_scores[kGradScores][TileGradScores::kElements];
     alignas(128) float grad_q[kGradQ.size()];
-    alignas(16) float row_stats[kStages][2][kTile.block_m];  // those of Q
+    alignas(16) float row_stats[kStages][2][BwdTile::kBlockM];  // those of Q
     uint64_t keys_full;
     Ring<kStages> q_ring, grad_out_ring;
     sm80::BwdWorkTile work;

@@ -67,8 +67,8 @@ class GradQSum {
 
   // Key blocks add from the last that sees a query tile to the first.
   CUTE_DEVICE int turn(int m) const {
-    int const row_begin = m * kTile.block_m;
-    int const row_end = min(row_begin + kTile.block_m, work_.seqlen_q);
+    int const row_begin = m * BwdTile::kBlockM;
+    int const row_end = min(row_begin + BwdTile::kBlockM, work_.seqlen_q);
     BlockRange const blocks =
         block_range(row_begin + work_.diagonal, row_end + work_.diagonal, work_.seqlen_k,
                     work_.seqlen_k, args_.problem.forward.window, kTile.block_n);

@@ -23,7 +23,7 @@ struct BwdKernel {
     if (threadIdx.x == 0) {
       make_rings(smem);
       smem.work = sm80::bwd_work_tile(args.common, schedule_index(args.common), kTile.block_n,
-                                      kTile.block_m);
+                                      BwdTile::kBlockM);
     }
     __syncthreads();
     sm80::BwdWorkTile const& work = smem.work;

@@ -134,7 +134,7 @@ class BwdMainloop {
     sm80::BwdWorkTile const& work = smem_.work;
     Window const window = mirrored(args_.problem.forward.window);
     mask_scores<1, kNumS>(scores, work.col_begin + lane_first_row(),
-                          m * kTile.block_m + lane_col(lane_index()), [&](int key) {
+                          m * BwdTile::kBlockM + lane_col(lane_index()), [&](int key) {
                             ColRange queries =
                                 cols_around(key - work.diagonal, work.seqlen_q, window);
                             if (key >= work.seqlen_k) queries.end = 0;
@@ -159,21 +159,18 @@ class BwdMainloop {
 
   CUTE_DEVICE void start_grad_q(GradQ& grad_q, Element const* grad_scores) const {
     using TileK = typename Config::TileK;
-    constexpr GradQLayout layout = Config::kGradQ;
-    int const row_box = layout.row_begin(warpgroup_) / 64;
-    int const col_box = layout.col_begin(warpgroup_) / TileK::kBoxCols;
-    start_transposed_product<typename Config::TileGradScores, TileK>(grad_q, grad_scores, row_box,
-                                                                     smem_.k, col_box);
+    start_transposed_product<typename Config::TileGradScores, TileK>(grad_q, grad_scores, smem_.k,
+                                                                     warpgroup_);
   }
 
   // To the warp that adds it up.
   CUTE_DEVICE void hand_over(GradQ const& grad_q) const {
     constexpr GradQLayout layout = Config::kGradQ;
     named_barrier_sync(Config::kGradQEmpty + warpgroup_, Config::kGradQThreads);
-    float* const to = smem_.grad_q + layout.offset(warpgroup_, 0, thread_);
+    float* const to = smem_.grad_q + warpgroup_ * layout.part_size() + layout.offset(0, thread_);
     CUTE_UNROLL
     for (int j = 0; j < Config::kNumQ; ++j) {
-      reinterpret_cast<float4&>(to[layout.offset(0, j, 0)]) =
+      reinterpret_cast<float4&>(to[layout.offset(8 * j, 0)]) =
           make_float4(grad_q(0, 0, j), grad_q(1, 0, j), grad_q(2, 0, j), grad_q(3, 0, j));
     }
     fence_shared_async_proxy();

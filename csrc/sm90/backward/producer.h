@@ -49,14 +49,14 @@ class BwdProducer {
   // Of a tile, with what is known of its rows.
   CUTE_DEVICE void load_queries(int head, int m) {
     using TileQ = typename Config::TileQ;
-    constexpr int kStatsBytes = 2 * kTile.block_m * int(sizeof(float));
+    constexpr int kStatsBytes = 2 * BwdTile::kBlockM * int(sizeof(float));
     uint64_t& full = smem_.q_ring.full[at_.stage];
     wait_empty(smem_.q_ring, at_);
     mbarrier_arrive_expect(full, bytes(TileQ::kElements) + kStatsBytes);
     load_rows<TileQ>(args_.q, full, smem_.q[at_.stage], queries(head, m));
     int64_t const tile = sm80::workspace_tile(args_.common, work_, m, head);
     load_bytes(smem_.row_stats[at_.stage],
-               args_.common.workspace.row_stats + tile * 2 * kTile.block_m, kStatsBytes, full);
+               args_.common.workspace.row_stats + tile * 2 * BwdTile::kBlockM, kStatsBytes, full);
   }
 
   CUTE_DEVICE void load_grad_out(int head, int m) {
@@ -69,7 +69,7 @@ class BwdProducer {
   }
 
   CUTE_DEVICE SequenceRows queries(int head, int m) const {
-    return {head, m * kTile.block_m, work_.seqlen_q, work_.first_row_q, work_.batch};
+    return {head, m * BwdTile::kBlockM, work_.seqlen_q, work_.first_row_q, work_.batch};
   }
 
   CUTE_DEVICE static constexpr int bytes(int elements) { return elements * int(sizeof(Element)); }

@@ -20,27 +20,26 @@ struct GradQKernel {
   CUTE_DEVICE void operator()(BwdArgs const& args, char*) const {
     sm80::QueryTile const tile = sm80::QueryTile::of(args.common, blockIdx.x);
     if (tile.rows <= 0) return;
-    GradQLayout const layout = args.grad_q;
-    int const steps = layout.cols_per_part() / (8 * kBlocks);  // of a warp of a warpgroup
-    for (int i = int(threadIdx.x) / 32; i < 4 * layout.warpgroups * steps; i += kThreads / 32) {
-      finish(args, tile, i / (4 * steps), i / steps % 4, i % steps * kBlocks);
+    int const rows = GradQLayout::kRows / 16;
+    int const cols = args.grad_q.head_dim / (8 * kBlocks);
+    for (int i = int(threadIdx.x) / 32; i < rows * cols; i += kThreads / 32) {
+      finish(args, tile, i % rows * 16, i / rows * 8 * kBlocks);
     }
   }
 
  private:
-  CUTE_DEVICE static void finish(BwdArgs const& args, sm80::QueryTile const& tile, int warpgroup,
-                                 int warp, int block) {
+  CUTE_DEVICE static void finish(BwdArgs const& args, sm80::QueryTile const& tile, int row,
+                                 int col) {
     GradQLayout const layout = args.grad_q;
     int const lane = threadIdx.x % 32;
     float const* const sums = args.common.workspace.grad_q + tile.index * layout.size();
     float4 parts[kBlocks];
     CUTE_UNROLL
     for (int j = 0; j < kBlocks; ++j) {
-      int const at = layout.offset(warpgroup, block + j, warp * 32 + lane);
+      int const at = layout.offset(col + 8 * j, row / 16 * 32 + lane);
       parts[j] = reinterpret_cast<float4 const&>(sums[at]);
     }
-    int const row = layout.row_begin(warpgroup) + warp * 16 + lane_row(lane);
-    int const col = layout.col_begin(warpgroup) + block * 8;
+    row += lane_row(lane);
     put(args.common, tile, row, col, [&](int j) { return make_float2(parts[j].x, parts[j].y); });
     put(args.common, tile, row + 8, col,
         [&](int j) { return make_float2(parts[j].z, parts[j].w); });

@@ -18,7 +18,7 @@ sm80::BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
   BwdTile const& tile = plan.tile;
   return {
       .tiles_per_head = w.tiles_per_head,
-      .layout = {tile.block_m, tile.head_dim, 4 * tile.consumers()},
+      .layout = {BwdTile::kBlockM, tile.head_dim, 4 * tile.consumers()},
       .row_stats = reinterpret_cast<float*>(at(w.row_stats)),
       .grad_q = reinterpret_cast<float*>(at(w.grad_q)),
       .semaphores = plan.ordered ? reinterpret_cast<int32_t*>(at(w.semaphores)) : nullptr,
@@ -45,21 +45,20 @@ BwdArgs args_of(BwdParams const& params, BwdPlan const& plan) {
   FwdParams const& p = params.forward;
   BwdTile const& tile = plan.tile;
   bool const has_boxes = has_rows(p.seqs_q) && has_rows(p.seqs_k);  // or nobody asks for any
-  auto const queries = [&](TensorRef const& t, int32_t width) {
-    if (!has_boxes) return TensorMap{};
-    return make_tensor_map(t, {p.dtype, p.batch, p.num_heads, width, p.seqs_q},
-                           {tile.box_cols(), 1, tile.block_m});
+  auto const map_of = [&](TensorRef const& t, MappedRows const& rows, int32_t cols, int32_t block) {
+    return has_boxes ? make_tensor_map(t, rows, {cols, 1, block}) : TensorMap{};
   };
-  auto const keys = [&](TensorRef const& t, int32_t width) {
-    if (!has_boxes) return TensorMap{};
-    return make_tensor_map(t, {p.dtype, p.batch, p.num_heads_kv, width, p.seqs_k},
-                           {tile.box_cols(), 1, tile.block_n});
+  auto const queries = [&](int32_t width) {
+    return MappedRows{p.dtype, p.batch, p.num_heads, width, p.seqs_q};
+  };
+  auto const keys = [&](int32_t width) {
+    return MappedRows{p.dtype, p.batch, p.num_heads_kv, width, p.seqs_k};
   };
   return {
-      .q = queries(p.q, p.head_dim),
-      .k = keys(p.k, p.head_dim),
-      .v = keys(p.v, p.head_dim_v),
-      .grad_out = queries(params.grad_out, p.head_dim_v),
+      .q = map_of(p.q, queries(p.head_dim), tile.box_cols(), BwdTile::kBlockM),
+      .k = map_of(p.k, keys(p.head_dim), tile.k_box_cols(), tile.block_n),
+      .v = map_of(p.v, keys(p.head_dim_v), tile.box_cols(), tile.block_n),
+      .grad_out = map_of(params.grad_out, queries(p.head_dim_v), tile.box_cols(), BwdTile::kBlockM),
       .common = common_args(params, plan),
       .grad_q = tile.grad_q(),
   };

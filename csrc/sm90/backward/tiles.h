@@ -8,26 +8,41 @@
 namespace fa2::sm90 {
 
 // Scores are held transposed, S' = K Q', keys in rows: P' and dS' are then operands of dV and dK as
-// they stand in registers.
+// they stand in registers. A step takes 64 queries.
 struct BwdTile {
   int head_dim;    // of Q and K, rounded up to a bucket
   int head_dim_v;  // of V and dO
   int block_n;     // keys of a CTA, 64 for each of its consumer warpgroups
-  int block_m;     // queries of a step
   int stages;      // of the rings of Q and dO
 
-  constexpr int box_cols() const { return 64; }
+  static constexpr int kBlockM = GradQLayout::kRows;
+
+  // Of a copy of its rows, as products read them (tile/wgmma.h).
+  constexpr int box_cols() const { return head_dim % 64 == 0 && head_dim_v % 64 == 0 ? 64 : 32; }
+  // Of K each of two warpgroups multiplies dS by half of the columns: boxes have so many of these
+  // as are used, 32 or 48 or 64.
+  constexpr int k_used_cols() const { return head_dim / 2 < 64 ? head_dim / 2 : 64; }
+  constexpr int k_box_cols() const { return k_used_cols() == 32 ? 32 : 64; }
+
   constexpr int consumers() const { return block_n / 64; }
   constexpr int threads() const { return (consumers() + 1) * 128; }
   // Of 64 K, of which the producer needs few.
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
-  constexpr GradQLayout grad_q() const { return {block_m, head_dim, consumers()}; }
+  constexpr GradQLayout grad_q() const { return {head_dim, consumers()}; }
 };
 
 // Heads of other buckets are left to sm80.
-constexpr bool has_bwd_tile(Bucket bucket) { return bucket == Bucket(128); }
+constexpr bool has_bwd_tile(Bucket bucket) {
+  return bucket == Bucket(64) || bucket == Bucket(96) || bucket == Bucket(128);
+}
 
-constexpr BwdTile bwd_tile(Bucket) { return {128, 128, 128, 64, 2}; }
+constexpr BwdTile bwd_tile(Bucket bucket) {
+  switch (bucket.head_dim) {
+    case 64: return {64, 64, 128, 2};
+    case 96: return {96, 96, 128, 2};
+    default: return {128, 128, 128, 2};
+  }
+}
 
 }  // namespace fa2::sm90
