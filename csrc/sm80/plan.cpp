@@ -4,8 +4,9 @@
 #include <limits>
 
 #include "core/append.h"
-#include "core/block_mask.h"
 #include "core/score_mod.h"
+#include "host/check_biases.h"
+#include "host/check_block_mask.h"
 #include "host/check_positions.h"
 #include "host/check_quantised.h"
 #include "host/error.h"
@@ -56,24 +57,6 @@ Variant variant_of(FwdParams const& p) {
   return is_modified(p.score_mod) || p.softmax_scale == 0 ? Variant::kModified : Variant::kPlain;
 }
 
-void check_block_mask(FwdParams const& p) {
-  if (p.block_mask.row_offsets == nullptr) return;
-  char const* const wrong = wrong_block_mask(p);
-  FA2_CHECK(wrong == nullptr, "{}", wrong);
-  bool const whole = p.seqs_q.seqused == nullptr && p.seqs_k.seqused == nullptr &&
-                     p.seqs_k.leftpad == nullptr && p.num_splits <= 1;
-  FA2_CHECK(whole, "a block mask is for whole sequences that are not split");
-  FA2_CHECK(p.window.left == Window::kUnlimited && p.window.right == Window::kUnlimited,
-            "a block mask goes without a window, which it can say itself");
-  FA2_CHECK(p.positions.q_start % BlockMask::kBlock == 0,
-            "queries under a block mask begin with one of its blocks of {}, got those from {} on",
-            BlockMask::kBlock, p.positions.q_start);
-  int32_t const heads = p.block_mask.heads;
-  FA2_CHECK(heads == 1 || heads == p.num_heads_kv || heads == p.num_heads,
-            "a block mask of {} heads for {} query heads and {} KV heads", heads, p.num_heads,
-            p.num_heads_kv);
-}
-
 void check_cache(FwdParams const& p) {
   check_quantised(p.quantised, p.batch > 0 && p.seqs_k.max_seqlen > 0);
   bool const alone = p.dropout.drop_prob == 0 && p.block_mask.row_offsets == nullptr &&
@@ -81,16 +64,6 @@ void check_cache(FwdParams const& p) {
   FA2_CHECK(p.quantised.type == CodeType::kNone || alone,
             "a cache of {} goes without dropout, block masks, biases and parts of sequences",
             to_string(p.quantised.type));
-}
-
-void check_bias(char const* name, Bias const& bias, FwdParams const& p) {
-  if (bias.data == nullptr) return;
-  bool const dense = p.seqs_q.cu_seqlens == nullptr && p.seqs_k.cu_seqlens == nullptr &&
-                     p.seqs_k.seqused == nullptr && p.seqs_k.leftpad == nullptr &&
-                     p.pages.block_table == nullptr && p.num_splits <= 1;
-  FA2_CHECK(dense, "{} is for dense queries and keys that are not split", name);
-  FA2_CHECK(bias.dtype == DType::kFloat32 || bias.dtype == p.dtype, "{} in {} for q in {}", name,
-            to_string(bias.dtype), to_string(p.dtype));
 }
 
 }  // namespace
@@ -112,8 +85,7 @@ KernelKey kernel_key(FwdParams const& p, DeviceInfo const& device,
   check_positions(p);
   check_cache(p);
   check_block_mask(p);
-  check_bias("bias", p.score_mod.bias, p);
-  check_bias("relative_bias", p.score_mod.relative_bias, p);
+  check_biases(p);
   Variant const variant = variant_of(p);
   bool const small = has_small_tile(bucket, variant) && device.smem_per_block < kLargeSmemBytes;
   return {p.dtype, bucket, variant, small ? TileKind::kSmall : TileKind::kRegular};
