@@ -22,7 +22,8 @@ from flash_attn2._impl.problem import Dropout, Options, Problem, ScoreMod, SeqLe
 from flash_attn2._impl.schema import Signature
 
 PACKAGE = Path(flash_attn2.__file__).parent
-PARAMS = (PACKAGE.parent / "csrc/core/params.h").read_text()
+CSRC = PACKAGE.parent / "csrc"
+PARAMS = (CSRC / "core/params.h").read_text() + (CSRC / "host/forward_call.h").read_text()
 
 SCORES = (
     "float? softmax_scale=None, SymInt window_left=-1, SymInt window_right=-1, float softcap=0., "
@@ -80,10 +81,13 @@ def test_schemas(op: str) -> None:
 
 
 def cpp_fields(struct: str) -> set[str]:
-    """Names of the members of a struct in params.h."""
-    body = re.search(rf"^struct {struct} \{{\n(.*?)^\}};", PARAMS, re.DOTALL | re.MULTILINE)
-    assert body is not None, struct
-    return set(re.findall(r"^  [\w:]+(?: const)?\*? (\w+)(?: = [^;]+)?;", body[1], re.MULTILINE))
+    """Names of the members of a struct in params.h or forward_call.h, and of its base."""
+    pattern = rf"^struct {struct}(?: : (\w+))? \{{\n(.*?)^\}};"
+    found = re.search(pattern, PARAMS, re.DOTALL | re.MULTILINE)
+    assert found is not None, struct
+    base, body = found.groups()
+    names = re.findall(r"^  [\w:]+(?: const)?\*? (\w+)(?: = [^;]+)?;", body, re.MULTILINE)
+    return set(names) | (cpp_fields(base) if base else set())
 
 
 # Those that C++ has no name for: of a cache, batch_idx is a block_table there.
@@ -169,7 +173,7 @@ def test_what_native_modules_get_is_named_as_in_cpp(monkeypatch: pytest.MonkeyPa
     flash_attn2.flash_attn_varlen_func(rows, rows, rows, cu, cu, 2, 2, seqused_k=lengths(1, 1))
     seen = set()
     for fields in problems:
-        struct = "FwdParams"
+        struct = "FwdCall"
         if "forward" in fields:
             struct = "BwdParams" if "grad_q" in fields else "BiasBwdParams"
         seen |= assert_named_as_in_cpp(fields, struct)
