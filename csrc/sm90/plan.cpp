@@ -5,6 +5,8 @@
 
 #include "core/positions.h"
 #include "core/score_mod.h"
+#include "host/check_biases.h"
+#include "host/check_block_mask.h"
 #include "host/check_positions.h"
 #include "host/error.h"
 #include "sm90/plan_parts.h"
@@ -22,6 +24,15 @@ Bucket bucket_of(int32_t head_dim, int32_t head_dim_v) {
 }
 
 namespace {
+
+char const* name(Variant variant) {
+  switch (variant) {
+    case Variant::kPlain: return "plain";
+    case Variant::kModified: return "modified";
+    case Variant::kListed: return "listed";
+  }
+  return "?";
+}
 
 bool is_unlimited(Window const& window) {
   return window.left == Window::kUnlimited && window.right == Window::kUnlimited;
@@ -52,6 +63,28 @@ bool is_cache(FwdParams const& p) {
          (k.seqused != nullptr && k.cu_seqlens == nullptr) || p.quantised.type != CodeType::kNone;
 }
 
+bool has_block_mask(FwdParams const& p) { return p.block_mask.row_offsets != nullptr; }
+
+Variant variant_of(FwdParams const& p) {
+  if (has_block_mask(p)) return Variant::kListed;
+  bool const plain = !is_modified(p.score_mod) && p.softmax_scale != 0 && p.dropout.drop_prob == 0;
+  return plain ? Variant::kPlain : Variant::kModified;
+}
+
+KernelKey kernel_key(FwdParams const& p) {
+  Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
+  Variant const variant = variant_of(p);
+  bool const is_short = has_short_steps(bucket, variant) && !is_unlimited(p.window);
+  return {p.dtype, bucket, variant, is_short ? StepKind::kShort : StepKind::kLong};
+}
+
+// Whether the heads of a group may share a tile. Biases and dropout are found by rows that follow
+// each other, of one head, and a tile has one list, or one for each 64 queries of a head.
+bool packs_heads(FwdParams const& p) {
+  bool const one_list = !has_block_mask(p) || p.block_mask.heads <= p.num_heads_kv;
+  return one_list && !has_bias(p.score_mod) && p.dropout.drop_prob == 0;
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Pairs to schedule together: as many as have their keys and values in half of the L2 cache.
@@ -66,7 +99,7 @@ int32_t section_of(FwdParams const& p, int32_t pack, DeviceInfo const& device) {
 
 // Whether tiles of work may take different times.
 bool is_uneven(FwdParams const& p) {
-  return !is_unlimited(p.window) || is_ragged(p.seqs_q) || is_ragged(p.seqs_k);
+  return !is_unlimited(p.window) || is_ragged(p.seqs_q) || is_ragged(p.seqs_k) || has_block_mask(p);
 }
 
 }  // namespace
@@ -74,9 +107,6 @@ bool is_uneven(FwdParams const& p) {
 char const* not_served(FwdParams const& p) {
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "its dtype";
   if (bucket_of(p.head_dim, p.head_dim_v) == Bucket(0)) return "heads of that width";
-  if (p.block_mask.row_offsets != nullptr) return "block masks";
-  if (p.dropout.drop_prob > 0) return "dropout";
-  if (is_modified(p.score_mod) || p.softmax_scale == 0) return "scores that are modified";
   if (p.partial_lse != nullptr) return "results that are merged";
   if (is_cache(p)) return "KV caches";
   bool const strides = has_strides(p.q, p.seqs_q, p.num_heads) &&
@@ -89,13 +119,13 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   char const* const reason = not_served(p);
   FA2_CHECK(reason == nullptr, "kernels for compute capability 9.0 do not serve {}", reason);
   check_positions(p);
+  check_biases(p);
+  check_block_mask(p);
   if (p.batch == 0 || p.num_heads == 0 || !has_rows(p.seqs_q)) return {};
 
-  Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
-  bool const is_short = has_short_steps(bucket) && !is_unlimited(p.window);
-  StepKind const steps = is_short ? StepKind::kShort : StepKind::kLong;
-  FwdPlan plan{.key = {p.dtype, bucket, steps}, .tile = fwd_tile(bucket, steps)};
-  if (plan.tile.block_m % p.group() == 0) plan.pack = p.group();
+  KernelKey const key = kernel_key(p);
+  FwdPlan plan{.key = key, .tile = fwd_tile(key.bucket, key.variant, key.steps)};
+  if (packs_heads(p) && plan.tile.block_m % p.group() == 0) plan.pack = p.group();
   plan.num_m_blocks = int32_t(ceil_div(p.seqs_q.max_seqlen, plan.queries()));
   plan.section = section_of(p, plan.pack, device);
   int64_t const tiles = int64_t(plan.num_m_blocks) * (p.num_heads / plan.pack) * p.batch;
@@ -115,7 +145,7 @@ std::string to_string(Bucket const& bucket) {
 }
 
 std::string to_string(KernelKey const& key) {
-  return message("sm90 {} {}{}", to_string(key.dtype), to_string(key.bucket),
+  return message("sm90 {} {} {}{}", to_string(key.dtype), to_string(key.bucket), name(key.variant),
                  key.steps == StepKind::kShort ? " short steps" : "");
 }
 

@@ -16,6 +16,7 @@ namespace fa2::sm90 {
 struct KernelKey {
   DType dtype;
   Bucket bucket;
+  Variant variant;
   StepKind steps;
 
   bool operator==(KernelKey const&) const = default;

@@ -26,13 +26,22 @@ struct Bucket {
 inline constexpr Bucket kBuckets[] = {64, 96, 128, {192, 128}, 192, 256};
 inline constexpr int32_t kNarrow = 32;
 
+// What happens to scores. Numbers are those of sm80, as tools tell kernels apart by them.
+enum class Variant : int32_t {
+  kPlain,       // scale only
+  kModified,    // softcap, ALiBi, biases and dropout
+  kListed = 4,  // all of these, with a block mask
+};
+
 // How many keys a step takes.
 enum class StepKind : int32_t {
   kLong,   // where most tiles need no mask
   kShort,  // under windows, of which causal masks are one: fewer masked scores
 };
 
-constexpr bool has_short_steps(Bucket bucket) { return bucket == Bucket(128); }
+constexpr bool has_short_steps(Bucket bucket, Variant variant) {
+  return bucket == Bucket(128) && variant == Variant::kPlain;
+}
 
 struct FwdTile {
   int head_dim;      // of Q and K, rounded up to a bucket
@@ -52,14 +61,18 @@ struct FwdTile {
   constexpr int consumer_registers() const { return consumers() == 3 ? 160 : 240; }
 };
 
-constexpr FwdTile fwd_tile(Bucket bucket, StepKind steps) {
+// Where scores are modified, steps are of whole blocks of 32 keys, as random numbers of dropout
+// are, and under a block mask of one or two of its blocks.
+constexpr FwdTile fwd_tile(Bucket bucket, Variant variant, StepKind steps) {
+  bool const plain = variant == Variant::kPlain;
   if (bucket == Bucket(192, 128)) return {192, 128, 128, 128, 2, true};
   switch (bucket.head_dim) {
-    case 64: return {64, 64, 192, 128, 2, true};
-    case 96: return {96, 96, 128, 176, 2, true};
-    case 128: return {128, 128, 128, steps == StepKind::kShort ? 128 : 176, 2, true};
-    case 192: return {192, 192, 128, 112, 2, false};
-    default: return {256, 256, 128, 80, 2, false};
+    case 64: return {64, 64, plain ? 192 : 128, 128, 2, true};
+    case 96: return {96, 96, 128, plain ? 176 : 128, 2, true};
+    case 128: return {128, 128, 128, plain && steps == StepKind::kLong ? 176 : 128, 2, true};
+    case 192:
+      return {192, 192, 128, plain ? 112 : (variant == Variant::kListed ? 64 : 96), 2, false};
+    default: return {256, 256, 128, plain ? 80 : 64, 2, false};
   }
 }
 

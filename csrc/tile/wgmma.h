@@ -86,9 +86,15 @@ CUTE_DEVICE void start_rows_product(Accumulator& acc, Element const* a, int row,
   end_product();
 }
 
-// Starts acc += A B, with A in registers (tile/fragments.h).
-template <class TileB, class Accumulator, class Operand, class Element>
-CUTE_DEVICE void start_cols_product(Accumulator& acc, Operand& a, Element const* b) {
+struct WholeDepth {
+  CUTE_DEVICE bool operator()(int) const { return true; }
+};
+
+// Starts acc += A B, with A in registers (tile/fragments.h), over the blocks of depth that
+// `takes(k)`, which is the same in all of the warpgroup.
+template <class TileB, class Accumulator, class Operand, class Element, class Takes = WholeDepth>
+CUTE_DEVICE void start_cols_product(Accumulator& acc, Operand& a, Element const* b,
+                                    Takes const& takes = {}) {
   constexpr int kN = decltype(size(acc))::value * 2;
   auto packed = recast<uint32_t>(a);  // (register, row block, depth block)
   CUTE_UNROLL
@@ -96,6 +102,7 @@ CUTE_DEVICE void start_cols_product(Accumulator& acc, Operand& a, Element const*
   begin_product(acc);
   CUTE_UNROLL
   for (int k = 0; k < size<2>(a); ++k) {
+    if (!takes(k)) continue;
     uint32_t const words[4] = {packed(0, 0, k), packed(1, 0, k), packed(2, 0, k), packed(3, 0, k)};
     Wgmma<Element, kN>::from_registers(&acc(0), words, TileB::cols_at(b, k), 1);
   }

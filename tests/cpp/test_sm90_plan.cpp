@@ -67,9 +67,6 @@ TEST(what_else_is_not_served) {
   };
   EXPECT(is_served(problem(128)));
   EXPECT(!is_served(with([](auto& p) { p.dtype = DType::kFloat32; })));
-  EXPECT(!is_served(with([](auto& p) { p.dropout.drop_prob = 0.5; })));
-  EXPECT(!is_served(with([](auto& p) { p.score_mod.softcap = 2; })));
-  EXPECT(!is_served(with([](auto& p) { p.softmax_scale = 0; })));
   EXPECT(!is_served(with([](auto& p) { p.num_splits = 2; })));
   EXPECT(!is_served(with([&](auto& p) { p.pages.block_table = lengths; })));
   EXPECT(!is_served(with([&](auto& p) { p.seqs_k.seqused = lengths; })));
@@ -105,6 +102,31 @@ TEST(windows_have_shorter_steps_at_128) {
     EXPECT(plan(p).key.steps == StepKind::kLong);
     p.window.right = 0;
     EXPECT(plan(p).key.steps == (bucket == Bucket(128) ? StepKind::kShort : StepKind::kLong));
+    p.score_mod.softcap = 2;
+    EXPECT(plan(p).key.steps == StepKind::kLong);
+  }
+}
+
+TEST(modified_scores_have_kernels_of_their_own) {
+  float const slopes[8] = {};
+  float bias[1] = {};
+  auto const variant_with = [](auto change) {
+    FwdParams p = problem(128);
+    change(p);
+    return plan(p).key.variant;
+  };
+  EXPECT(variant_with([](auto&) {}) == Variant::kPlain);
+  EXPECT(variant_with([](auto& p) { p.softmax_scale = 0; }) == Variant::kModified);
+  EXPECT(variant_with([](auto& p) { p.score_mod.softcap = 2; }) == Variant::kModified);
+  EXPECT(variant_with([&](auto& p) { p.score_mod.alibi_slopes = slopes; }) == Variant::kModified);
+  EXPECT(variant_with([&](auto& p) { p.score_mod.bias.data = bias; }) == Variant::kModified);
+  EXPECT(variant_with([](auto& p) { p.dropout.drop_prob = 0.5; }) == Variant::kModified);
+  int64_t const offsets[1] = {};
+  EXPECT(variant_with([&](auto& p) { p.block_mask.row_offsets = offsets; }) == Variant::kListed);
+  for (Bucket const& bucket : kBuckets) {
+    auto const keys = [&](Variant v) { return fwd_tile(bucket, v, StepKind::kLong).block_n; };
+    EXPECT_EQ(keys(Variant::kModified) % 32, 0);  // as random numbers are drawn
+    EXPECT_EQ(keys(Variant::kListed) % BlockMask::kBlock, 0);
   }
 }
 
@@ -117,6 +139,31 @@ TEST(heads_of_a_group_share_tiles_where_these_have_whole_queries) {
   EXPECT_EQ(plan(p).num_m_blocks, 8);
   p.head_dim = p.head_dim_v = 64;  // tiles of 192 rows
   EXPECT_EQ(plan(p).pack, 3);
+}
+
+TEST(heads_with_biases_or_dropout_have_tiles_of_their_own) {
+  float bias[1] = {};
+  FwdParams p = problem(128);
+  p.score_mod.softcap = 2;
+  EXPECT_EQ(plan(p).pack, 4);
+  p.score_mod.relative_bias.data = bias;
+  EXPECT_EQ(plan(p).pack, 1);
+  p = problem(128);
+  p.dropout.drop_prob = 0.5;
+  EXPECT_EQ(plan(p).pack, 1);
+}
+
+TEST(heads_with_one_block_mask_share_tiles) {
+  int64_t const offsets[1] = {};
+  FwdParams p = problem(128);
+  p.block_mask.row_offsets = offsets;
+  for (int heads : {1, p.num_heads_kv}) {
+    p.block_mask.heads = heads;
+    EXPECT_EQ(plan(p).pack, 4);
+    EXPECT(plan(p).counts_tiles);
+  }
+  p.block_mask.heads = p.num_heads;
+  EXPECT_EQ(plan(p).pack, 1);
 }
 
 TEST(grid_is_what_the_device_holds) {
@@ -167,14 +214,19 @@ TEST(what_is_refused) {
   FwdParams p = problem(64, 64, kMaxSeqlen, 10);
   p.batch = 1 << 20;
   EXPECT(error_of(p).find("query tiles") != std::string::npos);
+  float bias[1] = {};
+  p = problem(128);
+  p.score_mod.bias = {.data = bias, .dtype = DType::kBFloat16};
+  EXPECT(error_of(p).find("bias in bfloat16 for q in float16") != std::string::npos);
 }
 
 TEST(plan_is_printable) {
   FwdParams p = problem(128);
   p.window.right = 0;
-  EXPECT_EQ(to_string(plan(p)),
-            "sm90 float16 head_dim<=128 short steps: tile 128x128, 32 query blocks of 4 heads, "
-            "section 6, 192 tiles counted, grid 132");
+  EXPECT_EQ(
+      to_string(plan(p)),
+      "sm90 float16 head_dim<=128 plain short steps: tile 128x128, 32 query blocks of 4 heads, "
+      "section 6, 192 tiles counted, grid 132");
 }
 
 BwdParams gradient_of(FwdParams const& p) {

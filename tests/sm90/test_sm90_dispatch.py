@@ -16,7 +16,7 @@ from support import (
     targets,
 )
 
-from flash_attn2 import flash_attn_func, flash_attn_with_kvcache, masks
+from flash_attn2 import flash_attn_func, flash_attn_with_kvcache
 from flash_attn2._impl import backends, env
 
 BFLOAT16 = [Target("sm90-emulated", HALF[1])]
@@ -44,13 +44,6 @@ def over_cache(**options: Any) -> Callable[..., object]:
 
 
 OTHERS: dict[str, Callable[..., object]] = {
-    "softcap": lambda q, k, v: flash_attn_func(q, k, v, softcap=2.0),
-    "alibi": lambda q, k, v: flash_attn_func(q, k, v, alibi_slopes=torch.tensor([0.5, 0.1])),
-    "bias": lambda q, k, v: flash_attn_func(q, k, v, bias=torch.zeros(2, 70, 90)),
-    "dropout": lambda q, k, v: flash_attn_func(q, k, v, dropout_p=0.5),
-    "mask": lambda q, k, v: flash_attn_func(
-        q, k, v, block_mask=masks.longformer(window=8).build(70, 90)
-    ),
     "cache": over_cache(cache_seqlens=lengths(50)),
     "cache_of_one_length": over_cache(cache_seqlens=50),
     "whole_cache": over_cache(),

@@ -32,10 +32,6 @@ BUCKETS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
 TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
 ONE_DTYPE = TARGETS[1:]
 
-# What scores become beside scaled ones is left to sm80.
-OF_SM80 = ("softcap", "alibi", "dropout", "everything", "scale_zero")
-DENSE = {name: case for name, case in FEATURES.items() if not name.startswith(OF_SM80)}
-PACKED = {name: case for name, case in PACKED_FEATURES.items() if not name.startswith(OF_SM80)}
 NARROWER = (
     (40, 64),
     (72, 88),
@@ -70,17 +66,17 @@ def test_every_kernel(bucket: tuple[int, int], causal: bool, target: Target) -> 
 
 
 @targets(ONE_DTYPE)
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", FEATURES)
 def test_features(name: str, target: Target) -> None:
-    case = dataclasses.replace(DENSE[name], head_dim=128)
+    case = dataclasses.replace(FEATURES[name], head_dim=128)
     with launches_of_sm90(True):
         check_dense(*case.qkv(target), **case.all_options(target.device))
 
 
 @targets(ONE_DTYPE)
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", PACKED_FEATURES)
 def test_packed_features(name: str, target: Target) -> None:
-    case: Packed = dataclasses.replace(PACKED[name], head_dim=128)
+    case: Packed = dataclasses.replace(PACKED_FEATURES[name], head_dim=128)
     packing = case.packing(target.device)
     with launches_of_sm90(name not in WITHOUT_KEYS):
         check_varlen(*case.qkv(target), packing, **case.all_options(target.device))

@@ -54,6 +54,8 @@ def test_parse_separates_functions() -> None:
     ("text", "kind"),
     [
         ("HMMA.16816.F32.BF16 R4, R8, R12, R4", "mma"),
+        ("HGMMA.64x128x16.F32.BF16 R88, R180, gdesc[UR12].tnspB, R88", "mma"),
+        ("HGMMA.64x8x16.F16 RZ, gdesc[URZ], RZ, !UPT, gsb0", "sync"),
         ("HFMA2.MMA R3, -RZ, RZ, 0, 2.384185791015625e-07", "float"),
         ("LDSM.16.MT88.4 R4, [R8]", "ldmatrix"),
         ("LDGSTS.E.BYPASS.LTC128B.128 [R3], [R4.64]", "async_copy"),

@@ -53,6 +53,8 @@ class Instruction:
     @property
     def kind(self) -> str:
         """``mma``, ``ldmatrix``, ``local``, ...: see the table above."""
+        if self.base_opcode == "HGMMA" and self.operands.startswith("RZ,"):
+            return "sync"  # no product: it ends a group of those that were branched around
         return _CLASS_OF.get(self.base_opcode, "integer")
 
     @property

@@ -3,6 +3,7 @@
 #include <cuda.h>
 
 #include "core/params.h"
+#include "core/score_mod.h"
 
 namespace fa2::sm90 {
 
@@ -37,7 +38,14 @@ struct HeadPack {
 struct FwdArgs {
   TensorMap q, k, v;
   FwdParams problem;
-  float scale;  // makes powers of two of scores
+  ScoreScales scales;
+  // Flags in the place of several questions: whether anything is added to scores, whether they
+  // become anything but scaled ones, and whether that or dropout asks for each one of them.
+  bool adds_to_scores;
+  bool modifies_scores;
+  bool adjusts_scores;
+  uint32_t keep_below;  // dropout_keep_below
+  float inv_keep_prob;
   HeadPack pack;
   int32_t queries;       // of a tile: block_m / pack.heads
   int32_t num_m_blocks;  // of the longest sequence

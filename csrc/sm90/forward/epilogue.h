@@ -39,7 +39,7 @@ class FwdEpilogue {
 
   // The lane's first row, or its second one.
   CUTE_DEVICE Row row_of(int i) const {
-    int const row = Mainloop::lane_first_row() + 8 * i;
+    int const row = FwdScores<Config>::lane_first_row() + 8 * i;
     int const query = work_.query_begin + args_.pack.query(row);
     return {query, work_.head + args_.pack.head(row), query < work_.seqlen_q};
   }
@@ -54,7 +54,8 @@ class FwdEpilogue {
       p.lse[lse_index(p, work_.batch, work_.first_row_q, head) + query] = row_lse(state);
     }
     // The sink may have raised the base, which the output is relative to.
-    return row_scale(state) * exp2_approx(softmax.base(i) - state.base);
+    return row_scale(state) * exp2_approx(softmax.base(i) - state.base) *
+           (Config::kPlain ? 1.f : args_.inv_keep_prob);
   }
 
   // Four lanes share a row. They exchange words, so that each stores 16 bytes at a time.

@@ -9,10 +9,11 @@
 namespace fa2::sm90 {
 
 // `kDType` names `Element` to the host, which knows no device types.
-template <class Element, DType kDType, Bucket kBucket, StepKind kSteps>
+template <class Element, DType kDType, Bucket kBucket, Variant kVariant, StepKind kSteps>
 constexpr FwdInstance fwd_instance() {
-  using Kernel = FwdKernel<FwdConfig<Element, fwd_tile(kBucket, kSteps)>>;
-  return {{kDType, kBucket, kSteps}, Kernel::kSmemBytes, &launch<Kernel>};
+  using Config = FwdConfig<Element, fwd_tile(kBucket, kVariant, kSteps), kVariant>;
+  using Kernel = FwdKernel<Config>;
+  return {{kDType, kBucket, kVariant, kSteps}, Kernel::kSmemBytes, &launch<Kernel>};
 }
 
 }  // namespace fa2::sm90

@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include "core/dropout.h"
 #include "core/score_mod.h"
 #include "host/error.h"
 #include "sm90/family.h"
@@ -13,9 +14,18 @@ namespace {
 FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
   FwdTile const& tile = plan.tile;
   int32_t const cols = tile.box_cols();
+  // Kernels multiply masked scores, -inf, so a scale of 0 is for the softcap to apply: it comes
+  // before the mask, and any does.
+  double const softcap = p.softmax_scale == 0 && p.score_mod.softcap == 0 ? 1 : p.score_mod.softcap;
+  bool const modifies = is_modified(p.score_mod) || softcap > 0, drops = p.dropout.drop_prob > 0;
   FwdArgs args{
       .problem = p,
-      .scale = score_scales<float>(p.softmax_scale, 0).plain,
+      .scales = score_scales<float>(p.softmax_scale, softcap),
+      .adds_to_scores = adds_to_scores(p.score_mod),
+      .modifies_scores = modifies,
+      .adjusts_scores = modifies || drops,
+      .keep_below = dropout_keep_below(p.dropout.drop_prob),
+      .inv_keep_prob = float(1 / (1 - p.dropout.drop_prob)),
       .pack = HeadPack::of(plan.pack),
       .queries = plan.queries(),
       .num_m_blocks = plan.num_m_blocks,
@@ -23,11 +33,14 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
       .num_tiles = plan.num_tiles,
       .next_tile = plan.counts_tiles ? static_cast<int32_t*>(p.workspace.data) : nullptr,
   };
+  // Scores are natural ones, then.
+  if (plan.key.variant == Variant::kModified || modifies) args.scales.plain = kLog2e;
   args.q = make_tensor_map(p.q, {p.dtype, p.batch, p.num_heads, p.head_dim, p.seqs_q},
                            {cols, plan.pack, plan.queries()});
   args.k = args.v = args.q;  // without keys nobody asks
   if (has_rows(p.seqs_k)) {
-    Box const box{cols, 1, tile.block_n};
+    bool const listed = plan.key.variant == Variant::kListed;
+    Box const box{cols, 1, listed ? BlockMask::kBlock : tile.block_n};
     args.k = make_tensor_map(p.k, {p.dtype, p.batch, p.num_heads_kv, p.head_dim, p.seqs_k}, box);
     args.v = make_tensor_map(p.v, {p.dtype, p.batch, p.num_heads_kv, p.head_dim_v, p.seqs_k}, box);
   }
