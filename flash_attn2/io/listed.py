@@ -239,6 +239,6 @@ def _main(
             "workspace": once(left),
         },
         adds={"workspace": Traffic(work.steps * sums, seen * sums)},
-        shared=mask_columns.with_entries(backward_shared(tile, work), ctas, pairs),
+        shared=mask_columns.with_entries(backward_shared(tile, work, listed=True), ctas, pairs),
         balance=balance.makespan_over_ideal(schedule, problem.device.sm_count * tile.ctas_per_sm),
     )

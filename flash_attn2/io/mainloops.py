@@ -57,37 +57,43 @@ def backward_mma(tile: BwdTile, work: Work) -> int:
     return int(work.worked * 5 * tile.block_m * tile.block_n * tile.head_dim / _MMA)
 
 
-def backward_shared(tile: BwdTile, work: Work) -> Shared:
+def backward_shared(tile: BwdTile, work: Work, listed: bool = False) -> Shared:
     queries, keys, depth = (n // _BLOCK for n in (tile.block_m, tile.block_n, tile.head_dim))
     warps = tile.key_warps * tile.query_warps
     exchanges = tile.query_warps > 1
     # S = Q K' and dP = dO V': all key warps read the tiles of queries; the query warps K and V, for
-    # each chunk of their queries, unless they hold them.
+    # each chunk of their queries, unless they hold them. Of a pair one warp reads K, the other V,
+    # and each gives the other half of its sums.
     tiles_of_queries = 2 * tile.key_warps * queries * depth
     held = tile.query_warps * keys * depth
     chunks = tile.block_m // (tile.query_warps * tile.chunk)
-    read_anew = 2 - tile.k_in_registers - tile.v_in_registers
+    kept = tile.k_in_registers + tile.v_in_registers
+    read_anew = 1 if tile.pairs_scores else 2 - kept
     # dV += P' dO and dK += dS' Q: the tiles again, each query warp its columns; P' and dS' of
     # other query warps come through shared memory.
     fetched = 2 * (tile.query_warps - 1) * keys * queries
-    # dQ += dS K: a warp takes so many queries and its share of the columns.
+    # dQ += dS K: a warp takes so many queries and its share of the columns, dense pairs half of
+    # them at a time.
     row_warps = tile.block_m // tile.grad_q_rows
-    grad_q = warps // row_warps * queries * keys + row_warps * keys * depth
+    halves = 2 if tile.pairs_scores and not listed else 1
+    grad_q = halves * warps // row_warps * queries * keys + row_warps * keys * depth
     blocks_read = work.worked * (2 * tiles_of_queries + read_anew * chunks * held)
     blocks_read += work.worked * (fetched + grad_q)
-    blocks_read += work.running * (2 - read_anew) * held
+    blocks_read += work.running * kept * held
 
     tile_of_q = _wavefronts(tile.block_m, tile.head_dim)
     tile_of_k = _wavefronts(tile.block_n, tile.head_dim)
     tile_of_p = _wavefronts(tile.block_m, tile.block_n)
+    given = tile.pairs_scores * tile_of_p * FLOAT_BYTES // ELEMENT_BYTES
     stats = 2 * tile.block_m * FLOAT_BYTES // WAVEFRONT_BYTES
+    stored = work.stored * 2 * tile_of_k
     # Of each 8 queries a warp loads lse and D, of which all of its lanes have a copy.
     copies = tile.key_warps * 2 * tile.block_m // 8
     return Shared(
         cp_async=work.running * 2 * tile_of_k + work.steps * (2 * tile_of_q + stats),
         ldmatrix=int(blocks_read * _LDMATRIX),
-        stores=int(work.worked * (1 + exchanges)) * tile_of_p + work.stored * 2 * tile_of_k,
-        loads=int(work.worked * copies) + work.stored * 2 * tile_of_k,
+        stores=int(work.worked * ((1 + exchanges) * tile_of_p + given)) + stored,
+        loads=int(work.worked * (copies + given)) + stored,
     )
 
 

@@ -41,6 +41,11 @@ class BwdTile:
     ctas_per_sm: int
 
     @property
+    def pairs_scores(self) -> bool:
+        """Whether two warps of 16 queries share the products of their scores."""
+        return self.head_dim == 256 and self.query_warps == 4
+
+    @property
     def grad_q_rows(self) -> int:
         """Queries of a warp in dQ, as `GradQLayout` of `csrc/sm80/backward/grad_q.h` has it."""
         sums = self.block_m * self.head_dim // (self.key_warps * self.query_warps)

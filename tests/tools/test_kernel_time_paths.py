@@ -155,6 +155,14 @@ def test_tiles_with_shared_scores() -> None:
     assert (tile.turn.copies, tile.turn.reductions, tile.turn.barriers) == (17, 64, 4)
 
 
+def test_tiles_with_scores_of_pairs() -> None:
+    """One barrier more, for what warps give each other; not in the small tile."""
+    name = "7BwdTileELi256ELi64ELi64ELi2ELi4ELi16ELb0ELb0ELi1ELi1ELi256ELi1EEELNS_7VariantE0E"
+    assert tile_of(name).turn == Counts(mmas=320, copies=17, reductions=64, barriers=4)
+    small = name.replace("64ELi64ELi2ELi4", "32ELi32ELi2ELi2")
+    assert tile_of(small).turn == Counts(mmas=160, copies=17, reductions=64, barriers=3)
+
+
 def test_names_without_a_tile_or_with_another_are_refused() -> None:
     with pytest.raises(TileError, match="no tile"):
         tile_of("_ZN3fa24sm8012rows_entryEv")

@@ -96,6 +96,7 @@ def backward_tile(fields: list[int], variant: str) -> Tile:
     queries = block_m * both // per_pass + 1  # Q, dO, and two numbers of each row
     shares = twins > 1
     exchanges = query_warps > 1 or shares
+    pairs = head_dim == 256 and query_warps == 4  # pairs_scores of csrc/sm80/backward/tiles.h
     products = block_m * block_n * (3 * head_dim + 2 * head_dim_v)
     return Tile(
         kind="bwd",
@@ -108,9 +109,9 @@ def backward_tile(fields: list[int], variant: str) -> Tile:
             mmas=products // (_MMA_PRODUCTS * warps),
             copies=queries + (variant in _LISTED),  # one thread fetches the next entry of a list
             reductions=block_m * head_dim // (warps * 32),
-            # When copies have landed; when parts of shared scores are there; when dS is; when
-            # nobody reads the one buffer any more.
-            barriers=2 + shares + (stages == 1 and exchanges),
+            # When copies have landed; when parts of shared scores are there, or what pairs give
+            # each other; when dS is; when nobody reads the one buffer any more.
+            barriers=2 + shares + pairs + (stages == 1 and exchanges),
         ),
         epilogue=Counts(stores=block_n * both // per_pass),
     )

@@ -9,8 +9,8 @@
 // with everything but dQ transposed.
 
 #include "sm80/backward/copies.h"
-#include "sm80/backward/grad_q_sum.h"
 #include "sm80/backward/order.h"
+#include "sm80/backward/score_pairs.h"
 #include "sm80/backward/score_parts.h"
 #include "sm80/backward/scores.h"
 #include "sm80/backward/spread_grad_q.h"
@@ -29,8 +29,13 @@ class BwdMainloop {
   static constexpr BwdTile kTile = Config::kTile;
   static constexpr bool kExchange = Config::kExchange;
   static constexpr bool kShared = kTile.shares_scores();
+  static constexpr bool kPairs = kTile.pairs_scores();
+  // Whether half of a step's dQ is added in the next one: of pairs, where registers allow it.
+  static constexpr bool kSpreads = kShared || (kPairs && !Order::kListed);
   static constexpr int kM = Config::kM;
   static constexpr int kNumS = Config::kNumS;
+  // Lists are looked at behind a barrier. Elsewhere two numbers less live through the step.
+  static constexpr bool kAdvancesLate = Order::kListed || kSpreads;
 
   using Scores = typename BwdScores<Config>::Scores;
   using Slopes = typename BwdScores<Config>::Slopes;
@@ -71,18 +76,22 @@ class BwdMainloop {
       }
       if constexpr (kTile.stages == 2) stage ^= 1;
     }
-    if constexpr (kShared) grad_q_.finish();
+    if constexpr (kSpreads) grad_q_.finish();
   }
 
   Grad<OfScores> grad_k;
   Grad<OfValues> grad_v;
 
  private:
+  struct Nothing {
+    CUTE_DEVICE void operator()() const {}
+  };
+
   // One query tile; true if there are more.
   CUTE_DEVICE bool step(int stage) {
     int const m = order_.tile_at_hand(), head = order_.head_at_hand();
     bool more = false;
-    if constexpr (!Order::kListed) more = order_.advance(m);
+    if constexpr (!kAdvancesLate) more = order_.advance(m);
 
     // Q(m) and dO(m) have landed, and nobody reads what the last step left any longer.
     cp_async_wait_group<0>();
@@ -101,11 +110,14 @@ class BwdMainloop {
     }
     if constexpr (kTile.stages == 1) {
       if constexpr (kExchange) __syncthreads();
-      if constexpr (Order::kListed) more = order_.advance(m);
+      if constexpr (kSpreads) grad_q_.end_step();
+      if constexpr (kAdvancesLate) more = order_.advance(m);
       copy_next(more, 0);
     }
     GradQSum<Config> const grad_q(args_, smem_);
-    if constexpr (Order::kRereads) {
+    if constexpr (kSpreads) {
+      grad_q_.add(order_, m, head);
+    } else if constexpr (Order::kRereads) {
       grad_q.add(order_, order_.tile_at_hand(), order_.head_at_hand());
     } else {
       grad_q.add(order_, m, head);
@@ -178,10 +190,14 @@ class BwdMainloop {
     if constexpr (Config::kDropout) keep = on_scores.keep_bits(head_of(head), first_query);
 
     // S' = K Q', P' = exp(S' - lse)
-    Scores scores;
+    Scores scores, grad_probs;
     Slopes slopes;
-    clear(scores);
-    add_scores(c, stage, scores);
+    if constexpr (kPairs) {
+      BwdScorePairs<Config>(smem_).multiply(scores, grad_probs, rest_of_grad_q());
+    } else {
+      clear(scores);
+      add_scores(c, stage, scores);
+    }
     if constexpr (Config::kModified && !kSimple) {
       on_scores.modify(scores, slopes, head_of(head), first_query);
       if constexpr (kPutsAway) put_away(slopes, c);
@@ -197,18 +213,22 @@ class BwdMainloop {
     on_scores.exponentiate(scores, smem_.row_stats[stage][0] + first_col);
 
     // dP' - D = V dO' - D, with dropout on dP' and on what of P' goes on
-    Scores grad_probs;
     float const* const minus_delta = smem_.row_stats[stage][1] + first_col;
     Probs probs, grad_scores;
     if constexpr (Config::kDropout) {
-      clear(grad_probs);
-      add_grad_probs(c, stage, grad_probs);
+      if constexpr (!kPairs) {
+        clear(grad_probs);
+        add_grad_probs(c, stage, grad_probs);
+      }
       on_scores.drop(keep, grad_probs);
       on_scores.with_values(grad_probs, minus_delta, [](float& dp, float d) { dp += d; });
       Scores kept = make_fragment_like(scores);
       copy(scores, kept);
       on_scores.drop(keep, kept);
       round_to_operand(kept, probs);
+    } else if constexpr (kPairs) {
+      on_scores.with_values(grad_probs, minus_delta, [](float& dp, float d) { dp += d; });
+      round_to_operand(scores, probs);
     } else {
       on_scores.with_values(grad_probs, minus_delta, [](float& dp, float d) { dp = d; });
       add_grad_probs(c, stage, grad_probs);
@@ -229,6 +249,15 @@ class BwdMainloop {
     if constexpr (!kShared) {
       multiply_queries<OfValues>(grad_v, probs, smem_.grad_out[stage], first_col);
       multiply_queries<OfScores>(grad_k, grad_scores, smem_.q[stage], first_col);
+    }
+  }
+
+  // What comes between the products of a pair.
+  CUTE_DEVICE auto rest_of_grad_q() const {
+    if constexpr (kSpreads) {
+      return grad_q_.template rest<OfScores::kDepth>();
+    } else {
+      return Nothing();
     }
   }
 
@@ -321,10 +350,6 @@ class BwdMainloop {
 
   // ---- dV += P' dO and dK += dS' Q
 
-  struct Nothing {
-    CUTE_DEVICE void operator()() const {}
-  };
-
   // acc += A B at the queries from first_query on; this warp's columns, with what comes between
   // their blocks.
   template <class Side, class Between = Nothing>
@@ -389,7 +414,7 @@ class BwdMainloop {
   Smem& smem_;
   BwdCopies<Config> copies_;
   Order order_;
-  SpreadGradQ<Config> grad_q_;  // where scores are shared
+  SpreadGradQ<Config> grad_q_;  // where it is spread
   KeyOperand<OfScores> keys_;
   KeyOperand<OfValues> values_;
 };

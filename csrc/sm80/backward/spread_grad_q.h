@@ -1,8 +1,8 @@
 #pragma once
 
-// dQ of steps whose scores are shared. Its sums in memory take as long as all products of such a
-// step, so they are added beside these, a few at a time: half of a warp's columns while dV and dK
-// are multiplied, the others with the scores of the next step.
+// dQ of wide heads. Its sums in memory take as long as many products do, so they are added beside
+// these, a few at a time: half of a warp's columns in the step that they are of, where scores are
+// shared while dV and dK are multiplied, the others with the scores of the next step.
 
 #include "sm80/backward/grad_q_sum.h"
 #include "sm80/backward/score_parts.h"
@@ -33,6 +33,20 @@ class SpreadGradQ {
     }
   };
 
+  // Adds the other half, if there is any. A branch each time: without, ptxas would gather all sums
+  // before the products.
+  template <int kCalls>
+  struct AddRest {
+    bool pending;
+    AddSome<1, kCalls> add_some;
+
+    CUTE_DEVICE void operator()() const {
+      int const first = add_some.next;
+      add_some.next += add_some.kAtOnce;
+      if (pending) Sum::template add_some<1>(add_some.sums, add_some.half, first, add_some.kAtOnce);
+    }
+  };
+
  public:
   CUTE_DEVICE SpreadGradQ(BwdArgs const& args, typename Config::Smem& smem)
       : args_(args), smem_(smem) {}
@@ -40,8 +54,7 @@ class SpreadGradQ {
   // dS of all warps is in shared memory. What is returned is to be called for each of kGradBlocks.
   template <class Order>
   CUTE_DEVICE auto begin_step(Order const& order, int m, int head) {
-    tile_ = workspace_tile(args_, smem_.work, m, head);
-    turns_ = order.turns_taken();
+    take(order, m, head);
     sum().template multiply_half<0>(half_);
     sum().await(order, m, tile_);
     return AddSome<0, kGradBlocks>{sum().sums_of(tile_), half_};
@@ -49,6 +62,23 @@ class SpreadGradQ {
 
   // dS may be overwritten after a barrier.
   CUTE_DEVICE void multiply_second_half() { sum().template multiply_half<1>(half_); }
+
+  // Of pairs: all of a step's dQ, with its first half.
+  template <class Order>
+  CUTE_DEVICE void add(Order const& order, int m, int head) {
+    take(order, m, head);
+    Half first;
+    sum().template multiply_half<0>(first);
+    sum().await(order, m, tile_);
+    multiply_second_half();
+    AddSome<0, 1>{sum().sums_of(tile_), first}();
+  }
+
+  // To be called so often while the scores of a step are multiplied: adds what the last one left.
+  template <int kCalls>
+  CUTE_DEVICE AddRest<kCalls> rest() const {
+    return {tile_ >= 0, {sum().sums_of(tile_), half_}};
+  }
 
   // This warp's part of the scores of a step, while what the last step has left is added.
   CUTE_DEVICE void multiply_scores() const {
@@ -71,6 +101,12 @@ class SpreadGradQ {
 
  private:
   CUTE_DEVICE Sum sum() const { return {args_, smem_}; }
+
+  template <class Order>
+  CUTE_DEVICE void take(Order const& order, int m, int head) {
+    tile_ = workspace_tile(args_, smem_.work, m, head);
+    turns_ = order.turns_taken();
+  }
 
   BwdArgs const& args_;
   typename Config::Smem& smem_;

@@ -28,6 +28,9 @@ struct BwdTile {
                    // have dK and dV of all keys, of which they split the columns
 
   constexpr bool shares_scores() const { return twins > 1; }
+  // Whether two warps of 16 queries each share the products of their scores
+  // (backward/score_pairs.h). It pays where a warp reads most of what it multiplies but once.
+  constexpr bool pairs_scores() const { return head_dim == 256 && query_warps == 4; }
   constexpr int warps() const { return key_warps * query_warps * twins; }
   constexpr int threads() const { return warps() * 32; }
   // Rows that all threads copy at once, 16 bytes each (CopyShape in tile/copy.h).

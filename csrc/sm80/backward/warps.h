@@ -17,14 +17,19 @@ struct BwdWarps {
 
   CUTE_DEVICE static int lane() { return int(threadIdx.x) % 32; }
   CUTE_DEVICE static int warp() { return int(threadIdx.x) / 32; }
-  // Among the warps of the same keys.
-  CUTE_DEVICE static int sharer() { return warp() / kTile.key_warps; }
+  // Among the warps of the same keys. Pairs stand side by side.
+  CUTE_DEVICE static int sharer() {
+    if constexpr (kTile.pairs_scores()) return warp() / (2 * kTile.key_warps) * 2 + warp() % 2;
+    return warp() / kTile.key_warps;
+  }
   CUTE_DEVICE static int query_warp() {
     if constexpr (kTile.shares_scores()) return sharer() % kTile.query_warps;
     return sharer();
   }
   CUTE_DEVICE static int twin() { return sharer() / kTile.query_warps; }
-  CUTE_DEVICE static int key_begin() { return warp() % kTile.key_warps * kKeys; }
+  CUTE_DEVICE static int key_begin() {
+    return warp() / (kTile.pairs_scores() ? 2 : 1) % kTile.key_warps * kKeys;
+  }
   CUTE_DEVICE static int query_begin() { return query_warp() * kQueries; }
 
   // Of dK and dV: keys, and which share of the columns.
