@@ -116,7 +116,6 @@ set(FA2_sm90_ELEMENTS float16 bfloat16)
 set(FA2_sm90_BUCKETS 64 96 128 192/128 192 256)  # kBuckets in sm90/tiles.h
 set(FA2_sm90_VARIANTS Plain Modified Listed)
 set(FA2_sm90_SHORT_STEPS 128_Plain)  # has_short_steps
-set(FA2_sm90_BWD_BUCKETS 64 96 128)  # has_bwd_tile in sm90/backward/tiles.h
 
 macro(fa2_sm90_instances buckets)
   foreach(bucket IN ITEMS ${buckets})
@@ -132,9 +131,7 @@ macro(fa2_sm90_instances buckets)
         fa2_add_instances(${unit}_short fwd ", ${widths}, Variant::k${variant}, StepKind::kShort")
       endif()
     endforeach()
-    if(bucket IN_LIST FA2_sm90_BWD_BUCKETS)
-      fa2_add_instances(sm90_bwd_${hd}_plain bwd ", ${widths}")
-    endif()
+    fa2_add_instances(sm90_bwd_${hd}_plain bwd ", ${widths}")
   endforeach()
   fa2_add_instances(sm90_bwd_rows bwd_rows "")
 endmacro()

@@ -28,7 +28,6 @@ char const* not_served(BwdParams const& params) {
   FwdParams p = params.forward;
   p.partial_lse = nullptr;  // in the place of lse, and nothing is merged
   if (char const* const reason = not_served(p); reason != nullptr) return reason;
-  if (!has_bwd_tile(bucket_of(p.head_dim, p.head_dim_v))) return "heads of that width";
   if (p.block_mask.row_offsets != nullptr) return "block masks";
   if (p.dropout.drop_prob > 0) return "dropout";
   if (is_modified(p.score_mod) || p.softmax_scale == 0) return "scores that are modified";

@@ -76,12 +76,14 @@ TensorMap make_tensor_map(TensorRef const& t, MappedRows const& of, Box const& b
   Encode const encode = encode_function();
   FA2_CHECK(encode != nullptr,
             "the driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
-  CUresult const status =
-      encode(&result.map, type, std::size(sizes), reinterpret_cast<void*>(begin), sizes, strides,
-             extents, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  // In a variable of its own: a result's place need not be aligned as its type is (gcc 12).
+  CUtensorMap map;
+  CUresult const status = encode(
+      &map, type, std::size(sizes), reinterpret_cast<void*>(begin), sizes, strides, extents, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   FA2_CHECK(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled failed: {}", int(status));
+  result.map = map;
   return result;
 }
 

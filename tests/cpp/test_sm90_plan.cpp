@@ -258,10 +258,12 @@ TEST(which_gradients_are_served) {
 }
 
 TEST(which_heads_have_gradients) {
-  for (int width : {40, 64, 72, 96, 104, 128}) EXPECT(has_gradient(problem(width)));
-  EXPECT(has_gradient(problem(128, 40)));
-  for (int width : {32, 136, 192, 256}) EXPECT(!has_gradient(problem(width)));
-  EXPECT(!has_gradient(problem(192, 128)));
+  for (int width : {40, 64, 72, 128, 136, 192, 256}) {
+    EXPECT(has_gradient(problem(width)));
+    EXPECT_EQ(backward(problem(width)).tile.block_n, width <= 128 ? 128 : 64);
+  }
+  EXPECT(has_gradient(problem(192, 128)));
+  for (int width : {32, 264}) EXPECT(!has_gradient(problem(width)));
 }
 
 TEST(a_gradient_has_a_cta_for_each_key_block_and_memory_for_each_query_tile) {

@@ -27,19 +27,21 @@ from support import (
     emulator_options,
     targets,
 )
-from test_sm90_forward import OF_SM80
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func
 from flash_attn2._impl import backends
 from flash_attn2.reference import Packing
 
-BUCKETS = (64, 96, 128)
-BLOCK_N, BLOCK_M = 128, 64  # keys and queries of a tile (csrc/sm90/backward/tiles.h)
+BUCKETS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
+# Keys and queries of a tile (csrc/sm90/backward/tiles.h), and keys where heads are wide.
+BLOCK_N, BLOCK_M, WIDE_BLOCK_N = 128, 64, 64
 TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
 ONE_DTYPE = TARGETS[1:]
 FLOAT16 = TARGETS[:1]
 
+# What scores become beside scaled ones is left to sm80.
+OF_SM80 = ("softcap", "alibi", "dropout", "everything", "scale_zero")
 DENSE = {name: case for name, case in FEATURES.items() if not name.startswith(OF_SM80)}
 PACKED = {name: case for name, case in PACKED_FEATURES.items() if not name.startswith(OF_SM80)}
 WITHOUT_KEYS = ("all_empty", "no_keys")
@@ -58,16 +60,18 @@ def backward_of_sm90(expected: bool) -> Iterator[None]:
 
 
 @targets(TARGETS)
-@pytest.mark.parametrize("bucket", BUCKETS)
+@pytest.mark.parametrize("bucket", BUCKETS, ids=str)
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_every_kernel(bucket: int, deterministic: bool, target: Target) -> None:
+def test_every_kernel(bucket: tuple[int, int], deterministic: bool, target: Target) -> None:
     """With several CTAs at once, more tiles than a ring holds, and the heads of a group.
 
     Where the result must be reproducible, any order of summation left to chance is an error.
     """
-    case = Case(bucket, 1, 330, 290, num_heads=2, num_heads_kv=1)
+    width, width_v = bucket
+    seqlens = (330, 290) if width <= 128 else (200, 150)
+    case = Case(width, 1, *seqlens, num_heads=2, num_heads_kv=1, head_dim_v=width_v)
     sums = "ordered" if deterministic else "free"
-    options = f"ctas=3,async=random,seed={bucket},sums={sums}"
+    options = f"ctas=3,async=random,seed={width},sums={sums}"
     causal = deterministic == (target.dtype is torch.bfloat16)
     with backward_of_sm90(True), emulator_options(options, target.backend):
         check_dense_gradients(*case.qkv(target), causal=causal, deterministic=deterministic)
@@ -94,7 +98,9 @@ def test_packed_features(name: str, target: Target) -> None:
 
 
 @targets(ONE_DTYPE)
-@pytest.mark.parametrize("widths", [(40, 64), (72, 88), (104, 128), (128, 40)], ids=str)
+@pytest.mark.parametrize(
+    "widths", [(40, 64), (72, 88), (128, 40), (136, 64), (160, 192), (256, 200)], ids=str
+)
 def test_narrower_heads(widths: tuple[int, int], target: Target) -> None:
     width, width_v = widths
     case = Case(width, 1, 140, 150, num_heads=2, num_heads_kv=1, head_dim_v=width_v)
@@ -156,8 +162,9 @@ def test_sequences_whose_lengths_differ(target: Target) -> None:
 
 @targets(ONE_DTYPE)
 @pytest.mark.parametrize("options", ["seed=3,async=early", "seed=4,async=late,ctas=4,approx=worst"])
-def test_schedules(options: str, target: Target) -> None:
-    case = Case(128, batch=1, seqlen_q=300, seqlen_k=200, num_heads=2, num_heads_kv=2)
+@pytest.mark.parametrize("width", [128, 256])
+def test_schedules(width: int, options: str, target: Target) -> None:
+    case = Case(width, batch=1, seqlen_q=300, seqlen_k=200, num_heads=2, num_heads_kv=2)
     with emulator_options(options, target.backend):
         check_dense_gradients(*case.qkv(target), causal=True)
 
@@ -197,23 +204,28 @@ def counted(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> dict[str, float]
 
 @targets(FLOAT16)
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("bucket", BUCKETS)
-def test_cost_is_the_least_possible(bucket: int, deterministic: bool, target: Target) -> None:
-    heads, seqlen_q, seqlen_k = 2, 3 * BLOCK_M, 2 * BLOCK_N
-    q = target.tensor(1, seqlen_q, heads, bucket)
-    k, v = (target.tensor(1, seqlen_k, 1, bucket) for _ in range(2))
+@pytest.mark.parametrize("bucket", BUCKETS, ids=str)
+def test_cost_is_the_least_possible(
+    bucket: tuple[int, int], deterministic: bool, target: Target
+) -> None:
+    width, width_v = bucket
+    block_n = BLOCK_N if width <= 128 else WIDE_BLOCK_N
+    heads, seqlen_q, seqlen_k = 2, 3 * BLOCK_M, 2 * block_n
+    q = target.tensor(1, seqlen_q, heads, width)
+    k, v = target.tensor(1, seqlen_k, 1, width), target.tensor(1, seqlen_k, 1, width_v)
     cost = counted(q, k, v, deterministic=deterministic)
-    blocks, rows, sums = seqlen_k // BLOCK_N, heads * seqlen_q, 4 * q.numel()
+    blocks, rows, sums = seqlen_k // block_n, heads * seqlen_q, 4 * q.numel()
+    out_bytes = q.nbytes * width_v // width
 
-    assert cost["mma"] * MMA_PRODUCTS == 5 * rows * seqlen_k * bucket
-    for unit in ("stmatrix", "shared_loads", "shared_stores"):
+    assert cost["mma"] * MMA_PRODUCTS == rows * seqlen_k * (3 * width + 2 * width_v)
+    for unit in ("stmatrix", "ldmatrix", "shared_loads", "shared_stores"):
         assert cost[f"{unit}.wavefronts"] == cost[f"{unit}.ideal_wavefronts"], unit
     # Keys and values once, for all heads of the group; of 96 columns two boxes have 16 in common.
-    assert cost["read.k.bytes"] * bucket == k.nbytes * (112 if bucket == 96 else bucket)
+    assert cost["read.k.bytes"] * width == k.nbytes * (112 if width == 96 else width)
     assert cost["read.v.bytes"] == v.nbytes
     # Queries and gradients of the output once for each block of keys.
     assert cost["read.q.bytes"] == blocks * q.nbytes
-    assert cost["read.grad_out.bytes"] == (blocks + 1) * q.nbytes
+    assert cost["read.grad_out.bytes"] == (blocks + 1) * out_bytes
     # Gradients once, in whole sectors.
     for name, tensor in {"grad_q": q, "grad_k": k, "grad_v": v}.items():
         assert cost[f"write.{name}.sectors"] * SECTOR_BYTES == tensor.nbytes

@@ -61,6 +61,9 @@ WGMMA_STEP_LIMITS = {
     "sm90_bwd_hd64_plain": 345,
     "sm90_bwd_hd96_plain": 366,
     "sm90_bwd_hd128_plain": 391,
+    "sm90_bwd_hd192v128_plain": 252,
+    "sm90_bwd_hd192_plain": 244,
+    "sm90_bwd_hd256_plain": 359,
 }
 
 # KiB of shared memory that a CTA may have, by compute capability.

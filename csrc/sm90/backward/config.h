@@ -31,8 +31,8 @@ struct BwdConfig {
   using TileGradOut = WgmmaTile<BwdTile::kBlockM, kTile.head_dim_v, kTile.box_cols()>;
   using TileGradScores = WgmmaTile<kTile.block_n, BwdTile::kBlockM>;  // keys in rows
 
-  // While a warpgroup multiplies dS of one step, others may be at the next one.
-  static constexpr int kGradScores = 2;
+  // While a warpgroup multiplies dS of one step, others may be at the next one; a pair is not.
+  static constexpr int kGradScores = kTile.is_pair() ? 1 : 2;
 
   // Named barriers: all consumers have written dS; of each warpgroup, its dQ may be written, and
   // has been.
@@ -40,6 +40,10 @@ struct BwdConfig {
   static constexpr int kGradQEmpty = 2;
   static constexpr int kGradQFull = kGradQEmpty + kConsumers;
   static constexpr int kGradQThreads = 128 + 32;
+  static constexpr int kProbsThere = kGradQFull + kConsumers;  // of a pair
+
+  // Warps that read Q, and dO: of a pair, those of one warpgroup each.
+  static constexpr int kReaders = 4 * (kTile.is_pair() ? 1 : kConsumers);
 
   struct Smem {
     alignas(1024) Element k[TileK::kElements];
@@ -47,8 +51,10 @@ struct BwdConfig {
     alignas(1024) Element q[kStages][TileQ::kElements];
     alignas(1024) Element grad_out[kStages][TileGradOut::kElements];
     alignas(1024) Element grad_scores[kGradScores][TileGradScores::kElements];
-    alignas(128) float grad_q[kGradQ.size()];
-    alignas(16) float row_stats[kStages][2][BwdTile::kBlockM];  // those of Q
+    alignas(1024) Element probs[kTile.is_pair() ? TileGradScores::kElements : 0];
+    alignas(128) float grad_q[kTile.copies_grad_q() ? kGradQ.size() : 0];
+    // With Q; of a pair -D is with dO.
+    alignas(16) float row_stats[kStages][2][BwdTile::kBlockM];
     uint64_t keys_full;
     Ring<kStages> q_ring, grad_out_ring;
     sm80::BwdWorkTile work;

@@ -3,7 +3,8 @@
 // Writes dK and dV of a warpgroup's keys, or adds them to what other calls have left, straight from
 // registers.
 
-#include "sm90/backward/mainloop.h"
+#include "sm90/backward/config.h"
+#include "tile/fragments.h"
 #include "tile/quad_words.h"
 
 namespace fa2::sm90 {
@@ -11,20 +12,20 @@ namespace fa2::sm90 {
 template <class Config>
 class BwdEpilogue {
   using Element = typename Config::Element;
-  using Mainloop = BwdMainloop<Config>;
   template <int kNum>
-  using Grad = typename Mainloop::template Grad<kNum>;
+  using Grad = decltype(make_tensor<float>(AccumulatorLayout<1, kNum>{}));
 
  public:
   CUTE_DEVICE BwdEpilogue(BwdArgs const& args, sm80::BwdWorkTile const& work)
       : args_(args.common), work_(work) {}
 
-  CUTE_DEVICE void store(Mainloop& mainloop) const {
-    FwdParams const& p = args_.problem.forward;
+  CUTE_DEVICE void store_keys(Grad<Config::kNumK>& grad) const {
     CUTE_UNROLL
-    for (int i = 0; i < size(mainloop.grad_k); ++i) mainloop.grad_k(i) *= args_.grad_scale;
-    put<Config::kNumK>(args_.problem.grad_k, p.head_dim, mainloop.grad_k);
-    put<Config::kNumV>(args_.problem.grad_v, p.head_dim_v, mainloop.grad_v);
+    for (int i = 0; i < size(grad); ++i) grad(i) *= args_.grad_scale;
+    put<Config::kNumK>(args_.problem.grad_k, args_.problem.forward.head_dim, grad);
+  }
+  CUTE_DEVICE void store_values(Grad<Config::kNumV>& grad) const {
+    put<Config::kNumV>(args_.problem.grad_v, args_.problem.forward.head_dim_v, grad);
   }
 
  private:
@@ -38,7 +39,10 @@ class BwdEpilogue {
   }
 
   // The lane's first key, or its second one.
-  CUTE_DEVICE int key(int i) const { return work_.col_begin + Mainloop::lane_first_row() + 8 * i; }
+  CUTE_DEVICE int key(int i) const {
+    return work_.col_begin + (warp_index() - 4) % (Config::kTile.block_n / 16) * 16 +
+           lane_row(lane_index()) + 8 * i;
+  }
   template <class T>
   CUTE_DEVICE T* row_of(TensorRef const& to, int i) const {
     return head_ptr<T>(to, work_.batch, work_.first_row_k, work_.head_kv) + key(i) * to.row_stride;

@@ -4,6 +4,7 @@
 // shared memory, by copies that add, in any order of key blocks or in turn.
 
 #include "sm90/backward/config.h"
+#include "sm90/backward/turns.h"
 
 namespace fa2::sm90 {
 
@@ -48,7 +49,10 @@ class GradQSum {
     float* const sums = args_.workspace.grad_q + int64_t(tile) * kLayout.size();
     int32_t* const semaphores = args_.workspace.semaphores;
     bool const ordered = semaphores != nullptr;
-    if (ordered && adds_) await_turn(semaphores + tile, turn(m));
+    if (ordered && adds_) {
+      await_additions(semaphores + tile, turn_of(args_, work_, m, kTile.block_n));
+      fence_async_proxy();
+    }
     CUTE_UNROLL
     for (int w = 0; w < kConsumers; ++w) {
       named_barrier_sync(Config::kGradQFull + w, Config::kGradQThreads);
@@ -63,22 +67,6 @@ class GradQSum {
       fence_async_proxy();
       red_release_add(semaphores + tile, 1);
     }
-  }
-
-  // Key blocks add from the last that sees a query tile to the first.
-  CUTE_DEVICE int turn(int m) const {
-    int const row_begin = m * BwdTile::kBlockM;
-    int const row_end = min(row_begin + BwdTile::kBlockM, work_.seqlen_q);
-    BlockRange const blocks =
-        block_range(row_begin + work_.diagonal, row_end + work_.diagonal, work_.seqlen_k,
-                    work_.seqlen_k, args_.problem.forward.window, kTile.block_n);
-    return blocks.end - 1 - work_.block;
-  }
-
-  CUTE_DEVICE static void await_turn(int32_t const* semaphore, int before) {
-    while (load_acquire(semaphore) != before) {
-    }
-    fence_async_proxy();
   }
 
   sm80::BwdArgs const& args_;

@@ -6,6 +6,7 @@
 #include "sm90/backward/epilogue.h"
 #include "sm90/backward/grad_q_sum.h"
 #include "sm90/backward/mainloop.h"
+#include "sm90/backward/pair_mainloop.h"
 #include "sm90/backward/producer.h"
 
 namespace fa2::sm90 {
@@ -35,18 +36,34 @@ struct BwdKernel {
       if (is_seen) produce(args, smem);
     } else {
       take_registers<BwdTile::kConsumerRegisters>();
-      BwdMainloop<Config> mainloop(args, smem);
-      if (is_seen) mainloop.run();
-      BwdEpilogue<Config>(args, work).store(mainloop);
+      consume(args, smem, is_seen);
     }
   }
 
  private:
   CUTE_DEVICE static void make_rings(Smem& smem) {
     mbarrier_init(smem.keys_full, 1);
-    smem.q_ring.init(4 * Config::kConsumers);
-    smem.grad_out_ring.init(4 * Config::kConsumers);
+    smem.q_ring.init(Config::kReaders);
+    smem.grad_out_ring.init(Config::kReaders);
     fence_mbarrier_init();
+  }
+
+  CUTE_DEVICE static void consume(BwdArgs const& args, Smem& smem, bool is_seen) {
+    BwdEpilogue<Config> const epilogue(args, smem.work);
+    if constexpr (!kTile.is_pair()) {
+      BwdMainloop<Config> mainloop(args, smem);
+      if (is_seen) mainloop.run();
+      epilogue.store_keys(mainloop.grad_k);
+      epilogue.store_values(mainloop.grad_v);
+    } else if (threadIdx.x < 256) {
+      BwdKeysLoop<Config> loop(args, smem);
+      if (is_seen) loop.run();
+      epilogue.store_keys(loop.grad);
+    } else {
+      BwdValuesLoop<Config> loop(args, smem);
+      if (is_seen) loop.run();
+      epilogue.store_values(loop.grad);
+    }
   }
 
   // In a fixed order of summation a CTA waits for others, so those must have started before it:
@@ -59,7 +76,7 @@ struct BwdKernel {
   CUTE_DEVICE static void produce(BwdArgs const& args, Smem& smem) {
     if (warp_index() == 0) {
       if (elect_one()) BwdProducer<Config>(args, smem).run();
-    } else if (warp_index() == 1) {
+    } else if (kTile.copies_grad_q() && warp_index() == 1) {
       GradQSum<Config>(args, smem).run();
     }
   }

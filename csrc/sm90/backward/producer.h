@@ -46,26 +46,37 @@ class BwdProducer {
     load_rows<TileV>(args_.v, smem_.keys_full, smem_.v, rows);
   }
 
-  // Of a tile, with what is known of its rows.
+  // Of a tile, with what is known of its rows: of a pair -D comes with dO, which another warpgroup
+  // waits for.
   CUTE_DEVICE void load_queries(int head, int m) {
     using TileQ = typename Config::TileQ;
-    constexpr int kStatsBytes = 2 * BwdTile::kBlockM * int(sizeof(float));
+    constexpr int kStatsBytes = (kTile.is_pair() ? 1 : 2) * kRowBytes;
     uint64_t& full = smem_.q_ring.full[at_.stage];
     wait_empty(smem_.q_ring, at_);
     mbarrier_arrive_expect(full, bytes(TileQ::kElements) + kStatsBytes);
     load_rows<TileQ>(args_.q, full, smem_.q[at_.stage], queries(head, m));
-    int64_t const tile = sm80::workspace_tile(args_.common, work_, m, head);
-    load_bytes(smem_.row_stats[at_.stage],
-               args_.common.workspace.row_stats + tile * 2 * BwdTile::kBlockM, kStatsBytes, full);
+    load_bytes(smem_.row_stats[at_.stage][0], row_stats(head, m), kStatsBytes, full);
   }
 
   CUTE_DEVICE void load_grad_out(int head, int m) {
     using TileGradOut = typename Config::TileGradOut;
+    constexpr int kStatsBytes = kTile.is_pair() ? kRowBytes : 0;
     uint64_t& full = smem_.grad_out_ring.full[at_.stage];
     wait_empty(smem_.grad_out_ring, at_);
-    mbarrier_arrive_expect(full, bytes(TileGradOut::kElements));
+    mbarrier_arrive_expect(full, bytes(TileGradOut::kElements) + kStatsBytes);
     load_rows<TileGradOut>(args_.grad_out, full, smem_.grad_out[at_.stage], queries(head, m));
+    if constexpr (kTile.is_pair()) {
+      load_bytes(smem_.row_stats[at_.stage][1], row_stats(head, m) + BwdTile::kBlockM, kStatsBytes,
+                 full);
+    }
     at_.advance();
+  }
+
+  // Of a tile, the log-sum-exps and then -D.
+  static constexpr int kRowBytes = BwdTile::kBlockM * int(sizeof(float));
+  CUTE_DEVICE float const* row_stats(int head, int m) const {
+    int64_t const tile = sm80::workspace_tile(args_.common, work_, m, head);
+    return args_.common.workspace.row_stats + tile * 2 * BwdTile::kBlockM;
   }
 
   CUTE_DEVICE SequenceRows queries(int head, int m) const {

@@ -37,7 +37,10 @@ struct GradQKernel {
     CUTE_UNROLL
     for (int j = 0; j < kBlocks; ++j) {
       int const at = layout.offset(col + 8 * j, row / 16 * 32 + lane);
-      parts[j] = reinterpret_cast<float4 const&>(sums[at]);
+      int const step = layout.step();
+      parts[j] = step == 1 ? reinterpret_cast<float4 const&>(sums[at])
+                           : make_float4(sums[at], sums[at + step], sums[at + 2 * step],
+                                         sums[at + 3 * step]);
     }
     row += lane_row(lane);
     put(args.common, tile, row, col, [&](int j) { return make_float2(parts[j].x, parts[j].y); });

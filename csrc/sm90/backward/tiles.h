@@ -12,7 +12,7 @@ namespace fa2::sm90 {
 struct BwdTile {
   int head_dim;    // of Q and K, rounded up to a bucket
   int head_dim_v;  // of V and dO
-  int block_n;     // keys of a CTA, 64 for each of its consumer warpgroups
+  int block_n;     // keys of a CTA, 64 for each of its consumer warpgroups, or for both
   int stages;      // of the rings of Q and dO
 
   static constexpr int kBlockM = GradQLayout::kRows;
@@ -21,27 +21,32 @@ struct BwdTile {
   constexpr int box_cols() const { return head_dim % 64 == 0 && head_dim_v % 64 == 0 ? 64 : 32; }
   // Of K each of two warpgroups multiplies dS by half of the columns: boxes have so many of these
   // as are used, 32 or 48 or 64.
-  constexpr int k_used_cols() const { return head_dim / 2 < 64 ? head_dim / 2 : 64; }
+  constexpr int k_used_cols() const {
+    int const half = head_dim / 2;
+    return half % 64 == 0 ? 64 : half % 32 == 0 ? 32 : half;
+  }
   constexpr int k_box_cols() const { return k_used_cols() == 32 ? 32 : 64; }
 
-  constexpr int consumers() const { return block_n / 64; }
+  // Whether the two warpgroups share the keys (backward/pair_mainloop.h).
+  constexpr bool is_pair() const { return block_n == 64; }
+  constexpr int consumers() const { return is_pair() ? 2 : block_n / 64; }
   constexpr int threads() const { return (consumers() + 1) * 128; }
   // Of 64 K, of which the producer needs few.
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
 
-  constexpr GradQLayout grad_q() const { return {head_dim, consumers()}; }
+  // Whether dQ of a step goes through shared memory, where there is room for it.
+  constexpr bool copies_grad_q() const { return head_dim < 256; }
+  constexpr GradQLayout grad_q() const { return {head_dim, consumers(), !copies_grad_q()}; }
 };
 
-// Heads of other buckets are left to sm80.
-constexpr bool has_bwd_tile(Bucket bucket) {
-  return bucket == Bucket(64) || bucket == Bucket(96) || bucket == Bucket(128);
-}
-
 constexpr BwdTile bwd_tile(Bucket bucket) {
+  if (bucket == Bucket(192, 128)) return {192, 128, 64, 2};
   switch (bucket.head_dim) {
     case 64: return {64, 64, 128, 2};
     case 96: return {96, 96, 128, 2};
-    default: return {128, 128, 128, 2};
+    case 192: return {192, 192, 64, 2};
+    case 128: return {128, 128, 128, 2};
+    default: return {256, 256, 64, 2};
   }
 }
 
