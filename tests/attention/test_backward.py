@@ -177,7 +177,7 @@ def test_a_sink_that_takes_nothing(target: Target) -> None:
 
 
 @targets()
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_deterministic_means_bitwise(head_dim: int, target: Target) -> None:
     q, k, v = Case(head_dim, 1, 100, 260, 2, 1).qkv(target)
     options = {"causal": True, "dropout_p": 0.1}

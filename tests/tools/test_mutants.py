@@ -173,6 +173,7 @@ def test_equal_items_are_not_swapped() -> None:
     ("line", "strata"),
     [
         ("bar.sync 0;", {"order"}),
+        ("wgmma.fence.sync.aligned;", {"order"}),
         ("red.release.gpu.global.add.s32 [%rd1], 1;", {"order", "accesses"}),
         ("@%p1 st.shared.u32 [%r1], %r2;", {"guards", "accesses"}),
         ("setp.lt.s32 %p1, %r1, %r2;", {"predicates"}),

@@ -2,13 +2,12 @@
 
     python -m tools.mutants [OPTIONS] [-- PYTEST ARGUMENTS]
 
-Builds the emulated kernels of one or two buckets of head dims, some of them of a family with
+Builds the emulated kernels of one or two buckets of head dims, some of which, of one family, have
 faults in thousands of their PTX instructions (``rewrite.py``), into ``build/mutants/sm80`` or
-``sm90``. Faults are of five strata
-(``faults.py``). Of those that the selected tests come to, all of order and ``--count`` of each
-other stratum, drawn by seed, are tried one by one. What is known from an earlier run of the same
-build is kept (``record.py``): only survivors are tried again. Leaves ``report.json`` there
-and prints a table with the survivors.
+``sm90``. Faults are of five strata (``faults.py``). Of those that the selected tests come to, all
+of order and ``--count`` of each other stratum, drawn by seed, are tried one by one. What is known
+from an earlier run of the same build is kept (``record.py``): only survivors are tried again.
+Leaves ``report.json`` there and prints a table with the survivors.
 """
 
 from __future__ import annotations

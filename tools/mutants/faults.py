@@ -251,7 +251,7 @@ def _computed(instruction: Instruction) -> Iterator[Fault]:
     elif base == "selp":
         swapped = (operands[0], operands[2], operands[1], operands[3])
         yield Fault("values", "selection", (f"{opcode} {', '.join(swapped)}",))
-    elif base == "wgmma":
+    elif opcode.startswith("wgmma.mma"):
         yield Fault("values", "dropped mma")
     elif base == "mma":
         results, addends = (split_operands(operands[i][1:-1]) for i in (0, 3))

@@ -30,6 +30,7 @@ enum : uint32_t {
   kSumInFlight,
   kFragmentInFlight,
   kUseWithoutFence,
+  kRegistersOfThree,
 };
 
 // A matrix of lines: 16 bytes of it stay together, of a line, or of 8 lines where it is transposed.
@@ -111,13 +112,13 @@ struct Problem {
   }
 };
 
-std::string run(Layout layout, uint32_t mode, std::vector<float>& sums) {
+std::string run(Layout layout, uint32_t mode, std::vector<float>& sums, int threads = 128) {
   std::vector<uint32_t> in = Problem().laid_out(layout);
   sums.assign(128 * 8, 0.f);
   auto const from = writable(in, "in");
   auto const to = writable(sums);
-  return launch_kernel("multiply_groups", 1, 128, 0, in.data(), sums.data(), layout.descriptor(0),
-                       layout.descriptor(kStartOfB), mode);
+  return launch_kernel("multiply_groups", 1, threads, 0, in.data(), sums.data(),
+                       layout.descriptor(0), layout.descriptor(kStartOfB), mode);
 }
 
 void check(Layout layout, uint32_t mode, double factor) {
@@ -160,6 +161,8 @@ TEST(faults_of_products_of_groups) {
   CHECK_CONTAINS(run(layout, kSumInFlight, sums), "comes to %f3 before the wait");
   CHECK_CONTAINS(run(layout, kFragmentInFlight, sums), "comes to %r12 before the wait");
   CHECK_CONTAINS(run(layout, kUseWithoutFence, sums), "wgmma without a wgmma.fence after");
+  CHECK_CONTAINS(run(layout, kRegistersOfThree, sums), "the warps of a group of four part");
+  CHECK_CONTAINS(run(layout, kShared, sums, 96), "is in no group of four");
 }
 
 }  // namespace
