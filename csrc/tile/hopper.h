@@ -120,6 +120,7 @@ CUTE_DEVICE void store_matrices(uint32_t address, uint32_t const (&words)[4]) {
                : "memory");
 }
 
+// The way back.
 CUTE_DEVICE void load_matrices(uint32_t address, uint32_t (&words)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])

@@ -12,7 +12,7 @@ from support import CPU_FLOAT32, TARGETS, Target, check_gradients, mask_argument
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func, masks
-from flash_attn2._impl import launch, parts
+from flash_attn2._impl import backends, launch, parts
 from flash_attn2._impl.bias_backward import add_bias_gradients, zeros_for
 from flash_attn2._impl.problem import BiasGradient, Gradient, Positions, Problem
 from flash_attn2._impl.schema import FORWARD
@@ -235,6 +235,18 @@ def test_kernels_of_other_values(target: Target, widths: tuple[int, int]) -> Non
     q, k = (target.tensor(1, seqlen, 2, widths[0]) for seqlen in (40, 50))
     inputs = {"q": q, "k": k, "v": target.tensor(1, 50, 2, widths[1])}
     check_parts(inputs | {"causal": True}, ((20,), (33,)))
+
+
+@targets([Target("sm90-emulated", torch.bfloat16)])
+@pytest.mark.parametrize("width", [72, 128, 256])
+def test_kernels_of_hopper(width: int, target: Target) -> None:
+    """Which add to sums; what is merged forward is left to sm80."""
+    q = target.tensor(1, 90, 2, width)
+    k, v = (target.tensor(1, 150, 1, width) for _ in "kv")
+    module: Any = backends.load(target.backend).module
+    module.reset_counters()
+    check_parts({"q": q, "k": k, "v": v, "causal": True}, ((70,), (64,)))
+    assert module.counters_by_kernel()["BwdKernel"]["wgmma"] > 0
 
 
 @targets([*NO_FLOAT16, *KERNELS])

@@ -241,12 +241,14 @@ bool has_gradient(FwdParams const& p) { return not_served(gradient_of(p)) == nul
 
 TEST(which_gradients_are_served) {
   double partial_lse[1] = {};
+  int64_t const offsets[1] = {};
   auto const with = [](auto change) {
     FwdParams p = problem(128);
     change(p);
     return p;
   };
   EXPECT(has_gradient(problem(128)));
+  EXPECT(!has_gradient(with([&](auto& p) { p.block_mask.row_offsets = offsets; })));
   EXPECT(has_gradient(with([&](auto& p) { p.partial_lse = partial_lse; })));
   EXPECT(!has_gradient(with([](auto& p) { p.dropout.drop_prob = 0.5; })));
   EXPECT(!has_gradient(with([](auto& p) { p.score_mod.softcap = 2; })));

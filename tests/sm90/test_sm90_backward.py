@@ -147,17 +147,28 @@ def test_nothing_to_do(shape: tuple[int, int, int], target: Target) -> None:
 
 
 @targets(ONE_DTYPE)
-def test_sequences_whose_lengths_differ(target: Target) -> None:
+@pytest.mark.parametrize("width", [128, 192, 256])
+def test_sequences_whose_lengths_differ(width: int, target: Target) -> None:
     """Of which some have fewer blocks of keys, or tiles of queries, than the launch."""
-    q, k, v = Case(128, batch=1, seqlen_q=155, seqlen_k=290, num_heads=2).qkv(target)
+    q, k, v = Case(width, batch=1, seqlen_q=155, seqlen_k=290, num_heads=2).qkv(target)
     packing = Packing(cumulative(15, 0, 140), cumulative(150, 3, 137), None, 140, 150)
     for deterministic in (False, True):
         sums = "ordered" if deterministic else "free"
-        with emulator_options(f"ctas=4,async=early,seed=9,sums={sums}", target.backend):
+        schedule = f"ctas=4,async=early,seed=9,sums={sums}"
+        with backward_of_sm90(True), emulator_options(schedule, target.backend):
             check_varlen_gradients(
                 *(q[0], k[0, :, :1], v[0, :, :1], packing),
                 **{"window_size": (60, 5), "deterministic": deterministic},
             )
+
+
+@targets(ONE_DTYPE)
+@pytest.mark.parametrize("width", [128, 256])
+def test_keys_that_no_query_sees(width: int, target: Target) -> None:
+    """Blocks of them, whose gradients are 0; and rows that see a sink and little else."""
+    q, k, v = Case(width, 1, seqlen_q=64, seqlen_k=300, num_heads=2, num_heads_kv=1).qkv(target)
+    with backward_of_sm90(True):
+        check_dense_gradients(q, k, v, window_size=(30, 0), sink=torch.tensor([1.0, -2.0]))
 
 
 @targets(ONE_DTYPE)

@@ -15,6 +15,7 @@ struct BwdConfig {
   using Element = Element_;
   static constexpr BwdTile kTile = kTile_;
   static constexpr int kStages = kTile.stages;
+  static_assert(kStages >= 2);  // a step waits for the next Q before it gives its own back
   static constexpr int kConsumers = kTile.consumers();
   static constexpr GradQLayout kGradQ = kTile.grad_q();
 
@@ -31,8 +32,9 @@ struct BwdConfig {
   using TileGradOut = WgmmaTile<BwdTile::kBlockM, kTile.head_dim_v, kTile.box_cols()>;
   using TileGradScores = WgmmaTile<kTile.block_n, BwdTile::kBlockM>;  // keys in rows
 
-  // While a warpgroup multiplies dS of one step, others may be at the next one; a pair is not.
-  static constexpr int kGradScores = kTile.is_pair() ? 1 : 2;
+  // While a warpgroup multiplies dS of one step, others may be at the next one; those
+  // that share keys are not.
+  static constexpr int kGradScores = kTile.shares_keys() ? 1 : 2;
 
   // Named barriers: all consumers have written dS; of each warpgroup, its dQ may be written, and
   // has been.
@@ -40,10 +42,10 @@ struct BwdConfig {
   static constexpr int kGradQEmpty = 2;
   static constexpr int kGradQFull = kGradQEmpty + kConsumers;
   static constexpr int kGradQThreads = 128 + 32;
-  static constexpr int kProbsThere = kGradQFull + kConsumers;  // of a pair
+  static constexpr int kProbsThere = kGradQFull + kConsumers;  // where keys are shared
 
-  // Warps that read Q, and dO: of a pair, those of one warpgroup each.
-  static constexpr int kReaders = 4 * (kTile.is_pair() ? 1 : kConsumers);
+  // Warps that read Q, and dO: where keys are shared, those of one warpgroup each.
+  static constexpr int kReaders = 4 * (kTile.shares_keys() ? 1 : kConsumers);
 
   struct Smem {
     alignas(1024) Element k[TileK::kElements];
@@ -51,9 +53,9 @@ struct BwdConfig {
     alignas(1024) Element q[kStages][TileQ::kElements];
     alignas(1024) Element grad_out[kStages][TileGradOut::kElements];
     alignas(1024) Element grad_scores[kGradScores][TileGradScores::kElements];
-    alignas(1024) Element probs[kTile.is_pair() ? TileGradScores::kElements : 0];
+    alignas(1024) Element probs[kTile.shares_keys() ? TileGradScores::kElements : 0];
     alignas(128) float grad_q[kTile.copies_grad_q() ? kGradQ.size() : 0];
-    // With Q; of a pair -D is with dO.
+    // With Q; where keys are shared -D is with dO.
     alignas(16) float row_stats[kStages][2][BwdTile::kBlockM];
     uint64_t keys_full;
     Ring<kStages> q_ring, grad_out_ring;

@@ -1,7 +1,7 @@
 #pragma once
 
-// The main backward kernel, a CTA for each key block: a warp that loads, a warp that adds dQ up,
-// and consumer warpgroups.
+// The main backward kernel, a CTA for each key block: a warp that loads, consumer warpgroups, and,
+// where these do not do it themselves, a warp that adds dQ up.
 
 #include "sm90/backward/epilogue.h"
 #include "sm90/backward/grad_q_sum.h"
@@ -50,7 +50,7 @@ struct BwdKernel {
 
   CUTE_DEVICE static void consume(BwdArgs const& args, Smem& smem, bool is_seen) {
     BwdEpilogue<Config> const epilogue(args, smem.work);
-    if constexpr (!kTile.is_pair()) {
+    if constexpr (!kTile.shares_keys()) {
       BwdMainloop<Config> mainloop(args, smem);
       if (is_seen) mainloop.run();
       epilogue.store_keys(mainloop.grad_k);

@@ -46,11 +46,11 @@ class BwdProducer {
     load_rows<TileV>(args_.v, smem_.keys_full, smem_.v, rows);
   }
 
-  // Of a tile, with what is known of its rows: of a pair -D comes with dO, which another warpgroup
-  // waits for.
+  // Of a tile, with what is known of its rows: where keys are shared -D comes with dO, which
+  // another warpgroup waits for.
   CUTE_DEVICE void load_queries(int head, int m) {
     using TileQ = typename Config::TileQ;
-    constexpr int kStatsBytes = (kTile.is_pair() ? 1 : 2) * kRowBytes;
+    constexpr int kStatsBytes = (kTile.shares_keys() ? 1 : 2) * kRowBytes;
     uint64_t& full = smem_.q_ring.full[at_.stage];
     wait_empty(smem_.q_ring, at_);
     mbarrier_arrive_expect(full, bytes(TileQ::kElements) + kStatsBytes);
@@ -60,12 +60,12 @@ class BwdProducer {
 
   CUTE_DEVICE void load_grad_out(int head, int m) {
     using TileGradOut = typename Config::TileGradOut;
-    constexpr int kStatsBytes = kTile.is_pair() ? kRowBytes : 0;
+    constexpr int kStatsBytes = kTile.shares_keys() ? kRowBytes : 0;
     uint64_t& full = smem_.grad_out_ring.full[at_.stage];
     wait_empty(smem_.grad_out_ring, at_);
     mbarrier_arrive_expect(full, bytes(TileGradOut::kElements) + kStatsBytes);
     load_rows<TileGradOut>(args_.grad_out, full, smem_.grad_out[at_.stage], queries(head, m));
-    if constexpr (kTile.is_pair()) {
+    if constexpr (kTile.shares_keys()) {
       load_bytes(smem_.row_stats[at_.stage][1], row_stats(head, m) + BwdTile::kBlockM, kStatsBytes,
                  full);
     }

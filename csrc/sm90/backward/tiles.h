@@ -28,8 +28,8 @@ struct BwdTile {
   constexpr int k_box_cols() const { return k_used_cols() == 32 ? 32 : 64; }
 
   // Whether the two warpgroups share the keys (backward/pair_mainloop.h).
-  constexpr bool is_pair() const { return block_n == 64; }
-  constexpr int consumers() const { return is_pair() ? 2 : block_n / 64; }
+  constexpr bool shares_keys() const { return block_n == 64; }
+  constexpr int consumers() const { return shares_keys() ? 2 : block_n / 64; }
   constexpr int threads() const { return (consumers() + 1) * 128; }
   // Of 64 K, of which the producer needs few.
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;

@@ -5,7 +5,6 @@
 
 #include "sm80/backward/work_tile.h"
 #include "sm90/backward/args.h"
-#include "tile/hopper.h"
 #include "tile/intrinsics.h"
 
 namespace fa2::sm90 {
