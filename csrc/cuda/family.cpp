@@ -21,15 +21,27 @@ bool takes_sm90(Params const& params, DeviceInfo const& device) {
   return sm90::not_served(params) == nullptr;
 }
 
+// By sm90 or by sm80.
+template <class Plan, class Params>
+Plan plan_either(bool by_sm90, Params const& params, CudaTarget const& target) {
+  auto const plan_by = [&]<class OfFamily>(OfFamily) -> Plan {
+    auto const plan = OfFamily::plan(params, target);
+    return {plan, plan.workspace_bytes};
+  };
+  return by_sm90 ? plan_by(sm90::Family()) : plan_by(sm80::Family());
+}
+
+template <class Params, class OfSm80, class OfSm90>
+void run_either(Params const& params, EitherPlan<OfSm80, OfSm90> const& plan,
+                CudaTarget const& target) {
+  if (auto const* const of_sm90 = std::get_if<OfSm90>(&plan.of_family)) {
+    sm90::Family::run(params, *of_sm90, target);
+  } else {
+    sm80::Family::run(params, std::get<OfSm80>(plan.of_family), target);
+  }
+}
+
 }  // namespace
-
-std::string to_string(FwdPlan const& plan) {
-  return std::visit([](auto const& of_family) { return to_string(of_family); }, plan.of_family);
-}
-
-std::string to_string(BwdPlan const& plan) {
-  return std::visit([](auto const& of_family) { return to_string(of_family); }, plan.of_family);
-}
 
 void Family::choose(std::string const& name) {
   for (size_t i = 0; i < std::size(kChoices); ++i) {
@@ -42,21 +54,12 @@ void Family::choose(std::string const& name) {
 
 FwdPlan Family::plan(FwdCall const& call, Target const& target) {
   // A cache may look like any keys and values, but sm90 has no splits, which it needs.
-  if (takes_sm90(call, target.device) && !call.over_cache) {
-    sm90::FwdPlan const plan = sm90::Family::plan(call, target);
-    return {plan, plan.workspace_bytes};
-  }
-  sm80::FwdPlan const plan = sm80::Family::plan(call, target);
-  return {plan, plan.workspace_bytes};
+  bool const by_sm90 = takes_sm90(call, target.device) && !call.over_cache;
+  return plan_either<FwdPlan>(by_sm90, call, target);
 }
 
 BwdPlan Family::plan(BwdParams const& params, Target const& target) {
-  if (takes_sm90(params, target.device)) {
-    sm90::BwdPlan const plan = sm90::Family::plan(params, target);
-    return {plan, plan.workspace_bytes};
-  }
-  sm80::BwdPlan const plan = sm80::Family::plan(params, target);
-  return {plan, plan.workspace_bytes};
+  return plan_either<BwdPlan>(takes_sm90(params, target.device), params, target);
 }
 
 sm80::BiasBwdPlan Family::plan(BiasBwdParams const& params, Target const& target) {
@@ -68,19 +71,11 @@ sm80::AppendPlan Family::plan(AppendParams const& params, Target const& target) 
 }
 
 void Family::run(FwdParams const& params, FwdPlan const& plan, Target const& target) {
-  if (auto const* const of_sm90 = std::get_if<sm90::FwdPlan>(&plan.of_family)) {
-    sm90::Family::run(params, *of_sm90, target);
-  } else {
-    sm80::Family::run(params, std::get<sm80::FwdPlan>(plan.of_family), target);
-  }
+  run_either(params, plan, target);
 }
 
 void Family::run(BwdParams const& params, BwdPlan const& plan, Target const& target) {
-  if (auto const* const of_sm90 = std::get_if<sm90::BwdPlan>(&plan.of_family)) {
-    sm90::Family::run(params, *of_sm90, target);
-  } else {
-    sm80::Family::run(params, std::get<sm80::BwdPlan>(plan.of_family), target);
-  }
+  run_either(params, plan, target);
 }
 
 void Family::run(BiasBwdParams const& params, sm80::BiasBwdPlan const& plan, Target const& target) {

@@ -14,18 +14,19 @@
 
 namespace fa2::cuda {
 
-struct FwdPlan {
-  std::variant<sm80::FwdPlan, sm90::FwdPlan> of_family;
+template <class OfSm80, class OfSm90>
+struct EitherPlan {
+  std::variant<OfSm80, OfSm90> of_family;
   int64_t workspace_bytes;
 };
 
-struct BwdPlan {
-  std::variant<sm80::BwdPlan, sm90::BwdPlan> of_family;
-  int64_t workspace_bytes;
-};
+using FwdPlan = EitherPlan<sm80::FwdPlan, sm90::FwdPlan>;
+using BwdPlan = EitherPlan<sm80::BwdPlan, sm90::BwdPlan>;
 
-std::string to_string(FwdPlan const& plan);
-std::string to_string(BwdPlan const& plan);
+template <class OfSm80, class OfSm90>
+std::string to_string(EitherPlan<OfSm80, OfSm90> const& plan) {
+  return std::visit([](auto const& of_family) { return to_string(of_family); }, plan.of_family);
+}
 
 struct Family {
   using Target = CudaTarget;
