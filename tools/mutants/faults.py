@@ -204,12 +204,8 @@ def _order(instruction: Instruction) -> Iterator[Fault]:
 def _mbarrier(instruction: Instruction) -> Iterator[Fault]:
     """The next mbarrier in memory; waits that do not wait, or for the phase before."""
     opcode, operands = instruction.opcode, instruction.operands
-    at = next(i for i, operand in enumerate(operands) if operand.startswith("["))
-    changed = list(operands)
-    found = re.fullmatch(r"\[([%\w$]+)(?:\+(-?\d+))?\]", operands[at])
-    if found:
-        changed[at] = f"[{found[1]}+{int(found[2] or 0) + _BYTES_OF_MBARRIER}]"
-        yield Fault("order", "other mbarrier", (f"{opcode} {', '.join(changed)}",))
+    moved = [_moved(operand, _BYTES_OF_MBARRIER) or operand for operand in operands]
+    yield Fault("order", "other mbarrier", (f"{opcode} {', '.join(moved)}",))
     if opcode.startswith("mbarrier.try_wait.parity"):
         complete, _, parity = operands
         yield Fault("order", "dropped wait", (f"setp.eq.u32 {complete}, {parity}, {parity}",))
@@ -218,16 +214,22 @@ def _mbarrier(instruction: Instruction) -> Iterator[Fault]:
         yield Fault("order", "other parity", (other, text))
 
 
+def _moved(operand: str, count: int) -> str:
+    """An address so many bytes on; nothing where the operand is none."""
+    found = re.fullmatch(r"\[([%\w$]+)(?:\+(-?\d+))?\]", operand)
+    return f"[{found[1]}+{int(found[2] or 0) + count}]" if found else ""
+
+
 def _access(instruction: Instruction) -> Iterator[Fault]:
     """Dropped writes, addresses 16 bytes on, and vectors in another order."""
     if _WRITING.match(instruction.opcode):
         yield Fault("accesses", "dropped write")
     for at, operand in enumerate(instruction.operands):
         changed = list(instruction.operands)
-        found = re.fullmatch(r"\[([%\w$]+)(?:\+(-?\d+))?\]", operand)
+        moved = _moved(operand, 16)
         items = split_operands(operand[1:-1]) if operand.startswith("{") else []
-        if found:
-            changed[at] = f"[{found[1]}+{int(found[2] or 0) + 16}]"
+        if moved:
+            changed[at] = moved
             is_source = at or instruction.opcode.startswith("ld")
             kind = "shifted source" if is_source else "shifted target"
         elif len(set(items[:2])) == 2:
