@@ -125,6 +125,8 @@ function(fa2_add_translated_kernels target host_object)
   add_library(${target} OBJECT ${cpp})
   target_link_libraries(${target} PRIVATE fa2_translated_kernels_flags)
   target_precompile_headers(${target} PRIVATE <ptx/ptx.h>)
+  # ccache keeps nothing that was compiled with such headers.
+  set_target_properties(${target} PROPERTIES CXX_COMPILER_LAUNCHER "")
   if(FLASH_ATTN2_FAULTS)
     target_precompile_headers(${target} PRIVATE <emu/faults.h>)
   endif()

@@ -56,9 +56,9 @@ def script(path: Path, text: str) -> Path:
 
 
 def test_whole_report_emulated(tmp_path: Path) -> None:
-    support.require_backend("sm80-emulated")
+    support.require_backend("sm90-emulated")
     folder = tmp_path / "report"
-    command = [sys.executable, "-m", "tools.gpu_report", "--device", "emulated", "--minutes", "20"]
+    command = [sys.executable, "-m", "tools.gpu_report", "--device", "emulated", "--minutes", "40"]
     done = subprocess.run(
         [*command, "--output", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -66,7 +66,7 @@ def test_whole_report_emulated(tmp_path: Path) -> None:
     record = json.loads((folder / "gpu-emulated.json").read_text())
     assert record["complete"]
     assert {one["name"]: one["status"] for one in record["sections"]} == {
-        section.name: "skipped" if section.name in ("tests", "sanitizer") else "done"
+        section.name: "skipped" if section.name.startswith(("tests", "sanitizer")) else "done"
         for section in SECTIONS
     }
     for section in record["sections"]:
@@ -78,6 +78,8 @@ def test_whole_report_emulated(tmp_path: Path) -> None:
     assert "over SDPA" not in text
     pictures = {path.name for path in folder.glob("*.png")}
     assert {"gpu-emulated-head_dims.png", "gpu-emulated-decode.png"} <= pictures
+    assert "gpu-emulated-sm90-head_dims.png" in pictures
+    assert "## Head dims by lengths: sm90" in text
     assert all(f"({name})" in text for name in pictures)
     # Shown again, it is the same.
     assert main(["--show", str(folder / "gpu-emulated.json"), "--output", str(tmp_path)]) == 0
@@ -94,7 +96,7 @@ def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_unknown_parts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "sweeps"]) == 2
-    assert "'sweeps' is not one of build, problems, sweep" in capsys.readouterr().err
+    assert "'sweeps' is not one of build, problems, problems-sm90, sweep" in capsys.readouterr().err
 
 
 def test_what_is_not_installed_is_said(
@@ -128,6 +130,31 @@ def test_each_part_gets_its_share_of_what_is_left() -> None:
     assert plan.spent == 35
     late = Plan(0.1, {"a": 1}, lambda: 7.0)
     assert late.take("a") == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "arch", "applies"),
+    [("cuda", "90", True), ("cuda", "80", False), ("cuda", "100", False), ("emulated", "", True)],
+)
+def test_parts_of_a_family_are_for_its_gpus(
+    tmp_path: Path, device: str, arch: str, applies: bool
+) -> None:
+    run = Run(device, tmp_path, arch=arch)
+    found = [section for section in SECTIONS if section.family == "sm90"]
+    kinds = {section.name.partition("-")[0] for section in found}
+    assert kinds == {"problems", "sweep", "masks", "tests", "sanitizer"}
+    assert all(section.applies(run) == applies for section in found)
+    assert all(section.applies(run) for section in SECTIONS if not section.family)
+    name, value = ("CUDA_FAMILY", "sm90") if device == "cuda" else ("BACKEND", "sm90-emulated")
+    asked = Run(device, tmp_path, environment={"OTHER": "1"}).with_family("sm90")
+    assert asked.environment == {"OTHER": "1", f"FLASH_ATTN2_{name}": value}
+    assert asked.folder.is_dir()
+
+
+def test_the_time_of_what_is_left_out_goes_to_the_others() -> None:
+    plan = Plan(1.0, {"a": 1, "b": 1}, lambda: 0.0)
+    plan.leave_out("b")
+    assert plan.take("a") == pytest.approx(50)
 
 
 # Parts that fail.
@@ -338,7 +365,7 @@ def test_tests_are_counted(tmp_path: Path) -> None:
         "def test_slow(x): time.sleep(0.5)\n"
     )
     words = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", str(file)]
-    found = suite_run.run([*words, "-k", "test_a or test_b"], 120.0, tmp_path / "log")
+    found = suite_run.run([*words, "-k", "test_a or test_b"], 120.0, tmp_path / "log", {})
     assert found["complete"]
     assert {name: found["counts"][name] for name in ("passed", "failed")} == {
         "passed": 1,
@@ -346,7 +373,7 @@ def test_tests_are_counted(tmp_path: Path) -> None:
     }
     assert len(found["failures"]) == 1
     assert found["exit_status"] == 1
-    cut = suite_run.run([*words, "-k", "test_slow"], 8.0, tmp_path / "log")
+    cut = suite_run.run([*words, "-k", "test_slow"], 8.0, tmp_path / "log", {})
     assert not cut["complete"]
     assert cut["seconds"] < 30
 
@@ -381,7 +408,7 @@ case "$1" in --help) echo "  --kernel-regex arg"; exit 0;; esac
 echo "full/d64/float16: ok"
 case "$*" in
   *racecheck*) echo "========= RACECHECK SUMMARY: 1 hazard displayed"; exit 7;;
-  *"--kernel-regex kns=sm80"*) echo "========= ERROR SUMMARY: 0 errors"; exit 0;;
+  *"--kernel-regex kns=fa2"*) echo "========= ERROR SUMMARY: 0 errors"; exit 0;;
 esac
 exit 1
 """
@@ -390,7 +417,7 @@ exit 1
 def test_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path / "bin" / "compute-sanitizer", SANITIZER)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    found = sanitizer.check(60.0, tmp_path, "cuda")
+    found = sanitizer.check(60.0, tmp_path, "cuda", {})
     assert {name: one["verdict"] for name, one in found.items()} == {
         "memcheck": "clean",
         "racecheck": "found something",

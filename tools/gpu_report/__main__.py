@@ -149,6 +149,13 @@ def measure_parts(
     machine = probed(run.torch_device, run.folder, run.environment)
     predictions = predicted.read(given.predicted, machine) if given.predicted else {}
     run.arch = str(machine.get("compute_capability", "")).replace(".", "")
+    for section in wanted:
+        if not section.applies(run):
+            plan.leave_out(section.name)
+    wanted = [one for one in wanted if one.applies(run)]
+    if not wanted:
+        say(f"none of these parts is for this GPU, {machine['gpu']}")
+        return 2
     options: dict[str, Any] = {
         "device": given.device,
         "minutes": given.minutes,
@@ -214,7 +221,7 @@ def found_wrong(about: dict[str, Any], findings: Findings) -> bool:
 
     if any("failed" in one or is_wrong(one) for one in findings.outcomes):
         return True
-    if about["name"] == "tests" and about["status"] == "done":
+    if "exit_status" in about and about["status"] == "done":
         return bool(about["failures"]) or about["exit_status"] not in (0, None)
     tools = about.get("tools", {})
     return any("output" in one for one in tools.values())

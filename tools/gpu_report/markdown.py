@@ -38,11 +38,12 @@ def report(record: Mapping[str, Any], predictions: Predictions) -> str:
     parts += [machine(record), parts_table(record)]
     if not is_emulated(record):
         parts += ["## In short", *summary(record)]
-    for name, show in _SHOWN.items():
-        about = next((one for one in record["sections"] if one["name"] == name), None)
-        if about is not None and about["status"] == "done":
-            found = [one for one in record["results"] if one.get("section") == name]
-            parts += [f"## {about['title']}", *show(about, found, predictions)]
+    for about in record["sections"]:
+        kind, _, family = about["name"].partition("-")
+        if kind in _SHOWN and about["status"] == "done":
+            found = [one for one in record["results"] if one.get("section") == about["name"]]
+            known = {} if family else predictions  # which are of the kernels of every GPU
+            parts += [f"## {about['title']}", *_SHOWN[kind](about, found, known)]
             parts += clocks(about)
     for about in record["sections"]:
         if about["status"] == "failed":
@@ -131,12 +132,14 @@ def clocks(about: Mapping[str, Any]) -> list[str]:
 
 def summary(record: Mapping[str, Any]) -> Iterator[str]:
     """What the sweep says against each contender, what is out of tolerance, and what failed."""
-    swept = [one for one in record["results"] if one.get("section") == "sweep"]
     lines = []
-    for mode, found in _by_mode(swept):
-        for peer in _compared(found):
-            lines.append(f"- {MODES[mode].title}: {_against(found, peer)}")
-        lines += [f"- {MODES[mode].title}: {text}" for text in _below(found)]
+    for section in [one["name"] for one in record["sections"]]:
+        kind, _, family = section.partition("-")
+        swept = [one for one in record["results"] if one.get("section") == section]
+        for mode, found in _by_mode(swept if kind == "sweep" else []):
+            title = f"{MODES[mode].title}{f', {family}' * bool(family)}"
+            lines += [f"- {title}: {_against(found, peer)}" for peer in _compared(found)]
+            lines += [f"- {title}: {text}" for text in _below(found)]
     if lines:
         yield "\n".join(lines)
     wrong = [_name(one) for one in record["results"] if is_wrong(one)]

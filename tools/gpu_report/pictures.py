@@ -23,25 +23,39 @@ def write(record: Mapping[str, Any], folder: Path, prefix: str) -> list[Path]:
     from flash_attn2.bench import plots
 
     written = []
-    for shown in reports(record):
-        for path in plots.write(folder, shown):
-            written.append(path.replace(path.with_name(f"{prefix}-{path.name}")))
+    timed = [one for one in record["results"] if "contenders" in one]
+    for family in dict.fromkeys(_family(one) for one in timed):
+        of_family = [one for one in timed if _family(one) == family]
+        first = "-".join(filter(None, (prefix, family)))
+        for shown in reports(record, of_family):
+            for path in plots.write(folder, shown):
+                written.append(path.replace(path.with_name(f"{first}-{path.name}")))
     return written
 
 
-def reports(record: Mapping[str, Any]) -> Iterator[Report]:
-    """What each suite shows of its part of the record."""
-    timed = [one for one in record["results"] if "contenders" in one]
+def _family(outcome: Outcome) -> str:
+    """Whose kernels were asked for; empty where nobody's were."""
+    section: str = outcome["section"]
+    return section.partition("-")[2]
+
+
+def reports(record: Mapping[str, Any], timed: Sequence[Outcome]) -> Iterator[Report]:
+    """What each suite shows of such a part of the record."""
     for mode in MODES:
         found = [one for one in timed if one.get("mode") == mode]
         if found:
             yield AttentionReport(_part(record, mode, sorted(found, key=_order)))
-    if found := [one for one in timed if one["section"] == "decode"]:
+    if found := [one for one in timed if _kind(one) == "decode"]:
         yield DecodeReport(_part(record, "decode", found))
     # Of what was measured twice, the second time.
-    masked = {one["case"]["name"]: one for one in timed if one["section"] == "masks"}
+    masked = {one["case"]["name"]: one for one in timed if _kind(one) == "masks"}
     if masked:
         yield SparseReport(_part(record, "sparse", list(masked.values())))
+
+
+def _kind(outcome: Outcome) -> str:
+    section: str = outcome["section"]
+    return section.partition("-")[0]
 
 
 def _order(outcome: Outcome) -> tuple[int, bool, int]:

@@ -36,6 +36,10 @@ class Plan:
         """Seconds that parts may still take."""
         return max(self._end - _LAST - self._now(), 0.0)
 
+    def leave_out(self, part: str) -> None:
+        """A part is not wanted after all: the others share its time."""
+        del self._weights[part]
+
     def take(self, part: str) -> float:
         """Seconds for a part, which is not asked for again; a few where nothing is left."""
         total = sum(weight or 0.0 for weight in self._weights.values())

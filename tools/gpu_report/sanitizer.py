@@ -19,7 +19,7 @@ from tools.nvcc.toolchain import find
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 _FOUND = 7  # exit status where a tool has found something
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (.*)")
-_KERNELS = "sm80"  # what names of our kernels hold; torch's are left alone
+_KERNELS = "fa2"  # what names of our kernels hold; torch's are left alone
 _LAST_WORDS = 4000
 
 
@@ -42,7 +42,9 @@ def command(sanitizer: str, tool: str, target: Sequence[str]) -> list[str]:
     return [*words, *target]
 
 
-def check(seconds: float, folder: Path, device: str) -> dict[str, Any]:
+def check(
+    seconds: float, folder: Path, device: str, environment: Mapping[str, str]
+) -> dict[str, Any]:
     """What each tool says: its verdict, and its last words where it found something."""
     sanitizer = program()
     target = [sys.executable, "-m", "tools.gpu_report.problems", "--device", device]
@@ -50,7 +52,8 @@ def check(seconds: float, folder: Path, device: str) -> dict[str, Any]:
 
     def use(tool: str) -> None:
         log = folder / f"sanitizer-{tool}.log"
-        ended[tool] = run(command(sanitizer, tool, target), seconds, log, _environment())
+        more = {**environment, **_environment()}
+        ended[tool] = run(command(sanitizer, tool, target), seconds, log, more)
 
     threads = [threading.Thread(target=use, args=(tool,)) for tool in TOOLS]
     for thread in threads:

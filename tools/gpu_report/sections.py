@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,18 @@ class Run:
     def torch_device(self) -> str:
         return "cuda" if self.device == "cuda" else "cpu"
 
+    def with_family(self, family: str) -> Run:
+        """The same with the kernels of a family, and with files of its own."""
+        emulated = self.device == "emulated"
+        choice = (
+            {"FLASH_ATTN2_BACKEND": f"{family}-emulated"}
+            if emulated
+            else {"FLASH_ATTN2_CUDA_FAMILY": family}
+        )
+        folder = self.folder / family
+        folder.mkdir(exist_ok=True)
+        return replace(self, folder=folder, environment={**self.environment, **choice})
+
 
 class Findings(NamedTuple):
     """What a part found: lines of the record, and what the record says of the part itself."""
@@ -45,6 +58,15 @@ class Section:
     weight: float | None  # its share of the time; None: all that is left
     run: Callable[[Run, float], Findings]
     needs_build: bool = True
+    family: str = ""  # of kernels, that are not those of every GPU
+
+    def applies(self, run: Run) -> bool:
+        """Whether the GPU has the kernels that this part is about."""
+        return not self.family or run.device == "emulated" or run.arch == ARCHS[self.family]
+
+
+# Compute capabilities, times ten, of families that run nowhere else.
+ARCHS = {"sm90": "90"}
 
 
 def _build(run: Run, seconds: float) -> Findings:
@@ -76,23 +98,55 @@ def _tests(run: Run, seconds: float) -> Findings:
     if run.device == "emulated":
         raise SkippedError("`make test` runs them under the emulator")
     words = suite_run.command("cuda")
-    return Findings([], suite_run.run(words, seconds, run.folder / "tests.log"))
+    log = run.folder / "tests.log"
+    return Findings([], suite_run.run(words, seconds, log, run.environment))
 
 
 def _sanitizer(run: Run, seconds: float) -> Findings:
     if run.device == "emulated":
         raise SkippedError("the emulator has checks of its own")
-    return Findings([], {"tools": sanitizer.check(seconds, run.folder, run.torch_device)})
+    found = sanitizer.check(seconds, run.folder, run.torch_device, run.environment)
+    return Findings([], {"tools": found})
 
+
+def _of_family(family: str, section: Section, weight: float) -> Section:
+    """The same part once more, with the kernels of a family that is asked for."""
+
+    def run(given: Run, seconds: float) -> Findings:
+        outcomes, about = section.run(given.with_family(family), seconds)
+        return Findings([{**one, "section": name} for one in outcomes], about)
+
+    name = f"{section.name}-{family}"
+    return replace(
+        section,
+        name=name,
+        title=f"{section.title}: {family}",
+        weight=weight,
+        run=run,
+        family=family,
+    )
+
+
+_PROBLEMS = Section("problems", "Small problems against float64", 6, _measured("problems"))
+_SWEEP = Section("sweep", "Head dims by lengths", 40, _measured("sweep"))
+_MASKS = Section("masks", "Block masks", 18, _measured("masks"))
+_TESTS = Section("tests", "Tests on the GPU", 12, _tests)
+_SANITIZER = Section("sanitizer", "compute-sanitizer", 12, _sanitizer)
+_sm90 = functools.partial(_of_family, "sm90")
 
 SECTIONS = (
     Section("build", "Build", None, _build, needs_build=False),
-    Section("problems", "Small problems against float64", 6, _measured("problems")),
-    Section("sweep", "Head dims by lengths", 40, _measured("sweep")),
+    _PROBLEMS,
+    _sm90(_PROBLEMS, 6),
+    _SWEEP,
+    _sm90(_SWEEP, 30),
     Section("grouped", "Grouped heads and packed sequences", 10, _measured("grouped")),
     Section("decode", "Decoding", 8, _measured("decode")),
     Section("calls", "What a call costs the host", 3, _measured("calls")),
-    Section("masks", "Block masks", 18, _measured("masks")),
-    Section("tests", "Tests on the GPU", 12, _tests),
-    Section("sanitizer", "compute-sanitizer", 12, _sanitizer),
+    _MASKS,
+    _sm90(_MASKS, 8),
+    _TESTS,
+    _sm90(_TESTS, 10),
+    _SANITIZER,
+    _sm90(_SANITIZER, 10),
 )

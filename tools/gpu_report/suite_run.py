@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,12 @@ def command(selection: str) -> list[str]:
     return words
 
 
-def run(words: list[str], seconds: float, log: Path) -> dict[str, Any]:
+def run(
+    words: list[str], seconds: float, log: Path, environment: Mapping[str, str]
+) -> dict[str, Any]:
     """Counts of tests by outcome, and those that failed; `complete`: time was enough for all."""
     start = time.monotonic()
-    ended = children.run(words, seconds, log, {}, _LAST_WORDS)
+    ended = children.run(words, seconds, log, environment, _LAST_WORDS)
     return summary(ended.output) | {
         "exit_status": ended.status,
         "complete": ended.status is not None,
