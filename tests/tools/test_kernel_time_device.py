@@ -91,6 +91,27 @@ def test_the_protocol_of_the_paper() -> None:
     assert protocol_problem(2048, 128, causal=True).flop("fwd") == p.flop("fwd") / 2
 
 
+def test_heads_of_a_group_share_keys() -> None:
+    """Forward a CTA is of a query head; backward it goes through the queries of all of a group."""
+    p = dataclasses.replace(problem(512, causal=True, heads=8), group=4)
+    forward = Kernel(tile("fwd", 128, 64), COST)
+    assert len(forward.ctas(p)) == 8 * 4
+    backward = Kernel(tile("bwd", 64, 128), COST)
+    assert backward.ctas(p) == [1000 + 100 * 4 * n for n in (8, 8, 6, 6, 4, 4, 2, 2)]
+
+
+def test_heads_of_a_group_move_keys_once() -> None:
+    single = problem(512, causal=False, heads=8)
+    grouped = dataclasses.replace(single, group=4)
+    assert [single.bytes_moved(kind) / single.elements for kind in ("fwd", "bwd")] == [8, 16]
+    assert [grouped.bytes_moved(kind) / single.elements for kind in ("fwd", "bwd")] == [5, 10]
+
+
+def test_the_protocol_has_whole_groups() -> None:
+    assert protocol_problem(512, 96, causal=False).heads == 21
+    assert protocol_problem(512, 96, causal=False, group=4).heads == 20
+
+
 def test_a_launch_is_not_faster_than_memory() -> None:
     quick = Kernel(tile("fwd", 128, 64), CtaCost(1.0, 1.0, 1.0, (1.0,)))
     p = protocol_problem(512, 64, causal=False)
@@ -173,6 +194,8 @@ def test_table_has_a_line_for_each_prediction() -> None:
         bottleneck=bottleneck(STEADY),
         full=tuple(float(100 + index) for index in range(len(LENGTHS))),
         causal=(50.0,) * len(LENGTHS),
+        grouped_full=(40.0,) * len(LENGTHS),
+        grouped_causal=(30.0,) * len(LENGTHS),
         error="10%",
         cost=COST,
         steady=STEADY,

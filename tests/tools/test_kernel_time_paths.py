@@ -10,7 +10,8 @@ from sass_text import Line, code, listing
 from tools.kernel_time.control import Control, ListingError, parse
 from tools.kernel_time.flow import Flow, Load
 from tools.kernel_time.paths import counts_of, paths_of
-from tools.kernel_time.tiles import Counts, Tile, TileError, tile_of
+from tools.kernel_time.tiles import CALL_DRAWS, Counts, Tile, TileError, tile_of
+from tools.nvcc.units import VARIANTS
 
 MMA = Line("HMMA.16816.F32 R4, R8, R12, R4")
 COPY = Line("LDGSTS.E.BYPASS.LTC128B.128 [R3], [R4.64]")
@@ -30,6 +31,18 @@ TILE = Tile(
     turn=Counts(mmas=2, copies=1, barriers=1),
     epilogue=Counts(stores=1),
 )
+
+
+_FORWARD_128 = "7FwdTileELi128ELi128ELi128ELi32ELi4ELi1ELb0ELi2ELi1ELb0EEELNS_7VariantE0E"
+_BACKWARD_128 = (
+    "_ZN3fa24sm805entryINS0_9BwdKernelINS0_9BwdConfigIN7cutlass6half_tEXtlNS0_7BwdTile"
+    "ELi128ELi128ELi64ELi4ELi2ELi32ELb0ELb0ELi2ELi1ELi128ELi1EEELNS_7VariantE0EEEEEEEvNT_4ArgsE"
+)
+
+
+def _named(plain: str, variant: str) -> str:
+    """The name of another variant's kernel; enumerators stand in the order of ``VARIANTS``."""
+    return plain.replace("VariantE0E", f"VariantE{VARIANTS.index(variant)}E")
 
 
 def branch(to: int, predicate: str = "@P0") -> Line:
@@ -97,7 +110,7 @@ def test_forward_tile_of_a_name() -> None:
 
 
 def test_forward_tile_of_warps_that_share_no_rows() -> None:
-    name = "7FwdTileELi128ELi128ELi128ELi32ELi4ELi1ELb0ELi2ELi1ELb0EEELNS_7VariantE0E"
+    name = _FORWARD_128
     tile = tile_of(name)
     # Of 32 rows and 32 keys, each product has 64 MMAs; at 128 the first scores stand outside, too.
     assert tile.turn == Counts(mmas=128, copies=8, barriers=2)
@@ -120,7 +133,22 @@ def test_backward_tile_of_a_name() -> None:
     assert (tile.kind, tile.block_m, tile.block_n, tile.threads) == ("bwd", 64, 128, 256)
     assert tile.turn == Counts(mmas=320, copies=9, reductions=32, barriers=2)
     assert tile.prologue.copies == 25
-    assert tile_of(name.replace("VariantE0E", "VariantE3E")).turn.copies == 10
+
+
+@pytest.mark.parametrize("variant", ["listed", "listeddropout"])
+def test_a_backward_step_of_a_list_fetches_the_next_entry(variant: str) -> None:
+    listed = _named(_BACKWARD_128, variant)
+    assert tile_of(listed).turn.copies == tile_of(_BACKWARD_128).turn.copies + 1
+    assert tile_of(_named(_BACKWARD_128, "dropout")).turn.copies == 9
+
+
+def test_dropout_draws_random_bits() -> None:
+    # 4 rows and 32 keys of a lane pair in 4 columns of 8: 4 calls; of 32 queries and 2 blocks of 8
+    # keys 4, too.
+    for name in (_FORWARD_128, _BACKWARD_128):
+        assert tile_of(_named(name, "dropout")).turn.draws == 4 * CALL_DRAWS
+        assert tile_of(_named(name, "listeddropout")).turn.draws == 4 * CALL_DRAWS
+        assert tile_of(_named(name, "modified")).turn.draws == 0
 
 
 def test_tiles_with_values_of_another_width() -> None:
@@ -209,6 +237,31 @@ def test_counts_that_differ_from_the_tile_are_errors(at: int, line: Line, messag
     changed = [*TWO_LOOPS[:at], line, *TWO_LOOPS[at + 1 :]]
     with pytest.raises(TileError, match=message):
         paths_of(code(changed), TILE)
+
+
+DRAW = Line("IMAD.WIDE.U32 R4, R4, R5, RZ")
+
+
+def test_no_turn_goes_through_a_loop_within() -> None:
+    # Block 3 is the loop; 6 to 8 stand on the other way.
+    lines = [COPY, MMA, branch(6), COPY, branch(3), branch(9, ""), COPY, MOVE, MOVE]
+    lines += [MMA, BARRIER, branch(1), STORE, EXIT]
+    paths = paths_of(code(lines), TILE)
+    assert addresses(paths.steady) == [1, 2, 6, 7, 8, 9, 10, 11]
+
+
+def test_a_turn_of_dropout_goes_through_whole_calls_of_philox() -> None:
+    # Skipped without dropout; a block of fewer products is left out as ever.
+    draws = [DRAW] * CALL_DRAWS
+    lines = [COPY, MMA, branch(5), *draws[:2], COPY, branch(7 + CALL_DRAWS), *draws]
+    lines += [MMA, BARRIER, branch(1), STORE, EXIT]
+    tile = dataclasses.replace(TILE, turn=dataclasses.replace(TILE.turn, draws=CALL_DRAWS))
+    paths = paths_of(code(lines), tile)
+    assert addresses(paths.steady) == [1, 2, *range(5, 10 + CALL_DRAWS)]
+    assert len(paths_of(code(lines), TILE).steady) == len(paths.steady) - CALL_DRAWS
+    more = dataclasses.replace(tile, turn=dataclasses.replace(TILE.turn, draws=2 * CALL_DRAWS))
+    with pytest.raises(TileError, match="has 10 draws, the tile asks for 20"):
+        paths_of(code(lines), more)
 
 
 def test_turns_outside_the_loop_are_counted() -> None:

@@ -19,11 +19,17 @@ from tools import third_party
 from tools.cuda_check.compiler import compile_units
 from tools.kernel_time.control import ListingError
 from tools.kernel_time.machines import MACHINES, POLICIES, Machine
-from tools.kernel_time.predict import Prediction, Subject, predict, slots_of, subjects_of
+from tools.kernel_time.predict import (
+    Prediction,
+    Refusal,
+    Subject,
+    predict,
+    slots_of,
+    subjects_of,
+)
 from tools.kernel_time.published import LENGTHS
 from tools.kernel_time.report import table
 from tools.kernel_time.simulation import SimulationError
-from tools.kernel_time.tiles import TileError
 from tools.kernel_time.turns import SEEDS
 from tools.nvcc.instances import generate_instances
 from tools.nvcc.steps import CompileError
@@ -89,7 +95,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_kernels(arguments: argparse.Namespace, pool: ThreadPoolExecutor) -> Iterator[Subject]:
+def read_kernels(
+    arguments: argparse.Namespace, pool: ThreadPoolExecutor
+) -> Iterator[Subject | Refusal]:
     """Compile what is asked for, and find its paths."""
     third_party.main(["cutlass"])
     toolchain, cuobjdump = find_toolchain(), find_or_fetch("cuobjdump")
@@ -98,7 +106,7 @@ def read_kernels(arguments: argparse.Namespace, pool: ThreadPoolExecutor) -> Ite
     groups = [group for group in instances.groups if group[0].stem.startswith(_MODELLED)]
     archs = sorted({MACHINES[name].arch for name in arguments.machines} | {"80"})
 
-    def read(group: Sequence[Path]) -> list[Subject]:
+    def read(group: Sequence[Path]) -> list[Subject | Refusal]:
         archs_of = dict.fromkeys(group, archs)
         return [
             subject
@@ -110,11 +118,13 @@ def read_kernels(arguments: argparse.Namespace, pool: ThreadPoolExecutor) -> Ite
         yield from subjects
 
 
-def predict_all(arguments: argparse.Namespace) -> list[Prediction]:
+def predict_all(arguments: argparse.Namespace) -> tuple[list[Prediction], list[Refusal]]:
     machines = [changed(MACHINES[name], arguments.set) for name in arguments.machines]
     seeds = tuple(range(arguments.seeds))
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        subjects = list(read_kernels(arguments, pool))
+        kernels = list(read_kernels(arguments, pool))
+        refusals = [kernel for kernel in kernels if isinstance(kernel, Refusal)]
+        subjects = [kernel for kernel in kernels if isinstance(kernel, Subject)]
         pending = [
             pool.submit(predict, subject, machine, policy, seeds)
             for machine in machines
@@ -122,7 +132,7 @@ def predict_all(arguments: argparse.Namespace) -> list[Prediction]:
             if serves(subject, machine, subjects)
             for policy in arguments.policies
         ]
-        return [future.result() for future in pending]
+        return [future.result() for future in pending], refusals
 
 
 def record(arguments: argparse.Namespace, predictions: Sequence[Prediction]) -> dict[str, object]:
@@ -140,18 +150,21 @@ def record(arguments: argparse.Namespace, predictions: Sequence[Prediction]) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        predictions = predict_all(arguments)
-    except (ToolchainError, CompileError, ListingError, TileError, SimulationError) as error:
+        predictions, refusals = predict_all(arguments)
+    except (ToolchainError, CompileError, ListingError, SimulationError) as error:
         print(error, file=sys.stderr)
         return 1
-    if not predictions:
+    if not predictions and not refusals:
         print(f"no kernel of {arguments.filter!r} for {', '.join(arguments.machines)}")
         return 1
-    print(table(predictions))
+    if predictions:
+        print(table(predictions))
     if arguments.output:
         text = json.dumps(record(arguments, predictions), indent=1)
         arguments.output.write_text(text + "\n")
-    return 0
+    for refusal in refusals:
+        print(refusal, file=sys.stderr)
+    return 1 if refusals else 0
 
 
 if __name__ == "__main__":

@@ -10,16 +10,19 @@ from tools.kernel_time.machines import Machine
 from tools.kernel_time.tiles import Tile
 from tools.kernel_time.turns import CtaCost
 
+GROUP = 4  # query heads of a KV head, in what is predicted of grouped heads
+
 
 @dataclass(frozen=True)
 class Problem:
-    """Dense self-attention of equal sequences, as many KV heads as query heads."""
+    """Dense self-attention of equal sequences; ``group``: query heads of a KV head."""
 
     batch: int
     heads: int
     seqlen: int
     head_dim: int
     causal: bool
+    group: int = 1
 
     def flop(self, kind: str) -> float:
         """What counts by the protocol of the FlashAttention-2 paper."""
@@ -28,12 +31,19 @@ class Problem:
 
     @property
     def elements(self) -> int:
+        """Of Q."""
         return self.batch * self.heads * self.seqlen * self.head_dim
 
+    def bytes_moved(self, kind: str) -> float:
+        """Q and O; or Q, dO, and the sums of dQ in float32. K and V, and their gradients."""
+        own, of_keys = (2 * 2, 2 * 2) if kind == "fwd" else (2 * 2 + 4, 2 * 4)
+        return self.elements * (own + of_keys / self.group)
 
-def protocol_problem(seqlen: int, head_dim: int, causal: bool) -> Problem:
-    """Of the paper: 16k tokens in all, a hidden size of 2048."""
-    return Problem(16384 // seqlen, 2048 // head_dim, seqlen, head_dim, causal)
+
+def protocol_problem(seqlen: int, head_dim: int, causal: bool, group: int = 1) -> Problem:
+    """Of the paper: 16k tokens in all, a hidden size of 2048, or as much of it as groups make."""
+    heads = 2048 // head_dim // group * group
+    return Problem(16384 // seqlen, heads, seqlen, head_dim, causal, group)
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,15 @@ class Kernel:
 
     def launch_seconds(self, machine: Machine, problem: Problem) -> float:
         cycles = makespan(self.ctas(problem), machine.sms, self.cost.alone)
-        moved = problem.elements * (2 * 4 if self.tile.kind == "fwd" else 2 * 6 + 4)
-        floor = moved / (machine.memory * machine.memory_share)
+        floor = problem.bytes_moved(self.tile.kind) / (machine.memory * machine.memory_share)
         return max(cycles / machine.clock, floor) + machine.launch
 
     def ctas(self, problem: Problem) -> list[float]:
         """Cycles of the CTAs in the order of their start."""
         one = [self.cta_cycles(*turns) for turns in self._turns(problem)]
         pairs = problem.batch * problem.heads
+        if self.tile.kind == "bwd":
+            pairs //= problem.group
         if not self.last_first:
             return one * pairs
         if self.tile.kind == "fwd":
@@ -91,9 +102,9 @@ class Kernel:
         return turns, turns - min(turns, seen_by_all // self.tile.block_n)
 
     def _backward_turns(self, problem: Problem, first_key: int) -> tuple[int, int]:
-        """Of the queries that see the keys; a mask has no body of its own there."""
+        """Of the queries of a group that see the keys; a mask has no body of its own there."""
         first = first_key // self.tile.block_m if problem.causal else 0
-        return _ceil_div(problem.seqlen, self.tile.block_m) - first, 0
+        return problem.group * (_ceil_div(problem.seqlen, self.tile.block_m) - first), 0
 
 
 def _ceil_div(a: int, b: int) -> int:

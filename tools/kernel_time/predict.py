@@ -10,7 +10,7 @@ from pathlib import Path
 from tools.cuda_check import listing
 from tools.cuda_check.compiler import Compilation
 from tools.kernel_time.control import Coded, parse
-from tools.kernel_time.device import Kernel, protocol_problem, teraflops
+from tools.kernel_time.device import GROUP, Kernel, protocol_problem, teraflops
 from tools.kernel_time.machines import Machine, slots
 from tools.kernel_time.paths import Paths, paths_of
 from tools.kernel_time.published import LENGTHS, checked_error
@@ -46,11 +46,23 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A kernel that has no prediction: its machine code does not do what its tile says."""
+
+    instance: str
+    arch: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.instance} for sm_{self.arch}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What the model says of a kernel on a machine under one policy.
 
     ``cycles_per_tile``: of an SM, full of such CTAs, for one steady turn of one of them.
-    ``full`` and ``causal``: TFLOP/s at ``LENGTHS``.
+    ``full`` and ``causal``: TFLOP/s at ``LENGTHS``; likewise with ``GROUP`` heads a KV head.
     """
 
     instance: str
@@ -61,6 +73,8 @@ class Prediction:
     bottleneck: str
     full: tuple[float, ...]
     causal: tuple[float, ...]
+    grouped_full: tuple[float, ...]
+    grouped_causal: tuple[float, ...]
     error: str
     cost: CtaCost
     steady: Steady
@@ -71,8 +85,8 @@ class Prediction:
 
 def subjects_of(
     cuobjdump: Path, unit: str, compilation: Compilation, element: str
-) -> Iterator[Subject]:
-    """The kernels of a unit with such elements. Raises ``TileError`` as ``paths_of`` does."""
+) -> Iterator[Subject | Refusal]:
+    """The kernels of a unit with such elements, or why one is none."""
     text = listing.disassemble(cuobjdump, compilation.cubin)
     for name, code in parse(text.splitlines()):
         instance = instance_of(unit, name)
@@ -80,12 +94,14 @@ def subjects_of(
             yield _subject(instance, name, code, compilation)
 
 
-def _subject(instance: str, name: str, code: Sequence[Coded], compilation: Compilation) -> Subject:
+def _subject(
+    instance: str, name: str, code: Sequence[Coded], compilation: Compilation
+) -> Subject | Refusal:
     try:
         tile = tile_of(name)
         paths = paths_of(code, tile)
     except TileError as error:
-        raise TileError(f"{instance} for sm_{compilation.arch}: {error}") from None
+        return Refusal(instance, compilation.arch, str(error))
     registers = compilation.resources[name].registers
     return Subject(instance, compilation.arch, tile, paths, registers, compilation.shared_bytes)
 
@@ -108,8 +124,8 @@ def predict(
     kernel = Kernel(subject.tile, cost, subject.paths.peeled)
     tile = subject.tile
 
-    def at_lengths(causal: bool) -> tuple[float, ...]:
-        problems = (protocol_problem(length, tile.head_dim, causal) for length in LENGTHS)
+    def at_lengths(causal: bool, group: int = 1) -> tuple[float, ...]:
+        problems = (protocol_problem(length, tile.head_dim, causal, group) for length in LENGTHS)
         return tuple(round(teraflops(machine, kernel, problem), 1) for problem in problems)
 
     return Prediction(
@@ -121,6 +137,8 @@ def predict(
         bottleneck=bottleneck(steady),
         full=at_lengths(causal=False),
         causal=at_lengths(causal=True),
+        grouped_full=at_lengths(causal=False, group=GROUP),
+        grouped_causal=at_lengths(causal=True, group=GROUP),
         error=checked_error(machine.name, tile.kind, tile.head_dim, subject.is_plain),
         cost=cost,
         steady=steady,

@@ -5,24 +5,30 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tools.nvcc.units import variant_of_kernel
+
 _MMA_PRODUCTS = 16 * 8 * 16  # of one HMMA.16816
 _COPIED = 8  # elements of two bytes that a thread copies at once
 
-# Of ``Variant`` in csrc/sm80/tiles.h, as names have them.
-_PLAIN = "0"
-_LISTED = ("3", "4")
+_LISTED = ("listed", "listeddropout")
+_DROPOUT = ("dropout", "listeddropout")
+_DRAWN = 8  # scores of a call of Philox (csrc/core/dropout.h)
+# Products of a call at least: 14, of which those of the first rounds may be shared.
+CALL_DRAWS = 10
 
 
 @dataclass(frozen=True)
 class Counts:
     """Instructions of one thread: MMAs, asynchronous copies, reductions in global memory, barriers,
-    and stores of results, 16 bytes each."""
+    and stores of results, 16 bytes each. ``draws``: products of 64 bits, at least those of Philox.
+    """
 
     mmas: int = 0
     copies: int = 0
     reductions: int = 0
     barriers: int = 0
     stores: int = 0
+    draws: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,15 +63,16 @@ def forward_tile(fields: list[int], variant: str) -> Tile:
     head_dim, head_dim_v, block_m, block_n, row_warps, column_warps, _, _, key_warps, whole = fields
     warps = row_warps * column_warps * key_warps
     per_pass = _COPIED * warps * 32
-    scores = block_m * block_n * head_dim // (_MMA_PRODUCTS * warps)
+    probs = block_m * block_n
     if whole:  # each column warp has all of its rows'
-        scores *= column_warps
+        probs *= column_warps
+    scores = probs * head_dim // (_MMA_PRODUCTS * warps)
     outputs = block_m * block_n * head_dim_v // (_MMA_PRODUCTS * warps)
     copied = block_n * (head_dim + head_dim_v)
     pairs = column_warps == 2 and not whole
     # kOverlaps of csrc/sm80/forward/config.h: a turn has the scores of the keys that come next, and
     # what is left of the first and the last turn stands outside.
-    overlaps = variant == _PLAIN and (pairs or (head_dim == 128 and block_n == 32))
+    overlaps = variant == "plain" and (pairs or (head_dim == 128 and block_n == 32))
     return Tile(
         kind="fwd",
         head_dim=(head_dim + head_dim_v) // 2,
@@ -81,6 +88,7 @@ def forward_tile(fields: list[int], variant: str) -> Tile:
             copies=copied // per_pass,
             # Before each of the two products; and where a pair of warps exchanges P on its own.
             barriers=2 + (pairs and not overlaps),
+            draws=(variant in _DROPOUT) * CALL_DRAWS * probs // (_DRAWN * warps * 32),
         ),
         epilogue=Counts(mmas=overlaps * outputs, stores=block_m * head_dim_v // per_pass),
     )
@@ -112,23 +120,24 @@ def backward_tile(fields: list[int], variant: str) -> Tile:
             # When copies have landed; when parts of shared scores are there, or what pairs give
             # each other; when dS is; when nobody reads the one buffer any more.
             barriers=2 + shares + pairs + (stages == 1 and exchanges),
+            # Two lanes share the calls for their columns.
+            draws=(variant in _DROPOUT) * CALL_DRAWS * block_m // (query_warps * _DRAWN),
         ),
         epilogue=Counts(stores=block_n * both // per_pass),
     )
 
 
 _TILES = {"FwdTile": (forward_tile, 10), "BwdTile": (backward_tile, 12)}
-_VARIANT = re.compile(r"7VariantE(\d)E")
 _TILE = re.compile(r"\d(FwdTile|BwdTile)E((?:L[ib]\d+E)+)")
 
 
 def tile_of(mangled: str) -> Tile:
     """The tile of a forward or backward kernel, by its mangled name."""
-    found, variant = _TILE.search(mangled), _VARIANT.search(mangled)
+    found, variant = _TILE.search(mangled), variant_of_kernel(mangled)
     if found is None or variant is None:
         raise TileError(f"no tile of a variant in {mangled}")
     make, size = _TILES[found[1]]
     fields = [int(value) for value in re.findall(r"L[ib](\d+)E", found[2])]
     if len(fields) != size:
         raise TileError(f"a {found[1]} has {size} fields, {mangled} has {len(fields)}")
-    return make(fields, variant[1])
+    return make(fields, variant)

@@ -11,8 +11,8 @@ _ROW_KERNELS = (
     *("combine", "append", "flash1", "standard"),
 )
 
-# The enumerators of csrc/sm80/tiles.h, in their order: kernels' names have numbers.
-_VARIANTS = ("plain", "modified", "dropout", "codes", "listed", "listeddropout", "latents")
+# Variants: the enumerators of csrc/sm80/tiles.h in their order, since kernels' names have numbers.
+VARIANTS = ("plain", "modified", "dropout", "codes", "listed", "listeddropout", "latents")
 _VARIANT_OF_KERNEL = re.compile(r"7VariantE(\d+)E")  # mangled
 
 # Element types by their names in csrc/instances.cmake, where each has an instance in every unit.
@@ -37,13 +37,13 @@ def any_instance(unit: str) -> str:
 
 def variant_of_unit(unit: str) -> str | None:
     """The variant of a unit's kernels, if they have one."""
-    return next((word for word in unit.split("_") if word in _VARIANTS), None)
+    return next((word for word in unit.split("_") if word in VARIANTS), None)
 
 
 def variant_of_kernel(kernel: str) -> str | None:
     """The same of a kernel, by its mangled name."""
     found = _VARIANT_OF_KERNEL.search(kernel)
-    return None if found is None else _VARIANTS[int(found[1])]
+    return None if found is None else VARIANTS[int(found[1])]
 
 
 def shared_variable(unit: str) -> str:
