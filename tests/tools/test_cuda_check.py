@@ -11,7 +11,14 @@ import nvcc_stand_in
 import pytest
 
 from tools.cuda_check.__main__ import architecture, archs_of
-from tools.cuda_check.compiler import Resources, compile_units, parse_ptxas, parse_shared_bytes
+from tools.cuda_check.compiler import (
+    RegisterShares,
+    Resources,
+    compile_units,
+    parse_ptxas,
+    parse_register_shares,
+    parse_shared_bytes,
+)
 from tools.cuda_check.limits import (
     LISTED_BACKWARD_LIMITS,
     LISTED_FORWARD_LIMITS,
@@ -79,6 +86,44 @@ def with_steady(**changes: object) -> KernelReport:
     """REPORT with another steady loop."""
     steady = dataclasses.replace(STEADY, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(REPORT, main_loops=(steady, *REPORT.main_loops[1:]))
+
+
+SHARING = """
+.visible .entry producer(
+.param .u64 out
+)
+.maxntid 384, 1, 1
+.minnctapersm 1
+{
+setmaxnreg.dec.sync.aligned.u32 24;
+{
+setmaxnreg.inc.sync.aligned.u32 240;
+}
+setmaxnreg.inc.sync.aligned.u32 240;
+}
+.visible .entry other(
+.param .u64 out
+)
+.maxntid 128, 1, 1
+{
+ret;
+}
+"""
+
+
+def test_register_shares() -> None:
+    assert parse_register_shares(SHARING) == {"producer": RegisterShares(384, 24, 240)}
+    with pytest.raises(ValueError, match=r"producer: setmaxnreg of \['24'\] and \['232', '240'\]"):
+        parse_register_shares(SHARING.replace("240", "232", 1))
+    report = dataclasses.replace(WGMMA, register_shares=RegisterShares(384, 24, 240))
+    assert not violations(with_registers(report, 168))
+    assert violations(with_registers(report, 160)) == [
+        f"{WGMMA.instance} for sm_90a: setmaxnreg asks for 64512 registers of 61440"
+    ]
+
+
+def with_registers(report: KernelReport, count: int) -> KernelReport:
+    return dataclasses.replace(report, resources=Resources(count, 0, 0, 0))
 
 
 def test_parse_ptxas() -> None:

@@ -64,6 +64,7 @@ def reports_of(tools: Tools, unit: str, compilation: Compilation) -> list[Kernel
             main_loops=tuple(LoopReport.of(loop) for loop in main_loops(kernel)),
             compile_seconds=round(compilation.seconds, 2),
             compiler_peak_bytes=compilation.peak_rss_bytes,
+            register_shares=compilation.register_shares.get(kernel.name),
         )
         for kernel, name in zip(kernels, names, strict=True)
         if kernel.name in compilation.resources

@@ -28,10 +28,27 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class RegisterShares:
+    """How warpgroups of a kernel share its registers: one warpgroup keeps ``kept`` of a thread's,
+    each of the others takes as many as ``taken``.
+    """
+
+    threads: int
+    kept: int
+    taken: int
+
+    @property
+    def needed(self) -> int:
+        """Registers of all threads."""
+        return _WARPGROUP * self.kept + (self.threads - _WARPGROUP) * self.taken
+
+
+@dataclass(frozen=True)
 class Compilation:
     """A translation unit, compiled for one architecture.
 
-    ``shared_bytes`` is what a launch of its kernel asks for, ``resources`` goes by mangled name.
+    ``shared_bytes`` is what a launch of its kernel asks for; ``resources`` and
+    ``register_shares``, of kernels that have any, go by mangled name.
     """
 
     arch: str
@@ -40,11 +57,16 @@ class Compilation:
     peak_rss_bytes: int
     shared_bytes: int
     resources: dict[str, Resources]
+    register_shares: dict[str, RegisterShares]
 
 
+_WARPGROUP = 128
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
+_PTX_ENTRY = re.compile(r"\.entry (\w+)\((.*?)(?=\.entry|\Z)", re.DOTALL)
+_THREADS = re.compile(r"\.maxntid (\d+)")
+_SHARES = {kind: re.compile(rf"setmaxnreg\.{kind}\.\S+ (\d+);") for kind in ("dec", "inc")}
 _SERIALISES = re.compile(r"wgmma\.mma_async instructions are serialized .*'(\w+)'")
 
 
@@ -79,6 +101,20 @@ def parse_shared_bytes(ptx: str, unit: str) -> int:
     return int(found[1] or 0)  # PTX leaves a zero out
 
 
+def parse_register_shares(ptx: str) -> dict[str, RegisterShares]:
+    """Of kernels with ``setmaxnreg``. ValueError where one does not give and take one number."""
+    found = {}
+    for entry in _PTX_ENTRY.finditer(ptx):
+        kept, taken = (set(share.findall(entry[0])) for share in _SHARES.values())
+        if not kept | taken:
+            continue
+        threads = _THREADS.search(entry[0])
+        if threads is None or len(kept) != 1 or len(taken) != 1:
+            raise ValueError(f"{entry[1]}: setmaxnreg of {sorted(kept)} and {sorted(taken)}")
+        found[entry[1]] = RegisterShares(int(threads[1]), int(kept.pop()), int(taken.pop()))
+    return found
+
+
 def _number(arch: str) -> int:
     """Of an architecture such as 80 or 90a."""
     return int(arch.rstrip("a"))
@@ -101,7 +137,8 @@ def compile_units(
     fronts = compile_fronts(toolchain, texts, folder, oldest, flags)
     for source, archs in archs_of.items():
         unit, front = source.stem, fronts[source.stem]
-        shared_bytes = parse_shared_bytes(front.ptx.read_text(), unit)
+        ptx = front.ptx.read_text()
+        shared_bytes, shares = parse_shared_bytes(ptx, unit), parse_register_shares(ptx)
         for arch in archs:
             code = compile_machine_code(toolchain, front, arch)
             yield (
@@ -113,5 +150,6 @@ def compile_units(
                     peak_rss_bytes=max(front.taken.peak_rss_bytes, code.taken.peak_rss_bytes),
                     shared_bytes=shared_bytes,
                     resources=parse_ptxas(code.taken.output),
+                    register_shares=shares,
                 ),
             )

@@ -161,6 +161,9 @@ def _asynchronous_violations(report: KernelReport, where: str) -> list[str]:
     wrong, steady = [], report.main_loops[0]
     if stack := report.resources.stack_bytes:
         wrong.append(f"{where}: {stack} bytes of local memory")
+    shares = report.register_shares
+    if shares and shares.needed > (given := shares.threads * report.resources.registers):
+        wrong.append(f"{where}: setmaxnreg asks for {shares.needed} registers of {given}")
     if report.resources.serialises:
         wrong.append(f"{where}: its products wait for each other")
     if late := steady.late_exponentials:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.cuda_check.compiler import Resources
+from tools.cuda_check.compiler import RegisterShares, Resources
 from tools.cuda_check.loops import MainLoop
 from tools.nvcc.units import has_main_loop
 
@@ -76,6 +76,7 @@ class KernelReport:
     main_loops: tuple[LoopReport, ...]
     compile_seconds: float
     compiler_peak_bytes: int
+    register_shares: RegisterShares | None = None
 
     @property
     def label(self) -> str:
