@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 
+from tools.kernel_time import __main__ as kernel_time
 from tools.kernel_time.__main__ import changed, constant, main, serves
 from tools.kernel_time.device import (
     Kernel,
@@ -18,7 +19,7 @@ from tools.kernel_time.device import (
 )
 from tools.kernel_time.machines import MACHINES
 from tools.kernel_time.paths import Paths
-from tools.kernel_time.predict import Prediction, Subject, bottleneck
+from tools.kernel_time.predict import Prediction, Refusal, Subject, bottleneck
 from tools.kernel_time.published import LENGTHS, checked_error
 from tools.kernel_time.report import table
 from tools.kernel_time.tiles import Counts, Tile
@@ -130,6 +131,23 @@ STEADY = Steady(
 )
 
 
+PREDICTION = Prediction(
+    instance="fwd_hd64_plain_float16",
+    machine="A100",
+    policy="greedy",
+    slots=2,
+    cycles_per_tile=1597.4,
+    bottleneck="warps wait: barrier 20%",
+    full=tuple(float(100 + index) for index in range(len(LENGTHS))),
+    causal=(50.0,) * len(LENGTHS),
+    grouped_full=(40.0,) * len(LENGTHS),
+    grouped_causal=(30.0,) * len(LENGTHS),
+    error="10%",
+    cost=COST,
+    steady=STEADY,
+)
+
+
 def test_bottleneck_is_a_busy_unit_or_else_what_is_waited_for() -> None:
     assert bottleneck(STEADY) == "warps wait: barrier 20%, fixed latency 10%"
     busy = dataclasses.replace(STEADY, busy=STEADY.busy | {"shared": 0.9})
@@ -184,25 +202,26 @@ def test_unknown_machines_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
     assert "invalid choice: 'B200'" in capsys.readouterr().err
 
 
+def test_a_kernel_without_a_prediction_is_said_and_keeps_none_from_theirs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine = subject("fwd_hd64_plain_float16", 50 * 1024)
+    odd = Refusal("fwd_hd96_plain_float16", "80", "no loop has a turn of 2 MMAs")
+    kernels: list[Subject | Refusal] = [odd, fine]
+    monkeypatch.setattr(kernel_time, "read_kernels", lambda arguments, pool: iter(kernels))
+    monkeypatch.setattr(kernel_time, "predict", lambda subject, *rest: PREDICTION)
+    assert main(["--policies", "greedy"]) == 1
+    told = capsys.readouterr()
+    assert PREDICTION.instance in told.out
+    assert told.err == "fwd_hd96_plain_float16 for sm_80: no loop has a turn of 2 MMAs\n"
+    kernels.remove(odd)
+    assert main(["--policies", "greedy"]) == 0
+
+
 def test_table_has_a_line_for_each_prediction() -> None:
-    prediction = Prediction(
-        instance="fwd_hd64_plain_float16",
-        machine="A100",
-        policy="greedy",
-        slots=2,
-        cycles_per_tile=1597.4,
-        bottleneck=bottleneck(STEADY),
-        full=tuple(float(100 + index) for index in range(len(LENGTHS))),
-        causal=(50.0,) * len(LENGTHS),
-        grouped_full=(40.0,) * len(LENGTHS),
-        grouped_causal=(30.0,) * len(LENGTHS),
-        error="10%",
-        cost=COST,
-        steady=STEADY,
-    )
-    head, line, about = table([prediction]).splitlines()
+    head, line, about = table([PREDICTION]).splitlines()
     assert head.split()[:5] == ["kernel", "machine", "policy", "CTAs", "cycles"]
     words = ("1597", "60%", "30%", "70%", "100/101/102/103/104/105", "10%")
     assert all(word in line.split() for word in words)
     assert "512, 1024" in about
-    assert prediction.to_json()["cost"] == dataclasses.asdict(COST)
+    assert PREDICTION.to_json()["cost"] == dataclasses.asdict(COST)
