@@ -23,9 +23,7 @@ Bucket bucket_of(int32_t head_dim, int32_t head_dim_v) {
   return 0;
 }
 
-namespace {
-
-char const* name(Variant variant) {
+char const* name_of(Variant variant) {
   switch (variant) {
     case Variant::kPlain: return "plain";
     case Variant::kModified: return "modified";
@@ -33,6 +31,8 @@ char const* name(Variant variant) {
   }
   return "?";
 }
+
+namespace {
 
 bool is_unlimited(Window const& window) {
   return window.left == Window::kUnlimited && window.right == Window::kUnlimited;
@@ -65,11 +65,15 @@ bool is_cache(FwdParams const& p) {
 
 bool has_block_mask(FwdParams const& p) { return p.block_mask.row_offsets != nullptr; }
 
+}  // namespace
+
 Variant variant_of(FwdParams const& p) {
   if (has_block_mask(p)) return Variant::kListed;
   bool const plain = !is_modified(p.score_mod) && p.softmax_scale != 0 && p.dropout.drop_prob == 0;
   return plain ? Variant::kPlain : Variant::kModified;
 }
+
+namespace {
 
 KernelKey kernel_key(FwdParams const& p) {
   Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
@@ -145,8 +149,8 @@ std::string to_string(Bucket const& bucket) {
 }
 
 std::string to_string(KernelKey const& key) {
-  return message("sm90 {} {} {}{}", to_string(key.dtype), to_string(key.bucket), name(key.variant),
-                 key.steps == StepKind::kShort ? " short steps" : "");
+  return message("sm90 {} {} {}{}", to_string(key.dtype), to_string(key.bucket),
+                 name_of(key.variant), key.steps == StepKind::kShort ? " short steps" : "");
 }
 
 std::string to_string(FwdPlan const& plan) {

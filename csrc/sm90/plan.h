@@ -51,6 +51,7 @@ std::string to_string(FwdPlan const& plan);
 struct BwdKey {
   DType dtype;
   Bucket bucket;
+  Variant variant;
 
   bool operator==(BwdKey const&) const = default;
 };

@@ -1,4 +1,4 @@
-#include "core/score_mod.h"
+#include "host/check_biases.h"
 #include "host/check_positions.h"
 #include "host/error.h"
 #include "sm80/plan_parts.h"
@@ -29,8 +29,10 @@ char const* not_served(BwdParams const& params) {
   p.partial_lse = nullptr;  // in the place of lse, and nothing is merged
   if (char const* const reason = not_served(p); reason != nullptr) return reason;
   if (p.block_mask.row_offsets != nullptr) return "block masks";
-  if (p.dropout.drop_prob > 0) return "dropout";
-  if (is_modified(p.score_mod) || p.softmax_scale == 0) return "scores that are modified";
+  Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
+  if (variant_of(p) == Variant::kModified && !has_modified_backward(bucket)) {
+    return "scores of such heads that are modified";
+  }
   return has_strides(params.grad_out, p.seqs_q, p.num_heads) ? nullptr
                                                              : "rows or heads that lie so";
 }
@@ -41,8 +43,9 @@ BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
             reason);
   FwdParams const& p = params.forward;
   check_positions(p);
+  check_biases(p);
   Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
-  BwdPlan plan{.key = {p.dtype, bucket}, .tile = bwd_tile(bucket)};
+  BwdPlan plan{.key = {p.dtype, bucket, variant_of(p)}, .tile = bwd_tile(bucket)};
   plan.num_m_blocks = sm80::ceil_div(p.seqs_q.max_seqlen, BwdTile::kBlockM);
   plan.num_n_blocks = sm80::ceil_div(p.seqs_k.max_seqlen, plan.tile.block_n);
   // Q and dO at two bytes and the sums of dQ at four, of all heads of a group.
@@ -60,7 +63,8 @@ BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
 }
 
 std::string to_string(BwdKey const& key) {
-  return message("sm90 {} {}", to_string(key.dtype), to_string(key.bucket));
+  return message("sm90 {} {} {}", to_string(key.dtype), to_string(key.bucket),
+                 name_of(key.variant));
 }
 
 std::string to_string(BwdPlan const& plan) {

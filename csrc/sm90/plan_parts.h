@@ -15,6 +15,10 @@ Bucket bucket_of(int32_t head_dim, int32_t head_dim_v);
 
 std::string to_string(Bucket const& bucket);
 
+// What a problem asks of its scores.
+Variant variant_of(FwdParams const& p);
+char const* name_of(Variant variant);
+
 // Whether boxes of a tensor's rows can be copied.
 bool has_strides(TensorRef const& tensor, SeqLens const& seqs, int32_t heads);
 

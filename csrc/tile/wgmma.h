@@ -46,6 +46,9 @@ struct WgmmaTile {
     static_assert(kBoxCols == 64);
     return col / 64 * kBoxBytes + row * kRowBytes + (col % 64 / 8 ^ row % 8) * 16;
   }
+  // The address of other columns of a box differs in these bits, as tiles begin at multiples of
+  // 1024.
+  CUTE_DEVICE static constexpr uint32_t distance_of(int cols) { return cols / 8 * 16; }
 
  private:
   // Boxes of columns are `leading` bytes apart, groups of 8 rows what these take.

@@ -250,9 +250,9 @@ TEST(which_gradients_are_served) {
   EXPECT(has_gradient(problem(128)));
   EXPECT(!has_gradient(with([&](auto& p) { p.block_mask.row_offsets = offsets; })));
   EXPECT(has_gradient(with([&](auto& p) { p.partial_lse = partial_lse; })));
-  EXPECT(!has_gradient(with([](auto& p) { p.dropout.drop_prob = 0.5; })));
-  EXPECT(!has_gradient(with([](auto& p) { p.score_mod.softcap = 2; })));
-  EXPECT(!has_gradient(with([](auto& p) { p.softmax_scale = 0; })));
+  EXPECT(has_gradient(with([](auto& p) { p.dropout.drop_prob = 0.5; })));
+  EXPECT(has_gradient(with([](auto& p) { p.score_mod.softcap = 2; })));
+  EXPECT(has_gradient(with([](auto& p) { p.softmax_scale = 0; })));
   EXPECT(!has_gradient(with([](auto& p) { p.k.head_stride = 0; })));
   BwdParams same_for_all = gradient_of(problem(128));
   same_for_all.grad_out.row_stride = 0;
@@ -268,9 +268,18 @@ TEST(which_heads_have_gradients) {
   for (int width : {32, 264}) EXPECT(!has_gradient(problem(width)));
 }
 
+TEST(which_heads_have_gradients_of_modified_scores) {
+  for (int width : {40, 64, 96, 128, 136, 192, 256}) {
+    FwdParams p = problem(width);
+    p.score_mod.softcap = 2;
+    EXPECT_EQ(has_gradient(p), width <= 128);
+    if (width <= 128) EXPECT(backward(p).key.variant == Variant::kModified);
+  }
+}
+
 TEST(a_gradient_has_a_cta_for_each_key_block_and_memory_for_each_query_tile) {
   BwdPlan const plan = backward(problem(128, 128, 1000, 300));
-  EXPECT(plan.key == BwdKey(DType::kFloat16, 128));
+  EXPECT(plan.key == BwdKey(DType::kFloat16, 128, Variant::kPlain));
   EXPECT_EQ(plan.num_n_blocks, 3);
   EXPECT_EQ(plan.grid, 3 * 3 * 2);
   EXPECT_EQ(plan.num_m_blocks, 16);
@@ -291,9 +300,10 @@ TEST(a_fixed_order_takes_a_semaphore_for_each_query_tile) {
 }
 
 TEST(the_plan_of_a_gradient_is_printable) {
-  EXPECT_EQ(to_string(backward(problem(128, 128, 1000, 300))),
-            "backward sm90 float16 head_dim<=128: tile 128 keys x 64 queries, 3 key blocks, 16 "
-            "query tiles, section 6, grid 18, unordered, workspace 12779520 bytes");
+  EXPECT_EQ(
+      to_string(backward(problem(128, 128, 1000, 300))),
+      "backward sm90 float16 head_dim<=128 plain: tile 128 keys x 64 queries, 3 key blocks, 16 "
+      "query tiles, section 6, grid 18, unordered, workspace 12779520 bytes");
 }
 
 }  // namespace

@@ -40,10 +40,6 @@ TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
 ONE_DTYPE = TARGETS[1:]
 FLOAT16 = TARGETS[:1]
 
-# What scores become beside scaled ones is left to sm80.
-OF_SM80 = ("softcap", "alibi", "dropout", "everything", "scale_zero")
-DENSE = {name: case for name, case in FEATURES.items() if not name.startswith(OF_SM80)}
-PACKED = {name: case for name, case in PACKED_FEATURES.items() if not name.startswith(OF_SM80)}
 WITHOUT_KEYS = ("all_empty", "no_keys")
 
 
@@ -78,17 +74,17 @@ def test_every_kernel(bucket: tuple[int, int], deterministic: bool, target: Targ
 
 
 @targets(ONE_DTYPE)
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", FEATURES)
 def test_features(name: str, target: Target) -> None:
-    case = DENSE[name]
+    case = FEATURES[name]
     with backward_of_sm90(True):
         check_dense_gradients(*case.qkv(target), **case.all_options(target.device))
 
 
 @targets(ONE_DTYPE)
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", PACKED_FEATURES)
 def test_packed_features(name: str, target: Target) -> None:
-    case = PACKED[name]
+    case = PACKED_FEATURES[name]
     packing = case.packing(target.device)
     if name in WITHOUT_KEYS:
         check_varlen_gradients(*case.qkv(target), packing, **case.all_options(target.device))

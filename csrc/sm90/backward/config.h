@@ -10,10 +10,11 @@
 
 namespace fa2::sm90 {
 
-template <class Element_, BwdTile kTile_>
+template <class Element_, BwdTile kTile_, Variant kVariant_>
 struct BwdConfig {
   using Element = Element_;
   static constexpr BwdTile kTile = kTile_;
+  static constexpr bool kModified = kVariant_ != Variant::kPlain;
   static constexpr int kStages = kTile.stages;
   static_assert(kStages >= 2);  // a step waits for the next Q before it gives its own back
   static constexpr int kConsumers = kTile.consumers();

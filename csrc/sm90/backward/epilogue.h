@@ -25,6 +25,10 @@ class BwdEpilogue {
     put<Config::kNumK>(args_.problem.grad_k, args_.problem.forward.head_dim, grad);
   }
   CUTE_DEVICE void store_values(Grad<Config::kNumV>& grad) const {
+    if constexpr (Config::kModified) {
+      CUTE_UNROLL
+      for (int i = 0; i < size(grad); ++i) grad(i) *= args_.inv_keep_prob;
+    }
     put<Config::kNumV>(args_.problem.grad_v, args_.problem.forward.head_dim_v, grad);
   }
 

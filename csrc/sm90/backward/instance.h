@@ -10,10 +10,10 @@
 namespace fa2::sm90 {
 
 // `kDType` names `Element` to the host, which knows no device types.
-template <class Element, DType kDType, Bucket kBucket>
+template <class Element, DType kDType, Bucket kBucket, Variant kVariant>
 constexpr BwdInstance bwd_instance() {
-  using Kernel = BwdKernel<BwdConfig<Element, bwd_tile(kBucket)>>;
-  return {{kDType, kBucket}, Kernel::kSmemBytes, &launch<Kernel>};
+  using Kernel = BwdKernel<BwdConfig<Element, bwd_tile(kBucket), kVariant>>;
+  return {{kDType, kBucket, kVariant}, Kernel::kSmemBytes, &launch<Kernel>};
 }
 
 }  // namespace fa2::sm90

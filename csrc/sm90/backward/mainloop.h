@@ -39,14 +39,17 @@ class BwdMainloop {
   CUTE_DEVICE void run() {
     BlockRange const tiles = smem_.work.tiles;
     int left = (tiles.end - tiles.begin) * args_.problem.forward.group();
-    int m = tiles.begin;
+    int m = tiles.begin, head = smem_.work.head_kv * args_.problem.forward.group();
     mbarrier_wait(smem_.keys_full, 0);
     wait_full(smem_.q_ring, at_);
     CUTE_NO_UNROLL
     while (left > 0) {
       --left;
-      step(m, is_edge(tiles, m), left > 0);
-      if (++m == tiles.end) m = tiles.begin;
+      step(head, m, is_edge(tiles, m), left > 0);
+      if (++m == tiles.end) {
+        m = tiles.begin;
+        ++head;
+      }
     }
   }
 
@@ -54,8 +57,8 @@ class BwdMainloop {
   Grad<Config::kNumV> grad_v;
 
  private:
-  // Of query tile m, whose Q has landed; and whether others follow.
-  CUTE_DEVICE void step(int m, bool edge, bool more) {
+  // Of query tile m of a head, whose Q has landed; and whether others follow.
+  CUTE_DEVICE void step(int head, int m, bool edge, bool more) {
     int const stage = at_.stage;
     Scores scores, grad_probs;
     // dP' - D is summed up from -D. Where it is set while products are under way, ptxas waits for
@@ -67,12 +70,12 @@ class BwdMainloop {
     wait_full(smem_.grad_out_ring, at_);
     start_rows_product<typename Config::TileV, typename Config::TileGradOut, true>(
         grad_probs, smem_.v, 64 * warpgroup_, smem_.grad_out[stage]);
+    uint32_t keep = 0;
+    if constexpr (Config::kModified) keep = scores_.keep_bits(head, m);
     wait_for_products<1>(scores);
 
-    if (edge) scores_.mask(scores, m);
-    scores_.exponentiate(scores, smem_.row_stats[stage][0]);
     Operand probs, grad_scores;
-    round_to_operand(scores, probs);
+    exponentiate(scores, keep, head, m, edge, probs);
 
     // Here and not later: the loop in it holds the exponentials in front of the wait for the
     // products that they are to overlap with.
@@ -80,6 +83,7 @@ class BwdMainloop {
     next.advance();
     if (more) wait_full(smem_.q_ring, next);
     wait_for_products<0>(grad_probs);
+    if constexpr (Config::kModified) scores_.drop(grad_probs, keep, smem_.row_stats[stage][1]);
     CUTE_UNROLL
     for (int i = 0; i < size(scores); ++i) scores(i) *= grad_probs(i);
     round_to_operand(scores, grad_scores);
@@ -101,6 +105,20 @@ class BwdMainloop {
     wait_for_products<0>(grad_k);
     release(smem_.q_ring, stage);
     at_ = next;
+  }
+
+  // Scores become P', or what dS' takes in its place; and that which dV takes.
+  CUTE_DEVICE void exponentiate(Scores& scores, uint32_t keep, int head, int m, bool edge,
+                                Operand& probs) const {
+    typename BwdScores<Config>::Slopes slopes;
+    if constexpr (Config::kModified) scores_.modify(scores, slopes, head, m);
+    if (edge) scores_.mask(scores, m);
+    scores_.exponentiate(scores, smem_.row_stats[at_.stage][0]);
+    if constexpr (Config::kModified) {
+      scores_.separate(scores, slopes, keep, probs);
+    } else {
+      round_to_operand(scores, probs);
+    }
   }
 
   sm80::BwdArgs const& args_;

@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include "core/dropout.h"
 #include "core/score_mod.h"
 #include "host/error.h"
 #include "sm80/plan_parts.h"
@@ -28,17 +29,25 @@ sm80::BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
 }
 
 sm80::BwdArgs common_args(BwdParams const& params, BwdPlan const& plan) {
-  return {
+  FwdParams const& forward = params.forward;
+  double const keep_prob = 1 - forward.dropout.drop_prob;
+  sm80::BwdArgs args{
       .problem = params,
       .workspace = workspace_of(params, plan),
-      .scales = score_scales<float>(params.forward.softmax_scale, 0),
+      .scales = score_scales<float>(forward.softmax_scale, forward.score_mod.softcap),
+      .is_modified = is_modified(forward.score_mod),
+      .adds_to_scores = adds_to_scores(forward.score_mod),
       .num_m_blocks = plan.num_m_blocks,
       .num_n_blocks = plan.num_n_blocks,
       .section = plan.section,
-      .grad_scale = float(params.forward.softmax_scale),
-      .keep_prob = 1,
-      .inv_keep_prob = 1,
+      .grad_scale = float(forward.softmax_scale / keep_prob),
+      .keep_below = dropout_keep_below(forward.dropout.drop_prob),
+      .keep_prob = float(keep_prob),
+      .inv_keep_prob = float(1 / keep_prob),
   };
+  // Scores are natural ones, then.
+  if (plan.key.variant != Variant::kPlain) args.scales.plain = kLog2e;
+  return args;
 }
 
 BwdArgs args_of(BwdParams const& params, BwdPlan const& plan) {
@@ -75,7 +84,9 @@ BwdPlan Family::plan(BwdParams const& params, CudaTarget const& target) {
   return plan;
 }
 
-void Family::run(BwdParams const& params, BwdPlan const& plan, CudaTarget const& target) {
+void Family::run(BwdParams const& problem, BwdPlan const& plan, CudaTarget const& target) {
+  BwdParams params = problem;
+  params.forward = sm80::runnable(problem.forward);
   sm80::check_workspace(params.workspace, plan.workspace_bytes);
   BwdInstance const& instance = find_backward(plan.key);
   BwdRowsInstance const& rows = find_backward_rows(plan.key.dtype);

@@ -1,9 +1,12 @@
 #pragma once
 
 // What happens to a warpgroup's scores in a backward step, transposed: rows are keys, columns are
-// queries. Masks, P' = exp(S' - lse), and their place in shared memory.
+// queries. Softcap, ALiBi and biases, masks, P' = exp(S' - lse), dropout, and their place in shared
+// memory.
 
 #include "sm90/backward/config.h"
+#include "tile/biases.h"
+#include "tile/dropout.h"
 #include "tile/scores.h"
 
 namespace fa2::sm90 {
@@ -18,6 +21,8 @@ class BwdScores {
  public:
   using Scores = decltype(make_tensor<float>(AccumulatorLayout<1, kNumS>{}));
   using Operand = decltype(make_tensor<Element>(OperandLayout<1, Config::kDepth>{}));
+  // Derivative of the softcap at each score.
+  using Slopes = decltype(make_tensor<half_t>(AccumulatorLayout<1, kNumS>{}));
 
   // `first_key`: the warpgroup's, in the tile.
   CUTE_DEVICE BwdScores(BwdArgs const& args, Smem const& smem, int first_key)
@@ -42,6 +47,16 @@ class BwdScores {
     }
   }
 
+  // Softcap with its derivative, ALiBi and biases, of query tile m of a head.
+  CUTE_DEVICE void modify(Scores& scores, Slopes& slopes, int head, int m) const {
+    if (args_.scales.has_softcap) {
+      cap_scores(scores, args_.scales, slopes);
+    } else {
+      scale_scores(scores, args_.scales);
+    }
+    if (__builtin_expect(args_.adds_to_scores, 0)) add_to(scores, head, first_query(m));
+  }
+
   CUTE_DEVICE void exponentiate(Scores& scores, float const* lse) const {
     float const scale = args_.scales.plain;
     with_values(scores, lse, [scale](float& s, float l) { s = exp2_approx(fmaf(s, scale, -l)); });
@@ -50,14 +65,47 @@ class BwdScores {
 
   CUTE_DEVICE void mask(Scores& scores, int m) const {
     Window const window = mirrored(args_.problem.forward.window);
-    int const first_row =
-        work_.col_begin + first_key_ + warp_index() % 4 * 16 + lane_row(lane_index());
-    mask_scores<1, kNumS>(
-        scores, first_row, m * BwdTile::kBlockM + lane_col(lane_index()), [&](int key) {
-          ColRange queries = cols_around(key - work_.diagonal, work_.seqlen_q, window);
-          if (key >= work_.seqlen_k) queries.end = 0;
-          return queries;
-        });
+    mask_scores<1, kNumS>(scores, lane_first_key(), first_query(m), [&](int key) {
+      ColRange queries = cols_around(key - work_.diagonal, work_.seqlen_q, window);
+      if (key >= work_.seqlen_k) queries.end = 0;
+      return queries;
+    });
+  }
+
+  CUTE_DEVICE bool drops() const { return args_.keep_below != kKeepAll; }
+  // Which entries dropout keeps; bits as `is_kept` reads them. All of them without dropout.
+  CUTE_DEVICE uint32_t keep_bits(int head, int m) const {
+    if (!drops()) return ~0u;
+    DropoutKey const key{work_.rng_seed, work_.rng_offset, work_.rng_batch_head + uint32_t(head),
+                         args_.keep_below, args_.problem.forward.positions};
+    int const lane = lane_index();
+    return transposed_keep_bits<1, kNumS>(lane_first_key() - lane_row(lane), first_query(m), lane,
+                                          key);
+  }
+  // P' as dV takes it; what is left becomes that of dS', so that this is of scores before `modify`.
+  CUTE_DEVICE void separate(Scores& scores, Slopes const& slopes, uint32_t keep,
+                            Operand& probs) const {
+    if (args_.scales.has_softcap) {
+      separate<true>(scores, slopes, keep, probs);
+    } else if (drops()) {
+      separate<false>(scores, slopes, keep, probs);
+    } else {
+      round_to_operand(scores, probs);
+    }
+  }
+  // dP' - D becomes -D where dP' is dropped.
+  CUTE_DEVICE void drop(Scores& grad_probs, uint32_t keep, float const* minus_delta) const {
+    if (!drops()) return;
+    auto s = row_col_view(grad_probs);
+    int const first = lane_col(thread_ % 32);
+    CUTE_UNROLL
+    for (int j = 0; j < 2 * kNumS; ++j) {
+      float const dropped = minus_delta[8 * (j / 2) + first + j % 2];
+      CUTE_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        if (!is_kept(keep, i, j)) s(i, j) = dropped;
+      }
+    }
   }
 
   // As they stand, so that queries lie side by side.
@@ -80,16 +128,61 @@ class BwdScores {
   }
 
  private:
+  CUTE_DEVICE int lane_first_key() const {
+    return work_.col_begin + first_key_ + warp_index() % 4 * 16 + lane_row(lane_index());
+  }
+  CUTE_DEVICE static int first_query(int m) {
+    return m * BwdTile::kBlockM + lane_col(lane_index());
+  }
+  CUTE_DEVICE static bool is_kept(uint32_t keep, int i, int j) { return keep >> (2 * j + i) & 1; }
+
+  // Slopes are used up one by one, as there come to be rounded values.
+  template <bool kCapped>
+  CUTE_DEVICE static void separate(Scores& scores, Slopes const& slopes, uint32_t keep,
+                                   Operand& probs) {
+    auto packed = recast<uint32_t>(probs);
+    CUTE_UNROLL
+    for (int n = 0; n < kNumS; ++n) {
+      CUTE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        auto pair = scores(make_coord(_, half), 0, n);
+        float const low = is_kept(keep, half, 2 * n) ? pair(0) : 0.f;
+        float const high = is_kept(keep, half, 2 * n + 1) ? pair(1) : 0.f;
+        packed(half + 2 * (n % 2), 0, n / 2) = pack<Element>(low, high);
+        if constexpr (kCapped) {
+          pair(0) *= float(slopes(make_coord(0, half), 0, n));
+          pair(1) *= float(slopes(make_coord(1, half), 0, n));
+        }
+      }
+    }
+  }
+
+  CUTE_DEVICE void add_to(Scores& scores, int head, int first_col) const {
+    ScoreMod const& mod = args_.problem.forward.score_mod;
+    float const slope = alibi_slope(mod, work_.batch, head);
+    if (slope != 0.f) {
+      add_alibi<1, kNumS>(scores, slope, lane_first_key(), first_col, -work_.diagonal);
+    }
+    if (!has_bias(mod)) return;
+    // Entries on their way are as many as there are registers for.
+    constexpr int kPieceS = 2;
+    CUTE_UNROLL
+    for (int n = 0; n < kNumS; n += kPieceS) {
+      auto piece = make_tensor(&scores(0, 0, n), AccumulatorLayout<1, kPieceS>{});
+      add_biases<Element, 1, kPieceS, BiasReads::kTransposed>(
+          piece, mod, {work_.batch, head, work_.seqlen_q, work_.seqlen_k}, first_col + 8 * n,
+          lane_first_key());
+    }
+  }
+
   // Calls visit(block of 16 queries, where the lane's row of it is).
   template <class Visit>
   CUTE_DEVICE void for_each_block(Element const* tile, Visit const& visit) const {
     int const key = first_key_ + thread_ / 32 * 16 + thread_ % 16;
     int const half = thread_ % 32 / 16;
-    uint32_t const begin = shared_address(tile);
+    uint32_t const first = shared_address(tile) + Tile::place_of(key, 8 * half);
     CUTE_UNROLL
-    for (int k = 0; k < Config::kDepth; ++k) {
-      visit(k, begin + Tile::place_of(key, 16 * k + 8 * half));
-    }
+    for (int k = 0; k < Config::kDepth; ++k) visit(k, first ^ Tile::distance_of(16 * k));
   }
 
   sm80::BwdArgs const& args_;

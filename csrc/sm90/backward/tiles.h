@@ -50,4 +50,7 @@ constexpr BwdTile bwd_tile(Bucket bucket) {
   }
 }
 
+// Wider heads have kernels for plain scores alone.
+constexpr bool has_modified_backward(Bucket bucket) { return !bwd_tile(bucket).shares_keys(); }
+
 }  // namespace fa2::sm90
