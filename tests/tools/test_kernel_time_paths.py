@@ -143,8 +143,8 @@ def test_a_backward_step_of_a_list_fetches_the_next_entry(variant: str) -> None:
 
 
 def test_dropout_draws_random_bits() -> None:
-    # 4 rows and 32 keys of a lane pair in 4 columns of 8: 4 calls; of 32 queries and 2 blocks of 8
-    # keys 4, too.
+    # A lane has 8 scores of a call in each of its 4 rows; backward a warp calls for 8 of its 32
+    # queries at a time.
     for name in (_FORWARD_128, _BACKWARD_128):
         assert tile_of(_named(name, "dropout")).turn.draws == 4 * CALL_DRAWS
         assert tile_of(_named(name, "listeddropout")).turn.draws == 4 * CALL_DRAWS
