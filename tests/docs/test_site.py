@@ -46,7 +46,7 @@ def test_every_record_has_a_page(tmp_path: Path) -> None:
     shown = {*performance.BENCH, performance.CPU_TABLE, *performance.TRAINING}
     for pattern in (performance.PEERS, performance.MODELS, performance.LIMITS):
         shown |= {path.stem for path in performance.RECORDS.glob(pattern)}
-    elsewhere = (performance.CHANGES, performance.PREDICTIONS)
+    elsewhere = (performance.CHANGES, performance.PREDICTIONS, performance.MUTANTS)
     left = {name for name in names - shown if not any(p.search(name) for p in elsewhere)}
     assert shown <= names
     assert not left, "neither shown nor left out on purpose"

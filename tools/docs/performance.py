@@ -38,6 +38,8 @@ LIMITS = "*-limits.json"
 CHANGES = re.compile(r"before-after|redesign")
 # What a model says of kernels, without a device: in docs/notes/timing.md.
 PREDICTIONS = re.compile(r"kernel-time")
+# Which faults of kernels the tests notice: in docs/notes/mutants.md.
+MUTANTS = re.compile(r"mutants")
 
 _MODES = {"sparse": "Block masks", "decode": "Decoding"}
 _INTRODUCTION = """\
