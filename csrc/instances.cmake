@@ -115,7 +115,7 @@ set(FA2_sm90_bwd_rows_HEADER backward/rows_instance.h)
 set(FA2_sm90_ELEMENTS float16 bfloat16)
 set(FA2_sm90_BUCKETS 64 96 128 192/128 192 256)  # kBuckets in sm90/tiles.h
 set(FA2_sm90_VARIANTS Plain Modified Listed)
-set(FA2_sm90_BWD_MODIFIED 64 96 128)  # has_modified_backward
+set(FA2_sm90_BWD_MODIFIED 64 96 128 192/128 192)  # has_modified_backward
 set(FA2_sm90_SHORT_STEPS 128_Plain)  # has_short_steps
 
 macro(fa2_sm90_instances buckets)

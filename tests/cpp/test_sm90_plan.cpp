@@ -272,7 +272,7 @@ TEST(which_heads_have_gradients_of_modified_scores) {
   for (int width : {40, 64, 96, 128, 136, 192, 256}) {
     FwdParams p = problem(width);
     p.score_mod.softcap = 2;
-    EXPECT_EQ(has_gradient(p), width <= 128);
+    EXPECT_EQ(has_gradient(p), width <= 192);
     if (has_gradient(p)) {
       EXPECT(backward(p).key.variant == Variant::kModified);
     }

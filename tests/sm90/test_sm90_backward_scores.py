@@ -28,7 +28,8 @@ from flash_attn2.reference import Packing, dropout_keep
 TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
 ONE_DTYPE = TARGETS[1:]
 # Wider heads are left to sm80.
-BUCKETS = ((64, 64), (96, 96), (128, 128))
+BUCKETS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192))
+NARROW_AND_WIDE = ((64, 64), (192, 128))
 LENGTHS = 134, 203
 
 SLOPES = torch.tensor([0.3, 0.1])
@@ -83,15 +84,17 @@ ALONE: dict[str, dict[str, Any]] = {
 
 
 @targets(ONE_DTYPE)
+@pytest.mark.parametrize("widths", NARROW_AND_WIDE, ids=str)
 @pytest.mark.parametrize("name", ALONE)
-def test_alone_and_together(name: str, target: Target) -> None:
+def test_alone_and_together(name: str, widths: tuple[int, int], target: Target) -> None:
     with backward_of_sm90(True):
-        check_dense_gradients(*drawn_qkv(target, 64, 64), **ALONE[name])
+        check_dense_gradients(*drawn_qkv(target, *widths), **ALONE[name])
 
 
 @targets(ONE_DTYPE)
-def test_sequences_whose_lengths_differ(target: Target) -> None:
-    q, k, v = drawn_qkv(target, 64, 64, lengths=(155, 290))
+@pytest.mark.parametrize("widths", NARROW_AND_WIDE, ids=str)
+def test_sequences_whose_lengths_differ(widths: tuple[int, int], target: Target) -> None:
+    q, k, v = drawn_qkv(target, *widths, lengths=(155, 290))
     packing = Packing(cumulative(15, 0, 140), cumulative(150, 3, 137), None, 140, 150)
     options = {"causal": True, "softcap": 3.0, "alibi_slopes": SLOPES, "dropout_p": 0.25}
     with backward_of_sm90(True), emulator_options("ctas=4,async=early,seed=9", target.backend):
@@ -164,15 +167,20 @@ def test_dropout_of_a_part(begin: int, target: Target) -> None:
 
 @targets(ONE_DTYPE)
 @pytest.mark.parametrize("options", ["seed=3,async=early", "seed=4,async=late,ctas=4,approx=worst"])
-def test_schedules(options: str, target: Target) -> None:
-    case = Case(64, batch=1, seqlen_q=300, seqlen_k=200, num_heads=2, num_heads_kv=2)
+@pytest.mark.parametrize("widths", NARROW_AND_WIDE, ids=str)
+def test_schedules(widths: tuple[int, int], options: str, target: Target) -> None:
+    qkv = drawn_qkv(target, *widths, lengths=(300, 200))
     with emulator_options(options, target.backend):
-        check_dense_gradients(*case.qkv(target), causal=True, softcap=3.0, dropout_p=0.2)
+        check_dense_gradients(*qkv, causal=True, softcap=3.0, dropout_p=0.2)
 
 
 @targets(ONE_DTYPE)
-def test_fixed_order_gives_the_same_bits_in_any_batch(target: Target) -> None:
-    q, k, v = Case(64, batch=3, seqlen_q=150, seqlen_k=200).qkv(target)
+@pytest.mark.parametrize("widths", NARROW_AND_WIDE, ids=str)
+def test_fixed_order_gives_the_same_bits_in_any_batch(
+    widths: tuple[int, int], target: Target
+) -> None:
+    width, width_v = widths
+    q, k, v = Case(width, 3, seqlen_q=150, seqlen_k=200, head_dim_v=width_v).qkv(target)
     options = {"causal": True, "deterministic": True, "softcap": 3.0}
     together = gradients(q, k, v, **options)
     with emulator_options("seed=8,ctas=3,async=random", target.backend):

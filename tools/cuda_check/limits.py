@@ -61,6 +61,8 @@ WGMMA_STEP_LIMITS = {
     "sm90_bwd_hd64_modified": 417,
     "sm90_bwd_hd96_modified": 439,
     "sm90_bwd_hd128_modified": 477,
+    "sm90_bwd_hd192v128_modified": 314,
+    "sm90_bwd_hd192_modified": 314,
     "sm90_bwd_hd64_plain": 345,
     "sm90_bwd_hd96_plain": 366,
     "sm90_bwd_hd128_plain": 391,

@@ -55,6 +55,7 @@ struct BwdConfig {
     alignas(1024) Element grad_out[kStages][TileGradOut::kElements];
     alignas(1024) Element grad_scores[kGradScores][TileGradScores::kElements];
     alignas(1024) Element probs[kTile.shares_keys() ? TileGradScores::kElements : 0];
+    alignas(1024) Element weights[kTile.shares_keys() && kModified ? TileGradScores::kElements : 0];
     alignas(128) float grad_q[kTile.copies_grad_q() ? kGradQ.size() : 0];
     // With Q; where keys are shared -D is with dO.
     alignas(16) float row_stats[kStages][2][BwdTile::kBlockM];

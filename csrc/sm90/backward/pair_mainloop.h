@@ -6,7 +6,8 @@
 //   the first one:   S' = K Q',  P' = exp(S' - lse),  dK += dS' Q
 //   the second one:  dP' = V dO',  dS' = P' (dP' - D),  dV += P' dO
 //
-// P' and dS' go from one to the other through shared memory. Of dQ = dS K each has a part.
+// P' and dS' go from one to the other through shared memory. Of dQ = dS K each has a part. Where
+// scores have a softcap or dropout, what dS' takes of P' goes on its own.
 
 #include "sm90/backward/grad_q_part.h"
 #include "sm90/backward/scores.h"
@@ -67,7 +68,8 @@ class BwdPairLoop {
 template <class Config>
 class BwdKeysLoop : BwdPairLoop<Config> {
   using Base = BwdPairLoop<Config>;
-  using Base::at_, Base::grad_q_, Base::left_, Base::m_, Base::scores_, Base::smem_, Base::tiles_;
+  using Base::at_, Base::grad_q_, Base::head_, Base::left_, Base::m_, Base::scores_, Base::smem_,
+      Base::tiles_;
   using typename Base::GradQ, typename Base::Operand, typename Base::Scores, typename Base::TileK,
       typename Base::TileQ;
 
@@ -122,12 +124,31 @@ class BwdKeysLoop : BwdPairLoop<Config> {
   }
 
   CUTE_DEVICE void publish_probs(Scores& scores) const {
+    typename BwdScores<Config>::Slopes slopes;
+    uint32_t keep = 0;
+    if constexpr (Config::kModified) {
+      keep = scores_.keep_bits(head_, m_);
+      scores_.modify(scores, slopes, head_, m_);
+    }
     if (is_edge(tiles_, m_)) scores_.mask(scores, m_);
     scores_.exponentiate(scores, smem_.row_stats[at_.stage][0]);
     Operand probs;
-    round_to_operand(scores, probs);
+    if constexpr (Config::kModified) {
+      scores_.separate(scores, slopes, keep, probs);
+      if (scores_.has_weights()) publish_weights(scores, keep);
+    } else {
+      round_to_operand(scores, probs);
+    }
     scores_.store(probs, smem_.probs);
     named_barrier_arrive(Config::kProbsThere, 256);
+  }
+
+  // What dS' takes of P', of which the sign says what is dropped.
+  CUTE_DEVICE void publish_weights(Scores& scores, uint32_t keep) const {
+    scores_.mark(scores, keep);
+    Operand weights;
+    round_to_operand(scores, weights);
+    scores_.store(weights, smem_.weights);
   }
 };
 
@@ -162,10 +183,16 @@ class BwdValuesLoop : BwdPairLoop<Config> {
     pin(grad_probs);
     start_rows_product<TileV, TileGradOut, true>(grad_probs, smem_.v, 0, smem_.grad_out[stage]);
     named_barrier_sync(Config::kProbsThere, 256);
-    Operand probs, grad_scores;
+    Operand probs, weights, grad_scores;
     scores_.load(probs, smem_.probs);
+    bool const has_weights = Config::kModified && scores_.has_weights();
+    if (has_weights) scores_.load(weights, smem_.weights);
     wait_for_products<0>(grad_probs);
-    multiply(grad_probs, probs);
+    if (has_weights) {
+      weigh(grad_probs, weights, smem_.row_stats[stage][1]);
+    } else {
+      multiply(grad_probs, probs);
+    }
     round_to_operand(grad_probs, grad_scores);
     start_cols_product<TileGradOut>(grad, probs, smem_.grad_out[stage]);
     scores_.store(grad_scores, smem_.grad_scores[0]);
@@ -186,6 +213,22 @@ class BwdValuesLoop : BwdPairLoop<Config> {
       CUTE_UNROLL
       for (int i = 0; i < 8; ++i) {
         grad_probs(make_coord(i % 2, i / 2 % 2), 0, 2 * k + i / 4) *= float(probs(i, 0, k));
+      }
+    }
+  }
+
+  // The same by weights with signs.
+  CUTE_DEVICE static void weigh(Scores& grad_probs, Operand const& weights,
+                                float const* minus_delta) {
+    int const first = lane_col(lane_index());
+    CUTE_UNROLL
+    for (int k = 0; k < size<2>(weights); ++k) {
+      CUTE_UNROLL
+      for (int i = 0; i < 8; ++i) {
+        float const weight = weights(i, 0, k);
+        float& dp = grad_probs(make_coord(i % 2, i / 2 % 2), 0, 2 * k + i / 4);
+        if (signbit(weight)) dp = minus_delta[8 * (2 * k + i / 4) + first + i % 2];
+        dp *= fabsf(weight);
       }
     }
   }

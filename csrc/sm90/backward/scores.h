@@ -93,6 +93,20 @@ class BwdScores {
       round_to_operand(scores, probs);
     }
   }
+  // Whether dS' takes something else of P' than dV.
+  CUTE_DEVICE bool has_weights() const { return args_.scales.has_softcap || drops(); }
+  // P' of what is dropped becomes negative, and no other: of a slope near 0 it might be.
+  CUTE_DEVICE void mark(Scores& scores, uint32_t keep) const {
+    auto s = row_col_view(scores);
+    CUTE_UNROLL
+    for (int j = 0; j < 2 * kNumS; ++j) {
+      CUTE_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        float const weight = fabsf(s(i, j));
+        s(i, j) = is_kept(keep, i, j) ? weight : -weight;
+      }
+    }
+  }
   // dP' - D becomes -D where dP' is dropped.
   CUTE_DEVICE void drop(Scores& grad_probs, uint32_t keep, float const* minus_delta) const {
     if (!drops()) return;

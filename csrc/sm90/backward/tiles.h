@@ -50,7 +50,7 @@ constexpr BwdTile bwd_tile(Bucket bucket) {
   }
 }
 
-// Wider heads have kernels for plain scores alone.
-constexpr bool has_modified_backward(Bucket bucket) { return !bwd_tile(bucket).shares_keys(); }
+// Heads of 256 have kernels for plain scores alone: others spill (docs/notes/sm90.md).
+constexpr bool has_modified_backward(Bucket bucket) { return bucket.head_dim < 256; }
 
 }  // namespace fa2::sm90
