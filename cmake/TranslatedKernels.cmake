@@ -9,8 +9,8 @@ set(FA2_sm80_UNITS_WITH_FAULTS
     fwd_hd64_plain fwd_hd64_listed bwd_hd64_plain split_hd64_plain_few combine append bwd_rows
     fwd_hd32_listed split_hd64_plain_many)
 set(FA2_sm90_UNITS_WITH_FAULTS
-    sm90_fwd_hd64_plain sm90_fwd_hd64_modified sm90_fwd_hd64_listed sm90_bwd_hd64_plain
-    sm90_bwd_rows)
+    sm90_fwd_hd128_plain sm90_fwd_hd128_plain_short sm90_fwd_hd128_modified sm90_fwd_hd128_listed
+    sm90_bwd_hd128_plain sm90_bwd_hd128_modified sm90_bwd_rows)
 
 set(FA2_UNITS_DIR "${PROJECT_SOURCE_DIR}/build/nvcc")
 # Why there are none, where nvcc cannot be had; tests skip with this reason.

@@ -51,7 +51,7 @@ FAMILIES = {
     "sm80": Family(
         "sm80", "32,64", ("tests", "-k", "(emulated or sm80) and not sm90"), "compute_80"
     ),
-    "sm90": Family("sm90", "64", ("tests", "-k", "sm90"), "compute_90a"),
+    "sm90": Family("sm90", "128", ("tests", "-k", "sm90"), "compute_90a"),
 }
 
 
@@ -106,8 +106,8 @@ def main(arguments: list[str]) -> int:
     add("--per-kernel", type=int, default=100, help="built of each stratum of a kernel")
     add(
         "--head-dims",
-        help="buckets that are built, 32,64 for sm80 (long lists are tested at 32), 64 for sm90;"
-        " tests at others are left out",
+        help="buckets that are built, 32,64 for sm80 (long lists are tested at 32), 128 for sm90"
+        " (features are); tests at others are left out",
     )
     add(
         "--count",

@@ -9,6 +9,7 @@ where a build has not all kernels.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
@@ -225,6 +226,7 @@ class MutantsPlugin:
             if child != 0:
                 os.close(writing)
         if child == 0:
+            _die_with_parent()
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
@@ -248,15 +250,21 @@ class MutantsPlugin:
         return _SURVIVED
 
 
+def _die_with_parent() -> None:
+    set_parent_death_signal = 1  # of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def _write_all(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
 
 
 def _first_words(report: pytest.TestReport) -> str:
-    """Of a report of the emulator, or of a failed assertion."""
+    """Of a report of the emulator, but for the kernel's long name, or of a failed assertion."""
     lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
-    return " ".join(line[1:].strip() for line in lines[:3])[:300]
+    words = " ".join(line[1:].strip() for line in lines[:3])
+    return re.sub(r"(kernel emulator: ).*?(grid \()", r"\1\2", words)[:400]
 
 
 def read_mutants(folder: Path) -> dict[int, dict[str, Any]]:
