@@ -2,21 +2,12 @@
 
 #include "host/error.h"
 #include "sm80/lists/column_lists.h"
+#include "sm80/mask_columns.h"
 #include "sm80/plan_listed.h"
 #include "sm80/plan_parts.h"
 
 namespace fa2::sm80 {
 namespace {
-
-void take_mask_columns(MaskColumns const& columns, BwdPlan::Workspace& w,
-                       WorkspaceLayout& workspace) {
-  int64_t const masks = columns.masks;
-  w.mask_by_row = workspace.take(masks * columns.rows * int64_t(sizeof(ListedEntries)));
-  w.mask_counts = workspace.take(masks * columns.cols * int64_t(sizeof(int32_t)));
-  w.mask_sums = workspace.take(masks * columns.groups * int64_t(sizeof(int64_t)));
-  w.mask_by_col = workspace.take(masks * columns.cols * int64_t(sizeof(ListedEntries)));
-  w.mask_entries = workspace.take(columns.capacity * int64_t(sizeof(ListedQueries)));
-}
 
 // Of a block mask: pieces of long lists come first, unless key blocks wait for each other.
 void plan_columns(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device,
@@ -43,7 +34,7 @@ void take_workspace(FwdParams const& p, BwdPlan& plan, DeviceInfo const& device)
   w.grad_q = workspace.take(tiles * tile.grad_q().size() * int64_t(sizeof(float)));
   w.semaphores = workspace.take(plan.ordered ? tiles * int64_t(sizeof(int32_t)) : 0);
   w.ticket = workspace.take(plan.ordered ? sizeof(int32_t) : 0);
-  take_mask_columns(MaskColumns::of(p, tile.block_n), w, workspace);
+  take_mask_columns(MaskColumns::of(p, tile.block_n), plan, workspace);
   if (is_listed(plan.key.variant)) plan_columns(p, plan, device, workspace);
   plan.workspace_bytes = workspace.bytes;
 }
@@ -92,12 +83,6 @@ BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
   plan.grid = checked_grid("key blocks", plan.num_n_blocks * pairs);
   plan.rows_grid = checked_grid("query tiles", int64_t(plan.num_m_blocks) * p.batch * p.num_heads);
   plan.ordered = params.deterministic && plan.rows_grid > 0;
-  MaskColumns const columns = MaskColumns::of(p, tile.block_n);
-  int64_t const mask_rows = int64_t(columns.masks) * columns.rows;
-  plan.mask_rows_grid =
-      checked_grid("rows of block masks", (mask_rows + kMaskRowsPerCta - 1) / kMaskRowsPerCta);
-  plan.mask_columns_grid =
-      checked_grid("key blocks of block masks", int64_t(columns.masks) * columns.groups);
   take_workspace(p, plan, device);
   return plan;
 }

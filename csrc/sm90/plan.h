@@ -66,16 +66,19 @@ struct BwdPlan {
     int64_t grad_q;
     int64_t semaphores;
     int64_t ticket;
+    int64_t mask_by_row, mask_counts, mask_sums, mask_by_col, mask_entries;
   };
 
   BwdKey key;
   BwdTile tile;
-  int32_t num_m_blocks;  // query tiles of the longest sequence
-  int32_t num_n_blocks;  // key blocks of the longest sequence
-  int32_t section;       // (sequence, KV head) pairs that are scheduled together
-  int32_t grid;          // CTAs of the main kernel
-  int32_t rows_grid;     // CTAs of the kernels that go over queries
-  bool ordered;          // dQ is summed in a fixed order
+  int32_t num_m_blocks;    // query tiles of the longest sequence
+  int32_t num_n_blocks;    // key blocks of the longest sequence
+  int32_t section;         // (sequence, KV head) pairs that are scheduled together
+  int32_t grid;            // CTAs of the main kernel
+  int32_t rows_grid;       // CTAs of the kernels that go over queries
+  bool ordered;            // dQ is summed in a fixed order
+  int32_t mask_rows_grid;  // CTAs of the kernels that derive lists of a block mask by keys
+  int32_t mask_columns_grid;
   Workspace workspace;
   int64_t workspace_bytes;
 };

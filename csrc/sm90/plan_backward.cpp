@@ -1,6 +1,8 @@
 #include "host/check_biases.h"
+#include "host/check_block_mask.h"
 #include "host/check_positions.h"
 #include "host/error.h"
+#include "sm80/mask_columns.h"
 #include "sm80/plan_parts.h"
 #include "sm90/plan.h"
 #include "sm90/plan_parts.h"
@@ -19,6 +21,7 @@ void take_workspace(FwdParams const& p, BwdPlan& plan) {
   w.grad_q = workspace.take(tiles * plan.tile.grad_q().size() * int64_t(sizeof(float)));
   w.semaphores = workspace.take(plan.ordered ? tiles * int64_t(sizeof(int32_t)) : 0);
   w.ticket = workspace.take(plan.ordered ? sizeof(int32_t) : 0);
+  sm80::take_mask_columns(sm80::MaskColumns::of(p, plan.tile.block_n), plan, workspace);
   plan.workspace_bytes = workspace.bytes;
 }
 
@@ -28,10 +31,13 @@ char const* not_served(BwdParams const& params) {
   FwdParams p = params.forward;
   p.partial_lse = nullptr;  // in the place of lse, and nothing is merged
   if (char const* const reason = not_served(p); reason != nullptr) return reason;
-  if (p.block_mask.row_offsets != nullptr) return "block masks";
   Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
-  if (variant_of(p) == Variant::kModified && !has_modified_backward(bucket)) {
+  Variant const variant = variant_of(p);
+  if (variant == Variant::kModified && !has_modified_backward(bucket)) {
     return "scores of such heads that are modified";
+  }
+  if (variant == Variant::kListed && !has_listed_backward(bucket)) {
+    return "block masks for such heads";
   }
   return has_strides(params.grad_out, p.seqs_q, p.num_heads) ? nullptr
                                                              : "rows or heads that lie so";
@@ -44,6 +50,7 @@ BwdPlan plan_backward(BwdParams const& params, DeviceInfo const& device) {
   FwdParams const& p = params.forward;
   check_positions(p);
   check_biases(p);
+  check_block_mask(p);
   Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
   BwdPlan plan{.key = {p.dtype, bucket, variant_of(p)}, .tile = bwd_tile(bucket)};
   plan.num_m_blocks = sm80::ceil_div(p.seqs_q.max_seqlen, BwdTile::kBlockM);

@@ -112,15 +112,16 @@ CUTE_DEVICE void start_cols_product(Accumulator& acc, Operand& a, Element const*
   end_product();
 }
 
-// Starts acc = A' B, for the columns of B from a box on.
-template <class TileA, class TileB, class Accumulator, class Element>
+// Starts acc = A' B, for the columns of B from a box on. Of kRows rows of both, from where they
+// begin, a multiple of 8.
+template <class TileA, class TileB, int kRows = TileA::kRows, class Accumulator, class Element>
 CUTE_DEVICE void start_transposed_product(Accumulator& acc, Element const* a, Element const* b,
                                           int box) {
   constexpr int kN = decltype(size(acc))::value * 2;
   static_assert(TileA::kCols == 64 && TileA::kRows == TileB::kRows);
   begin_product(acc);
   CUTE_UNROLL
-  for (int k = 0; k < TileA::kRows / 16; ++k) {
+  for (int k = 0; k < kRows / 16; ++k) {
     Wgmma<Element, kN>::from_columns(&acc(0), TileA::cols_at(a, k), TileB::cols_at(b, k, box),
                                      k > 0);
   }

@@ -248,7 +248,7 @@ TEST(which_gradients_are_served) {
     return p;
   };
   EXPECT(has_gradient(problem(128)));
-  EXPECT(!has_gradient(with([&](auto& p) { p.block_mask.row_offsets = offsets; })));
+  EXPECT(has_gradient(with([&](auto& p) { p.block_mask.row_offsets = offsets; })));
   EXPECT(has_gradient(with([&](auto& p) { p.partial_lse = partial_lse; })));
   EXPECT(has_gradient(with([](auto& p) { p.dropout.drop_prob = 0.5; })));
   EXPECT(has_gradient(with([](auto& p) { p.score_mod.softcap = 2; })));
@@ -276,6 +276,22 @@ TEST(which_heads_have_gradients_of_modified_scores) {
     if (has_gradient(p)) {
       EXPECT(backward(p).key.variant == Variant::kModified);
     }
+  }
+}
+
+TEST(which_heads_have_gradients_under_a_block_mask) {
+  int64_t const offsets[1] = {};
+  for (int width : {40, 64, 96, 128, 136, 192, 256}) {
+    FwdParams p = problem(width);
+    p.block_mask.row_offsets = offsets;
+    EXPECT_EQ(has_gradient(p), width <= 128);
+    if (!has_gradient(p)) continue;
+    BwdPlan const plain = backward(problem(width)), listed = backward(p);
+    EXPECT(listed.key.variant == Variant::kListed);
+    EXPECT_EQ(listed.grid, plain.grid);
+    EXPECT(listed.mask_rows_grid > 0 && listed.mask_columns_grid > 0);
+    EXPECT(listed.workspace_bytes > plain.workspace_bytes);
+    EXPECT_EQ(plain.mask_rows_grid + plain.mask_columns_grid, 0);
   }
 }
 

@@ -1,22 +1,12 @@
 #include "core/dropout.h"
+#include "sm80/derive_columns.h"
 #include "sm80/family.h"
+#include "sm80/mask_columns.h"
 #include "sm80/plan_parts.h"
 #include "sm80/registry.h"
 
 namespace fa2::sm80 {
 namespace {
-
-MaskColumns mask_columns_of(BwdParams const& p, BwdPlan const& plan) {
-  auto at = [&](int64_t offset) { return static_cast<char*>(p.workspace.data) + offset; };
-  BwdPlan::Workspace const& w = plan.workspace;
-  MaskColumns columns = MaskColumns::of(p.forward, plan.tile.block_n);
-  columns.by_row = reinterpret_cast<ListedEntries*>(at(w.mask_by_row));
-  columns.counts = reinterpret_cast<int32_t*>(at(w.mask_counts));
-  columns.sums = reinterpret_cast<int64_t*>(at(w.mask_sums));
-  columns.by_col = reinterpret_cast<ListedEntries*>(at(w.mask_by_col));
-  columns.entries = reinterpret_cast<ListedQueries*>(at(w.mask_entries));
-  return columns;
-}
 
 BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
   auto at = [&](int64_t offset) { return static_cast<char*>(p.workspace.data) + offset; };
@@ -82,11 +72,7 @@ void Family::run(BwdParams const& problem, BwdPlan const& plan, Target const& ta
   BwdArgs const args = args_of(params, plan);
 
   cudaStream_t const stream = target.stream;
-  if (plan.mask_rows_grid > 0) rows.mask_rows(args, plan.mask_rows_grid, stream);
-  if (plan.mask_columns_grid > 0) {
-    rows.count_columns(args, plan.mask_columns_grid, stream);
-    rows.fill_columns(args, plan.mask_columns_grid, stream);
-  }
+  derive_mask_columns(rows, args, plan, stream);
   if (plan.listed.cuts()) rows.order_columns(args, plan.listed.units, stream);
   if (plan.rows_grid > 0) rows.row_stats(args, plan.rows_grid, stream);
   if (plan.grid > 0) instance.launch(args, plan.grid, stream);

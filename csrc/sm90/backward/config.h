@@ -4,6 +4,7 @@
 
 #include "sm80/backward/work_tile.h"
 #include "sm90/backward/args.h"
+#include "sm90/backward/listed.h"
 #include "sm90/backward/tiles.h"
 #include "tile/ring.h"
 #include "tile/wgmma.h"
@@ -15,6 +16,7 @@ struct BwdConfig {
   using Element = Element_;
   static constexpr BwdTile kTile = kTile_;
   static constexpr bool kModified = kVariant_ != Variant::kPlain;
+  static constexpr bool kListed = kVariant_ == Variant::kListed;
   static constexpr int kStages = kTile.stages;
   static_assert(kStages >= 2);  // a step waits for the next Q before it gives its own back
   static constexpr int kConsumers = kTile.consumers();
@@ -62,6 +64,10 @@ struct BwdConfig {
     uint64_t keys_full;
     Ring<kStages> q_ring, grad_out_ring;
     sm80::BwdWorkTile work;
+    // Under a block mask, of the tiles of queries in the ring, and the one that comes next.
+    ListedQueryStep steps[kListed ? kStages : 0];
+    ListedQueryStep next_step[kListed ? 1 : 0];
+    ListedQueryWalk walk[kListed ? 1 : 0];
   };
 };
 

@@ -27,6 +27,15 @@ class GradQPart {
                                                                      warpgroup_ * kBoxes);
   }
 
+  // The same of one block of 64 keys alone: others may have anything for K.
+  CUTE_DEVICE void start_block(GradQ& grad_q, Element const* grad_scores, int block) const {
+    using TileGradScores = typename Config::TileGradScores;
+    constexpr int kBlock = BlockMask::kBlock, kBoxes = Config::kNumQ * 8 / TileK::kUsedCols;
+    start_transposed_product<TileGradScores, TileK, kBlock>(
+        grad_q, grad_scores + block * kBlock * TileGradScores::kBoxCols,
+        smem_.k + block * kBlock * TileK::kBoxCols, warpgroup_ * kBoxes);
+  }
+
   // To the warp that adds it up.
   CUTE_DEVICE void hand_over(GradQ const& grad_q) const {
     constexpr GradQLayout layout = kLayout;

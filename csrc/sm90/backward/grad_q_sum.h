@@ -21,19 +21,42 @@ class GradQSum {
 
   // By all lanes of the warp, one of which adds.
   CUTE_DEVICE void run() const {
+    if constexpr (Config::kListed) {
+      run_listed();
+    } else {
+      run_range();
+    }
+    if (adds_) wait_for_reading<0>();
+  }
+
+ private:
+  CUTE_DEVICE void run_range() const {
     int const group = args_.problem.forward.group();
     CUTE_NO_UNROLL
     for (int head = work_.head_kv * group; head < (work_.head_kv + 1) * group; ++head) {
       CUTE_NO_UNROLL
       for (int m = work_.tiles.begin; m < work_.tiles.end; ++m) {
         give_back();
-        add(head, m);
+        add(head, m, 1, [&] { return turn_of(args_, work_, m, kTile.block_n); });
       }
     }
-    if (adds_) wait_for_reading<0>();
   }
 
- private:
+  // Steps are known with Q. Their place is not filled again before consumers have been told below
+  // that they may write dQ.
+  CUTE_DEVICE void run_listed() const {
+    RingPosition<Config::kStages> at;
+    bool is_last;
+    do {
+      wait_full(smem_.q_ring, at);
+      ListedQueryStep const step = smem_.steps[at.stage];
+      is_last = step.is_last;
+      give_back();
+      add(step.head, step.queries.block, step.turns(), [&] { return step.queries.later; });
+      at.advance();
+    } while (!is_last);
+  }
+
   // What the last step has left is read.
   CUTE_DEVICE void give_back() const {
     if (adds_) wait_for_reading<0>();
@@ -44,13 +67,15 @@ class GradQSum {
     }
   }
 
-  CUTE_DEVICE void add(int head, int m) const {
+  // In a fixed order, after turn() additions, and counting for so many.
+  template <class Turn>
+  CUTE_DEVICE void add(int head, int m, int turns, Turn const& turn) const {
     int const tile = sm80::workspace_tile(args_, work_, m, head);
     float* const sums = args_.workspace.grad_q + int64_t(tile) * kLayout.size();
     int32_t* const semaphores = args_.workspace.semaphores;
     bool const ordered = semaphores != nullptr;
     if (ordered && adds_) {
-      await_additions(semaphores + tile, turn_of(args_, work_, m, kTile.block_n));
+      await_additions(semaphores + tile, turn());
       fence_async_proxy();
     }
     CUTE_UNROLL
@@ -65,7 +90,7 @@ class GradQSum {
     if (ordered && adds_) {
       wait_for_additions<0>();
       fence_async_proxy();
-      red_release_add(semaphores + tile, 1);
+      red_release_add(semaphores + tile, turns);
     }
   }
 

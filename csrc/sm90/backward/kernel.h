@@ -25,6 +25,10 @@ struct BwdKernel {
       make_rings(smem);
       smem.work = sm80::bwd_work_tile(args.common, schedule_index(args.common), kTile.block_n,
                                       BwdTile::kBlockM);
+      if constexpr (Config::kListed) {
+        bool const any = smem.walk[0].start(args.common, smem.work);
+        smem.work.tiles = {0, 0, 0, any ? 1 : 0};
+      }
     }
     __syncthreads();
     sm80::BwdWorkTile const& work = smem.work;

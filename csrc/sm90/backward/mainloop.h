@@ -37,11 +37,23 @@ class BwdMainloop {
 
   // Some query tile sees the keys.
   CUTE_DEVICE void run() {
+    mbarrier_wait(smem_.keys_full, 0);
+    wait_full(smem_.q_ring, at_);
+    if constexpr (Config::kListed) {
+      run_listed();
+    } else {
+      run_range();
+    }
+  }
+
+  Grad<Config::kNumK> grad_k;
+  Grad<Config::kNumV> grad_v;
+
+ private:
+  CUTE_DEVICE void run_range() {
     BlockRange const tiles = smem_.work.tiles;
     int left = (tiles.end - tiles.begin) * args_.problem.forward.group();
     int m = tiles.begin, head = smem_.work.head_kv * args_.problem.forward.group();
-    mbarrier_wait(smem_.keys_full, 0);
-    wait_full(smem_.q_ring, at_);
     CUTE_NO_UNROLL
     while (left > 0) {
       --left;
@@ -53,11 +65,22 @@ class BwdMainloop {
     }
   }
 
-  Grad<Config::kNumK> grad_k;
-  Grad<Config::kNumV> grad_v;
+  // The steps that a block mask lists. Whatever is said of one is there with its Q.
+  CUTE_DEVICE void run_listed() {
+    bool more;
+    do {
+      ListedQueryStep const& listed = smem_.steps[at_.stage];
+      more = !listed.is_last;
+      if (listed.lists(warpgroup_)) {
+        step(listed.head, listed.queries.block, listed.queries.tile[warpgroup_] != 0, more);
+      } else {
+        rest(more);
+      }
+    } while (more);
+  }
 
- private:
-  // Of query tile m of a head, whose Q has landed; and whether others follow.
+  // Of query tile m of a head, whose Q has landed; and whether others follow. At an edge scores are
+  // masked one by one.
   CUTE_DEVICE void step(int head, int m, bool edge, bool more) {
     int const stage = at_.stage;
     Scores scores, grad_probs;
@@ -96,7 +119,11 @@ class BwdMainloop {
     buffer_ ^= 1;
 
     GradQ grad_q;
-    grad_q_.start(grad_q, shared_grad_scores);
+    if (is_listed_by_all(stage)) {
+      grad_q_.start(grad_q, shared_grad_scores);
+    } else {
+      grad_q_.start_block(grad_q, shared_grad_scores, warpgroup_);
+    }
     wait_for_products<1>(grad_v);
     release(smem_.grad_out_ring, stage);
     start_cols_product<typename Config::TileQ>(grad_k, grad_scores, smem_.q[stage]);
@@ -107,12 +134,44 @@ class BwdMainloop {
     at_ = next;
   }
 
+  // A step that lists the keys of the other warpgroup alone: of its dQ this one has a part, too.
+  CUTE_DEVICE void rest(bool more) {
+    int const stage = at_.stage;
+    named_barrier_sync(Config::kGradScoresThere, 128 * Config::kConsumers);
+    GradQ grad_q;
+    grad_q_.start_block(grad_q, smem_.grad_scores[buffer_], 1 - warpgroup_);
+    buffer_ ^= 1;
+    auto next = at_;
+    next.advance();
+    if (more) wait_full(smem_.q_ring, next);
+    wait_for_products<0>(grad_q);
+    grad_q_.hand_over(grad_q);
+    release(smem_.grad_out_ring, stage);
+    release(smem_.q_ring, stage);
+    at_ = next;
+  }
+
+  CUTE_DEVICE bool is_listed_by_all(int stage) const {
+    if constexpr (Config::kListed) {
+      return smem_.steps[stage].lists(1 - warpgroup_);
+    } else {
+      return true;
+    }
+  }
+
   // Scores become P', or what dS' takes in its place; and that which dV takes.
   CUTE_DEVICE void exponentiate(Scores& scores, uint32_t keep, int head, int m, bool edge,
                                 Operand& probs) const {
     typename BwdScores<Config>::Slopes slopes;
-    if constexpr (Config::kModified) scores_.modify(scores, slopes, head, m);
-    if (edge) scores_.mask(scores, m);
+    if constexpr (Config::kListed) {
+      if (edge) {
+        scores_.modify(scores, slopes, head, m);
+        scores_.mask_listed(scores, smem_.steps[at_.stage].queries.tile[warpgroup_]);
+      }
+    } else {
+      if constexpr (Config::kModified) scores_.modify(scores, slopes, head, m);
+      if (edge) scores_.mask(scores, m);
+    }
     scores_.exponentiate(scores, smem_.row_stats[at_.stage][0]);
     if constexpr (Config::kModified) {
       scores_.separate(scores, slopes, keep, probs);

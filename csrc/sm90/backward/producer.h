@@ -22,6 +22,15 @@ class BwdProducer {
     prefetch_map(args_.q.map);
     prefetch_map(args_.v.map);
     prefetch_map(args_.grad_out.map);
+    if constexpr (Config::kListed) {
+      load_listed();
+    } else {
+      load_range();
+    }
+  }
+
+ private:
+  CUTE_DEVICE void load_range() {
     int const group = args_.common.problem.forward.group();
     CUTE_NO_UNROLL
     for (int head = work_.head_kv * group; head < (work_.head_kv + 1) * group; ++head) {
@@ -35,7 +44,22 @@ class BwdProducer {
     }
   }
 
- private:
+  // What a block mask lists. Each step is looked up behind the copies of the one before, which
+  // consumers have not come to yet.
+  CUTE_DEVICE void load_listed() {
+    ListedQueryStep& next = smem_.next_step[0];
+    smem_.walk[0].take(args_.common, work_, next);
+    load_keys();
+    while (true) {
+      wait_empty(smem_.q_ring, at_);
+      smem_.steps[at_.stage] = next;
+      load_queries(next.head, next.queries.block);
+      load_grad_out(next.head, next.queries.block);
+      if (next.is_last) break;
+      smem_.walk[0].take(args_.common, work_, next);
+    }
+  }
+
   CUTE_DEVICE void load_keys() {
     using TileK = typename Config::TileK;
     using TileV = typename Config::TileV;

@@ -3,6 +3,8 @@
 #include "core/dropout.h"
 #include "core/score_mod.h"
 #include "host/error.h"
+#include "sm80/derive_columns.h"
+#include "sm80/mask_columns.h"
 #include "sm80/plan_parts.h"
 #include "sm80/registry.h"
 #include "sm90/family.h"
@@ -24,7 +26,7 @@ sm80::BwdWorkspace workspace_of(BwdParams const& p, BwdPlan const& plan) {
       .grad_q = reinterpret_cast<float*>(at(w.grad_q)),
       .semaphores = plan.ordered ? reinterpret_cast<int32_t*>(at(w.semaphores)) : nullptr,
       .ticket = plan.ordered ? reinterpret_cast<int32_t*>(at(w.ticket)) : nullptr,
-      .columns = {},
+      .columns = sm80::mask_columns_of(p, plan),
   };
 }
 
@@ -45,8 +47,10 @@ sm80::BwdArgs common_args(BwdParams const& params, BwdPlan const& plan) {
       .keep_prob = float(keep_prob),
       .inv_keep_prob = float(1 / keep_prob),
   };
-  // Scores are natural ones, then.
-  if (plan.key.variant != Variant::kPlain) args.scales.plain = kLog2e;
+  // Scores are natural ones, then; under a block mask where they become more than scaled ones.
+  bool const is_natural =
+      plan.key.variant == Variant::kListed ? args.is_modified : plan.key.variant != Variant::kPlain;
+  if (is_natural) args.scales.plain = kLog2e;
   return args;
 }
 
@@ -94,6 +98,7 @@ void Family::run(BwdParams const& problem, BwdPlan const& plan, CudaTarget const
   BwdArgs const args = args_of(params, plan);
 
   cudaStream_t const stream = target.stream;
+  sm80::derive_mask_columns(common_rows, args.common, plan, stream);
   if (plan.rows_grid > 0) common_rows.row_stats(args.common, plan.rows_grid, stream);
   if (plan.grid > 0) instance.launch(args, plan.grid, stream);
   if (plan.rows_grid > 0) rows.grad_q(args, plan.rows_grid, stream);

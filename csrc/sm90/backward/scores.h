@@ -49,6 +49,9 @@ class BwdScores {
 
   // Softcap with its derivative, ALiBi and biases, of query tile m of a head.
   CUTE_DEVICE void modify(Scores& scores, Slopes& slopes, int head, int m) const {
+    if constexpr (Config::kListed) {
+      if (!args_.is_modified) return;
+    }
     if (args_.scales.has_softcap) {
       cap_scores(scores, args_.scales, slopes);
     } else {
@@ -70,6 +73,20 @@ class BwdScores {
       if (key >= work_.seqlen_k) queries.end = 0;
       return queries;
     });
+  }
+
+  // By a tile of a block mask, and by the length of the keys.
+  CUTE_DEVICE void mask_listed(Scores& scores, int tile) const {
+    int const first_key = lane_first_key();
+    // Of each word the half that has the warp's keys.
+    auto const* halves = reinterpret_cast<uint32_t const*>(
+        tile_words(args_.problem.forward.block_mask, max(tile, 0)));
+    if (halves != nullptr) {
+      halves += 2 * lane_col(lane_index()) + first_key % BlockMask::kBlock / 32;
+    }
+    mask_transposed_scores_by_bits<1, kNumS>(
+        scores, first_key % 32, work_.seqlen_k - first_key,
+        [halves](int query) { return halves == nullptr ? ~0u : halves[2 * query]; });
   }
 
   CUTE_DEVICE bool drops() const { return args_.keep_below != kKeepAll; }
