@@ -116,7 +116,6 @@ set(FA2_sm90_ELEMENTS float16 bfloat16)
 set(FA2_sm90_BUCKETS 64 96 128 192/128 192 256)  # kBuckets in sm90/tiles.h
 set(FA2_sm90_VARIANTS Plain Modified Listed)
 set(FA2_sm90_BWD_MODIFIED 64 96 128 192/128 192)  # has_modified_backward
-set(FA2_sm90_BWD_LISTED 64 96 128)  # has_listed_backward
 set(FA2_sm90_SHORT_STEPS 128_Plain)  # has_short_steps
 
 macro(fa2_sm90_instances buckets)
@@ -136,8 +135,6 @@ macro(fa2_sm90_instances buckets)
     fa2_add_instances(sm90_bwd_${hd}_Plain bwd ", ${widths}, Variant::kPlain")
     if("${bucket}" IN_LIST FA2_sm90_BWD_MODIFIED)
       fa2_add_instances(sm90_bwd_${hd}_Modified bwd ", ${widths}, Variant::kModified")
-    endif()
-    if("${bucket}" IN_LIST FA2_sm90_BWD_LISTED)
       fa2_add_instances(sm90_bwd_${hd}_Listed bwd ", ${widths}, Variant::kListed")
     endif()
   endforeach()

@@ -32,12 +32,8 @@ char const* not_served(BwdParams const& params) {
   p.partial_lse = nullptr;  // in the place of lse, and nothing is merged
   if (char const* const reason = not_served(p); reason != nullptr) return reason;
   Bucket const bucket = bucket_of(p.head_dim, p.head_dim_v);
-  Variant const variant = variant_of(p);
-  if (variant == Variant::kModified && !has_modified_backward(bucket)) {
-    return "scores of such heads that are modified";
-  }
-  if (variant == Variant::kListed && !has_listed_backward(bucket)) {
-    return "block masks for such heads";
+  if (variant_of(p) != Variant::kPlain && !has_modified_backward(bucket)) {
+    return "scores of such heads that are modified, or a block mask for them";
   }
   return has_strides(params.grad_out, p.seqs_q, p.num_heads) ? nullptr
                                                              : "rows or heads that lie so";

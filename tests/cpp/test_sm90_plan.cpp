@@ -284,7 +284,7 @@ TEST(which_heads_have_gradients_under_a_block_mask) {
   for (int width : {40, 64, 96, 128, 136, 192, 256}) {
     FwdParams p = problem(width);
     p.block_mask.row_offsets = offsets;
-    EXPECT_EQ(has_gradient(p), width <= 128);
+    EXPECT_EQ(has_gradient(p), width <= 192);
     if (!has_gradient(p)) continue;
     BwdPlan const plain = backward(problem(width)), listed = backward(p);
     EXPECT(listed.key.variant == Variant::kListed);

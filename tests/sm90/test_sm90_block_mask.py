@@ -168,6 +168,6 @@ def test_parts_of_queries_get_the_bits_of_the_whole(target: Target) -> None:
 @targets(ONE_DTYPE)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.2])
 def test_gradients(dropout_p: float, target: Target) -> None:
-    """The backward pass of sm80, of wide heads, takes what a forward pass of sm90 leaves."""
-    qkv = drawn_qkv(target, 192, 192)
+    """The backward pass of sm80, of the widest heads, takes what a forward pass of sm90 leaves."""
+    qkv = drawn_qkv(target, 256, 256)
     check_dense_gradients(*qkv, block_mask=drawn_mask(1), dropout_p=dropout_p)

@@ -66,7 +66,7 @@ GRADIENTS: dict[str, tuple[dict[str, Any], int]] = {
     "plain": ({}, 256),
     "softcap": ({"softcap": 2.0}, 192),
     "dropout": ({"dropout_p": 0.3}, 192),
-    "block_mask": ({"block_mask": masks.causal().build(70, 90)}, 128),
+    "block_mask": ({"block_mask": masks.causal().build(70, 90)}, 192),
 }
 
 

@@ -66,6 +66,8 @@ WGMMA_STEP_LIMITS = {
     "sm90_bwd_hd64_listed": 396,
     "sm90_bwd_hd96_listed": 417,
     "sm90_bwd_hd128_listed": 458,
+    "sm90_bwd_hd192v128_listed": 266,
+    "sm90_bwd_hd192_listed": 266,
     "sm90_bwd_hd64_plain": 345,
     "sm90_bwd_hd96_plain": 366,
     "sm90_bwd_hd128_plain": 391,

@@ -37,12 +37,27 @@ class BwdPairLoop {
         head_(smem.work.head_kv * args.common.problem.forward.group()),
         left_((tiles_.end - tiles_.begin) * args.common.problem.forward.group()) {}
 
+  // What is to be known of the step at hand, under a block mask when its Q or dO is there.
+  CUTE_DEVICE void look() {
+    if constexpr (Config::kListed) left_ = smem_.steps[at_.stage].is_last ? 1 : 2;
+  }
+  CUTE_DEVICE int tile() const {
+    if constexpr (Config::kListed) return smem_.steps[at_.stage].queries.block;
+    return m_;
+  }
+  CUTE_DEVICE int head() const {
+    if constexpr (Config::kListed) return smem_.steps[at_.stage].head;
+    return head_;
+  }
+
   // To the next step; false if there is none.
   CUTE_DEVICE bool move_on() {
     at_.advance();
-    if (++m_ == tiles_.end) {
-      m_ = tiles_.begin;
-      ++head_;
+    if constexpr (!Config::kListed) {
+      if (++m_ == tiles_.end) {
+        m_ = tiles_.begin;
+        ++head_;
+      }
     }
     return --left_ > 0;
   }
@@ -52,6 +67,7 @@ class BwdPairLoop {
     if constexpr (Config::kTile.copies_grad_q()) {
       grad_q_.hand_over(grad_q);
     } else {
+      static_assert(!Config::kListed);
       grad_q_.add(grad_q, m_, head_);
     }
   }
@@ -61,7 +77,7 @@ class BwdPairLoop {
   GradQPart<Config> grad_q_;
   BlockRange tiles_;
   int m_, head_;  // of the step at hand
-  int left_;      // steps, with that one
+  int left_;      // steps, with that one; under a block mask, whether that is all or more
   RingPosition<Config::kStages> at_;
 };
 
@@ -120,17 +136,24 @@ class BwdKeysLoop : BwdPairLoop<Config> {
 
   CUTE_DEVICE void start_scores(Scores& scores) {
     wait_full(smem_.q_ring, at_);
+    this->look();
     start_rows_product<TileK, TileQ>(scores, smem_.k, 0, smem_.q[at_.stage]);
   }
 
   CUTE_DEVICE void publish_probs(Scores& scores) const {
     typename BwdScores<Config>::Slopes slopes;
     uint32_t keep = 0;
-    if constexpr (Config::kModified) {
-      keep = scores_.keep_bits(head_, m_);
-      scores_.modify(scores, slopes, head_, m_);
+    if constexpr (Config::kModified) keep = scores_.keep_bits(this->head(), this->tile());
+    if constexpr (Config::kListed) {
+      int const mask_tile = smem_.steps[at_.stage].queries.tile[0];
+      if (mask_tile != 0) {
+        scores_.modify(scores, slopes, this->head(), this->tile());
+        scores_.mask_listed(scores, mask_tile);
+      }
+    } else {
+      if constexpr (Config::kModified) scores_.modify(scores, slopes, head_, m_);
+      if (is_edge(tiles_, m_)) scores_.mask(scores, m_);
     }
-    if (is_edge(tiles_, m_)) scores_.mask(scores, m_);
     scores_.exponentiate(scores, smem_.row_stats[at_.stage][0]);
     Operand probs;
     if constexpr (Config::kModified) {
@@ -177,6 +200,7 @@ class BwdValuesLoop : BwdPairLoop<Config> {
   CUTE_DEVICE void step() {
     int const stage = at_.stage;
     wait_full(smem_.grad_out_ring, at_);
+    this->look();
     Scores grad_probs;
     scores_.with_values(grad_probs, smem_.row_stats[stage][1],
                         [](float& dp, float minus_delta) { dp = minus_delta; });

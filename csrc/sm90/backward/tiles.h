@@ -50,9 +50,8 @@ constexpr BwdTile bwd_tile(Bucket bucket) {
   }
 }
 
-// Heads of 256 have kernels for plain scores alone: others spill (docs/notes/sm90.md).
+// Heads of 256 have kernels for plain scores alone: those of modified ones, and of block masks with
+// them, would spill (docs/notes/sm90.md).
 constexpr bool has_modified_backward(Bucket bucket) { return bucket.head_dim < 256; }
-// Under block masks those of up to 128.
-constexpr bool has_listed_backward(Bucket bucket) { return bucket.head_dim <= 128; }
 
 }  // namespace fa2::sm90
