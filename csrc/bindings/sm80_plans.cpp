@@ -36,18 +36,21 @@ DeviceInfo read_device(py::dict const& device) {
 py::dict to_dict(FwdTile const& tile) {
   py::dict d;
   d["head_dim"] = tile.head_dim;
+  d["head_dim_v"] = tile.head_dim_v;
   d["block_m"] = tile.block_m;
   d["block_n"] = tile.block_n;
   d["row_warps"] = tile.row_warps;
   d["column_warps"] = tile.column_warps;
   d["q_in_registers"] = tile.q_in_registers;
   d["ctas_per_sm"] = tile.ctas_per_sm;
+  d["whole_scores"] = tile.whole_scores;
   return d;
 }
 
 py::dict to_dict(BwdTile const& tile) {
   py::dict d;
   d["head_dim"] = tile.head_dim;
+  d["head_dim_v"] = tile.head_dim_v;
   d["block_m"] = tile.block_m;
   d["block_n"] = tile.block_n;
   d["key_warps"] = tile.key_warps;
@@ -55,6 +58,7 @@ py::dict to_dict(BwdTile const& tile) {
   d["chunk"] = tile.chunk;
   d["k_in_registers"] = tile.k_in_registers;
   d["v_in_registers"] = tile.v_in_registers;
+  d["twins"] = tile.twins;
   d["ctas_per_sm"] = tile.ctas_per_sm;
   return d;
 }
@@ -112,6 +116,25 @@ py::dict forward_plan(py::dict const& problem, py::dict const& device) {
   return d;
 }
 
+// Of a problem whose sequences one split kernel takes.
+py::dict split_plan(py::dict const& problem, py::dict const& device) {
+  FwdPlan const plan = sm80::plan_forward(read_forward_call(problem).params, read_device(device));
+  FA2_CHECK(plan.num_launches == 1 && plan.all[0].is_split(),
+            "not a problem for one split kernel alone: {}", to_string(plan));
+  FwdPlan::Launch const& launch = plan.all[0];
+  bool const few = launch.key.tile == sm80::TileKind::kFewRows;
+  int32_t const stored = sm80::Sharing{launch.num_splits, launch.ctas}.stored();
+  py::dict d;
+  d["tile"] = to_dict(launch.tile);
+  d["row_blocks"] = launch.num_m_blocks;
+  d["splits"] = launch.num_splits;
+  d["stored"] = few ? stored : launch.num_splits;
+  d["grid"] = launch.grid;
+  d["combine_grid"] = launch.combine_grid;
+  d["workspace_bytes"] = plan.workspace_bytes;
+  return d;
+}
+
 py::dict backward_plan(py::dict const& problem, py::dict const& device) {
   BwdParams const params = read_backward_call(problem);
   BwdPlan const plan = sm80::plan_backward(params, read_device(device));
@@ -138,6 +161,10 @@ void define_sm80_plans(py::module_& m) {
         "keys that it goes through without a block mask, as (begin, end). Under one, listed has "
         "how many lists may be cut into how many pieces. `device` has arch, sm_count, "
         "smem_per_block and l2_bytes.");
+  m.def("sm80_split_plan", &split_plan, arg("problem"), arg("device"),
+        "Likewise of a problem that one split kernel runs alone, over a cache as a rule: tile, "
+        "row_blocks of a sequence, the most splits of one, how many results of them are stored for "
+        "the combine kernel (1: none), the grids of both kernels and workspace_bytes.");
   m.def("sm80_backward_plan", &backward_plan, arg("problem"), arg("device"),
         "Likewise of the gradient of a dense problem; rows_grid is that of the kernels before and "
         "after the main one, mask_rows_grid and mask_columns_grid those of the kernels that derive "

@@ -38,6 +38,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--head-dim", type=int, default=64, metavar="N", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--head-dim-v", type=int, metavar="N", help="of values, default: as --head-dim"
+    )
     parser.add_argument("--causal", action="store_true", help="under a causal mask")
     parser.add_argument(
         "--device", choices=tuple(DEVICES), default="a100", help="default: %(default)s"
@@ -74,6 +77,7 @@ def _show(args: argparse.Namespace) -> int:
             batch=max(1, _TOKENS // seqlen) if args.batch is None else args.batch,
             heads=args.heads,
             head_dim=args.head_dim,
+            head_dim_v=args.head_dim_v,
             causal=args.causal,
             device=DEVICES[args.device],
         )

@@ -30,9 +30,10 @@ class Counted:
 def count_flash2(problem: Attention, mask: BlockMask | None = None) -> Counted:
     """Runs it. CPU tensors must go to the emulator."""
     module: Any = backends.load("sm80-emulated").module
-    shape = (problem.batch, problem.seqlen, problem.heads, problem.head_dim)
-    q, k, v = (torch.randn(shape).half().requires_grad_() for _ in range(3))
-    grad_out = torch.randn(shape).half()
+    rows = (problem.batch, problem.seqlen, problem.heads)
+    widths = (problem.head_dim, problem.head_dim, problem.width_v)
+    q, k, v = (torch.randn(*rows, width).half().requires_grad_() for width in widths)
+    grad_out = torch.randn(*rows, problem.width_v).half()
     module.reset_counters()
     out = flash_attn_func(q, k, v, causal=problem.causal, block_mask=mask)
     forward = module.counters_by_kernel()

@@ -32,21 +32,21 @@ def forward(problem: Attention) -> Pass:
     visits = problem.pairs * sum(len(rows) for rows in blocks)
     again = problem.pairs * sum(visited[1:])  # rows that have seen keys before
     kept = problem.pairs * sum(visited) - problem.rows  # rows that will see more
-    query_bytes = problem.tensor_bytes // problem.rows
-    q = Traffic(problem.pairs * sum(visited) * query_bytes, problem.tensor_bytes)
+    query_bytes = problem.key_bytes // problem.rows
+    q = Traffic(problem.pairs * sum(visited) * query_bytes, problem.key_bytes)
     kernel = Kernel(
         "Flash1Forward",
         ctas=problem.pairs,
         mma=visits * 2 * BLOCK_M * BLOCK_N * HEAD_DIM // _MMA,
         reads={
             "q": q,
-            "k": once(problem.tensor_bytes),
-            "v": once(problem.tensor_bytes),
+            "k": once(problem.key_bytes),
+            "v": once(problem.key_bytes),
             "sums": _floats(again * HEAD_DIM, _distinct(problem, BLOCK_N) * HEAD_DIM),
             **{name: _by_fours(again, _distinct(problem, BLOCK_N)) for name in ("max", "sum")},
         },
         writes={
-            "out": once(problem.tensor_bytes),
+            "out": once(problem.key_bytes),
             "lse": _by_fours(problem.rows, problem.rows),
             "sums": _floats(kept * HEAD_DIM, _distinct(problem, BLOCK_N) * HEAD_DIM),
             **{name: _by_fours(kept, _distinct(problem, BLOCK_N)) for name in ("max", "sum")},
@@ -58,8 +58,8 @@ def forward(problem: Attention) -> Pass:
 
 
 def _check(problem: Attention) -> None:
-    if problem.head_dim != HEAD_DIM:
-        raise ValueError(f"the kernels of flash1 have head_dim {HEAD_DIM}, got {problem.head_dim}")
+    if (problem.head_dim, problem.width_v) != (HEAD_DIM, HEAD_DIM):
+        raise ValueError(f"the kernels of flash1 have head_dim {HEAD_DIM}, got {problem.widths}")
 
 
 def _rows_of_blocks(problem: Attention, block_n: int) -> list[list[int]]:
@@ -107,7 +107,7 @@ def backward(problem: Attention) -> Pass:
     rows = problem.pairs * sum(sum(block) for block in blocks)  # by blocks of keys
     visits = problem.pairs * sum(len(block) for block in blocks)
     again = problem.pairs * sum(sum(block) for block in blocks[1:])
-    queries = Traffic(rows * HEAD_DIM * ELEMENT_BYTES, problem.tensor_bytes)
+    queries = Traffic(rows * HEAD_DIM * ELEMENT_BYTES, problem.key_bytes)
     sums = _distinct(problem, BWD_BLOCK_N) * HEAD_DIM
     kernel = Kernel(
         "Flash1Backward",
@@ -115,12 +115,12 @@ def backward(problem: Attention) -> Pass:
         mma=visits * 5 * BLOCK_M * BWD_BLOCK_N * HEAD_DIM // _MMA,
         reads={
             **dict.fromkeys(("q", "out", "grad_out"), queries),
-            **{name: once(problem.tensor_bytes) for name in ("k", "v")},
+            **{name: once(problem.key_bytes) for name in ("k", "v")},
             "lse": _by_fours(rows, problem.rows),
             "sums": _floats(again * HEAD_DIM, sums),
         },
         writes={
-            **{name: once(problem.tensor_bytes) for name in ("grad_q", "grad_k", "grad_v")},
+            **{name: once(problem.key_bytes) for name in ("grad_q", "grad_k", "grad_v")},
             "sums": _floats((rows - problem.rows) * HEAD_DIM, sums),
         },
         shared=_backward_shared(problem, len(blocks), visits, rows),

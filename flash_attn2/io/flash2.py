@@ -28,22 +28,21 @@ def forward(problem: Attention) -> Pass:
     costs = list(reversed(balance.lengths(plan.blocks)))  # the last queries first
     schedule = balance.schedule(costs, problem.pairs, plan.section)
     work = Work.dense(plan.grid, problem.pairs * sum(costs))
-    keys = _rows_of(problem, plan.blocks, tile.block_n)
+    keys, values = _rows_of(problem, plan.blocks, tile.block_n)
     kernel = Kernel(
         "FwdKernel",
         ctas=plan.grid,
         mma=forward_mma(tile, work),
-        reads={"q": once(problem.tensor_bytes), "k": keys, "v": keys},
-        writes={"out": once(problem.tensor_bytes), "lse": once(problem.lse_bytes)},
+        reads={"q": once(problem.key_bytes), "k": keys, "v": values},
+        writes={"out": once(problem.value_bytes), "lse": once(problem.lse_bytes)},
         shared=forward_shared(tile, work),
         balance=balance.makespan_over_ideal(schedule, problem.device.sm_count * tile.ctas_per_sm),
     )
     return Pass((kernel,))
 
 
-def _rows_of(problem: Attention, blocks: Sequence[Tiles], size: int) -> Traffic:
-    """Rows of one tensor, read in tiles of so many by blocks that go through them."""
-    row_bytes = problem.head_dim * ELEMENT_BYTES * problem.pairs
+def _rows_of(problem: Attention, blocks: Sequence[Tiles], size: int) -> tuple[Traffic, Traffic]:
+    """Rows read in tiles of so many by blocks that go through them: as wide as keys, as values."""
 
     def rows(begin: int, end: int) -> int:
         return min(end * size, problem.seqlen) - min(begin * size, problem.seqlen)
@@ -51,7 +50,8 @@ def _rows_of(problem: Attention, blocks: Sequence[Tiles], size: int) -> Traffic:
     asked = sum(rows(begin, end) for begin, end in blocks)
     seen = [block for block in blocks if block[0] < block[1]]
     distinct = rows(min(begin for begin, _ in seen), max(end for _, end in seen))
-    return Traffic(asked * row_bytes, distinct * row_bytes)
+    numbers = Traffic(asked, distinct) * (problem.pairs * ELEMENT_BYTES)
+    return numbers * problem.head_dim, numbers * problem.width_v
 
 
 def backward(problem: Attention) -> Pass:
@@ -74,8 +74,8 @@ def row_stats(problem: Attention, plan: BwdPlan) -> Kernel:
         "RowStatsKernel",
         ctas=plan.rows_grid,
         reads={
-            "out": once(problem.tensor_bytes),
-            "grad_out": once(problem.tensor_bytes),
+            "out": once(problem.value_bytes),
+            "grad_out": once(problem.value_bytes),
             "lse": Traffic(problem.rows // 4 * SECTOR_BYTES, problem.lse_bytes),
         },
         writes={"workspace": once(_sums_bytes(problem, plan)) + stats},
@@ -92,7 +92,7 @@ def _main(problem: Attention, plan: BwdPlan) -> Kernel:
     costs = balance.lengths(plan.blocks)  # the first keys first
     schedule = balance.schedule(costs, problem.pairs, plan.section)
     visits = problem.pairs * sum(costs)
-    queries = _rows_of(problem, plan.blocks, tile.block_m)
+    queries, grad_out = _rows_of(problem, plan.blocks, tile.block_m)
     stats, sums = step_bytes(tile)
     seen = len({m for begin, end in plan.blocks for m in range(begin, end)}) * problem.pairs
     return Kernel(
@@ -101,12 +101,12 @@ def _main(problem: Attention, plan: BwdPlan) -> Kernel:
         mma=backward_mma(tile, Work.dense(plan.grid, visits)),
         reads={
             "q": queries,
-            "grad_out": queries,
-            "k": once(problem.tensor_bytes),
-            "v": once(problem.tensor_bytes),
+            "grad_out": grad_out,
+            "k": once(problem.key_bytes),
+            "v": once(problem.value_bytes),
             "workspace": Traffic(visits * stats, seen * stats),
         },
-        writes={name: once(problem.tensor_bytes) for name in ("grad_k", "grad_v")},
+        writes={"grad_k": once(problem.key_bytes), "grad_v": once(problem.value_bytes)},
         adds={"workspace": Traffic(visits * sums, seen * sums)},
         shared=backward_shared(tile, Work.dense(plan.grid, visits)),
         balance=balance.makespan_over_ideal(schedule, problem.device.sm_count * tile.ctas_per_sm),
@@ -120,5 +120,5 @@ def grad_q(problem: Attention, plan: BwdPlan) -> Kernel:
         "GradQKernel",
         ctas=plan.rows_grid,
         reads={"workspace": once(sums)},
-        writes={"grad_q": once(problem.tensor_bytes)},
+        writes={"grad_q": once(problem.key_bytes)},
     )

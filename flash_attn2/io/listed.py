@@ -60,7 +60,7 @@ def forward(problem: Attention, mask: BlockMask) -> Pass:
     # Pieces first, then the last queries first.
     costs = [len(cta.steps) for cta in (*cut, *reversed(whole))]
     schedule = balance.schedule(costs, problem.pairs, plan.section)
-    keys = _rows_of_blocks(problem, (step.block for cta in ctas for step in cta.steps))
+    keys, values = _rows_of_blocks(problem, (step.block for cta in ctas for step in cta.steps))
     finished = problem.pairs * sum(_rows(problem, cta.block, tile.block_m) for cta in whole)
     left = piece_kernels.row_piece(problem, tile.block_m) * (problem.pairs * len(cut))
     warps = tile.row_warps * tile.column_warps
@@ -69,14 +69,14 @@ def forward(problem: Attention, mask: BlockMask) -> Pass:
         ctas=plan.grid,
         mma=forward_mma(tile, work),
         reads={
-            "q": _rows_of_ctas(problem, tile.block_m, running),
+            "q": _rows_of_ctas(problem, tile.block_m, running)[0],
             "k": keys,
-            "v": keys,
+            "v": values,
             "workspace": piece_kernels.read_items(plan.listed, problem.pairs, warps),
             **_forward_lists(problem, mask, tile, ctas),
         },
         writes={
-            "out": once(finished * problem.head_dim * ELEMENT_BYTES),
+            "out": once(finished * problem.width_v * ELEMENT_BYTES),
             "lse": once(finished * FLOAT_BYTES),
             "workspace": left,
         },
@@ -110,14 +110,18 @@ def _check(problem: Attention, mask: BlockMask) -> None:
         )
 
 
-def _rows_of_blocks(problem: Attention, blocks: Iterable[int]) -> Traffic:
-    """Rows of one tensor, read by blocks, some of them several times."""
+def _rows_of_blocks(problem: Attention, blocks: Iterable[int]) -> tuple[Traffic, Traffic]:
+    """Rows read by blocks, some of them several times: as wide as keys, as values."""
     visited = list(blocks)
-    row_bytes = problem.head_dim * ELEMENT_BYTES * problem.pairs
     asked, distinct = (
         sum(_rows(problem, block, BLOCK) for block in x) for x in (visited, set(visited))
     )
-    return Traffic(asked * row_bytes, distinct * row_bytes)
+    return _of_both_widths(problem, Traffic(asked, distinct))
+
+
+def _of_both_widths(problem: Attention, rows: Traffic) -> tuple[Traffic, Traffic]:
+    numbers = rows * (problem.pairs * ELEMENT_BYTES)
+    return numbers * problem.head_dim, numbers * problem.width_v
 
 
 def _rows(problem: Attention, block: int, size: int) -> int:
@@ -125,11 +129,13 @@ def _rows(problem: Attention, block: int, size: int) -> int:
     return min(size, problem.seqlen - block * size)
 
 
-def _rows_of_ctas(problem: Attention, size: int, ctas: Sequence[ListedCta]) -> Traffic:
-    """A CTA's own rows, which those without a step do not read."""
+def _rows_of_ctas(
+    problem: Attention, size: int, ctas: Sequence[ListedCta]
+) -> tuple[Traffic, Traffic]:
+    """Likewise a CTA's own rows, which those without a step do not read."""
     asked = sum(_rows(problem, cta.block, size) for cta in ctas)
     distinct = sum(_rows(problem, block, size) for block in {cta.block for cta in ctas})
-    return Traffic(asked, distinct) * (problem.head_dim * ELEMENT_BYTES * problem.pairs)
+    return _of_both_widths(problem, Traffic(asked, distinct))
 
 
 def _forward_lists(
@@ -208,12 +214,12 @@ def _main(
         steps=pairs * sum(count for _, count in every),
         worked=Fraction(pairs * sum(step.listed * count for step, count in every), pack),
     )
-    queries = _rows_of_blocks(problem, (step.block for step, _ in every))
-    keys = _rows_of_ctas(problem, tile.block_n, running)
+    queries, grad_out = _rows_of_blocks(problem, (step.block for step, _ in every))
+    keys, values = _rows_of_ctas(problem, tile.block_n, running)
     stats, sums = flash2.step_bytes(tile)
     seen = pairs * sum(map(steps_of, {step.block: step for step, _ in every}.values()))
     # Each query is a word, of which a key warp looks up those of 4 queries at once, in 2 sectors.
-    looks = pairs * tile.key_warps * tile.block_m * SECTOR_BYTES // 2
+    looks = pairs * tile.key_warps * tile.twins * tile.block_m * SECTOR_BYTES // 2
     partial = sum(step.partial * count for step, count in every)
     # Pieces first, then the first keys first.
     costs = [sum(map(steps_of, cta.steps)) for cta in (*cut, *whole)]
@@ -226,16 +232,17 @@ def _main(
         mma=backward_mma(tile, work),
         reads={
             "q": queries,
-            "grad_out": queries,
+            "grad_out": grad_out,
             "k": keys,
-            "v": keys,
+            "v": values,
             "workspace": Traffic(work.steps * stats, seen * stats)
             + mask_columns.read_by_main(ctas, columns, pairs)
             + piece_kernels.read_items(plan.listed, pairs, tile.key_warps * tile.query_warps),
             "block_mask_bits": Traffic(looks * partial // pack, _tiles_bytes(ctas)),
         },
         writes={
-            **{x: once(finished * problem.head_dim * ELEMENT_BYTES) for x in ("grad_k", "grad_v")},
+            "grad_k": once(finished * problem.head_dim * ELEMENT_BYTES),
+            "grad_v": once(finished * problem.width_v * ELEMENT_BYTES),
             "workspace": once(left),
         },
         adds={"workspace": Traffic(work.steps * sums, seen * sums)},

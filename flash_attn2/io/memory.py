@@ -9,14 +9,14 @@ from flash_attn2.masks import BlockMask
 
 def standard(problem: Attention) -> int:
     """While the softmax is differentiated: P, dP and dS, beside q, k, v, out, dO and dV."""
-    return 6 * problem.tensor_bytes + 3 * problem.square_bytes
+    return 2 * problem.key_bytes + 4 * problem.value_bytes + 3 * problem.square_bytes
 
 
 def flash2(problem: Attention, mask: BlockMask | None = None) -> int:
     """In the backward pass: q, k, v, out, their gradients, lse, and the workspace."""
     plans = forward_plan(problem, mask), backward_plan(problem, mask)
     workspace = max(plan.workspace_bytes for plan in plans)
-    return 8 * problem.tensor_bytes + problem.lse_bytes + workspace
+    return _tensors(problem) + workspace
 
 
 def listed(problem: Attention, mask: BlockMask) -> int:
@@ -28,4 +28,9 @@ def listed(problem: Attention, mask: BlockMask) -> int:
 def flash1(problem: Attention) -> int:
     """In the backward pass, as `flash2`, with the sums of dQ in float32."""
     sums = problem.rows * problem.head_dim * FLOAT_BYTES
-    return 8 * problem.tensor_bytes + problem.lse_bytes + sums
+    return _tensors(problem) + sums
+
+
+def _tensors(problem: Attention) -> int:
+    """Inputs, results, and gradients of all but lse."""
+    return 4 * (problem.key_bytes + problem.value_bytes) + problem.lse_bytes

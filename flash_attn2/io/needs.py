@@ -30,13 +30,17 @@ def needs_of(problem: Attention, mask: BlockMask) -> Needs:
     steps = [
         step for cta in forward_ctas(rows_of(mask), tile.block_m // BLOCK) for step in cta.steps
     ]
-    row_bytes = problem.head_dim * ELEMENT_BYTES
+    row_bytes = (problem.head_dim + problem.width_v) * ELEMENT_BYTES
     keys = sum(min(BLOCK, problem.seqlen - step.block * BLOCK) for step in steps)
-    listed = 2 * keys * row_bytes + len(steps) * _ENTRY_BYTES
+    listed = keys * row_bytes + len(steps) * _ENTRY_BYTES
     listed += sum(step.partial for step in steps) * TILE_BYTES
-    product = problem.pairs * mask.cols.numel() * 2 * BLOCK**2 * tile.head_dim // MMA_FLOP
+    column = problem.pairs * mask.cols.numel() * 2 * BLOCK**2
+    of_keys, of_values = (column * d // MMA_FLOP for d in (tile.head_dim, tile.head_dim_v))
     return Needs(
-        forward_bytes=2 * problem.tensor_bytes + problem.lse_bytes + problem.pairs * listed,
-        forward_mma=2 * product,
-        backward_mma=5 * product,
+        forward_bytes=problem.key_bytes
+        + problem.value_bytes
+        + problem.lse_bytes
+        + problem.pairs * listed,
+        forward_mma=of_keys + of_values,
+        backward_mma=3 * of_keys + 2 * of_values,
     )

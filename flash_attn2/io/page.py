@@ -43,7 +43,7 @@ def text(
     mask = "causal" if first.causal else "no mask"
     return "\n".join(
         (
-            f"Heads: {first.heads} of {first.head_dim}, {mask}, float16 or bfloat16, "
+            f"Heads: {first.heads} of {first.widths}, {mask}, float16 or bfloat16, "
             f"{first.device.name} ({first.device.sm_count} multiprocessors).",
             "",
             report.traffic_table(found),

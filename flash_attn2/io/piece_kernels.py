@@ -45,7 +45,7 @@ def row_piece(problem: Attention, block_m: int) -> Traffic:
     The two members of a state are stored one after the other, in the same sectors.
     """
     states = block_m * _STATE_BYTES
-    return once(block_m * problem.head_dim * FLOAT_BYTES) + Traffic(2 * states, states)
+    return once(block_m * problem.width_v * FLOAT_BYTES) + Traffic(2 * states, states)
 
 
 def sum_rows(
@@ -55,17 +55,17 @@ def sum_rows(
     parts = sum(_rows(problem, cta, block_m) for cta in cut)
     rows = problem.pairs * sum(_rows(problem, cta, block_m) for cta in _blocks(cut))
     states = problem.pairs * parts * _STATE_BYTES
-    looked_up = problem.pairs * parts * problem.head_dim // (_CHUNK * 32) * SECTOR_BYTES
+    looked_up = problem.pairs * parts * problem.width_v // (_CHUNK * 32) * SECTOR_BYTES
     return Kernel(
         SUM_ROWS,
         ctas=listed.sum_grid,
         reads={
-            "workspace": once(problem.pairs * parts * problem.head_dim * FLOAT_BYTES)
+            "workspace": once(problem.pairs * parts * problem.width_v * FLOAT_BYTES)
             + Traffic(max(looked_up, states), states)
             + _places(listed, problem.pairs),
         },
         writes={
-            "out": once(rows * problem.head_dim * ELEMENT_BYTES),
+            "out": once(rows * problem.width_v * ELEMENT_BYTES),
             "lse": once(rows * FLOAT_BYTES),
         },
     )
@@ -73,23 +73,26 @@ def sum_rows(
 
 def column_piece_bytes(problem: Attention, block_n: int) -> int:
     """What a piece of a block of keys leaves: dK and dV."""
-    return 2 * block_n * problem.head_dim * FLOAT_BYTES
+    return block_n * (problem.head_dim + problem.width_v) * FLOAT_BYTES
 
 
 def sum_columns(
     problem: Attention, listed: ListedPlan, block_n: int, cut: Sequence[ListedCta]
 ) -> Kernel:
     """`cut` are all pieces."""
-    row_bytes = problem.pairs * problem.head_dim
     parts = sum(_rows(problem, cta, block_n) for cta in cut)
-    rows = sum(_rows(problem, cta, block_n) for cta in _blocks(cut))
+    rows = problem.pairs * sum(_rows(problem, cta, block_n) for cta in _blocks(cut))
+    sums = problem.pairs * parts * (problem.head_dim + problem.width_v) * FLOAT_BYTES
     return Kernel(
         SUM_COLUMNS,
         ctas=listed.sum_grid,
         reads={
-            "workspace": once(2 * parts * row_bytes * FLOAT_BYTES) + _places(listed, problem.pairs)
+            "workspace": once(sums) + _places(listed, problem.pairs),
         },
-        writes={x: once(rows * row_bytes * ELEMENT_BYTES) for x in ("grad_k", "grad_v")},
+        writes={
+            "grad_k": once(rows * problem.head_dim * ELEMENT_BYTES),
+            "grad_v": once(rows * problem.width_v * ELEMENT_BYTES),
+        },
     )
 
 

@@ -18,12 +18,19 @@ class FwdTile:
     """As in `csrc/sm80/tiles.h`."""
 
     head_dim: int
+    head_dim_v: int
     block_m: int
     block_n: int
     row_warps: int
     column_warps: int
     q_in_registers: bool
     ctas_per_sm: int
+    whole_scores: bool
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether pairs of warps each have half of the probabilities of their rows."""
+        return self.column_warps > 1 and not self.whole_scores
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class BwdTile:
     """As in `csrc/sm80/backward/tiles.h`."""
 
     head_dim: int
+    head_dim_v: int
     block_m: int
     block_n: int
     key_warps: int
@@ -39,6 +47,21 @@ class BwdTile:
     k_in_registers: bool
     v_in_registers: bool
     ctas_per_sm: int
+    twins: int
+
+    @property
+    def warps(self) -> int:
+        return self.key_warps * self.query_warps * self.twins
+
+    @property
+    def sharers(self) -> int:
+        """Warps of the same keys."""
+        return self.query_warps * self.twins
+
+    @property
+    def shares_scores(self) -> bool:
+        """Whether these share the products of their scores."""
+        return self.twins > 1
 
     @property
     def pairs_scores(self) -> bool:
@@ -48,8 +71,8 @@ class BwdTile:
     @property
     def grad_q_rows(self) -> int:
         """Queries of a warp in dQ, as `GradQLayout` of `csrc/sm80/backward/grad_q.h` has it."""
-        sums = self.block_m * self.head_dim // (self.key_warps * self.query_warps)
-        return 32 if sums % 512 == 0 else 16
+        sums = self.block_m * self.head_dim // self.warps
+        return 16 if self.block_m < 32 or sums % 512 else 32
 
 
 @dataclass(frozen=True)
@@ -97,9 +120,10 @@ def forward_plan(problem: Attention, mask: BlockMask | None = None) -> FwdPlan:
 
 
 def backward_plan(problem: Attention, mask: BlockMask | None = None) -> BwdPlan:
-    gradient = {"forward": _forward(problem, mask), "deterministic": False}
-    for name in ("grad_out", "grad_q", "grad_k", "grad_v"):
-        gradient[name] = _tensor(problem)
+    forward = _forward(problem, mask)
+    gradient = {"forward": forward, "deterministic": False}
+    for name, of in (("grad_out", "out"), ("grad_q", "q"), ("grad_k", "k"), ("grad_v", "v")):
+        gradient[name] = forward[of]
     plan = _native().sm80_backward_plan(gradient, _device(problem.device))
     return BwdPlan(
         **plan | {"tile": BwdTile(**plan["tile"]), "listed": ListedPlan(**plan["listed"])}
@@ -115,21 +139,28 @@ def _device(device: Device) -> dict[str, int]:
     return {name: getattr(device, name) for name in fields}
 
 
-def _tensor(problem: Attention) -> tuple[int, int, int, int]:
+def _tensor(seqlen: int, heads: int, width: int) -> tuple[int, int, int, int]:
     """Address and strides of a tensor that nothing is read from."""
-    row = problem.heads * problem.head_dim
-    return 0, problem.seqlen * row, row, problem.head_dim
+    row = heads * width
+    return 0, seqlen * row, row, width
 
 
 def _forward(problem: Attention, mask: BlockMask | None) -> dict[str, Any]:
     """Fields as in `csrc/bindings/params.cpp`."""
+    tensors = (
+        ("q", problem.head_dim),
+        ("k", problem.head_dim),
+        ("v", problem.width_v),
+        ("out", problem.width_v),
+    )
     fields = {
         "dtype": "float16",
         "batch": problem.batch,
         "num_heads": problem.heads,
         "num_heads_kv": problem.heads,
         "head_dim": problem.head_dim,
-        **{name: _tensor(problem) for name in ("q", "k", "v", "out")},
+        "head_dim_v": problem.width_v,
+        **{name: _tensor(problem.seqlen, problem.heads, width) for name, width in tensors},
         "seqs_q": {"max_seqlen": problem.seqlen},
         "seqs_k": {"max_seqlen": problem.seqlen},
         "softmax_scale": problem.head_dim**-0.5,

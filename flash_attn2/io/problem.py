@@ -7,12 +7,17 @@ from dataclasses import dataclass
 ELEMENT_BYTES = 2  # float16 and bfloat16
 FLOAT_BYTES = 4
 MAX_SEQLEN, MAX_PAIRS = 2**20, 2**14
+MAX_HEAD_DIM = 512
 
 
-def _check(name: str, value: int, multiple: int, least: int, most: int) -> None:
+def check(name: str, value: int, multiple: int, least: int, most: int) -> None:
     if not least <= value <= most or value % multiple:
         of = "" if multiple == 1 else f"a multiple of {multiple} "
         raise ValueError(f"{name} must be {of}from {least} to {most}, got {value}")
+
+
+def widths_text(head_dim: int, head_dim_v: int) -> str:
+    return str(head_dim) if head_dim == head_dim_v else f"{head_dim}/{head_dim_v}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ A100 = DEVICES["a100"]
 class Attention:
     """Self-attention in half precision, (batch, seqlen, heads, head_dim) without gaps.
 
-    Rows of tensors and of scores fill sectors. Raises ValueError.
+    Values may have another width, `head_dim_v`; None: that of the keys. Rows of tensors and of
+    scores fill sectors. Raises ValueError.
     """
 
     seqlen: int
@@ -51,21 +57,32 @@ class Attention:
     head_dim: int = 64
     causal: bool = False
     device: Device = A100
+    head_dim_v: int | None = None
 
     def __post_init__(self) -> None:
-        _check("seqlen", self.seqlen, 16, 256, MAX_SEQLEN)
-        _check("head_dim", self.head_dim, 16, 16, 256)
-        _check("batch", self.batch, 1, 1, MAX_PAIRS)
-        _check("heads", self.heads, 1, 1, MAX_PAIRS)
+        check("seqlen", self.seqlen, 16, 256, MAX_SEQLEN)
+        check("head_dim", self.head_dim, 16, 16, MAX_HEAD_DIM)
+        check("head_dim_v", self.width_v, 16, 16, MAX_HEAD_DIM)
+        check("batch", self.batch, 1, 1, MAX_PAIRS)
+        check("heads", self.heads, 1, 1, MAX_PAIRS)
         if self.pairs > MAX_PAIRS:
             raise ValueError(f"batch * heads must be at most {MAX_PAIRS}, got {self.pairs}")
 
     def __str__(self) -> str:
         mask = ", causal" if self.causal else ""
         return (
-            f"{self.batch} x {self.heads} heads of {self.head_dim}, {self.seqlen} tokens{mask}, "
+            f"{self.batch} x {self.heads} heads of {self.widths}, {self.seqlen} tokens{mask}, "
             f"{self.device.name}"
         )
+
+    @property
+    def width_v(self) -> int:
+        """Of values and the output."""
+        return self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+    @property
+    def widths(self) -> str:
+        return widths_text(self.head_dim, self.width_v)
 
     @property
     def pairs(self) -> int:
@@ -77,9 +94,14 @@ class Attention:
         return self.pairs * self.seqlen
 
     @property
-    def tensor_bytes(self) -> int:
-        """Of q, k, v, the output, and each gradient."""
+    def key_bytes(self) -> int:
+        """Of q, k, and each of their gradients."""
         return self.rows * self.head_dim * ELEMENT_BYTES
+
+    @property
+    def value_bytes(self) -> int:
+        """Of v, the output, and each of their gradients."""
+        return self.rows * self.width_v * ELEMENT_BYTES
 
     @property
     def lse_bytes(self) -> int:

@@ -21,7 +21,8 @@ class Schedule:
     head_dims: tuple[int, ...] | None = None  # None: all
 
     def serves(self, problem: Attention) -> bool:
-        return self.head_dims is None or problem.head_dim in self.head_dims
+        widths = {problem.head_dim, problem.width_v}
+        return self.head_dims is None or widths <= set(self.head_dims)
 
     def both(self, problem: Attention) -> Pass:
         """Forward and backward together."""

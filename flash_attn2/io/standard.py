@@ -34,7 +34,7 @@ _BLOCK_WAVEFRONTS = 16 * 16 * ELEMENT_BYTES // WAVEFRONT_BYTES
 
 
 def forward(problem: Attention) -> Pass:
-    n, d = problem.seqlen, problem.head_dim
+    n, d, d_v = problem.seqlen, problem.head_dim, problem.width_v
     square = problem.square_bytes
     wavefronts = square // WAVEFRONT_BYTES
     return Pass(
@@ -47,19 +47,19 @@ def forward(problem: Attention) -> Pass:
                 writes={"probs": once(square)},
                 shared=Shared(stores=wavefronts, loads=2 * wavefronts),
             ),
-            _product("O = P V", problem, (n, d, n), "probs", "v", "out"),
+            _product("O = P V", problem, (n, d_v, n), "probs", "v", "out"),
         )
     )
 
 
 def backward(problem: Attention) -> Pass:
-    n, d = problem.seqlen, problem.head_dim
+    n, d, d_v = problem.seqlen, problem.head_dim, problem.width_v
     square = problem.square_bytes
     wavefronts = square // WAVEFRONT_BYTES
     return Pass(
         (
-            _product("dV = P' dO", problem, (n, d, n), "probs", "grad_out", "grad_v"),
-            _product("dP = dO V'", problem, (n, n, d), "grad_out", "v", "grad_probs"),
+            _product("dV = P' dO", problem, (n, d_v, n), "probs", "grad_out", "grad_v"),
+            _product("dP = dO V'", problem, (n, n, d_v), "grad_out", "v", "grad_probs"),
             Kernel(
                 "dS = softmax'(P, dP)",
                 ctas=problem.rows,

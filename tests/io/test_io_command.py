@@ -44,12 +44,21 @@ def test_schedules_that_have_no_such_head_dim_are_left_out(
     assert "FlashAttention-2" in tables
 
 
+def test_values_of_another_width(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["io", "--seqlens", "1024", "--head-dim-v", "128"]) == 0
+    tables = capsys.readouterr().out.split("What the papers say")[0]
+    assert "16 of 64/128" in tables
+    assert "FlashAttention-1" not in tables  # 64, but of both
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--seqlens", "1001"], "seqlen must be a multiple of 16 from 256 to 1048576, got 1001"),
         (["--seqlens", "128"], "seqlen must be"),
-        (["--head-dim", "72"], "head_dim must be a multiple of 16 from 16 to 256, got 72"),
+        (["--head-dim", "72"], "head_dim must be a multiple of 16 from 16 to 512, got 72"),
+        (["--head-dim", "576"], "head_dim must be a multiple of 16 from 16 to 512, got 576"),
+        (["--head-dim-v", "72"], "head_dim_v must be a multiple of 16 from 16 to 512, got 72"),
         (["--batch", "0"], "batch must be from 1 to 16384, got 0"),
         (["--heads", "-1"], "heads must be from 1"),
         (["--batch", "4096"], "batch * heads must be at most 16384, got 65536"),
@@ -87,8 +96,14 @@ def test_balance() -> None:
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=list(DEVICES))
 def test_perfect_caches_never_cost_more(device: object) -> None:
-    for head_dim in (32, 64, 96, 128, 192, 256):
-        problem = Attention(1024, head_dim=head_dim, causal=True, device=device)  # type: ignore[arg-type]
+    for widths in ((32,), (64,), (96,), (128,), (192, 128), (192,), (256,), (512, 64), (512,)):
+        problem = Attention(
+            1024,
+            head_dim=widths[0],
+            head_dim_v=widths[-1],
+            causal=True,
+            device=device,  # type: ignore[arg-type]
+        )
         for direction in (flash2.forward, flash2.backward, standard.forward, standard.backward):
             memory = direction(problem).memory
             assert 0 < memory.distinct <= memory.asked

@@ -48,6 +48,10 @@ CASES = {
         for d in BUCKETS
         for n in [384 if d > 32 else 768]
     },
+    **{
+        f"d{d}/{d_v}": (Attention(384, heads=1, head_dim=d, head_dim_v=d_v), drawn(384, 0.5, d))
+        for d, d_v in ((192, 128), (128, 64), (256, 64), (512, 512))
+    },
     "ragged": (Attention(432, batch=2, heads=1), drawn(432, 0.4)),
     "cut-rows": (Attention(4352, heads=1, head_dim=32), GLOBAL.build(4352)),
     "cut-columns": (Attention(8448, heads=2, head_dim=32), GLOBAL.build(8448)),

@@ -70,8 +70,8 @@ def memory() -> Figure:
     figure = _figure(9, 2.6)
     axes = figure.subplots()
     problem = Attention(4096, batch=4)
-    linear = 6 * problem.tensor_bytes
-    flash = 8 * problem.tensor_bytes
+    linear = 2 * problem.key_bytes + 4 * problem.value_bytes
+    flash = 4 * (problem.key_bytes + problem.value_bytes)
     bars = {
         STANDARD.name: {
             "tensors and their gradients": linear,
