@@ -12,6 +12,7 @@
 #include "core/block_range.h"
 #include "host/error.h"
 #include "sm80/plan.h"
+#include "sm80/row_block.h"
 
 namespace py = pybind11;
 
@@ -116,19 +117,23 @@ py::dict forward_plan(py::dict const& problem, py::dict const& device) {
   return d;
 }
 
-// Of a problem whose sequences one split kernel takes.
+// Of a problem whose sequences one split kernel takes, and whose lengths are all the same.
 py::dict split_plan(py::dict const& problem, py::dict const& device) {
-  FwdPlan const plan = sm80::plan_forward(read_forward_call(problem).params, read_device(device));
+  FwdParams const p = read_forward_call(problem).params;
+  FwdPlan const plan = sm80::plan_forward(p, read_device(device));
   FA2_CHECK(plan.num_launches == 1 && plan.all[0].is_split(),
             "not a problem for one split kernel alone: {}", to_string(plan));
   FwdPlan::Launch const& launch = plan.all[0];
-  bool const few = launch.key.tile == sm80::TileKind::kFewRows;
-  int32_t const stored = sm80::Sharing{launch.num_splits, launch.ctas}.stored();
+  sm80::SplitSchedule const schedule = plan.schedule(launch);
+  SeqInfo const q = seq_info(p.seqs_q, 0), k = seq_info(p.seqs_k, 0);
+  int32_t const blocks = sm80::row_blocks(schedule, q, k);
+  sm80::Sharing const sharing = sm80::row_block(schedule, q, k, blocks, 0).sharing;
   py::dict d;
   d["tile"] = to_dict(launch.tile);
-  d["row_blocks"] = launch.num_m_blocks;
-  d["splits"] = launch.num_splits;
-  d["stored"] = few ? stored : launch.num_splits;
+  d["row_blocks"] = blocks;
+  d["splits"] = sharing.splits;
+  d["ctas"] = sharing.ctas;
+  d["stored"] = sharing.stored();
   d["grid"] = launch.grid;
   d["combine_grid"] = launch.combine_grid;
   d["workspace_bytes"] = plan.workspace_bytes;
@@ -162,9 +167,10 @@ void define_sm80_plans(py::module_& m) {
         "how many lists may be cut into how many pieces. `device` has arch, sm_count, "
         "smem_per_block and l2_bytes.");
   m.def("sm80_split_plan", &split_plan, arg("problem"), arg("device"),
-        "Likewise of a problem that one split kernel runs alone, over a cache as a rule: tile, "
-        "row_blocks of a sequence, the most splits of one, how many results of them are stored for "
-        "the combine kernel (1: none), the grids of both kernels and workspace_bytes.");
+        "Likewise of a problem that one split kernel runs alone, as decoding over a dense cache: "
+        "tile, row_blocks of a sequence and KV head, splits of the first of them, how many CTAs "
+        "share these, how many results are stored for the combine kernel (1: there is none), the "
+        "grids of both kernels and workspace_bytes.");
   m.def("sm80_backward_plan", &backward_plan, arg("problem"), arg("device"),
         "Likewise of the gradient of a dense problem; rows_grid is that of the kernels before and "
         "after the main one, mask_rows_grid and mask_columns_grid those of the kernels that derive "

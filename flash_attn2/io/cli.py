@@ -8,8 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from flash_attn2.io import page, report
+from flash_attn2.io import decoding_report, page, report
 from flash_attn2.io.claims import claims
+from flash_attn2.io.decoding import SCALE_UNITS, Decoding
 from flash_attn2.io.problem import DEVICES, Attention
 
 _TOKENS = 2**14  # of a batch, as in FlashAttention-2's benchmarks
@@ -35,6 +36,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--batch", type=int, metavar="N", help=f"default: {_TOKENS} tokens in all, at least 1"
     )
     parser.add_argument("--heads", type=int, default=16, metavar="N", help="default: %(default)s")
+    _add_decoding(parser)
     parser.add_argument(
         "--head-dim", type=int, default=64, metavar="N", help="default: %(default)s"
     )
@@ -55,6 +57,22 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
 
 
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding")
+    group.add_argument(
+        "--decode",
+        action="store_true",
+        help="one query of each sequence over a cache of so many keys (only the table)",
+    )
+    group.add_argument("--heads-kv", type=int, metavar="N", help="of the cache, default: all heads")
+    group.add_argument(
+        "--scales", choices=SCALE_UNITS, help="codes of 8 bits, with a scale for each of these"
+    )
+    group.add_argument(
+        "--shared-kv", action="store_true", help="values are the leading columns of the keys"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints the tables; 0, or 1 where the emulator counts something else. 2: unusable options."""
     try:
@@ -62,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             from flash_attn2.io import emulate
 
             return emulate.run()
-        return _show(args)
+        return _show_decoding(args) if args.decode else _show(args)
     except (ValueError, ImportError, OSError) as error:
         print(f"python -m flash_attn2 io: error: {error}", file=sys.stderr)
         return 2
@@ -93,6 +111,25 @@ def _show(args: argparse.Namespace) -> int:
         from flash_attn2.io import plot
 
         plot.write(args.plot, found)
+    return 0
+
+
+def _show_decoding(args: argparse.Namespace) -> int:
+    problems = [
+        Decoding(
+            seqlen,
+            batch=1 if args.batch is None else args.batch,
+            heads=args.heads,
+            heads_kv=args.heads if args.heads_kv is None else args.heads_kv,
+            head_dim=args.head_dim,
+            head_dim_v=args.head_dim_v,
+            scales=args.scales,
+            shared=args.shared_kv,
+            device=DEVICES[args.device],
+        )
+        for seqlen in args.seqlens
+    ]
+    print(decoding_report.LEGEND, "", decoding_report.table(problems), sep="\n")
     return 0
 
 

@@ -154,7 +154,7 @@ def _figures(kernel: Kernel, counters: Counters, cut: bool) -> list[_Figure]:
         *_plain("stores", kernel.shared.stores, counters),
         *_plain("loads", kernel.shared.loads, counters),
     ]
-    for what, form, counted in _traffic(kernel, counters):
+    for what, form, counted in traffic(kernel, counters):
         by_member = cut and kernel.name == "BwdKernel" and what.endswith(" workspace")
         if not by_member or not form.asked <= counted.asked <= 2 * form.asked:
             figures.append((what, form.asked, counted.asked))
@@ -167,7 +167,7 @@ def _figures_of_lists(kernel: Kernel, counters: Counters) -> list[_Figure]:
     many look at one together is up to the compiler.
     """
     figures = [("ctas", kernel.ctas, int(counters["ctas"]))]
-    for what, form, counted in _traffic(kernel, counters):
+    for what, form, counted in traffic(kernel, counters):
         counts = what == "read workspace"
         if not counts or not form.asked <= counted.asked <= 2 * form.asked:
             figures.append((what, form.asked, counted.asked))
@@ -178,12 +178,12 @@ def _figures_of_lists(kernel: Kernel, counters: Counters) -> list[_Figure]:
 def _figures_of_pieces(kernel: Kernel, counters: Counters) -> list[_Figure]:
     """Of kernels that place and add up pieces: what they touch."""
     figures = [("ctas", kernel.ctas, int(counters["ctas"]))]
-    for what, form, counted in _traffic(kernel, counters):
+    for what, form, counted in traffic(kernel, counters):
         figures.append((f"{what}, once", form.distinct, counted.distinct))
     return figures
 
 
-def _traffic(kernel: Kernel, counters: Counters) -> Iterator[tuple[str, Traffic, Traffic]]:
+def traffic(kernel: Kernel, counters: Counters) -> Iterator[tuple[str, Traffic, Traffic]]:
     """By direction and tensor: by the form, and counted."""
     for direction, form in (
         ("read", kernel.reads),

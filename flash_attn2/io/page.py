@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flash_attn2.io import report
+from flash_attn2.io import decoding_report, report
 from flash_attn2.io.claims import Claim
 from flash_attn2.io.problem import Attention
 
@@ -73,5 +73,9 @@ def docs(
             "",
             _LEGEND,
             text(problems, found, papers),
+            decoding_report.LEGEND,
+            "",
+            decoding_report.table(decoding_report.PAGES_PROBLEMS),
+            "",
         )
     )

@@ -113,7 +113,7 @@ class BwdPlan:
 
 
 def forward_plan(problem: Attention, mask: BlockMask | None = None) -> FwdPlan:
-    plan = _native().sm80_forward_plan(_forward(problem, mask), _device(problem.device))
+    plan = native().sm80_forward_plan(_forward(problem, mask), native_device(problem.device))
     return FwdPlan(
         **plan | {"tile": FwdTile(**plan["tile"]), "listed": ListedPlan(**plan["listed"])}
     )
@@ -124,30 +124,32 @@ def backward_plan(problem: Attention, mask: BlockMask | None = None) -> BwdPlan:
     gradient = {"forward": forward, "deterministic": False}
     for name, of in (("grad_out", "out"), ("grad_q", "q"), ("grad_k", "k"), ("grad_v", "v")):
         gradient[name] = forward[of]
-    plan = _native().sm80_backward_plan(gradient, _device(problem.device))
+    plan = native().sm80_backward_plan(gradient, native_device(problem.device))
     return BwdPlan(
         **plan | {"tile": BwdTile(**plan["tile"]), "listed": ListedPlan(**plan["listed"])}
     )
 
 
-def _native() -> Any:
+def native() -> Any:
+    """The module that has plans."""
     return backends.load("cpu").module
 
 
-def _device(device: Device) -> dict[str, int]:
+def native_device(device: Device) -> dict[str, int]:
+    """As plans are asked about it."""
     fields = ("arch", "sm_count", "smem_per_block", "l2_bytes")
     return {name: getattr(device, name) for name in fields}
 
 
-def _tensor(seqlen: int, heads: int, width: int) -> tuple[int, int, int, int]:
+def tensor(seqlen: int, heads: int, width: int, address: int = 0) -> tuple[int, int, int, int]:
     """Address and strides of a tensor that nothing is read from."""
     row = heads * width
-    return 0, seqlen * row, row, width
+    return address, seqlen * row, row, width
 
 
 def _forward(problem: Attention, mask: BlockMask | None) -> dict[str, Any]:
     """Fields as in `csrc/bindings/params.cpp`."""
-    tensors = (
+    widths = (
         ("q", problem.head_dim),
         ("k", problem.head_dim),
         ("v", problem.width_v),
@@ -160,7 +162,7 @@ def _forward(problem: Attention, mask: BlockMask | None) -> dict[str, Any]:
         "num_heads_kv": problem.heads,
         "head_dim": problem.head_dim,
         "head_dim_v": problem.width_v,
-        **{name: _tensor(problem.seqlen, problem.heads, width) for name, width in tensors},
+        **{name: tensor(problem.seqlen, problem.heads, width) for name, width in widths},
         "seqs_q": {"max_seqlen": problem.seqlen},
         "seqs_k": {"max_seqlen": problem.seqlen},
         "softmax_scale": problem.head_dim**-0.5,

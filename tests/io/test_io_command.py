@@ -23,7 +23,7 @@ def test_tables_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "causal" in shown
     assert "FlashAttention-1" in shown
-    assert page.read_text().endswith(shown.rstrip("\n") + "\n")
+    assert shown.rstrip("\n") in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     rows = json.loads(record.read_text())["rows"]
     assert [(row["seqlen"], row["batch"], row["schedule"]) for row in rows[:3]] == [
