@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cache_cases import CacheCase
+from code_cases import quantised_arguments
 from support import CPU_FLOAT32, cumulative, lengths
 from torch import Tensor
 
@@ -195,6 +196,74 @@ def test_cache_of_3() -> None:
     assert metadata.numel() == 0
 
 
+@pytest.mark.parametrize("unit", ["sequence", "row"])
+@pytest.mark.parametrize("page_size", [None, 16])
+@pytest.mark.parametrize("code", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8], ids=str)
+def test_cache_of_8_bits_of_3(code: torch.dtype, page_size: int | None, unit: str) -> None:
+    three = importlib.import_module("flash_attn_interface")
+    case = CacheCase(page_size=page_size, new="neox")
+    given = quantised_arguments(case, CPU_FLOAT32, code, unit)
+    again = {x: y.clone() if x.endswith(("cache", "descale")) else y for x, y in given.items()}
+    expected = flash_attn_with_kvcache(**given)
+    again["page_table"] = again.pop("block_table", None)
+    assert torch.equal(three.flash_attn_with_kvcache(**again), expected)
+    for name in ("k_cache", "v_cache"):  # rows were appended, and by the scales given
+        assert torch.equal(again[name].view(torch.uint8), given[name].view(torch.uint8))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("code", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_scales_of_3_are_1_unless_they_are_given(code: torch.dtype, packed: bool) -> None:
+    three = importlib.import_module("flash_attn_interface")
+    q = torch.randn(6, 4, 16) if packed else torch.randn(2, 3, 4, 16)
+    options: dict[str, Any] = {"cache_seqlens": lengths(9, 12)}
+    if packed:
+        options |= {"cu_seqlens_q": cumulative(2, 4), "max_seqlen_q": 4}
+    k, v = (torch.randn(2, 12, 2, 16).to(code) for _ in range(2))
+    scale = torch.full((2, 2), 3.0)
+    both = flash_attn_with_kvcache(q, k, v, k_descale=torch.ones(2, 2), v_descale=scale, **options)
+    assert torch.equal(three.flash_attn_with_kvcache(q, k, v, v_descale=scale, **options), both)
+    neither = three.flash_attn_with_kvcache(q, k, v, **options)
+    torch.testing.assert_close(neither * 3, both)
+    assert neither.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_8_bits_of_3_are_those_of_a_cache(name: str) -> None:
+    three = importlib.import_module("flash_attn_interface")
+    x = torch.randn(1, 4, 2, 16)
+    cache = x.to(torch.float8_e4m3fn)
+    rows = {"q": x, "k": x, "v": x} | {name: cache}
+    message = f"^{name} must be float16, .*, got torch.float8_e4m3fn: only caches"
+    with pytest.raises(NotImplementedError, match=message):
+        three.flash_attn_func(**rows)
+    with pytest.raises(NotImplementedError, match=message):
+        three.flash_attn_with_kvcache(
+            rows["q"],
+            torch.cat([cache, cache], 1),
+            torch.cat([cache, cache], 1),
+            rows["k"],
+            rows["v"],
+            cache_seqlens=2,
+        )
+    with pytest.raises(NotImplementedError, match="qkv must be float16"):
+        three.flash_attn_qkvpacked_func(torch.stack([cache] * 3, 2))
+
+
+def test_scales_of_3_that_do_not_fit() -> None:
+    three = importlib.import_module("flash_attn_interface")
+    q, cache = torch.randn(1, 4, 2, 16), torch.zeros(1, 8, 2, 16)
+    codes, ones = cache.to(torch.float8_e4m3fn), torch.ones(1, 2)
+    with pytest.raises(NotImplementedError, match="q_descale must be None"):
+        three.flash_attn_with_kvcache(q, codes, codes, q_descale=ones)
+    with pytest.raises(ValueError, match=r"with a cache of torch\.float32"):
+        three.flash_attn_with_kvcache(q, cache, cache, k_descale=ones)
+    with pytest.raises(ValueError, match=r"^v_descale must be \(1, 2\) by sequences"):
+        three.flash_attn_with_kvcache(q, codes, codes, v_descale=torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"k_descale must be given .* torch\.int8"):
+        three.flash_attn_with_kvcache(q, codes.view(torch.int8), codes.view(torch.int8))
+
+
 def test_combine() -> None:
     three = importlib.import_module("flash_attn_interface")
     q, k, v = torch.randn(2, 9, 4, 16), torch.randn(2, 12, 2, 16), torch.randn(2, 12, 2, 16)
@@ -214,7 +283,7 @@ def test_combine() -> None:
     ("options", "message"),
     [
         ({"qv": torch.randn(1)}, "qv must be None"),
-        ({"k_descale": torch.ones(1)}, "k_descale must be None"),
+        ({"q_descale": torch.ones(1)}, "q_descale must be None"),
         ({"attention_chunk": 4}, "attention_chunk must be 0 .* use flash_attn2.masks"),
     ],
 )
@@ -225,6 +294,8 @@ def test_what_3_does_and_this_does_not(options: dict[str, Any], message: str) ->
         three.flash_attn_func(q, q, q, **options)
     with pytest.raises(NotImplementedError, match=message):
         three.flash_attn_with_kvcache(q, q, q, **options)
+    with pytest.raises(NotImplementedError, match="k_descale must be None"):  # without a cache
+        three.flash_attn_func(q, q, q, k_descale=torch.ones(1))
 
 
 # Rotary embedding and padding.

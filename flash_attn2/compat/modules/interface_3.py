@@ -1,6 +1,7 @@
 """`flash_attn_interface`: the functions of FlashAttention-3, with its argument order.
 
-What kernels do not do raises NotImplementedError: qv, descaling of 8-bit floats, attention_chunk.
+A KV cache may be of 8-bit floats, with k_descale and v_descale. What kernels do not do raises
+NotImplementedError: 8-bit queries and q_descale, descaling without a cache, qv, attention_chunk.
 num_splits of the functions without a cache, pack_gqa, sm_margin and scheduler_metadata are about
 speed alone, and are not used.
 """
@@ -26,6 +27,8 @@ __all__ = [
 
 Pair = tuple[int, int]
 
+_FLOATS_OF_8_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+
 
 def _refuse(attention_chunk: int = 0, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
@@ -36,6 +39,22 @@ def _refuse(attention_chunk: int = 0, **tensors: Tensor | None) -> None:
             f"attention_chunk must be 0 with flash_attn2.compat, got {attention_chunk}: use "
             "flash_attn2.masks"
         )
+
+
+def _refuse_8_bits(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype in _FLOATS_OF_8_BITS:
+            raise NotImplementedError(
+                f"{name} must be float16, bfloat16 or float32 with flash_attn2.compat, got "
+                f"{tensor.dtype}: only caches may be of 8 bits"
+            )
+
+
+def _scales(descale: Tensor | None, cache: Tensor, batch: int) -> Tensor | None:
+    """Those of a cache: 1 where none are given with 8-bit floats, as FlashAttention-3 has it."""
+    if descale is not None or cache.dtype not in _FLOATS_OF_8_BITS:
+        return descale
+    return torch.ones(batch, cache.shape[-2], device=cache.device)
 
 
 def flash_attn_func(
@@ -59,6 +78,7 @@ def flash_attn_func(
 ) -> Any:
     """`flash_attn2.flash_attn_func`; with return_attn_probs (out, lse)."""
     _refuse(attention_chunk, qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    _refuse_8_bits(q=q, k=k, v=v)
     return functional.flash_attn_func(
         *(q, k, v, 0.0, softmax_scale, causal, window_size, softcap, None, deterministic),
         return_lse=return_attn_probs,
@@ -83,6 +103,7 @@ def flash_attn_qkvpacked_func(
     """Of qkv (batch, seqlen, 3, num_heads, head_dim), or (batch, seqlen, num_heads_q + 2 *
     num_heads_kv, head_dim) with num_heads_q; with return_attn_probs (out, lse)."""
     _refuse(attention_chunk, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    _refuse_8_bits(qkv=qkv)
     options = 0.0, softmax_scale, causal, window_size, softcap, None, deterministic
     if qkv.ndim == 4 and num_heads_q is not None:
         num_heads_kv = (qkv.shape[2] - num_heads_q) // 2
@@ -118,6 +139,7 @@ def flash_attn_varlen_func(
 ) -> Any:
     """`flash_attn2.flash_attn_varlen_func`; with return_attn_probs (out, lse)."""
     _refuse(attention_chunk, qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
+    _refuse_8_bits(q=q, k=k, v=v)
     return functional.flash_attn_varlen_func(
         *(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
         *(0.0, softmax_scale, causal, window_size, softcap, None, deterministic),
@@ -161,16 +183,14 @@ def flash_attn_with_kvcache(
 ) -> Any:
     """`flash_attn2.flash_attn_with_kvcache`, whose block_table is the page_table here.
 
+    k_descale and v_descale go with caches of float8_e4m3fn and float8_e5m2, in any of the shapes
+    that it takes, FlashAttention-3's (batch, num_heads_kv) among them; None: 1. Queries and new
+    rows stay in 16 or 32 bits; rows that are appended are divided by these scales and rounded.
     With return_softmax_lse (out, lse, and two empty tensors for results of splits).
     """
-    _refuse(
-        attention_chunk,
-        qv=qv,
-        rotary_seqlens=rotary_seqlens,
-        q_descale=q_descale,
-        k_descale=k_descale,
-        v_descale=v_descale,
-    )
+    _refuse(attention_chunk, qv=qv, rotary_seqlens=rotary_seqlens, q_descale=q_descale)
+    _refuse_8_bits(q=q, k=k, v=v)
+    batch = len(q) if cu_seqlens_q is None else len(cu_seqlens_q) - 1
     result: Any = kvcache.flash_attn_with_kvcache(
         *(q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx),
         *(cache_leftpad, page_table, softmax_scale, causal, window_size, softcap),
@@ -178,6 +198,8 @@ def flash_attn_with_kvcache(
         cu_seqlens_q=cu_seqlens_q,
         max_seqlen_q=max_seqlen_q,
         cu_seqlens_k_new=cu_seqlens_k_new,
+        k_descale=_scales(k_descale, k_cache, batch),
+        v_descale=_scales(v_descale, v_cache, batch),
     )
     if not return_softmax_lse:
         return result
