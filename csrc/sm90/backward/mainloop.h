@@ -93,7 +93,7 @@ class BwdMainloop {
     wait_full(smem_.grad_out_ring, at_);
     start_rows_product<typename Config::TileV, typename Config::TileGradOut, true>(
         grad_probs, smem_.v, 64 * warpgroup_, smem_.grad_out[stage]);
-    uint32_t keep = 0;
+    uint32_t keep = ~0u;
     if constexpr (Config::kModified) keep = scores_.keep_bits(head, m);
     wait_for_products<1>(scores);
 

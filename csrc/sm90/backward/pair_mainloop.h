@@ -142,7 +142,7 @@ class BwdKeysLoop : BwdPairLoop<Config> {
 
   CUTE_DEVICE void publish_probs(Scores& scores) const {
     typename BwdScores<Config>::Slopes slopes;
-    uint32_t keep = 0;
+    uint32_t keep = ~0u;
     if constexpr (Config::kModified) keep = scores_.keep_bits(this->head(), this->tile());
     if constexpr (Config::kListed) {
       int const mask_tile = smem_.steps[at_.stage].queries.tile[0];
@@ -241,18 +241,18 @@ class BwdValuesLoop : BwdPairLoop<Config> {
     }
   }
 
-  // The same by weights with signs.
+  // The same by what dS' takes of P' instead.
   CUTE_DEVICE static void weigh(Scores& grad_probs, Operand const& weights,
                                 float const* minus_delta) {
-    int const first = lane_col(lane_index());
     CUTE_UNROLL
-    for (int k = 0; k < size<2>(weights); ++k) {
+    for (int n = 0; n < size<2>(grad_probs); ++n) {
+      float2 const dropped = BwdScores<Config>::of_lane(minus_delta, n);
       CUTE_UNROLL
-      for (int i = 0; i < 8; ++i) {
-        float const weight = weights(i, 0, k);
-        float& dp = grad_probs(make_coord(i % 2, i / 2 % 2), 0, 2 * k + i / 4);
-        if (signbit(weight)) dp = minus_delta[8 * (2 * k + i / 4) + first + i % 2];
-        dp *= fabsf(weight);
+      for (int i = 0; i < 4; ++i) {
+        float const weight = weights(n % 2 * 4 + i, 0, n / 2);
+        float& dp = grad_probs(make_coord(i % 2, i / 2), 0, n);
+        if (signbit(weight)) dp = i % 2 == 0 ? dropped.x : dropped.y;
+        dp *= fabsf(weight) / BwdScores<Config>::kWeightScale;
       }
     }
   }

@@ -21,6 +21,8 @@ class BwdScores {
  public:
   using Scores = decltype(make_tensor<float>(AccumulatorLayout<1, kNumS>{}));
   using Operand = decltype(make_tensor<Element>(OperandLayout<1, Config::kDepth>{}));
+  // None is above 1, and where slopes are small float16 has few bits of them.
+  static constexpr float kWeightScale = 256.f;
   // Derivative of the softcap at each score.
   using Slopes = decltype(make_tensor<half_t>(AccumulatorLayout<1, kNumS>{}));
 
@@ -31,14 +33,18 @@ class BwdScores {
         first_key_(first_key),
         thread_(int(threadIdx.x) % 128) {}
 
+  // Of a value for each query, those of the lane's two queries among 8 from 8n on.
+  CUTE_DEVICE static float2 of_lane(float const* values, int n) {
+    return reinterpret_cast<float2 const&>(values[8 * n + lane_col(lane_index())]);
+  }
+
   // Calls combine(score, value) for each score, with the value of its query.
   template <class Combine>
   CUTE_DEVICE void with_values(Scores& scores, float const* values, Combine const& combine) const {
     auto s = row_col_view(scores);
-    int const first = lane_col(thread_ % 32);
     CUTE_UNROLL
     for (int n = 0; n < kNumS; ++n) {
-      float2 const pair = reinterpret_cast<float2 const&>(values[8 * n + first]);
+      float2 const pair = of_lane(values, n);
       CUTE_UNROLL
       for (int half = 0; half < 2; ++half) {
         combine(s(half, 2 * n), pair.x);
@@ -99,7 +105,9 @@ class BwdScores {
     return transposed_keep_bits<1, kNumS>(lane_first_key() - lane_row(lane), first_query(m), lane,
                                           key);
   }
-  // P' as dV takes it; what is left becomes that of dS', so that this is of scores before `modify`.
+  // Of `scores`, which are P', `probs` is what dV takes: without what is dropped. They become what
+  // dS' takes: P' times the slope of the softcap, so that the product with dP' - D is the gradient
+  // of scores before `modify`.
   CUTE_DEVICE void separate(Scores& scores, Slopes const& slopes, uint32_t keep,
                             Operand& probs) const {
     if (args_.scales.has_softcap) {
@@ -112,14 +120,15 @@ class BwdScores {
   }
   // Whether dS' takes something else of P' than dV.
   CUTE_DEVICE bool has_weights() const { return args_.scales.has_softcap || drops(); }
-  // P' of what is dropped becomes negative, and no other: of a slope near 0 it might be.
+  // What dS' takes, as another warpgroup is told it: negative where dropped, and times
+  // kWeightScale. A slope that is rounded to less than 0 is 0.
   CUTE_DEVICE void mark(Scores& scores, uint32_t keep) const {
     auto s = row_col_view(scores);
     CUTE_UNROLL
     for (int j = 0; j < 2 * kNumS; ++j) {
       CUTE_UNROLL
       for (int i = 0; i < 2; ++i) {
-        float const weight = fabsf(s(i, j));
+        float const weight = kWeightScale * fmaxf(s(i, j), 0.f);
         s(i, j) = is_kept(keep, i, j) ? weight : -weight;
       }
     }
@@ -128,13 +137,13 @@ class BwdScores {
   CUTE_DEVICE void drop(Scores& grad_probs, uint32_t keep, float const* minus_delta) const {
     if (!drops()) return;
     auto s = row_col_view(grad_probs);
-    int const first = lane_col(thread_ % 32);
     CUTE_UNROLL
-    for (int j = 0; j < 2 * kNumS; ++j) {
-      float const dropped = minus_delta[8 * (j / 2) + first + j % 2];
+    for (int n = 0; n < kNumS; ++n) {
+      float2 const dropped = of_lane(minus_delta, n);
       CUTE_UNROLL
       for (int i = 0; i < 2; ++i) {
-        if (!is_kept(keep, i, j)) s(i, j) = dropped;
+        if (!is_kept(keep, i, 2 * n)) s(i, 2 * n) = dropped.x;
+        if (!is_kept(keep, i, 2 * n + 1)) s(i, 2 * n + 1) = dropped.y;
       }
     }
   }
