@@ -11,7 +11,7 @@ import torch
 
 from .biases import bias_specs
 from .codes import CodeSpec, ScaleSpec
-from .layout import PLAIN, Layout, Spec
+from .layout import PLAIN, Columns, Layout, Spec
 from .masks import MaskSpec
 from .memory import guarded_copy
 from .problem import Problem
@@ -79,7 +79,13 @@ def described(problem: Problem) -> Call:
 
 def build(call: Call, behind: bool) -> dict[str, Any]:
     """The arguments, in guarded memory."""
-    return {name: built(value, behind) for name, value in call.arguments.items()}
+    return with_views(call, {name: built(value, behind) for name, value in call.arguments.items()})
+
+
+def with_views(call: Call, arguments: dict[str, Any]) -> dict[str, Any]:
+    """With those that are views of others as views of what these are here."""
+    views = {name: x for name, x in call.arguments.items() if isinstance(x, Columns)}
+    return arguments | {name: view.of_arguments(arguments) for name, view in views.items()}
 
 
 def built(value: Any, behind: bool) -> Any:
@@ -286,6 +292,11 @@ def _pages(
             codes = CodeSpec(numbers, use.codes, "page" if unclear else use.scales)
             arguments[name] = codes
             arguments[f"{name[0]}_descale"] = ScaleSpec(codes, batch)
+    if use.shared:
+        arguments[names[1]] = Columns(names[0], problem.head_dim_v)
+        # Scales that follow from rows are those of keys; so are those that new rows go by.
+        if use.codes and (use.new or use.scales == "row"):
+            arguments["v_descale"] = Columns("k_descale")
     return arguments
 
 
@@ -338,7 +349,10 @@ def _cache_arguments(problem: Problem) -> dict[str, Any]:
             arguments["max_seqlen_q"] = max(problem.seqlens_q, default=0)
     if use.new or (batch == 0 and draw.random() < 0.5):
         arguments["k"] = rows("k", use.new, problem.heads[0], 1)
-        arguments["v"] = rows("v", use.new, problem.heads[0], 2)
+        if not use.shared:
+            arguments["v"] = rows("v", use.new, problem.heads[0], 2)
+        elif use.new_v:
+            arguments["v"] = Columns("k", problem.head_dim_v)
         if packed and use.new != problem.seqlens_q:
             arguments["cu_seqlens_k_new"] = _cumulative(use.new)
     if use.rotary:

@@ -26,7 +26,7 @@ from flash_attn2.reference import (
 )
 
 from .biases import NO_BIASES
-from .call import Call, build, described
+from .call import Call, build, described, with_views
 from .hostile import make_hostile, unchecked
 from .masks import tensors_of
 from .memory import guarded_copy, guarded_results
@@ -156,7 +156,9 @@ def expected(
     problem: Problem, call: Call, arguments: dict[str, Any], dtype: torch.dtype, rng_state: Tensor
 ) -> Results:
     """The results by the reference, computed in `dtype`."""
-    given = dict(arguments)
+    given = with_views(call, arguments)
+    if problem.cache.shared and problem.kind == "cache":
+        given.pop("v", None)  # of a cache that is written once
     for name in ("num_splits", "max_seqlen_q") if problem.kind == "cache" else ():
         given.pop(name, None)
     given.pop("deterministic", None)

@@ -157,3 +157,15 @@ class Spec:
                 where = tuple(slice(*pair) for pair in ranges)
                 tensor[where] = values[where]
         return tensor
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The leading columns of another argument, in its memory."""
+
+    of: str
+    width: int | None = None  # None: all
+
+    def of_arguments(self, arguments: dict[str, Any]) -> Tensor:
+        tensor: Tensor = arguments[self.of][..., : self.width]
+        return tensor

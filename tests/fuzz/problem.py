@@ -51,6 +51,8 @@ class CacheUse:
     bound: bool = False  # max_seqlen_q is given
     codes: str = ""  # the type of a cache of 8 bits
     scales: str = "row"  # and what one of its scales is for
+    shared: bool = False  # values are the leading columns of keys
+    new_v: bool = False  # then: new values are given, as a view of new keys
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -112,6 +114,8 @@ _MASKED = 0.4  # share of dense ones
 _BIASED = 0.3  # likewise
 _WIDER = 0.4  # share of problems with values of another width or heads beyond 256
 _CODES = 0.3  # share of problems over a cache of 8 bits
+_SHARED = 0.3  # share of problems over a cache whose keys hold the values
+_SHARED_WIDTHS = ((576, 512), (576, 512), (512, 512), (512, 256), (320, 256), (64, 64), (48, 8))
 _EDGES = (0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 192, 193, 256, 257)
 _HEAD_DIMS = (1, 2, 7, 8, 16, 32, 33, 40, 64, 64, 64, 72, 80, 96, 100, 128, 128, 160, 192, 256)
 _SETTINGS = (
@@ -184,7 +188,21 @@ def drawn(seed: int, number: int, backend: str = "cpu") -> Problem:
     codes = random.Random(f"{seed} {number} codes")
     if kind == "cache" and codes.random() < _CODES:
         problem = replace(problem, cache=replace(problem.cache, **drawn_codes(codes)))
+    shared = random.Random(f"{seed} {number} shared")
+    if cached and shared.random() < _SHARED:
+        problem = _with_values_in_keys(shared, problem)
     return possible(_cut(problem, limits.work))
+
+
+def _with_values_in_keys(draw: random.Random, problem: Problem) -> Problem:
+    """As latents have them, or heads of any width; often of one head, with many queries on it."""
+    if draw.random() < 0.6:
+        head_dim, head_dim_v = draw.choice(_SHARED_WIDTHS)
+        problem = replace(problem, head_dim=head_dim, other_width=head_dim_v)
+    if draw.random() < 0.5:
+        problem = replace(problem, heads=(1, draw.choice((1, 4, 8, 16, 20))))
+    cache = replace(problem.cache, shared=True, new_v=draw.random() < 0.5)
+    return replace(problem, cache=cache)
 
 
 def _drawn_lengths(
@@ -352,6 +370,17 @@ def possible(problem: Problem) -> Problem:
         problem = replace(problem, path="direct")
     if problem.dtype == "float64" and problem.cache.codes:
         problem = replace(problem, cache=replace(problem.cache, codes=""))
+    if problem.cache.shared:
+        problem = _possible_with_values_in_keys(problem)
+        if values == "minus_inf":
+            values = "normal"  # of values, too
     if not problem.seqlens_q and problem.kind == "cache":
         problem = replace(problem, cache=replace(problem.cache, one_length=False))
     return replace(problem, values=values, options=options)
+
+
+def _possible_with_values_in_keys(problem: Problem) -> Problem:
+    """No wider than these, and never turned."""
+    if problem.head_dim_v > problem.head_dim:
+        problem = replace(problem, other_width=0)
+    return replace(problem, cache=replace(problem.cache, rotary=""))

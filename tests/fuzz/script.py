@@ -12,7 +12,7 @@ from . import memory
 from .call import Call, Integers, Numbers, described
 from .check import WRITTEN, more_of
 from .codes import SCALE, CodeSpec, ScaleSpec
-from .layout import PLAIN, Spec
+from .layout import PLAIN, Columns, Spec
 from .masks import MaskSpec, random_block_mask
 from .problem import Problem
 
@@ -65,7 +65,8 @@ def script(problem: Problem, guarded: bool) -> str:
 def _poisoned() -> list[str]:
     return [
         "def memory(count, dtype):",
-        "    return torch.full((count,), torch.nan, dtype=dtype)",
+        "    nothing = torch.nan if dtype.is_floating_point else 255",
+        "    return torch.full((count,), nothing, dtype=dtype)",
         "",
     ]
 
@@ -111,6 +112,8 @@ def _argument(name: str, value: Any) -> list[str]:
         return _codes(target, value)
     if isinstance(value, ScaleSpec):
         return _scales(target, value)
+    if isinstance(value, Columns):
+        return [_view(target, "arguments", value)]
     if isinstance(value, Integers):
         tensor = f"torch.tensor({value.values}, dtype=torch.int32)"
         return [f"{target} = {tensor}.view({value.size})"]
@@ -118,6 +121,11 @@ def _argument(name: str, value: Any) -> list[str]:
         values = repr(value.values).replace("-inf", "-torch.inf")
         return [f"{target} = torch.tensor({values})"]
     return [f"{target} = {value!r}"]
+
+
+def _view(target: str, arguments: str, view: Columns) -> str:
+    columns = ":" if view.width is None else f":{view.width}"
+    return f'{target} = {arguments}["{view.of}"][..., {columns}]'
 
 
 def _codes(target: str, codes: CodeSpec) -> list[str]:
@@ -200,6 +208,8 @@ def _expected(problem: Problem, call: Call) -> list[str]:
     lines = [
         'given = {x: y for x, y in arguments.items() if x not in ("deterministic", "num_splits")}',
     ]
+    if problem.cache.shared and problem.kind == "cache":
+        lines += _values_in_keys(call)
     if problem.kind == "cache":
         lines += [
             'given.pop("max_seqlen_q", None)',
@@ -221,6 +231,13 @@ def _expected(problem: Problem, call: Call) -> list[str]:
     if problem.more:
         lines.append('results["lse"] = (lse, want_lse)')
     return lines
+
+
+def _values_in_keys(call: Call) -> list[str]:
+    """What was copied has its views again, and new values are in the new keys."""
+    views = {name: x for name, x in call.arguments.items() if isinstance(x, Columns)}
+    again = [_view(f'given["{x}"]', "given", views[x]) for x in _caches(call) if x in views]
+    return ['given.pop("v", None)', *again]
 
 
 def _expected_of_tensors(problem: Problem) -> list[str]:

@@ -59,6 +59,9 @@ OF_EACH_KIND = [
         lambda p: p.kind == "paged" and p.used and p.seqlens_q,
         lambda p: p.kind == "cache" and p.cache.rotary and p.cache.packed and p.path == "mode",
         lambda p: p.kind == "cache" and p.cache.leftpad and p.cache.batch_idx,
+        lambda p: p.kind == "cache" and p.cache.shared and p.cache.new_v and p.seqlens_q,
+        lambda p: p.cache.shared and p.cache.codes and p.cache.new and not p.hostile,
+        lambda p: p.kind == "paged" and p.cache.shared and p.seqlens_q and not p.hostile,
     )
 ]
 
