@@ -222,10 +222,10 @@ class Calls:
 
 
 @contextmanager
-def counted() -> Iterator[Calls]:
-    """Counts every call that reaches a native module."""
+def counted(name: str = "cpu") -> Iterator[Calls]:
+    """Counts every call that reaches a native module, that of a backend to which CPU tensors go."""
     calls = Calls()
-    backend = backends.load("cpu")
+    backend = backends.load(name)
 
     def counting(function: Callable[..., bool] | None) -> Callable[..., bool] | None:
         if function is None:
@@ -244,9 +244,9 @@ def counted() -> Iterator[Calls]:
             return super().run(*args)
 
     fields = {field.name: getattr(backend, field.name) for field in dataclasses.fields(backend)}
-    for name in ("forward_direct", "backward_direct"):
-        fields[name] = counting(fields[name])
-    with cpu_tensors_on("cpu"), pytest.MonkeyPatch.context() as patch:
+    for direct in ("forward_direct", "backward_direct"):
+        fields[direct] = counting(fields[direct])
+    with cpu_tensors_on(name), pytest.MonkeyPatch.context() as patch:
         patch.setattr(backends, "for_cpu_tensors", Counting(**fields))
         yield calls
 
