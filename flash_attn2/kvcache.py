@@ -266,7 +266,7 @@ def attend_over_pages(p: Problem, block_table: Tensor) -> tuple[Tensor, Tensor]:
     cache_values.check_paged_lengths(p, block_table)
     if used is None:
         used = cu_seqlens_k.diff()
-    pages = PagedKV(block_table[:, : -(-longest // p.k.shape[1])])
+    pages = PagedKV(block_table[:, : -(-longest // p.k.shape[1])], None, True)
     seqs_k = SeqLens(None, used)
     p = Problem(
         p.q, p.k, p.v, p.seqs_q, seqs_k, p.options, pages, quantised=NO_QUANTISED, out=p.out

@@ -44,7 +44,7 @@ def check_shapes(p: Problem) -> None:
 
 def _fits(p: Problem) -> bool:
     """Whether `_check_cache` and the checks after it would surely pass."""
-    q, k, v, seqs_q, seqs_k, _, (table, batch_idx), num_splits, _, scales, *_ = p
+    q, k, v, seqs_q, seqs_k, _, (table, batch_idx, _), num_splits, _, scales, *_ = p
     assert k is not None
     assert v is not None
     shape_q, shape_k, shape_v, dtype, device = q.shape, k.shape, v.shape, q.dtype, q.device

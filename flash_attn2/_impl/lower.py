@@ -88,7 +88,7 @@ def lower(
             of_q["max_seqlen"] = longest(cu_seqlens_q, shape[0])
         of_k = _of_cache(k, seqs_k, pages)
         groups.append(of_k)
-        fields |= {"over_cache": True, "num_splits": num_splits}
+        fields |= {"over_cache": not pages.of_varlen, "num_splits": num_splits}
         table = pages.batch_idx if pages.block_table is None else pages.block_table
         if table is not None and of_k["max_seqlen"] != 0:
             fields["pages"] = of_pages = {

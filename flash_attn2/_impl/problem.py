@@ -41,6 +41,7 @@ class PagedKV(NamedTuple):
 
     block_table: Tensor | None = None  # int32 (batch, pages of a sequence)
     batch_idx: Tensor | None = None  # int32 (batch,): a table of one page for each sequence
+    of_varlen: bool = False  # by the function for packed sequences, not that for caches
 
 
 class Window(NamedTuple):

@@ -187,8 +187,10 @@ _VARLEN_ADDED = _ADDED | _SHARD
 _GIVEN = {"given_rng_state": "options.dropout.rng_state"}  # of a forward pass: not to be drawn
 _SCALES = {"k_descale": "quantised.k_descale", "v_descale": "quantised.v_descale"}
 _CACHE_ADDED = _SCALES
+_PAGES_ADDED = {"of_varlen": "pages.of_varlen"}
 _WANTED = {"of_bias": "of_bias", "of_relative_bias": "of_relative_bias"}
-_DEFAULTED = _OPTIONS | _DENSE_ADDED | _WANTED | _GIVEN | _CACHE_ADDED  # at the end of every schema
+# At the end of every schema.
+_DEFAULTED = _OPTIONS | _DENSE_ADDED | _WANTED | _GIVEN | _CACHE_ADDED | _PAGES_ADDED
 _CACHES = {"q": "q", "k_cache": "k", "v_cache": "v"}
 _NEW = {
     "k": "append.new_k",
@@ -231,7 +233,9 @@ BACKWARD = _gradient({}, _DENSE_ADDED)
 BIAS_BACKWARD = Signature(BiasGradient, _gradient_paths({}, _DENSE_ADDED) | _WANTED, {"out", "lse"})
 VARLEN_FORWARD = Signature(Problem, _QKV | _VARLEN | _OPTIONS | _VARLEN_ADDED | _GIVEN, _BOUNDS)
 VARLEN_BACKWARD = _gradient(_VARLEN, _VARLEN_ADDED, _BOUNDS)
-KVCACHE_FORWARD = Signature(Problem, _CACHES | _CACHE | _SCORES | _CACHE_ADDED, _CACHES)
+KVCACHE_FORWARD = Signature(
+    Problem, _CACHES | _CACHE | _SCORES | _CACHE_ADDED | _PAGES_ADDED, _CACHES
+)
 KVCACHE_APPEND_FORWARD = Signature(
     Problem,
     _CACHES | _NEW | _CACHE | _SCORES | _CACHE_ADDED,

@@ -65,8 +65,8 @@ SCHEMAS = {
     "varlen_forward": f"(Tensor q, Tensor? k, Tensor? v, {VARLEN}, {TRAINING}, {ADDED}, {SHARD}, "
     f"{GIVEN}) -> {RESULTS}",
     "varlen_backward": f"({GRADIENT}, {VARLEN}, {TRAINING}, {ADDED}, {SHARD}) -> {GRADIENTS}",
-    "kvcache_forward": f"(Tensor q, Tensor k_cache, Tensor v_cache, {CACHE}, {SCORES}, {SCALES}) "
-    "-> (Tensor out, Tensor lse)",
+    "kvcache_forward": f"(Tensor q, Tensor k_cache, Tensor v_cache, {CACHE}, {SCORES}, {SCALES}, "
+    "bool of_varlen=False) -> (Tensor out, Tensor lse)",
     "kvcache_append_forward": "(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, "
     "Tensor? v, Tensor? rotary_cos, Tensor? rotary_sin, bool rotary_interleaved, bool q_advances, "
     f"{CACHE}, {SCORES}, {WRITTEN_SCALES}) -> (Tensor out, Tensor lse)",
@@ -90,8 +90,9 @@ def cpp_fields(struct: str) -> set[str]:
     return set(names) | (cpp_fields(base) if base else set())
 
 
-# Those that C++ has no name for: of a cache, batch_idx is a block_table there.
-OWN = {"PagedKV": {"batch_idx"}}
+# Those that C++ has no name for: of a cache, batch_idx is a block_table there, and of_varlen says
+# which entry point it is.
+OWN = {"PagedKV": {"batch_idx", "of_varlen"}}
 
 
 @pytest.mark.parametrize(
