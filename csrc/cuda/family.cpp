@@ -1,6 +1,7 @@
 #include "cuda/family.h"
 
 #include <atomic>
+#include <type_traits>
 
 #include "host/error.h"
 
@@ -31,17 +32,40 @@ Plan plan_either(bool by_sm90, Params const& params, CudaTarget const& target) {
   return by_sm90 ? plan_by(sm90::Family()) : plan_by(sm80::Family());
 }
 
-template <class Params, class OfSm80, class OfSm90>
-void run_either(Params const& params, EitherPlan<OfSm80, OfSm90> const& plan,
-                CudaTarget const& target) {
-  if (auto const* const of_sm90 = std::get_if<OfSm90>(&plan.of_family)) {
-    sm90::Family::run(params, *of_sm90, target);
-  } else {
-    sm80::Family::run(params, std::get<OfSm80>(plan.of_family), target);
-  }
+FwdPlan plan_paged(FwdParams const& params, CudaTarget const& target) {
+  sm80::FwdPlan const split = sm80::Family::plan_beside(params, target);
+  if (!sm80::leaves_sequences(split)) return {split, split.workspace_bytes};
+  sm90::FwdPlan unsplit = sm90::Family::plan(params, target);
+  unsplit.beside = split.rule;
+  int64_t const bytes = split.workspace_bytes + unsplit.workspace_bytes;
+  return {PagedPlan{split, unsplit, bytes}, bytes};
 }
 
+// By the family, or families, that made the plan.
+struct Runner {
+  CudaTarget const& target;
+
+  template <class Params, class Plan>
+  void operator()(Params const& params, Plan const& plan) const {
+    constexpr bool kBySm90 =
+        std::is_same_v<Plan, sm90::FwdPlan> || std::is_same_v<Plan, sm90::BwdPlan>;
+    std::conditional_t<kBySm90, sm90::Family, sm80::Family>::run(params, plan, target);
+  }
+  void operator()(FwdParams params, PagedPlan const& plan) const {
+    (*this)(params, plan.split);
+    Workspace& workspace = params.workspace;
+    workspace.data = static_cast<char*>(workspace.data) + plan.split.workspace_bytes;
+    workspace.bytes -= plan.split.workspace_bytes;
+    (*this)(params, plan.unsplit);
+  }
+};
+
 }  // namespace
+
+std::string to_string(PagedPlan const& plan) {
+  std::string const split = to_string(plan.split);
+  return message("{}{}{}", split, split.empty() ? "" : "; ", to_string(plan.unsplit));
+}
 
 void Family::choose(std::string const& name) {
   for (size_t i = 0; i < std::size(kChoices); ++i) {
@@ -55,6 +79,7 @@ void Family::choose(std::string const& name) {
 FwdPlan Family::plan(FwdCall const& call, Target const& target) {
   // A cache may look like any keys and values, but sm90 has no splits, which it needs.
   bool const by_sm90 = takes_sm90(call, target.device) && !call.over_cache;
+  if (by_sm90 && call.pages.block_table != nullptr) return plan_paged(call, target);
   return plan_either<FwdPlan>(by_sm90, call, target);
 }
 
@@ -71,11 +96,11 @@ sm80::AppendPlan Family::plan(AppendParams const& params, Target const& target) 
 }
 
 void Family::run(FwdParams const& params, FwdPlan const& plan, Target const& target) {
-  run_either(params, plan, target);
+  std::visit([&](auto const& by) { Runner{target}(params, by); }, plan.of_family);
 }
 
 void Family::run(BwdParams const& params, BwdPlan const& plan, Target const& target) {
-  run_either(params, plan, target);
+  std::visit([&](auto const& by) { Runner{target}(params, by); }, plan.of_family);
 }
 
 void Family::run(BiasBwdParams const& params, sm80::BiasBwdPlan const& plan, Target const& target) {

@@ -1,7 +1,8 @@
 #pragma once
 
 // The CUDA families as one, as native modules take it (bindings/module.h): which of them runs a
-// call follows from the device, and from the call's heads, options, layout and entry point.
+// call follows from the device, and from the call's heads, options, layout and entry point; where
+// that is both, each takes sequences by their own lengths.
 
 #include <string>
 #include <variant>
@@ -14,17 +15,26 @@
 
 namespace fa2::cuda {
 
-template <class OfSm80, class OfSm90>
-struct EitherPlan {
-  std::variant<OfSm80, OfSm90> of_family;
+// A varlen call over pages: sequences of few queries have their keys split, and others do not.
+struct PagedPlan {
+  sm80::FwdPlan split;
+  sm90::FwdPlan unsplit;
+  int64_t workspace_bytes;  // of one behind the other
+};
+
+std::string to_string(PagedPlan const& plan);
+
+template <class... OfFamilies>
+struct AnyPlan {
+  std::variant<OfFamilies...> of_family;
   int64_t workspace_bytes;
 };
 
-using FwdPlan = EitherPlan<sm80::FwdPlan, sm90::FwdPlan>;
-using BwdPlan = EitherPlan<sm80::BwdPlan, sm90::BwdPlan>;
+using FwdPlan = AnyPlan<sm80::FwdPlan, sm90::FwdPlan, PagedPlan>;
+using BwdPlan = AnyPlan<sm80::BwdPlan, sm90::BwdPlan>;
 
-template <class OfSm80, class OfSm90>
-std::string to_string(EitherPlan<OfSm80, OfSm90> const& plan) {
+template <class... OfFamilies>
+std::string to_string(AnyPlan<OfFamilies...> const& plan) {
   return std::visit([](auto const& of_family) { return to_string(of_family); }, plan.of_family);
 }
 

@@ -5,7 +5,7 @@
 
 #include "core/params.h"
 #include "host/target.h"
-#include "sm80/plan.h"
+#include "sm80/plan_beside.h"
 
 namespace fa2::sm80 {
 
@@ -17,6 +17,8 @@ struct Family {
   static BwdPlan plan(BwdParams const& params, Target const& target);
   static BiasBwdPlan plan(BiasBwdParams const& params, Target const& target);
   static AppendPlan plan(AppendParams const& params, Target const& target);
+  // For some of the sequences of a call over pages, see sm80/plan_beside.h.
+  static FwdPlan plan_beside(FwdParams const& params, Target const& target);
 
   // Exact attention (FlashAttention-2, algorithm 1) and its gradient (algorithm 2), with a
   // workspace of the plan's size.

@@ -4,6 +4,7 @@
 #include "core/latents.h"
 #include "core/positions.h"
 #include "host/error.h"
+#include "sm80/plan_beside.h"
 #include "sm80/plan_listed.h"
 #include "sm80/plan_parts.h"
 
@@ -53,6 +54,12 @@ constexpr int32_t kManySplitCtas = 64;
 int32_t bounded_many_splits(FwdParams const& p, FwdTile const& many) {
   int32_t const blocks = ceil_div(p.group(), many.block_m) * p.num_heads_kv;
   return std::clamp(kManySplitCtas / blocks, 8, kMaxSplits);
+}
+
+// Of a call over pages beside sm90: what has more queries than are split is left unsplit.
+void leave_unsplit(SequenceRule& rule) {
+  rule.split_only = false;
+  rule.unsplit_block_m = most_packed_rows(rule.group) / rule.group;
 }
 
 SequenceRule sequence_rule(FwdParams const& p, KernelKey const& key, Tiles const& tiles,
@@ -293,7 +300,10 @@ SplitSchedule FwdPlan::schedule(Launch const& launch) const {
           .ctas = launch.ctas};
 }
 
-FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
+namespace {
+
+// `by_others`: whether another family has kernels for the sequences that are not split.
+FwdPlan plan_sequences(FwdParams const& p, DeviceInfo const& device, bool by_others) {
   FA2_CHECK(p.num_splits >= 0 && p.num_splits <= kMaxSplits,
             "num_splits must be from 0 to {}, got {}", kMaxSplits, p.num_splits);
   KernelKey const key = forward_key(p, device);
@@ -307,6 +317,7 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   if (p.batch == 0 || p.num_heads == 0 || p.seqs_q.max_seqlen == 0) return {};
   Tiles const tiles(key, device);
   FwdPlan plan{.rule = sequence_rule(p, key, tiles, device)};
+  if (by_others) leave_unsplit(plan.rule);
   FA2_CHECK(!(plan.rule.unsplit_only && is_split_only(key.bucket)),
             "heads of more than 512 columns go without dropout, block masks, biases and parts of "
             "sequences");
@@ -314,7 +325,8 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   WorkspaceLayout memory;
   auto const add = [&](FwdPlan::Launch const& launch) { plan.all[plan.num_launches++] = launch; };
   if (may_run(plan.rule, key.tile, q, k)) {
-    add(unsplit_launch(p, key, tiles.unsplit, device, memory));
+    add(by_others ? FwdPlan::Launch{.key = key, .tile = tiles.unsplit}
+                  : unsplit_launch(p, key, tiles.unsplit, device, memory));
   }
   if (may_run(plan.rule, TileKind::kManyRows, q, k)) {
     add(many_rows_launch(p, key, tiles, plan.rule, memory));
@@ -326,9 +338,24 @@ FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
   return plan;
 }
 
+}  // namespace
+
+FwdPlan plan_forward(FwdParams const& p, DeviceInfo const& device) {
+  return plan_sequences(p, device, false);
+}
+
+FwdPlan plan_beside(FwdParams const& p, DeviceInfo const& device) {
+  return plan_sequences(p, device, true);
+}
+
+bool leaves_sequences(FwdPlan const& plan) {
+  return std::ranges::any_of(plan.launches(), is_of_others);
+}
+
 std::string to_string(FwdPlan const& plan) {
   std::string text;
   for (FwdPlan::Launch const& launch : plan.launches()) {
+    if (is_of_others(launch)) continue;
     text += (text.empty() ? "" : "; ") + to_string(launch);
   }
   return plan.workspace_bytes == 0 ? text

@@ -55,15 +55,24 @@ bool has_strides(TensorRef const& t, SeqLens const& seqs, int32_t heads) {
 
 namespace {
 
+bool has_pages(FwdParams const& p) { return p.pages.block_table != nullptr; }
+
 // Whether k and v are the cache of the entry points that have one, as far as its form tells.
 bool is_cache(FwdParams const& p) {
   SeqLens const& k = p.seqs_k;
-  return p.pages.block_table != nullptr || p.num_splits > 1 || k.leftpad != nullptr ||
-         k.cu_appended != nullptr || k.appended > 0 ||
-         (k.seqused != nullptr && k.cu_seqlens == nullptr) || p.quantised.type != CodeType::kNone;
+  bool const used = k.seqused != nullptr && k.cu_seqlens == nullptr;  // of varlen calls over pages
+  return used != has_pages(p) || p.num_splits > 1 || k.leftpad != nullptr ||
+         k.cu_appended != nullptr || k.appended > 0 || p.quantised.type != CodeType::kNone;
 }
 
 bool has_block_mask(FwdParams const& p) { return p.block_mask.row_offsets != nullptr; }
+
+// Boxes of rows that lie on one page begin with multiples of 8 rows, which is also where patterns
+// of swizzles do. What else does not go with pages is for sm80 to refuse.
+bool serves_pages(FwdParams const& p) {
+  return p.pages.page_size % 8 == 0 && p.dropout.drop_prob == 0 && !has_bias(p.score_mod) &&
+         !has_block_mask(p) && !is_part(p);
+}
 
 }  // namespace
 
@@ -113,6 +122,7 @@ char const* not_served(FwdParams const& p) {
   if (bucket_of(p.head_dim, p.head_dim_v) == Bucket(0)) return "heads of that width";
   if (p.partial_lse != nullptr) return "results that are merged";
   if (is_cache(p)) return "KV caches";
+  if (has_pages(p) && !serves_pages(p)) return "such pages";
   bool const strides = has_strides(p.q, p.seqs_q, p.num_heads) &&
                        has_strides(p.k, p.seqs_k, p.num_heads_kv) &&
                        has_strides(p.v, p.seqs_k, p.num_heads_kv);
@@ -157,9 +167,10 @@ std::string to_string(FwdPlan const& plan) {
   if (plan.grid == 0) return "";
   FwdTile const& t = plan.tile;
   std::string const pack = plan.pack == 1 ? "" : message(" of {} heads", plan.pack);
-  return message("{}: tile {}x{}, {} query blocks{}, section {}, {} tiles{}, grid {}",
+  return message("{}: tile {}x{}, {} query blocks{}, section {}, {} tiles{}, grid {}{}",
                  to_string(plan.key), t.block_m, t.block_n, plan.num_m_blocks, pack, plan.section,
-                 plan.num_tiles, plan.counts_tiles ? " counted" : "", plan.grid);
+                 plan.num_tiles, plan.counts_tiles ? " counted" : "", plan.grid,
+                 plan.beside ? ", of unsplit sequences" : "");
 }
 
 }  // namespace fa2::sm90

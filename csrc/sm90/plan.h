@@ -3,10 +3,12 @@
 // How a problem will run: a pure function of the problem and the device, to be printed and tested.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "core/params.h"
 #include "host/device.h"
+#include "sm80/sequence_rule.h"
 #include "sm90/backward/tiles.h"
 #include "sm90/tiles.h"
 
@@ -34,6 +36,9 @@ struct FwdPlan {
   int32_t grid = 0;           // CTAs; 0: nothing to do
   bool counts_tiles = false;  // CTAs take the next tile that is left, not each grid-th one
   int64_t workspace_bytes = 0;
+  // Where a plan of sm80 stands beside this one: only sequences that its rule leaves unsplit are
+  // computed.
+  std::optional<sm80::SequenceRule> beside = {};
 
   int32_t queries() const { return tile.block_m / pack; }  // of a tile
 };

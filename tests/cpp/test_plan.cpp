@@ -8,7 +8,7 @@
 #include "core/seq_info.h"
 #include "host/error.h"
 #include "sm80/backward/args.h"
-#include "sm80/plan.h"
+#include "sm80/plan_beside.h"
 
 namespace {
 
@@ -296,6 +296,36 @@ std::string kinds_of(FwdParams const& p) {
     kinds += "rsfml"[int(launch.key.tile)];
   }
   return kinds;
+}
+
+// Over pages with another family's kernel for what is not split.
+TEST(sequences_that_are_not_split_are_left_to_others) {
+  FwdPlan const plan = plan_beside(packed_queries(paged(decode(64, 500, 100000))), kA100);
+  EXPECT_EQ(plan.num_launches, 3);
+  EXPECT(leaves_sequences(plan));
+  for (FwdPlan::Launch const& launch : plan.launches()) {
+    EXPECT(launch.is_split() != is_of_others(launch));
+    EXPECT(!launch.is_split() || plan.schedule(launch).selects);
+  }
+  EXPECT(to_string(plan).find("grid 0") == std::string::npos);
+  for (int group : {1, 4, 5, 64, 100}) {
+    FwdParams p = packed_queries(paged(decode(64, 500, 100000)));
+    p.num_heads = group * p.num_heads_kv;
+    SequenceRule const rule = plan_beside(p, kA100).rule;
+    for (int queries = 1; queries <= 500; ++queries) {
+      for (int keys : {1, 1000, 5000, 100000}) {
+        bool const left = kernel_of(rule, queries, keys) == rule.unsplit;
+        int const rows = queries * group;
+        EXPECT(!left || rows > kFewRows);
+        EXPECT(rows <= kFewRows || rows > kMostPackedRows || left == (keys <= 1000));
+        EXPECT(left || rows <= 4 * most_packed_rows(group));
+      }
+    }
+    EXPECT(kernel_of(rule, 1, 100000) != rule.unsplit);  // decoding, of any group
+  }
+  FwdPlan const decoding = plan_beside(packed_queries(paged(decode(64, 1, 100000))), kA100);
+  EXPECT(!leaves_sequences(decoding));
+  EXPECT_EQ(decoding.num_launches, 1);
 }
 
 TEST(heads_of_a_group_share_a_tile) {

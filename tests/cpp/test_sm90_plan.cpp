@@ -86,6 +86,30 @@ TEST(what_else_is_not_served) {
   EXPECT(!is_served(with([](auto& p) { p.v.row_stride = int64_t(1) << 39; })));
 }
 
+TEST(pages_are_served_by_varlen_calls_where_boxes_have_whole_patterns) {
+  int32_t const lengths[4] = {};
+  auto const served = [&](int page_size, auto change) {
+    FwdParams p = problem(128);
+    p.pages = {.block_table = lengths, .table_stride = 4, .page_size = page_size, .num_pages = 9};
+    p.seqs_q.cu_seqlens = p.seqs_k.seqused = lengths;
+    p.seqs_q.total = 3000;
+    change(p);
+    return is_served(p);
+  };
+  auto const nothing = [](FwdParams&) {};
+  for (int page_size : {8, 16, 24, 64, 256, 4096}) EXPECT(served(page_size, nothing));
+  for (int page_size : {1, 4, 12, 20, 100}) EXPECT(!served(page_size, nothing));
+  float bias[1] = {};
+  int64_t const offsets[1] = {};
+  EXPECT(served(16, [](auto& p) { p.score_mod.softcap = 2; }));
+  EXPECT(!served(16, [](auto& p) { p.dropout.drop_prob = 0.5; }));
+  EXPECT(!served(16, [&](auto& p) { p.score_mod.bias.data = bias; }));
+  EXPECT(!served(16, [&](auto& p) { p.block_mask.row_offsets = offsets; }));
+  EXPECT(!served(16, [&](auto& p) { p.seqs_k.leftpad = lengths; }));
+  EXPECT(!served(16, [](auto& p) { p.seqs_k.appended = 1; }));
+  EXPECT(!served(16, [](auto& p) { p.num_splits = 2; }));
+}
+
 TEST(whether_a_call_is_served_is_no_matter_of_batch_and_lengths) {
   for (int seqlen : {0, 1, 17, 1 << 20}) {
     for (int batch : {0, 1, 1000}) {

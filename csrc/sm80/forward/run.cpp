@@ -1,4 +1,5 @@
 #include "sm80/family.h"
+#include "sm80/plan_beside.h"
 #include "sm80/plan_parts.h"
 #include "sm80/registry.h"
 
@@ -20,20 +21,29 @@ void run_cut(FwdParams const& params, FwdPlan const& plan, FwdPlan::Launch const
   kernels.sum_rows(args, launch.listed.sum_grid, stream);
 }
 
-}  // namespace
-
-FwdPlan Family::plan(FwdParams const& params, Target const& target) {
-  FwdPlan const plan = plan_forward(params, target.device);
+FwdPlan runnable_plan(FwdPlan const& plan, CudaTarget const& target) {
   for (FwdPlan::Launch const& launch : plan.launches()) {
+    if (is_of_others(launch)) continue;
     check_smem(launch.key, find_forward(launch.key).smem_bytes, target.device);
   }
   return plan;
+}
+
+}  // namespace
+
+FwdPlan Family::plan(FwdParams const& params, Target const& target) {
+  return runnable_plan(plan_forward(params, target.device), target);
+}
+
+FwdPlan Family::plan_beside(FwdParams const& params, Target const& target) {
+  return runnable_plan(sm80::plan_beside(params, target.device), target);
 }
 
 void Family::run(FwdParams const& problem, FwdPlan const& plan, Target const& target) {
   FwdParams const params = runnable(problem);
   check_workspace(params.workspace, plan.workspace_bytes);
   for (FwdPlan::Launch const& launch : plan.launches()) {
+    if (is_of_others(launch)) continue;
     if (launch.listed.cuts()) {
       run_cut(params, plan, launch, target.stream);
       continue;

@@ -4,6 +4,7 @@
 
 #include "core/params.h"
 #include "core/score_mod.h"
+#include "sm80/sequence_rule.h"
 
 namespace fa2::sm90 {
 
@@ -14,7 +15,8 @@ namespace fa2::sm90 {
 //   row = shift - length + i,  outer = first_row + length      ragged: `shift` is not 0
 //
 // where a ragged map begins `shift` rows before the tensor. Either way row i is outside of the map,
-// and read as zeros, exactly from i = length on; nothing in front of the tensor is ever read.
+// and read as zeros, exactly from i = length on; nothing in front of the tensor is ever read. Pages
+// are a ragged batch, each of as many rows as a sequence has on it.
 struct TensorMap {
   CUtensorMap map;
   int32_t shift;
@@ -53,6 +55,12 @@ struct FwdArgs {
   int32_t num_tiles;     // of work
   int32_t* next_tile;    // counts those that were handed out beyond the first of every CTA;
                          // null: every CTA takes each gridDim-th one
+
+  // Over pages. Boxes of K and V have so many rows, which lie on one page wherever a box begins.
+  // Where `selects`, sequences that the rule does not leave unsplit are not for this kernel.
+  int32_t page_box;
+  bool selects;
+  sm80::SequenceRule rule;
 };
 
 }  // namespace fa2::sm90

@@ -3,6 +3,7 @@
 // The producer: one thread that hands out work, and has boxes copied for it.
 
 #include "sm90/forward/config.h"
+#include "sm90/forward/pages.h"
 #include "sm90/load_rows.h"
 
 namespace fa2::sm90 {
@@ -25,6 +26,7 @@ class FwdProducer {
     for (int index = blockIdx.x; index < args_.num_tiles; index = next(index)) {
       WorkTile work = work_tile(args_, index, kTile.block_n);
       if (work.query_begin >= work.seqlen_q) continue;  // shorter than the longest
+      if (!takes(work)) continue;
       if constexpr (Config::kListed) {
         smem_.walk[0].start(args_, work);
         work.tiles = {0, 0, 0, find_step(work, step_) ? 1 : 0};
@@ -46,6 +48,13 @@ class FwdProducer {
  private:
   CUTE_DEVICE int next(int index) const {
     return gridDim.x + (args_.next_tile == nullptr ? index : atomicAdd(args_.next_tile, 1));
+  }
+
+  // Whether a sequence is one of this kernel.
+  CUTE_DEVICE bool takes(WorkTile const& work) const {
+    if constexpr (Config::kListed) return true;
+    return !args_.selects ||
+           sm80::kernel_of(args_.rule, work.seqlen_q, work.seqlen_k) == args_.rule.unsplit;
   }
 
   CUTE_DEVICE void hand_out(WorkTile const& work) {
@@ -126,8 +135,12 @@ class FwdProducer {
                         {head, n.block[i] * kBlock, work.seqlen_k, work.first_row_k, work.batch});
       }
     } else {
-      load_rows<Tile>(tensor, full, to,
-                      {head, n * kTile.block_n, work.seqlen_k, work.first_row_k, work.batch});
+      SequenceRows const rows{head, n * kTile.block_n, work.seqlen_k, work.first_row_k, work.batch};
+      if (args_.problem.pages.block_table != nullptr) {
+        load_paged_rows<Tile>(tensor, args_, full, to, rows);
+      } else {
+        load_rows<Tile>(tensor, full, to, rows);
+      }
     }
     at.advance();
   }

@@ -1,5 +1,7 @@
 #include <cuda_runtime_api.h>
 
+#include <numeric>
+
 #include "core/dropout.h"
 #include "core/score_mod.h"
 #include "host/error.h"
@@ -40,9 +42,20 @@ FwdArgs fwd_args(FwdParams const& p, FwdPlan const& plan) {
   args.k = args.v = args.q;  // without keys nobody asks
   if (has_rows(p.seqs_k)) {
     bool const listed = plan.key.variant == Variant::kListed;
-    Box const box{cols, 1, listed ? BlockMask::kBlock : tile.block_n};
-    args.k = make_tensor_map(p.k, {p.dtype, p.batch, p.num_heads_kv, p.head_dim, p.seqs_k}, box);
-    args.v = make_tensor_map(p.v, {p.dtype, p.batch, p.num_heads_kv, p.head_dim_v, p.seqs_k}, box);
+    Box box{cols, 1, listed ? BlockMask::kBlock : tile.block_n};
+    MappedRows rows{p.dtype, p.batch, p.num_heads_kv, p.head_dim, p.seqs_k};
+    if (p.pages.block_table != nullptr) {
+      box.rows = args.page_box = std::gcd(p.pages.page_size, tile.block_n);
+      rows.batch = p.pages.num_pages;
+      rows.seqs.max_seqlen = p.pages.page_size;
+    }
+    args.k = make_tensor_map(p.k, rows, box);
+    rows.head_dim = p.head_dim_v;
+    args.v = make_tensor_map(p.v, rows, box);
+  }
+  if (plan.beside) {
+    args.selects = true;
+    args.rule = *plan.beside;
   }
   return args;
 }
