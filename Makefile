@@ -59,7 +59,7 @@ N ?= 2000
 SEED ?= 0
 BACKEND ?= cpu
 
-fuzz: setup ## Run N random problems of the series SEED on BACKEND (cpu or sm80-emulated)
+fuzz: setup ## Run N random problems of the series SEED on BACKEND (cpu, sm80-emulated, sm90-emulated)
 	cd tests && $(BIN)/python -m fuzz --problems $(N) --seed $(SEED) --backend $(BACKEND)
 
 sanitize: setup ## Run tests and fuzzer of the CPU family under ASan, UBSan and TSan

@@ -108,6 +108,7 @@ class Limits:
 LIMITS = {
     "cpu": Limits(DTYPES, (8, 8, 70, 70, 150, 300, 700), 6_000_000, 0.01),
     "sm80-emulated": Limits(HALF, (8, 8, 40, 70, 140), 600_000, 0.005),
+    "sm90-emulated": Limits(HALF, (8, 40, 70, 140, 200), 600_000, 0.005),
 }
 _HOSTILE = 0.05  # share of problems
 _MASKED = 0.4  # share of dense ones

@@ -24,7 +24,7 @@ from fuzz.shrink import shrunk, smallest
 
 SEED = 11
 # Blocks of so many problems.
-BLOCKS = {"cpu": (10, 30), "sm80-emulated": (4, 6)}
+BLOCKS = {"cpu": (10, 30), "sm80-emulated": (4, 6), "sm90-emulated": (3, 6)}
 CASES = [(backend, block) for backend, (blocks, _) in BLOCKS.items() for block in range(blocks)]
 
 

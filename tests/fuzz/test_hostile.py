@@ -20,7 +20,7 @@ from fuzz.problem import Problem, drawn, possible
 from fuzz.worker import Worker
 
 SEED = 23
-COUNT = {"cpu": 60, "sm80-emulated": 5}
+COUNT = {"cpu": 60, "sm80-emulated": 5, "sm90-emulated": 5}
 # What each function of the modules takes from host or device memory.
 FUNCTIONS: dict[str, Callable[[Problem], bool]] = {
     "forward": lambda p: p.kind == "varlen" and p.path != "gradient",
