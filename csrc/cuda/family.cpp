@@ -1,5 +1,6 @@
 #include "cuda/family.h"
 
+#include <algorithm>
 #include <atomic>
 #include <type_traits>
 
@@ -37,8 +38,7 @@ FwdPlan plan_paged(FwdParams const& params, CudaTarget const& target) {
   if (!sm80::leaves_sequences(split)) return {split, split.workspace_bytes};
   sm90::FwdPlan unsplit = sm90::Family::plan(params, target);
   unsplit.beside = split.rule;
-  int64_t const bytes = split.workspace_bytes + unsplit.workspace_bytes;
-  return {PagedPlan{split, unsplit, bytes}, bytes};
+  return {PagedPlan{split, unsplit}, std::max(split.workspace_bytes, unsplit.workspace_bytes)};
 }
 
 // By the family, or families, that made the plan.
@@ -51,11 +51,9 @@ struct Runner {
         std::is_same_v<Plan, sm90::FwdPlan> || std::is_same_v<Plan, sm90::BwdPlan>;
     std::conditional_t<kBySm90, sm90::Family, sm80::Family>::run(params, plan, target);
   }
-  void operator()(FwdParams params, PagedPlan const& plan) const {
+  // One after the other, in the same workspace.
+  void operator()(FwdParams const& params, PagedPlan const& plan) const {
     (*this)(params, plan.split);
-    Workspace& workspace = params.workspace;
-    workspace.data = static_cast<char*>(workspace.data) + plan.split.workspace_bytes;
-    workspace.bytes -= plan.split.workspace_bytes;
     (*this)(params, plan.unsplit);
   }
 };

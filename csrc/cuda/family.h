@@ -19,7 +19,6 @@ namespace fa2::cuda {
 struct PagedPlan {
   sm80::FwdPlan split;
   sm90::FwdPlan unsplit;
-  int64_t workspace_bytes;  // of one behind the other
 };
 
 std::string to_string(PagedPlan const& plan);

@@ -60,7 +60,7 @@ bool has_pages(FwdParams const& p) { return p.pages.block_table != nullptr; }
 // Whether k and v are the cache of the entry points that have one, as far as its form tells.
 bool is_cache(FwdParams const& p) {
   SeqLens const& k = p.seqs_k;
-  bool const used = k.seqused != nullptr && k.cu_seqlens == nullptr;  // of varlen calls over pages
+  bool const used = k.seqused != nullptr && k.cu_seqlens == nullptr;  // so varlen calls have pages
   return used != has_pages(p) || p.num_splits > 1 || k.leftpad != nullptr ||
          k.cu_appended != nullptr || k.appended > 0 || p.quantised.type != CodeType::kNone;
 }

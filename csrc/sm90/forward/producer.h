@@ -24,9 +24,10 @@ class FwdProducer {
     prefetch_map(args_.v.map);
     CUTE_NO_UNROLL
     for (int index = blockIdx.x; index < args_.num_tiles; index = next(index)) {
-      WorkTile work = work_tile(args_, index, kTile.block_n);
+      WorkPlace const place = work_place(args_, index);
+      if (!Config::kListed && !takes_sequence(args_, place.batch)) continue;
+      WorkTile work = work_tile(args_, place, kTile.block_n);
       if (work.query_begin >= work.seqlen_q) continue;  // shorter than the longest
-      if (!takes(work)) continue;
       if constexpr (Config::kListed) {
         smem_.walk[0].start(args_, work);
         work.tiles = {0, 0, 0, find_step(work, step_) ? 1 : 0};
@@ -48,13 +49,6 @@ class FwdProducer {
  private:
   CUTE_DEVICE int next(int index) const {
     return gridDim.x + (args_.next_tile == nullptr ? index : atomicAdd(args_.next_tile, 1));
-  }
-
-  // Whether a sequence is one of this kernel.
-  CUTE_DEVICE bool takes(WorkTile const& work) const {
-    if constexpr (Config::kListed) return true;
-    return !args_.selects ||
-           sm80::kernel_of(args_.rule, work.seqlen_q, work.seqlen_k) == args_.rule.unsplit;
   }
 
   CUTE_DEVICE void hand_out(WorkTile const& work) {
