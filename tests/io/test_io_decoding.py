@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,17 @@ def test_codes_are_half_of_a_cache_and_values_in_keys_none() -> None:
     latents = Decoding(2048, heads=16, **LATENTS)
     apart = Decoding(2048, heads=16, **{**LATENTS, "shared": False})
     assert apart.least_bytes - latents.least_bytes == 2048 * 512 * 2
+
+
+@pytest.mark.parametrize(("keys", "splits"), [(1024, 1), (2048, 2), (8192, 8), (131072, 32)])
+def test_what_many_rows_leave_is_a_share_of_the_cache(keys: int, splits: int) -> None:
+    """Of 128 heads over latents, whatever the batch (docs/notes/sm80_split.md)."""
+    for batch in (1, 7, 64):
+        problem = Decoding(keys, batch, heads=128, **LATENTS)
+        plan = split_plan(problem)
+        assert (plan.splits, plan.grid) == (splits, batch * 2 * splits)
+        assert plan.workspace_bytes <= 0.23 * problem.key_bytes
+        assert plan.workspace_bytes == batch * split_plan(replace(problem, batch=1)).workspace_bytes
 
 
 def test_the_page_has_every_kind_of_cache() -> None:

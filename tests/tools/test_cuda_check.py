@@ -20,6 +20,7 @@ from tools.cuda_check.compiler import (
     parse_shared_bytes,
 )
 from tools.cuda_check.limits import (
+    CODES_SPLIT_LIMITS,
     LISTED_BACKWARD_LIMITS,
     LISTED_FORWARD_LIMITS,
     PAIR_LIMITS,
@@ -315,7 +316,18 @@ def test_latents_have_a_limit(tmp_path: Path) -> None:
     limit = PAIR_LIMITS["576v512"]["split", "latents"]
     found = [instructions_per_mma_limit(f"{source.stem}_float16", "80") for source in sources]
     assert found == [limit] * 3
-    assert instructions_per_mma_limit("split_hd576v512_codes_few_float16", "80") is None
+
+
+def test_codes_have_a_limit(tmp_path: Path) -> None:
+    """All of their kernels, whose elements have the same one."""
+    sources = generate_instances(tmp_path, "_codes_").sources
+    expected = [limit for of_rows in CODES_SPLIT_LIMITS.values() for limit in of_rows.values()]
+    for element in ("float16", "bfloat16"):
+        found = [instructions_per_mma_limit(f"{x.stem}_{element}", "80") for x in sources]
+        assert sorted(limit for limit in found if limit is not None) == sorted(expected)
+        assert len(found) == len(expected)
+    assert instructions_per_mma_limit("split_hd128_codes_few_float16", "80") == 8.8
+    assert instructions_per_mma_limit("split_hd128_codes_few_float16", "86") is None
 
 
 @pytest.mark.parametrize("text", ["sm_80", "", "-1"])

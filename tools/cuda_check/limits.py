@@ -23,6 +23,20 @@ PLAIN_BACKWARD_LIMITS = {32: 4.2, 64: 3.0, 96: 2.75, 128: 2.45, 192: 2.5, 256: 2
 # takes 3.81 at 128.
 PLAIN_SPLIT_LIMITS = {32: 7.1, 64: 4.3, 96: 3.4, 128: 3.05, 192: 2.95, 256: 3.0, 512: 2.8}
 
+# The same over caches of 8 bits, by bucket as names have them, for few and many rows: what bfloat16
+# takes, and 2% more. The loops that expand codes count once, though they turn up to 8 times a step
+# (docs/notes/sm80_split.md).
+CODES_SPLIT_LIMITS = {
+    "few": {
+        **{"32": 24.8, "64": 13.8, "96": 12.1, "128": 8.8, "192v128": 11.1, "192": 10.3},
+        **{"256": 9.15, "512": 6.15, "576v512": 5.86},
+    },
+    "many": {
+        **{"32": 12.2, "64": 6.9, "96": 8.0, "128": 5.35, "192v128": 4.7, "192": 4.75},
+        **{"256": 5.5, "512": 5.4, "576v512": 7.85},
+    },
+}
+
 # Of the listed kernels, of steps that need no mask. Where tiles are those of plain ones this is
 # no more than 4% above what those take.
 LISTED_FORWARD_LIMITS = {32: 6.5, 64: 3.9, 96: 3.08, 128: 2.68, 192: 2.55, 256: 2.25, 512: 2.65}
@@ -89,6 +103,7 @@ LIMITED_ARCH = "80"
 _LIMITED = re.compile(
     r"(fwd|bwd|split)_hd(\d+(?:v\d+)?)_(?:(plain|listed)(?:_many)?|(latents)_\w+)_[a-z]+\d+"
 )
+_CODES = re.compile(r"split_hd(\d+(?:v\d+)?)_codes_(few|many)_[a-z]+\d+")
 _LIMITS = {
     ("fwd", "plain"): PLAIN_FORWARD_LIMITS,
     ("bwd", "plain"): PLAIN_BACKWARD_LIMITS,
@@ -132,8 +147,13 @@ def serves(unit: str, arch: str) -> bool:
 
 def instructions_per_mma_limit(instance: str, arch: str) -> float | None:
     """The limit for an instance such as ``fwd_hd64_plain_float16``, or None without one."""
+    if arch != LIMITED_ARCH:
+        return None
+    if codes := _CODES.fullmatch(instance):
+        bucket, rows = codes.groups()
+        return CODES_SPLIT_LIMITS[rows].get(bucket)
     limited = _LIMITED.fullmatch(instance)
-    if limited is None or arch != LIMITED_ARCH:
+    if limited is None:
         return None
     kind, bucket, *variants = limited.groups()
     variant = next(filter(None, variants))
