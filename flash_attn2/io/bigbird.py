@@ -12,6 +12,10 @@ from flash_attn2.io.needs import Needs, needs_of
 from flash_attn2.io.problem import Attention
 from flash_attn2.masks import BlockMask
 
+# As `has_small_tile` of `csrc/sm80/tiles.h` has it.
+_SMALL_WIDTH = 256
+_LARGE_SMEM_BYTES = 160 * 2**10
+
 
 @functools.lru_cache(maxsize=16)
 def mask_of(problem: Attention) -> BlockMask:
@@ -25,6 +29,12 @@ def mask_of(problem: Attention) -> BlockMask:
 def under_a_mask(problem: Attention) -> Attention:
     """The problem as the kernels see it: its mask says all."""
     return replace(problem, causal=False)
+
+
+def serves(problem: Attention) -> bool:
+    """Whether there are kernels under block masks: of the widest heads, not on every device."""
+    wide = max(problem.head_dim, problem.width_v) > _SMALL_WIDTH
+    return not wide or problem.device.smem_per_block >= _LARGE_SMEM_BYTES
 
 
 def forward(problem: Attention) -> Pass:

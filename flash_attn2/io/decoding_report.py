@@ -14,7 +14,7 @@ LEGEND = """\
 Decoding: one query of each sequence over a dense cache, by the split kernel and, where CTAs leave
 splits, the one that adds them up. *Least* is queries, results, and the cache with its scales once;
 values that are columns of the keys count once. *Asked* and *perfect L2* as above, over that; what
-CTAs leave of splits is written and read."""
+CTAs leave of splits is written and read. `io --decode` shows other shapes."""
 
 
 def _pages_problems() -> list[Decoding]:

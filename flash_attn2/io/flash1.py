@@ -57,8 +57,13 @@ def forward(problem: Attention) -> Pass:
     return Pass((kernel,))
 
 
+def serves(problem: Attention) -> bool:
+    """Whether there are kernels of such widths."""
+    return problem.head_dim == problem.width_v == HEAD_DIM
+
+
 def _check(problem: Attention) -> None:
-    if (problem.head_dim, problem.width_v) != (HEAD_DIM, HEAD_DIM):
+    if not serves(problem):
         raise ValueError(f"the kernels of flash1 have head_dim {HEAD_DIM}, got {problem.widths}")
 
 

@@ -122,7 +122,8 @@ def needs_table(problems: Sequence[Attention], found: Sequence[Row]) -> str:
     header = ("tokens", "blocks", "share", "fwd: bytes asked", "fwd: MMAs", "bwd: MMAs")
     of_bigbird = [row for row in found if row.schedule == BIGBIRD.name]
     body = []
-    for problem, row in zip(problems, of_bigbird, strict=True):
+    served = [problem for problem in problems if BIGBIRD.serves(problem)]
+    for problem, row in zip(served, of_bigbird, strict=True):
         needs, blocks = bigbird.needs(problem), bigbird.mask_of(problem).cols.numel()
         body.append(
             (

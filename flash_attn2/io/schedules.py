@@ -18,11 +18,7 @@ class Schedule:
     forward: Direction
     backward: Direction
     peak_bytes: Callable[[Attention], int]
-    head_dims: tuple[int, ...] | None = None  # None: all
-
-    def serves(self, problem: Attention) -> bool:
-        widths = {problem.head_dim, problem.width_v}
-        return self.head_dims is None or widths <= set(self.head_dims)
+    serves: Callable[[Attention], bool] = lambda problem: True
 
     def both(self, problem: Attention) -> Pass:
         """Forward and backward together."""
@@ -35,10 +31,10 @@ FLASH1 = Schedule(
     flash1.forward,
     flash1.backward,
     memory.flash1,
-    head_dims=(flash1.HEAD_DIM,),
+    flash1.serves,
 )
 FLASH2 = Schedule("FlashAttention-2", flash2.forward, flash2.backward, memory.flash2)
-BIGBIRD = Schedule("BigBird", bigbird.forward, bigbird.backward, bigbird.peak_bytes)
+BIGBIRD = Schedule("BigBird", bigbird.forward, bigbird.backward, bigbird.peak_bytes, bigbird.serves)
 
 # One that is added here is in all tables, pictures and records.
 SCHEDULES = (STANDARD, FLASH1, FLASH2, BIGBIRD)

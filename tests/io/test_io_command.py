@@ -44,6 +44,16 @@ def test_schedules_that_have_no_such_head_dim_are_left_out(
     assert "FlashAttention-2" in tables
 
 
+def test_block_masks_of_wide_heads_are_left_out_where_nothing_runs_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for device in ("a100", "rtx3090"):
+        assert main(["io", "--seqlens", "1024", "--head-dim", "512", "--device", device]) == 0
+        tables = capsys.readouterr().out.split("BigBird beside")[0]
+        assert ("| BigBird" in tables) == (device == "a100")
+        assert "| FlashAttention-2 " in tables
+
+
 def test_values_of_another_width(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["io", "--seqlens", "1024", "--head-dim-v", "128"]) == 0
     tables = capsys.readouterr().out.split("What the papers say")[0]
