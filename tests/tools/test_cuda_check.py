@@ -10,10 +10,13 @@ from pathlib import Path
 import nvcc_stand_in
 import pytest
 
-from tools.cuda_check.__main__ import architecture, archs_of
+from tools.cuda_check import __main__ as cuda_check
+from tools.cuda_check.__main__ import Tools, architecture, archs_of, check_group
 from tools.cuda_check.compiler import (
+    Compilation,
     RegisterShares,
     Resources,
+    Unreadable,
     compile_units,
     parse_ptxas,
     parse_register_shares,
@@ -80,7 +83,13 @@ ROWS = dataclasses.replace(
 )
 
 
-WGMMA = dataclasses.replace(REPORT, instance="sm90_fwd_hd128_plain_short_float16", arch="90a")
+WGMMA = dataclasses.replace(
+    REPORT,
+    instance="sm90_fwd_hd128_plain_short_float16",
+    arch="90a",
+    resources=Resources(168, 0, 0, 0),
+    register_shares=RegisterShares(384, 24, 240),
+)
 
 
 def with_steady(**changes: object) -> KernelReport:
@@ -114,13 +123,25 @@ ret;
 
 def test_register_shares() -> None:
     assert parse_register_shares(SHARING) == {"producer": RegisterShares(384, 24, 240)}
-    with pytest.raises(ValueError, match=r"producer: setmaxnreg of \['24'\] and \['232', '240'\]"):
-        parse_register_shares(SHARING.replace("240", "232", 1))
-    report = dataclasses.replace(WGMMA, register_shares=RegisterShares(384, 24, 240))
-    assert not violations(with_registers(report, 168))
-    assert violations(with_registers(report, 160)) == [
+    assert not violations(with_registers(WGMMA, 168))
+    assert violations(with_registers(WGMMA, 160)) == [
         f"{WGMMA.instance} for sm_90a: setmaxnreg asks for 64512 registers of 61440"
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        ("240", "232", "setmaxnreg to ['24'] and ['232', '240'] of 384 threads"),
+        (".maxntid 384", ".reqntid 384", "setmaxnreg to ['24'] and ['240']"),
+        ("setmaxnreg", "regs", "no setmaxnreg was found in its PTX"),
+    ],
+)
+def test_shares_that_cannot_be_told_are_violations(before: str, after: str, fault: str) -> None:
+    shares = parse_register_shares(SHARING.replace(before, after, -1 if before != "240" else 1))
+    report = dataclasses.replace(WGMMA, register_shares=shares.get("producer"))
+    assert violations(report) == [f"{WGMMA.instance} for sm_90a: {fault}"]
+    assert not violations(dataclasses.replace(REPORT, register_shares=None))  # which share nothing
 
 
 def with_registers(report: KernelReport, count: int) -> KernelReport:
@@ -161,6 +182,7 @@ def test_compile_units_reads_what_the_compiler_prints(tmp_path: Path) -> None:
         compiled = list(compile_units(tools, archs_of, tmp_path / "units", ["-O3"]))
         for arch, (unit, done) in zip(["90", "80"], compiled, strict=True):
             assert unit == "fwd_x"
+            assert isinstance(done, Compilation)
             assert set(done.resources) == {"_Z1aPf", "_Z1bPf"}
             assert done.shared_bytes == 33792
             assert done.seconds > 0
@@ -174,6 +196,30 @@ def test_compile_units_reads_what_the_compiler_prints(tmp_path: Path) -> None:
         ["-arch=sm_90", "-cubin"],
         ["-arch=sm_80", "-cubin"],
     ]
+
+
+def test_what_cannot_be_read_of_a_unit_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other units of its group go on."""
+    tools = nvcc_stand_in.make_toolchain(tmp_path)
+    (tmp_path / "words").write_text(PTXAS)
+    (tmp_path / "ptx").write_text(".visible .global .align 4 .u32 shared_bytes_of_fwd_y = 1;\n")
+    sources = {tmp_path / f"fwd_{name}.cu": ["80", "90"] for name in "xy"}
+    for source in sources:
+        source.touch()
+    folder = tmp_path / "units"
+    asked = [{source: archs} for source, archs in sources.items()]
+    found = [one for units in asked for one in compile_units(tools, units, folder, [])]
+    fault = Unreadable("80", "no shared_bytes_of_fwd_x in the PTX")
+    assert found[:2] == [("fwd_x", fault), ("fwd_x", dataclasses.replace(fault, arch="90"))]
+    assert [type(done) for _, done in found[2:]] == [Compilation, Compilation]
+
+    monkeypatch.setattr(cuda_check, "compile_units", lambda *_: found)
+    monkeypatch.setattr(cuda_check, "reports_of", lambda *_: [REPORT])
+    reports, failures = check_group(Tools(tools, Path("cuobjdump")), sources, folder, ())
+    assert reports == [REPORT] * 2
+    assert failures == [f"fwd_x for sm_{arch}: {fault.reason}" for arch in ("80", "90")]
 
 
 def test_shared_bytes_must_be_there() -> None:

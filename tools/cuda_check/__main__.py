@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tools import third_party
 from tools.cuda_check import listing
-from tools.cuda_check.compiler import Compilation, compile_units
+from tools.cuda_check.compiler import Compilation, Unreadable, compile_units
 from tools.cuda_check.limits import serves, violations
 from tools.cuda_check.loops import main_loops
 from tools.cuda_check.report import KernelReport, LoopReport, table
@@ -38,16 +38,20 @@ class Tools:
 
 def check_group(
     tools: Tools, asked: dict[Path, list[str]], folder: Path, flags: tuple[str, ...]
-) -> list[KernelReport]:
-    """Compile units, each for its architectures, together; report on their kernels."""
+) -> tuple[list[KernelReport], list[str]]:
+    """Compile units, each for its architectures, together; report on their kernels, and say which
+    could not be read."""
     served = {unit: archs for unit, archs in asked.items() if archs}
+    reports: list[KernelReport] = []
+    failures: list[str] = []
     if not served:
-        return []
-    return [
-        report
-        for unit, compilation in compile_units(tools.toolchain, served, folder, flags)
-        for report in reports_of(tools, unit, compilation)
-    ]
+        return reports, failures
+    for unit, found in compile_units(tools.toolchain, served, folder, flags):
+        if isinstance(found, Unreadable):
+            failures.append(f"{unit} for sm_{found.arch}: {found.reason}")
+        else:
+            reports += reports_of(tools, unit, found)
+    return reports, failures
 
 
 def reports_of(tools: Tools, unit: str, compilation: Compilation) -> list[KernelReport]:
@@ -122,7 +126,9 @@ def main() -> int:
         ]
         for done, future in enumerate(pending, start=1):
             try:
-                reports += future.result()
+                of_group, unreadable = future.result()
+                reports += of_group
+                failures += unreadable
             except CompileError as error:
                 failures.append(str(error))
             if sys.stderr.isatty():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.nvcc.compiler import compile_fronts, compile_machine_code
+from tools.nvcc.compiler import Front, MachineCode, compile_fronts, compile_machine_code
 from tools.nvcc.instances import with_shared_bytes
 from tools.nvcc.toolchain import Toolchain
 from tools.nvcc.units import shared_variable
@@ -48,7 +48,8 @@ class Compilation:
     """A translation unit, compiled for one architecture.
 
     ``shared_bytes`` is what a launch of its kernel asks for; ``resources`` and
-    ``register_shares``, of kernels that have any, go by mangled name.
+    ``register_shares``, of kernels that have any (text: why they cannot be told), go by mangled
+    name.
     """
 
     arch: str
@@ -57,7 +58,16 @@ class Compilation:
     peak_rss_bytes: int
     shared_bytes: int
     resources: dict[str, Resources]
-    register_shares: dict[str, RegisterShares]
+    register_shares: dict[str, RegisterShares | str]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A translation unit, compiled for one architecture, of which nvcc or ptxas said something
+    else than is known here."""
+
+    arch: str
+    reason: str
 
 
 _WARPGROUP = 128
@@ -101,17 +111,20 @@ def parse_shared_bytes(ptx: str, unit: str) -> int:
     return int(found[1] or 0)  # PTX leaves a zero out
 
 
-def parse_register_shares(ptx: str) -> dict[str, RegisterShares]:
-    """Of kernels with ``setmaxnreg``. ValueError where one does not give and take one number."""
-    found = {}
+def parse_register_shares(ptx: str) -> dict[str, RegisterShares | str]:
+    """Of kernels with ``setmaxnreg``; in words, what one does that gives or takes several
+    numbers."""
+    found: dict[str, RegisterShares | str] = {}
     for entry in _PTX_ENTRY.finditer(ptx):
         kept, taken = (set(share.findall(entry[0])) for share in _SHARES.values())
         if not kept | taken:
             continue
         threads = _THREADS.search(entry[0])
         if threads is None or len(kept) != 1 or len(taken) != 1:
-            raise ValueError(f"{entry[1]}: setmaxnreg of {sorted(kept)} and {sorted(taken)}")
-        found[entry[1]] = RegisterShares(int(threads[1]), int(kept.pop()), int(taken.pop()))
+            of_threads = f" of {threads[1]} threads" if threads else ""
+            found[entry[1]] = f"setmaxnreg to {sorted(kept)} and {sorted(taken)}{of_threads}"
+        else:
+            found[entry[1]] = RegisterShares(int(threads[1]), int(kept.pop()), int(taken.pop()))
     return found
 
 
@@ -125,12 +138,13 @@ def compile_units(
     archs_of: Mapping[Path, Sequence[str]],
     folder: Path,
     flags: Sequence[str],
-) -> Iterator[tuple[str, Compilation]]:
+) -> Iterator[tuple[str, Compilation | Unreadable]]:
     """Compile the units of a group, each for ``sm_<arch>`` of its architectures, in ``folder``.
 
     As in a build, there is one PTX for all, of the oldest. ``seconds`` counts its making each time,
     ``peak_rss_bytes`` is that of nvcc's largest process; where nothing has changed since, both are
-    those of then. Raises ``CompileError`` with nvcc's output if it fails.
+    those of then. Raises ``CompileError`` with nvcc's output if it fails; what it says and is not
+    understood costs that unit alone.
     """
     oldest = min((arch for archs in archs_of.values() for arch in archs), key=_number)
     texts = {source.stem: with_shared_bytes(source) for source in archs_of}
@@ -138,18 +152,23 @@ def compile_units(
     for source, archs in archs_of.items():
         unit, front = source.stem, fronts[source.stem]
         ptx = front.ptx.read_text()
-        shared_bytes, shares = parse_shared_bytes(ptx, unit), parse_register_shares(ptx)
         for arch in archs:
             code = compile_machine_code(toolchain, front, arch)
-            yield (
-                unit,
-                Compilation(
-                    arch=arch,
-                    cubin=code.cubin,
-                    seconds=front.taken.seconds + code.taken.seconds,
-                    peak_rss_bytes=max(front.taken.peak_rss_bytes, code.taken.peak_rss_bytes),
-                    shared_bytes=shared_bytes,
-                    resources=parse_ptxas(code.taken.output),
-                    register_shares=shares,
-                ),
-            )
+            try:
+                found: Compilation | Unreadable = _read(unit, ptx, front, code)
+            except ValueError as error:  # other units, and architectures, are not to be lost
+                found = Unreadable(arch, str(error))
+            yield unit, found
+
+
+def _read(unit: str, ptx: str, front: Front, code: MachineCode) -> Compilation:
+    """ValueError where a text is none that is known."""
+    return Compilation(
+        arch=code.arch,
+        cubin=code.cubin,
+        seconds=front.taken.seconds + code.taken.seconds,
+        peak_rss_bytes=max(front.taken.peak_rss_bytes, code.taken.peak_rss_bytes),
+        shared_bytes=parse_shared_bytes(ptx, unit),
+        resources=parse_ptxas(code.taken.output),
+        register_shares=parse_register_shares(ptx),
+    )

@@ -76,7 +76,7 @@ class KernelReport:
     main_loops: tuple[LoopReport, ...]
     compile_seconds: float
     compiler_peak_bytes: int
-    register_shares: RegisterShares | None = None
+    register_shares: RegisterShares | str | None = None
 
     @property
     def label(self) -> str:

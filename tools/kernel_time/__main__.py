@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tools import third_party
-from tools.cuda_check.compiler import compile_units
+from tools.cuda_check.compiler import Unreadable, compile_units
 from tools.kernel_time.control import ListingError
 from tools.kernel_time.machines import MACHINES, POLICIES, Machine
 from tools.kernel_time.predict import (
@@ -108,11 +108,13 @@ def read_kernels(
 
     def read(group: Sequence[Path]) -> list[Subject | Refusal]:
         archs_of = dict.fromkeys(group, archs)
-        return [
-            subject
-            for unit, compilation in compile_units(toolchain, archs_of, units, instances.flags)
-            for subject in subjects_of(cuobjdump, unit, compilation, arguments.element)
-        ]
+        subjects: list[Subject | Refusal] = []
+        for unit, found in compile_units(toolchain, archs_of, units, instances.flags):
+            if isinstance(found, Unreadable):
+                subjects.append(Refusal(unit, found.arch, found.reason))
+            else:
+                subjects += subjects_of(cuobjdump, unit, found, arguments.element)
+        return subjects
 
     for subjects in pool.map(read, groups):
         yield from subjects
