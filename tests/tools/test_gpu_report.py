@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -17,20 +18,24 @@ import pytest
 import support
 import torch
 
+from flash_attn2._impl import backends
 from flash_attn2.bench.cases import Case
 from flash_attn2.bench.contenders import Problem
 from flash_attn2.bench.race import FLASH_ATTN2
 from flash_attn2.bench.suite import UnavailableError
+from tools.gpu_report import __main__ as report
 from tools.gpu_report import (
     build,
     cases,
     children,
     contenders,
+    families,
     machine,
     markdown,
     predicted,
     problems,
     sanitizer,
+    sections,
     suite_run,
     worker,
 )
@@ -149,6 +154,188 @@ def test_parts_of_a_family_are_for_its_gpus(
     asked = Run(device, tmp_path, environment={"OTHER": "1"}).with_family("sm90")
     assert asked.environment == {"OTHER": "1", f"FLASH_ATTN2_{name}": value}
     assert asked.folder.is_dir()
+    assert asked.family == "sm90"
+
+
+def test_other_parts_take_the_kernels_of_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was exported: predictions beside them are of those kernels."""
+    monkeypatch.setenv("FLASH_ATTN2_CUDA_FAMILY", "sm90")
+    runs: list[Run] = []
+
+    def measure_parts(given: Any, wanted: Any, plan: Any, run: Run) -> int:
+        runs.append(run)
+        return 0
+
+    monkeypatch.setattr(report, "measure_parts", measure_parts)
+    assert main(["--no-build"]) == 0
+    assert children.environment(runs[0].environment)["FLASH_ATTN2_CUDA_FAMILY"] == "sm80"
+
+
+def fake_sections(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    """Two parts, of which one is for compute capability 9.0, on a GPU of another."""
+
+    def run(run: Run, seconds: float) -> Findings:
+        return Findings([], {"cases": 0, "measured": 0})
+
+    found = [Section(name, name, 1, run, needs_build=False) for name in ("calls", "calls-sm90")]
+    found[1] = dataclasses.replace(found[1], family="sm90")
+    monkeypatch.setattr(sections, "SECTIONS", found)
+    known = {"gpu": "a GPU", "compute_capability": capability, "cpu": "a CPU", "allowed_cpus": 2}
+    monkeypatch.setattr(children, "probed", lambda *_: known)
+
+
+@pytest.mark.parametrize(
+    ("capability", "only", "status", "statuses"),
+    [
+        ("9.0", ["--only", "calls", "calls-sm90"], 0, {"calls": "done", "calls-sm90": "done"}),
+        ("8.0", ["--only", "calls", "calls-sm90"], 2, {"calls": "done", "calls-sm90": "skipped"}),
+        ("8.0", [], 0, {"calls": "done"}),
+    ],
+)
+def test_a_part_that_is_asked_for_is_not_left_out_in_silence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    only: list[str],
+    status: int,
+    statuses: dict[str, str],
+) -> None:
+    fake_sections(monkeypatch, capability)
+    assert main(["--output", str(tmp_path), *only]) == status
+    record = json.loads((tmp_path / "gpu-a-gpu.json").read_text())
+    assert record["complete"]
+    assert {one["name"]: one["status"] for one in record["sections"]} == statuses
+    for one in record["sections"]:
+        if one["status"] == "skipped":
+            assert one["reason"] == "not for compute capability 8.0"
+
+
+# Whose kernels run.
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors are computed as on a device of compute capability 9.0 with its own kernels."""
+    support.require_backend("sm90-emulated")
+    monkeypatch.setattr(backends, "for_cpu_tensors", backends.load("sm90-emulated"))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_a_family_has_the_cases_that_it_serves() -> None:
+    sizes = cases.replace(cases.TOY, head_dims=(64, 32))
+    found, left_out = worker.served("sweep", sizes, "cpu", 10.0, "sm90")
+    assert {name.split("/")[0] for name in left_out} == {"fwd d32", "bwd d32", "fwd+bwd d32"}
+    assert {job.name.split("/")[0] for job in found} == {"fwd d64", "bwd d64", "fwd+bwd d64"}
+    timed = {job.about["mode"]: job.about["families"] for job in found}
+    both = {"forward": "sm90", "backward": "sm90"}
+    assert timed == {"fwd": {"forward": "sm90"}, "bwd": {"backward": "sm90"}, "fwd+bwd": both}
+    found, left_out = worker.served("sweep", sizes, "cpu", 10.0, "")
+    assert (len(found), left_out) == (12, [])
+    assert {family for job in found for family in job.about["families"].values()} == {  # type: ignore[attr-defined]
+        "sm80",
+        "sm90",
+    }
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("section", ["problems", "grouped", "decode", "calls", "masks"])
+def test_every_kind_of_case_can_be_planned(section: str) -> None:
+    found, left_out = worker.served(section, cases.TOY, "cpu", 10.0, "")
+    assert not left_out
+    for job in found:
+        told = job.about["families"]
+        assert isinstance(told, dict)
+        assert set(told) >= {"backward" if job.name.startswith("bwd ") else "forward"}, job.name
+
+
+@pytest.mark.usefixtures("hopper")
+def test_plans_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = backends.Backend.run
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(backends.Backend, "run", fail)
+    one = problems.Problem("full", 64, seqlens=(5, 7))
+    assert set(families.plans_of(lambda: problems.call(one, "cpu"))) == {"forward", "backward"}
+    assert backends.Backend.run is fail
+    with pytest.raises(ZeroDivisionError), families.only_planned():
+        raise ZeroDivisionError
+    assert backends.Backend.run is fail
+    assert run is not fail
+
+
+@pytest.mark.usefixtures("hopper")
+def test_problems_of_a_family() -> None:
+    """compute-sanitizer sees them: also of wide heads, whose warpgroups meet at named barriers."""
+    found = {one.name: one for one in problems.problems(quick=True)}
+
+    def is_served(name: str) -> bool:
+        return problems.is_served(found[name], "cpu", "sm90")
+
+    assert not is_served("cache/d64/float16")
+    assert is_served("mask/d64/float16")
+    plans = [
+        families.plans_of(lambda one=one: problems.call(one, "cpu"))["backward"]  # type: ignore[misc]
+        for one in found.values()
+        if one.head_dim > 128
+    ]
+    kernels = {plan.removeprefix("backward ").partition(":")[0] for plan in plans}
+    assert kernels == {
+        "sm90 float16 head_dim<=256 plain",
+        "sm90 float16 head_dim<=192 modified",
+        "sm90 float16 head_dim<=192 head_dim_v<=128 plain",
+    }
+
+
+def test_problems_are_never_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a tool that looks at them would find nothing wrong."""
+    small = problems.Problem("full", 32, seqlens=(5, 7))
+    monkeypatch.setattr(problems, "problems", lambda quick: iter([small]))
+    monkeypatch.setattr(problems, "is_served", lambda one, device, family: family == "sm80")
+    assert problems.main(["--device", "cpu", "--family", "sm80"]) == 0
+    assert problems.main(["--device", "cpu", "--family", "sm90"]) == 1
+
+
+def test_the_time_of_other_families_cases_goes_to_those_that_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def jobs(section: str, sizes: Any, device: str, seconds: float) -> list[worker.Job]:
+        asked.append(seconds)
+        return [worker.Job(name, dict) for name in "abcd"]
+
+    def told(found: list[worker.Job], device: str) -> list[tuple[worker.Job, dict[str, str]]]:
+        of_job = {"a": {"forward": "sm90"}, "b": {"forward": "sm90", "backward": "sm80"}}
+        return [(job, of_job.get(job.name, {"forward": "sm80"})) for job in found]
+
+    monkeypatch.setattr(worker, "jobs", jobs)
+    monkeypatch.setattr(worker, "with_families", told)
+    found, left_out = worker.served("sweep", cases.TOY, "cpu", 10.0, "sm90")
+    assert [job.name for job in found] == ["a"]
+    assert left_out == ["b", "c", "d"]
+    assert asked == [10.0, 40.0]
+    some = worker.Job("b", dict, serves_some=True)
+    assert worker.is_served(some, {"forward": "sm90", "backward": "sm80"}, "sm90")
+    assert not worker.is_served(some, {"forward": "sm80"}, "sm90")
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Run("emulated", tmp_path).with_family("sm90")
+    part = next(one for one in SECTIONS if one.name == "sweep")
+
+    def measured(total: int) -> Callable[..., children.Measured]:
+        return lambda *_: children.Measured([], total, ["fwd d32", "bwd d32"])
+
+    monkeypatch.setattr(children, "case_by_case", measured(0))
+    about, _ = take(dataclasses.replace(part, needs_build=False), asked, 1.0)
+    assert (about["status"], about["reason"]) == ("skipped", "sm90 serves none of the 2 cases")
+    monkeypatch.setattr(children, "case_by_case", measured(3))
+    about, _ = take(dataclasses.replace(part, needs_build=False), asked, 1.0)
+    text = markdown.report(record_of([], {**about, "name": "sweep-sm90", "title": "Sweep"}), {})
+    assert "| 0 of 3 cases; 2 left out |" in text
+    assert "Left out, as sm90 does not serve them: fwd d32, bwd d32." in text
 
 
 def test_the_time_of_what_is_left_out_goes_to_the_others() -> None:
@@ -186,21 +373,38 @@ def test_a_case_that_kills_its_process_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripts = [
-        ([{"cases": 4}, {"begins": "a"}, {"case": {"name": "a"}}, {"begins": "b"}], -11),
-        ([{"cases": 4}, {"begins": "c"}, {"case": {"name": "c"}}, {"begins": "d"}], None),
+        (
+            [
+                {"cases": 4, "left_out": ["e"]},
+                {"begins": "a"},
+                {"case": {"name": "a"}},
+                {"begins": "b"},
+            ],
+            -11,
+        ),
+        (
+            [
+                {"cases": 4, "left_out": ["e"]},
+                {"begins": "c"},
+                {"case": {"name": "c"}},
+                {"begins": "d"},
+            ],
+            None,
+        ),
     ]
     skipped = []
 
     def run(command: list[str], seconds: float, log: Path, more: Mapping[str, str]) -> Ended:
         lines, status = scripts.pop(0)
         skipped.append(command[command.index("--skip") + 1])
+        assert command[command.index("--family") + 1] == "sm90"
         with Path(command[-1]).open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         return Ended(status, "Segmentation fault")
 
     monkeypatch.setattr(children, "run", run)
-    outcomes, total = children.case_by_case("sweep", "cuda", 60.0, tmp_path, {})
-    assert total == 4
+    outcomes, total, left_out = children.case_by_case("sweep", "cuda", 60.0, tmp_path, {}, "sm90")
+    assert (total, left_out) == (4, ["e"])
     assert skipped == ["0", "2"]
     assert [one["case"]["name"] for one in outcomes] == ["a", "b", "c", "d"]
     assert "status -11:\nSegmentation fault" in outcomes[1]["failed"]
@@ -408,7 +612,7 @@ case "$1" in --help) echo "  --kernel-regex arg"; exit 0;; esac
 echo "full/d64/float16: ok"
 case "$*" in
   *racecheck*) echo "========= RACECHECK SUMMARY: 1 hazard displayed"; exit 7;;
-  *"--kernel-regex kns=fa2"*) echo "========= ERROR SUMMARY: 0 errors"; exit 0;;
+  *"--kernel-regex kns=fa2"*"--family sm90") echo "========= ERROR SUMMARY: 0 errors"; exit 0;;
 esac
 exit 1
 """
@@ -417,7 +621,7 @@ exit 1
 def test_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path / "bin" / "compute-sanitizer", SANITIZER)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    found = sanitizer.check(60.0, tmp_path, "cuda", {})
+    found = sanitizer.check(60.0, tmp_path, "cuda", {}, "sm90")
     assert {name: one["verdict"] for name, one in found.items()} == {
         "memcheck": "clean",
         "racecheck": "found something",
@@ -513,6 +717,22 @@ def test_markdown_says_what_is_slower_and_what_is_wrong() -> None:
     assert "## masks: failed\n\n    Traceback:\n      no mask" in text
     assert "| tests | skipped | 1 s | pytest is not installed |" in text
     assert "CUDA 13.0, g++ 13, for 90" in text
+
+
+def test_markdown_says_whose_result_is_wrong() -> None:
+    mixed = {"forward": "sm90", "backward": "sm80"}
+    case = {"case": {"name": "full/d64"}, "errors": {"out": (1.0, 0.1)}, "wrong": ["out"]}
+    lines = [
+        {**case, "section": "problems", "families": {"forward": "sm80", "backward": "sm80"}},
+        {**case, "section": "problems-sm90", "families": mixed},
+        {"case": {"name": "cut"}, "section": "problems-sm90", "failed": "its process ended"},
+        {"case": {"name": "old"}, "section": "problems", "failed": "it failed"},
+    ]
+    text = markdown.report(record_of(lines, {"name": "problems-sm90", "status": "done"}), {})
+    both = "full/d64 (sm90 forward, sm80 backward)"
+    assert f"**Wrong results:** full/d64 (sm80), {both}." in text
+    assert "**Failed:** cut (sm90), old." in text
+    assert f"**Wrong:** {both}: out is off by 1.00e+00" in text
 
 
 def test_predictions(tmp_path: Path) -> None:

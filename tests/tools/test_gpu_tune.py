@@ -81,6 +81,18 @@ def test_options_that_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not NAME=FIELDS" in capsys.readouterr().err
 
 
+def test_tiles_are_timed_with_the_kernels_that_have_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASH_ATTN2_CUDA_FAMILY", "sm90")
+    environments = []
+    monkeypatch.setattr(tune.subprocess, "Popen", lambda *_, env, **__: environments.append(env))
+    kernel = Kernel.of("fwd_hd64_plain")
+    given = argparse.Namespace(device="cuda", seqlen=64, mask="full")
+    tune.start(tune.Entry("one", None, tmp_path), kernel, given)
+    assert environments[0]["FLASH_ATTN2_CUDA_FAMILY"] == "sm80"
+
+
 def test_a_tile_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> None:
         raise BuildError("static assertion failed")

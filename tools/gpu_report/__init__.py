@@ -10,8 +10,8 @@ the next one starts (`results`). What fails is recorded with its traceback.
 `sections` says which parts there are. Some are programs of others (`build`, `suite_run`,
 `sanitizer`), others go case by case in a child process (`children`, `worker`): small problems
 against float64 (`problems`), the cases of the benchmark's suites (`cases`, `contenders`), and what
-a call costs the host (`calls`). `markdown` and `pictures` show a record, also one of before
-(`--show`).
+a call costs the host (`calls`). Whose kernels run there is what the plans of the calls say
+(`families`, `probes`). `markdown` and `pictures` show a record, also one of before (`--show`).
 
 With `--device emulated` the kernel emulator takes the place of the GPU, at toy sizes: nothing is
 compiled, and the times are the emulator's.

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 where every part did what it should; 1 where one failed or found something wrong."""
+    """0 where every part did what it should; 1 where one failed or found something wrong; 2 where
+    what is asked for is not there: packages, a GPU, or a part of `--only` for this GPU."""
     given = parse(arguments)
     use_packages(given.packages)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
@@ -118,25 +119,30 @@ def measure(given: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         logs = given.logs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         logs.mkdir(parents=True, exist_ok=True)
-        environment = {}
-        if given.device == "emulated":
-            environment = {
-                "FLASH_ATTN2_BACKEND": "sm80-emulated",
-                "FLASH_ATTN2_EMULATOR": "races=off,poison=off",
-            }
         run = Run(
             given.device,
             logs.resolve(),
             given.cutlass,
             given.head_dims,
             is_built=not any(one.name == "build" for one in wanted),
-            environment=environment,
+            environment=base_environment(given.device),
         )
         try:
             return measure_parts(given, wanted, plan, run)
         except NoGpuError as error:
             print(error, file=sys.stderr)
             return 2
+
+
+def base_environment(device: str) -> dict[str, str]:
+    """Of parts that name no family: the kernels of every GPU, whatever was exported, or is the
+    default on this one."""
+    if device == "emulated":
+        return {
+            "FLASH_ATTN2_BACKEND": "sm80-emulated",
+            "FLASH_ATTN2_EMULATOR": "races=off,poison=off",
+        }
+    return {"FLASH_ATTN2_CUDA_FAMILY": "sm80"}
 
 
 def measure_parts(
@@ -149,9 +155,9 @@ def measure_parts(
     machine = probed(run.torch_device, run.folder, run.environment)
     predictions = predicted.read(given.predicted, machine) if given.predicted else {}
     run.arch = str(machine.get("compute_capability", "")).replace(".", "")
-    for section in wanted:
-        if not section.applies(run):
-            plan.leave_out(section.name)
+    others = [one for one in wanted if not one.applies(run)]
+    for section in others:
+        plan.leave_out(section.name)
     wanted = [one for one in wanted if one.applies(run)]
     if not wanted:
         say(f"none of these parts is for this GPU, {machine['gpu']}")
@@ -163,6 +169,11 @@ def measure_parts(
     }
     results = Results(given.output or _OUTPUTS[given.device], machine, options, given.commit)
     failed = False
+    missing = others if given.only else []  # nobody asked for the others of all parts
+    for section in missing:
+        say(f"{section.title}: skipped, {not_for(machine)['reason']}")
+        about = {"name": section.name, "title": section.title, "seconds": 0.0}
+        results.add({**about, **not_for(machine)}, [])
     with interruptible(results):
         for section in wanted:
             say(f"{section.title} ...")
@@ -175,7 +186,13 @@ def measure_parts(
     with results.markdown.open("a", encoding="utf-8") as text:
         text.write(plots_of(paths))
     say(f"{plan.spent:.0f} s in all. Wrote {results.markdown}, {results.json}")
-    return 1 if failed else 0
+    return 1 if failed else 2 if missing else 0
+
+
+def not_for(machine: Mapping[str, Any]) -> dict[str, str]:
+    """What the record says of a part that was named, but is about kernels of other GPUs."""
+    capability = machine.get("compute_capability", "unknown")
+    return {"status": "skipped", "reason": f"not for compute capability {capability}"}
 
 
 @contextlib.contextmanager

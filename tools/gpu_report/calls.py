@@ -24,7 +24,7 @@ _EMULATED_ROUNDS, _EMULATED_CALLS = 1, 1
 
 def measure(mode: Mode, device: str) -> Outcome:
     """Seconds per call of each contender, which take turns: forward, or both passes."""
-    rows = torch.randn(1, 32, 1, 64, dtype=torch.float16, device=device)
+    rows = _rows(device)
     on_gpu = device == "cuda"
     rounds = _ROUNDS if on_gpu else _EMULATED_ROUNDS
     calls = _CALLS if on_gpu else _EMULATED_CALLS
@@ -38,6 +38,15 @@ def measure(mode: Mode, device: str) -> Outcome:
             samples[name].append(_enqueue(run, device, calls))
     seconds = {name: statistics.median(times[1:]) for name, times in samples.items()}
     return {"case": {"name": f"calls/{mode.name}"}, "seconds": seconds}
+
+
+def call(mode: Mode, device: str) -> None:
+    """flash_attn2's, once."""
+    _run(mode, flash_attn2.flash_attn_func, _rows(device))()
+
+
+def _rows(device: str) -> Tensor:
+    return torch.randn(1, 32, 1, 64, dtype=torch.float16, device=device)
 
 
 def _run(mode: Mode, attend: Callable[..., Any], x: Tensor) -> Callable[[], Any]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flash_attn2.bench.suite import Outcome
 from tools.environments import ROOT
@@ -92,10 +92,24 @@ def probed(device: str, folder: Path, more: Mapping[str, str]) -> dict[str, Any]
     return found
 
 
+class Measured(NamedTuple):
+    """Of a section: its lines, how many cases it has, None if that was never said, and the names of
+    those that another family serves."""
+
+    outcomes: list[Outcome]
+    total: int | None
+    left_out: list[str]
+
+
 def case_by_case(
-    section: str, device: str, seconds: float, folder: Path, more: Mapping[str, str]
-) -> tuple[list[Outcome], int | None]:
-    """What `worker` measures of a section, and how many cases it has; None if it never said.
+    section: str,
+    device: str,
+    seconds: float,
+    folder: Path,
+    more: Mapping[str, str],
+    family: str = "",
+) -> Measured:
+    """What `worker` measures of a section, or of those of its cases that a family serves.
 
     After a case that takes its process with it, another one goes on with the next case.
     """
@@ -107,24 +121,25 @@ def case_by_case(
     while True:
         command = [sys.executable, "-m", "tools.gpu_report.worker", section]
         command += ["--device", device, "--deadline", f"{deadline:.1f}"]
-        command += ["--skip", str(len(outcomes)), "--output", str(file)]
+        command += ["--skip", str(len(outcomes)), "--family", family, "--output", str(file)]
         left = max(deadline - time.time(), 0) + _GRACE
         ended = run(command, left, folder / f"{section}.log", more)
         found = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-        known = [line["cases"] for line in found if "cases" in line]
-        total = known[-1] if known else None
+        known = [line for line in found if "cases" in line]
+        total = known[-1]["cases"] if known else None
+        left_out = known[-1].get("left_out", []) if known else []
         outcomes = [line for line in found if "case" in line]
         if ended.status == 0 or total is None:
             if total is None and ended.status != 0:
                 raise RuntimeError(f"the process ended early:\n{ended.output[-_LAST_WORDS:]}")
-            return outcomes, total
+            return Measured(outcomes, total, left_out)
         if len(outcomes) < total:
             last = _lost(found, ended) | {"section": section}
             outcomes.append(last)
             with file.open("a") as lines:
                 lines.write(json.dumps(last) + "\n")
         if len(outcomes) >= total or deadline - time.time() < _SHORTEST:
-            return outcomes, total
+            return Measured(outcomes, total, left_out)
 
 
 def _lost(lines: Sequence[Outcome], ended: Ended) -> Outcome:

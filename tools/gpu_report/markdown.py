@@ -16,6 +16,7 @@ from flash_attn2.bench.suite import Outcome
 from tools.gpu_report import predicted
 from tools.gpu_report.cases import mask
 from tools.gpu_report.contenders import SDPA_FLASH
+from tools.gpu_report.families import in_words
 from tools.gpu_report.predicted import Predictions
 
 _AIM, _AIM_SEQLEN = 1.05, 1024  # times as fast as PyTorch's flash backend, from this length on
@@ -44,7 +45,7 @@ def report(record: Mapping[str, Any], predictions: Predictions) -> str:
             found = [one for one in record["results"] if one.get("section") == about["name"]]
             known = {} if family else predictions  # which are of the kernels of every GPU
             parts += [f"## {about['title']}", *_SHOWN[kind](about, found, known)]
-            parts += clocks(about)
+            parts += [*others(about, family), *clocks(about)]
     for about in record["sections"]:
         if about["status"] == "failed":
             parts += [f"## {about['title']}: failed", code(about["traceback"])]
@@ -114,8 +115,15 @@ def parts_table(record: Mapping[str, Any]) -> str:
         note = one.get("reason") or one.get("done") or ""
         if one.get("cases") is not None:
             note = f"{one['measured']} of {one['cases']} cases"
+            note += f"; {len(one['left_out'])} left out" if one.get("left_out") else ""
         rows.append((one["title"], one["status"], f"{one['seconds']:.0f} s", note))
     return "## Parts\n\n" + table(("part", "", "time", ""), rows, texts=2)
+
+
+def others(about: Mapping[str, Any], family: str) -> list[str]:
+    """Which cases are not in a family's part, as its kernels are not all that runs there."""
+    names = about.get("left_out", ())
+    return [f"Left out, as {family} does not serve them: {', '.join(names)}."] if names else []
 
 
 def clocks(about: Mapping[str, Any]) -> list[str]:
@@ -142,9 +150,9 @@ def summary(record: Mapping[str, Any]) -> Iterator[str]:
             lines += [f"- {title}: {text}" for text in _below(found)]
     if lines:
         yield "\n".join(lines)
-    wrong = [_name(one) for one in record["results"] if is_wrong(one)]
+    wrong = [_name_and_family(one) for one in record["results"] if is_wrong(one)]
     yield f"**Wrong results:** {', '.join(wrong)}." if wrong else "No result was out of tolerance."
-    if failed := [_name(one) for one in record["results"] if "failed" in one]:
+    if failed := [_name_and_family(one) for one in record["results"] if "failed" in one]:
         yield f"**Failed:** {', '.join(failed)}."
 
 
@@ -176,6 +184,13 @@ def _below(outcomes: Sequence[Outcome]) -> Iterator[str]:
 def _name(outcome: Outcome) -> str:
     mode = f"{outcome['mode']} " if "mode" in outcome and "failed" not in outcome else ""
     return f"{mode}{outcome['case']['name']}"
+
+
+def _name_and_family(outcome: Outcome) -> str:
+    """With whose kernels ran, where that is known or was asked for."""
+    asked = outcome.get("section", "").partition("-")[2]
+    family = in_words(outcome.get("families", {})) or asked
+    return f"{_name(outcome)} ({family})" if family else _name(outcome)
 
 
 def is_wrong(outcome: Outcome) -> bool:
@@ -380,7 +395,7 @@ def _problems(
             f"{name} is off by {error:.2e}, allowed is {allowed:.2e}"
             for name, (error, allowed) in errors.items()
         ]
-        yield f"**Wrong:** {one['case']['name']}: {'; '.join(words)}."
+        yield f"**Wrong:** {_name_and_family(one)}: {'; '.join(words)}."
     yield from _failures(outcomes)
 
 

@@ -1,7 +1,7 @@
 """Small problems with every kind of kernel, compared with attention in float64.
 
 Also the program that compute-sanitizer runs (`python -m tools.gpu_report.problems`): it ends with
-status 1 if a result is wrong.
+status 1 if a result is wrong, or if there is nothing to run.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from flash_attn2.reference import (
     kvcache_attention_reference,
     varlen_attention_reference,
 )
+from tools.gpu_report.families import families, plans_of
 
 _SEED = 1234
+_FEW = (100, 140)  # more than a tile, both
 _FACTORS = {"out": 2, "lse": 2}  # gradients: 3
 _SLACK = {"lse": 1e-4}  # all others: 1e-5
 
@@ -48,6 +50,7 @@ class Problem:
     cached: tuple[int, ...] = ()  # lengths in a paged cache
     gradients: bool = True
     options: Callable[[str], dict[str, Any]] = field(default=lambda device: {})
+    head_dim_v: int | None = None  # where it is another (dense calls)
 
 
 def _causal(device: str) -> dict[str, Any]:
@@ -59,6 +62,10 @@ def _modified(device: str) -> dict[str, Any]:
     return {"causal": True, "softcap": 10.0, "alibi_slopes": slopes}
 
 
+def _dropped(device: str) -> dict[str, Any]:
+    return {**_modified(device), "dropout_p": 0.2}
+
+
 def _biased(device: str) -> dict[str, Any]:
     return {"bias": torch.randn(4, 150, 200, device=device)}
 
@@ -68,7 +75,8 @@ def _listed(device: str) -> dict[str, Any]:
 
 
 def problems(quick: bool) -> Iterator[Problem]:
-    """`quick`: one of each kind of kernel; else every head dim and dtype of it."""
+    """`quick`: one of each kind of kernel, and of wide heads, whose warpgroups hand tiles to each
+    other; else every head dim and dtype of it."""
     square = (256, 256)
     for head_dim in (64,) if quick else (64, 128, 256, 32, 96, 192):
         for dtype in (torch.float16,) if quick else (torch.float16, torch.bfloat16):
@@ -85,12 +93,15 @@ def problems(quick: bool) -> Iterator[Problem]:
     yield Problem("biased/d64/float16", 64, options=_biased)
     yield Problem("deterministic/d64/float16", 64, options=lambda _: {"deterministic": True})
     yield Problem("unaligned/d40/float16", 40)
+    if quick:
+        yield Problem("full/d256/float16", 256, seqlens=_FEW)
+    yield Problem("modified-dropout/d192/float16", 192, seqlens=_FEW, options=_dropped)
+    yield Problem("full/d192v128/float16", 192, seqlens=_FEW, head_dim_v=128)
 
 
 def outcomes(found: Sequence[Problem], device: str) -> Iterator[Outcome]:
     """The largest errors of each problem, and whether they keep to the project's rule."""
     for problem in found:
-        torch.manual_seed(_SEED)
         errors = _errors(problem, device)
         wrong = [name for name, (error, allowed) in errors.items() if not error <= allowed]
         yield {"case": {"name": problem.name}, "errors": errors, "wrong": wrong}
@@ -98,12 +109,7 @@ def outcomes(found: Sequence[Problem], device: str) -> Iterator[Outcome]:
 
 def _errors(problem: Problem, device: str) -> dict[str, tuple[float, float]]:
     """Of out and each gradient: the error, and what is allowed."""
-    if problem.cached:
-        results, refer = _over_cache(problem, device)
-    elif problem.lengths:
-        results, refer = _packed(problem, device)
-    else:
-        results, refer = _dense(problem, device)
+    results, refer = call(problem, device)
     exact, low = refer(torch.float64), refer(problem.dtype)
     errors = {}
     for name, value in results.items():
@@ -117,15 +123,21 @@ Results = dict[str, Tensor]
 Refer = Callable[[torch.dtype], Results]
 
 
+def call(problem: Problem, device: str) -> tuple[Results, Refer]:
+    """The results, and what gives those of the formula in a dtype."""
+    torch.manual_seed(_SEED)
+    if problem.cached:
+        return _over_cache(problem, device)
+    return (_packed if problem.lengths else _dense)(problem, device)
+
+
 def _dense(problem: Problem, device: str) -> tuple[Results, Refer]:
     batch, options = 2, problem.options(device)
+    (rows, keys), (heads, heads_kv) = problem.seqlens, problem.heads
     shapes = [
-        (batch, rows, heads, problem.head_dim)
-        for rows, heads in zip(
-            (problem.seqlens[0], problem.seqlens[1], problem.seqlens[1]),
-            (problem.heads[0], problem.heads[1], problem.heads[1]),
-            strict=True,
-        )
+        (batch, rows, heads, problem.head_dim),
+        (batch, keys, heads_kv, problem.head_dim),
+        (batch, keys, heads_kv, problem.head_dim_v or problem.head_dim),
     ]
     inputs = [torch.randn(shape, device=device).to(problem.dtype) for shape in shapes]
     dropout = options.get("dropout_p", 0.0)
@@ -226,13 +238,22 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="tools.gpu_report.problems", description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--all", action="store_true", help="every head dim and dtype")
+    parser.add_argument("--family", default="", help="only problems that its kernels serve")
     given = parser.parse_args(arguments)
+    found = list(problems(quick=not given.all))
+    if given.family:
+        found = [one for one in found if is_served(one, given.device, given.family)]
     failed = 0
-    for outcome in outcomes(list(problems(quick=not given.all)), given.device):
+    for outcome in outcomes(found, given.device):
         failed += bool(outcome["wrong"])
         verdict = f"WRONG: {', '.join(outcome['wrong'])}" if outcome["wrong"] else "ok"
         print(f"{outcome['case']['name']}: {verdict}", flush=True)
-    return 1 if failed else 0
+    return 1 if failed or not found else 0
+
+
+def is_served(problem: Problem, device: str, family: str) -> bool:
+    """Whether any pass of it is by the family's kernels."""
+    return family in families(plans_of(lambda: call(problem, device))).values()
 
 
 if __name__ == "__main__":

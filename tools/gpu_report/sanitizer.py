@@ -43,11 +43,13 @@ def command(sanitizer: str, tool: str, target: Sequence[str]) -> list[str]:
 
 
 def check(
-    seconds: float, folder: Path, device: str, environment: Mapping[str, str]
+    seconds: float, folder: Path, device: str, environment: Mapping[str, str], family: str = ""
 ) -> dict[str, Any]:
-    """What each tool says: its verdict, and its last words where it found something."""
+    """What each tool says of all problems, or of those that a family serves: its verdict, and its
+    last words where it found something."""
     sanitizer = program()
     target = [sys.executable, "-m", "tools.gpu_report.problems", "--device", device]
+    target += ["--family", family] if family else []
     ended: dict[str, Ended] = {}
 
     def use(tool: str) -> None:

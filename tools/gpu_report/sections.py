@@ -26,6 +26,7 @@ class Run:
     arch: str = ""  # of the GPU
     is_built: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)  # of children
+    family: str = ""  # whose kernels a part is about; empty: what every GPU has
 
     @property
     def torch_device(self) -> str:
@@ -41,7 +42,8 @@ class Run:
         )
         folder = self.folder / family
         folder.mkdir(exist_ok=True)
-        return replace(self, folder=folder, environment={**self.environment, **choice})
+        environment = {**self.environment, **choice}
+        return replace(self, folder=folder, environment=environment, family=family)
 
 
 class Findings(NamedTuple):
@@ -86,10 +88,13 @@ def _measured(section: str) -> Callable[[Run, float], Findings]:
     """A section whose cases `worker` measures."""
 
     def measure(run: Run, seconds: float) -> Findings:
-        outcomes, total = children.case_by_case(
-            section, run.torch_device, seconds, run.folder, run.environment
+        outcomes, total, left_out = children.case_by_case(
+            section, run.torch_device, seconds, run.folder, run.environment, run.family
         )
-        return Findings(outcomes, {"cases": total, "measured": len(outcomes)})
+        if left_out and not total:
+            raise SkippedError(f"{run.family} serves none of the {len(left_out)} cases")
+        about = {"cases": total, "measured": len(outcomes)}
+        return Findings(outcomes, {**about, "left_out": left_out} if left_out else about)
 
     return measure
 
@@ -105,7 +110,7 @@ def _tests(run: Run, seconds: float) -> Findings:
 def _sanitizer(run: Run, seconds: float) -> Findings:
     if run.device == "emulated":
         raise SkippedError("the emulator has checks of its own")
-    found = sanitizer.check(seconds, run.folder, run.torch_device, run.environment)
+    found = sanitizer.check(seconds, run.folder, run.torch_device, run.environment, run.family)
     return Findings([], {"tools": found})
 
 

@@ -151,6 +151,7 @@ def start(entry: Entry, kernel: Kernel, given: argparse.Namespace) -> subprocess
     emulated = given.device == "emulated"
     folder = ROOT if emulated else entry.tree
     environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {**environment, "FLASH_ATTN2_CUDA_FAMILY": "sm80"}  # whose tiles these are
     if emulated:
         environment = {**environment, "FLASH_ATTN2_BACKEND": "sm80-emulated"}
     command = [sys.executable, "-m", "tools.gpu_tune.worker", kernel.kind, str(kernel.bucket)]
