@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,15 @@ def problems(quick: bool) -> Iterator[Problem]:
         yield Problem("full/d256/float16", 256, seqlens=_FEW)
     yield Problem("modified-dropout/d192/float16", 192, seqlens=_FEW, options=_dropped)
     yield Problem("full/d192v128/float16", 192, seqlens=_FEW, head_dim_v=128)
+
+
+def toy() -> Iterator[Problem]:
+    """A few that the emulator runs in no time."""
+    for problem in problems(quick=True):
+        if problem.name == "full/d64/float16":
+            yield replace(problem, seqlens=(20, 30), heads=(2, 1))
+        elif problem.lengths:
+            yield replace(problem, lengths=((9, 7), (1, 5)), heads=(2, 1))
 
 
 def outcomes(found: Sequence[Problem], device: str) -> Iterator[Outcome]:
