@@ -65,6 +65,30 @@ __global__ void hand_over_by_state(float const* in, float* out) {
   out[thread] = float(number) + loaded[2 * thread];
 }
 
+// One thread, whose warp's others are gone, writes a number for another warp and arrives, or
+// arrives and then writes it.
+__global__ void write_around_arrival(int* out, int value, bool behind) {
+  __shared__ int number;
+  __shared__ uint64_t gone, written;
+  int const thread = int(threadIdx.x);
+  if (thread == 0) {
+    selftest::mbarrier_init(&gone, 31);
+    selftest::mbarrier_init(&written, 1);
+  }
+  __syncthreads();
+  if (thread >= 32) {
+    selftest::mbarrier_wait(&written, 0);
+    out[thread - 32] = number;
+  } else if (thread > 0) {
+    selftest::mbarrier_arrive(&gone);
+  } else {
+    selftest::mbarrier_wait(&gone, 0);
+    if (!behind) number = value;
+    selftest::mbarrier_arrive(&written);
+    if (behind) number = value;
+  }
+}
+
 constexpr emu::Device kDevice = emu::Device::kSm90;
 
 struct Case {
@@ -155,6 +179,18 @@ TEST(phases_by_their_state) {
       CHECK_EQUAL(selftest::launch(1, 64, 0, hand_over_by_state, in.data(), out.data()), "");
       for (int i = 0; i < 64; ++i) CHECK_EQUAL(out[i], float(63 - i + (i < 32 ? 200 * i : 0)));
     }
+  }
+}
+
+TEST(what_comes_behind_an_arrival_is_not_handed_over) {
+  Array<int> out(32);
+  emu::ScopedBuffers const buffers{out.writable("out")};
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    selftest::WithOptions const options(
+        selftest::schedule(seed, 1, emu::AsyncMode::kLate, kDevice));
+    CHECK_EQUAL(selftest::launch(1, 64, 0, write_around_arrival, out.data(), 7, false), "");
+    for (int i = 0; i < 32; ++i) CHECK_EQUAL(out[i], 7);
+    CHECK_CONTAINS(selftest::launch(1, 64, 0, write_around_arrival, out.data(), 7, true), kRace);
   }
 }
 

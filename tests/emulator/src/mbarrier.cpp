@@ -136,7 +136,7 @@ uint64_t mbarrier_arrive(void const* site, uint64_t offset, MbarrierArrival cons
   if (arrival.count < 1 || arrival.count > m.missing_arrivals) {
     fail(site, "%u arrivals at the %s", arrival.count, describe_mbarrier(m).c_str());
   }
-  if (arrival.releases) m.arrived.merge(past());
+  if (arrival.releases) m.arrived.merge(hand_over_past());
   m.missing_arrivals -= arrival.count;
   if (arrival.drops) m.arrivals -= arrival.count;
   complete_if_done(site, m);
