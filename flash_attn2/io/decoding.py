@@ -11,8 +11,8 @@ from flash_attn2.io.problem import (
     MAX_PAIRS,
     MAX_SEQLEN,
     Device,
+    Widths,
     check,
-    widths_text,
 )
 
 MAX_WIDTH, MAX_WIDTH_V = 576, 512
@@ -21,7 +21,7 @@ CODE_BYTES = 1
 
 
 @dataclass(frozen=True)
-class Decoding:
+class Decoding(Widths):
     """One query of each sequence over a dense cache (batch, seqlen_k, heads_kv, head_dim).
 
     Queries and results are in half precision, and so is the cache, unless `scales` says that it
@@ -63,14 +63,6 @@ class Decoding:
         kind = "16 bits" if self.scales is None else f"8 bits, a scale a {self.scales}"
         values = ", values in keys" if self.shared else ""
         return f"{self.heads} heads on {self.heads_kv} of {self.widths}, {kind}{values}"
-
-    @property
-    def width_v(self) -> int:
-        return self.head_dim if self.head_dim_v is None else self.head_dim_v
-
-    @property
-    def widths(self) -> str:
-        return widths_text(self.head_dim, self.width_v)
 
     @property
     def group(self) -> int:

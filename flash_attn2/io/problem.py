@@ -16,8 +16,21 @@ def check(name: str, value: int, multiple: int, least: int, most: int) -> None:
         raise ValueError(f"{name} must be {of}from {least} to {most}, got {value}")
 
 
-def widths_text(head_dim: int, head_dim_v: int) -> str:
-    return str(head_dim) if head_dim == head_dim_v else f"{head_dim}/{head_dim_v}"
+class Widths:
+    """What has heads, whose values may have another width; None: that of the keys."""
+
+    head_dim: int
+    head_dim_v: int | None
+
+    @property
+    def width_v(self) -> int:
+        """Of values and the output."""
+        return self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+    @property
+    def widths(self) -> str:
+        of_values = "" if self.width_v == self.head_dim else f"/{self.width_v}"
+        return f"{self.head_dim}{of_values}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ A100 = DEVICES["a100"]
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Widths):
     """Self-attention in half precision, (batch, seqlen, heads, head_dim) without gaps.
 
     Values may have another width, `head_dim_v`; None: that of the keys. Rows of tensors and of
@@ -74,15 +87,6 @@ class Attention:
             f"{self.batch} x {self.heads} heads of {self.widths}, {self.seqlen} tokens{mask}, "
             f"{self.device.name}"
         )
-
-    @property
-    def width_v(self) -> int:
-        """Of values and the output."""
-        return self.head_dim if self.head_dim_v is None else self.head_dim_v
-
-    @property
-    def widths(self) -> str:
-        return widths_text(self.head_dim, self.width_v)
 
     @property
     def pairs(self) -> int:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from support import cpu_tensors_on, emulator_options, require_backend
+from support import emulator_options
 
 from flash_attn2.__main__ import main
 from flash_attn2.io import decoding_report, split, split_compare
 from flash_attn2.io.decoding import Decoding
 from flash_attn2.io.problem import DEVICES
 from flash_attn2.io.split_plan import split_plan
-
-
-@pytest.fixture
-def emulated() -> Iterator[None]:
-    require_backend("sm80-emulated")
-    torch.manual_seed(0)
-    with (
-        cpu_tensors_on("sm80-emulated"),
-        emulator_options("races=off,poison=off"),  # counts do not depend on them
-    ):
-        yield
-
 
 LATENTS: dict[str, Any] = {"heads_kv": 1, "head_dim": 576, "head_dim_v": 512, "shared": True}
 # A split or none that is stored: nothing goes through memory but what must.

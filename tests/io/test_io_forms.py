@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from cases import BUCKETS
-from support import cpu_tensors_on, emulator_options, require_backend
+from support import emulator_options
 
 from flash_attn2.io import flash2
 from flash_attn2.io.compare import count_flash2, differences
 from flash_attn2.io.problem import DEVICES, Attention
 
-
-@pytest.fixture(autouse=True)
-def _emulated() -> Iterator[None]:
-    require_backend("sm80-emulated")
-    torch.manual_seed(0)
-    with (
-        cpu_tensors_on("sm80-emulated"),
-        emulator_options("races=off,poison=off"),  # counts do not depend on them
-    ):
-        yield
-
+pytestmark = pytest.mark.usefixtures("emulated")
 
 PROBLEMS = [
     Attention(1024, heads=1),

@@ -3,12 +3,11 @@ the masks need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from cases import BUCKETS
-from support import cpu_tensors_on, emulator_options, require_backend
 
 from flash_attn2 import masks
 from flash_attn2.io import bigbird, flash2, listed
@@ -56,17 +55,6 @@ CASES = {
     "cut-rows": (Attention(4352, heads=1, head_dim=32), GLOBAL.build(4352)),
     "cut-columns": (Attention(8448, heads=2, head_dim=32), GLOBAL.build(8448)),
 }
-
-
-@pytest.fixture
-def emulated() -> Iterator[None]:
-    require_backend("sm80-emulated")
-    torch.manual_seed(0)
-    with (
-        cpu_tensors_on("sm80-emulated"),
-        emulator_options("races=off,poison=off"),  # counts do not depend on them
-    ):
-        yield
 
 
 @pytest.mark.usefixtures("emulated")

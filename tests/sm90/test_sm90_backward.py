@@ -27,10 +27,12 @@ from support import (
     emulator_options,
     targets,
 )
+from test_sm90_forward import kernels_of_sm80
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func
-from flash_attn2._impl import backends
+from flash_attn2._impl import backends, launch
+from flash_attn2._impl.problem import Gradient, Problem
 from flash_attn2.reference import Packing
 
 BUCKETS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
@@ -53,6 +55,17 @@ def backward_of_sm90(expected: bool) -> Iterator[None]:
     emulator().reset_counters()
     yield
     assert (emulator().counters_by_kernel()["BwdKernel"]["wgmma"] > 0) == expected
+
+
+def check_gradients_like_sm80(problem: Problem) -> None:
+    """Those of sm90's kernels are those of sm80's."""
+    out, lse, *_ = launch.forward(problem, over_cache=False)
+    gradient = Gradient(torch.randn_like(out), None, problem._replace(out=out, lse=lse))
+    with backward_of_sm90(True):
+        of_sm90 = launch.backward(gradient)
+    with kernels_of_sm80():
+        of_sm80 = launch.backward(gradient)
+    torch.testing.assert_close(of_sm90[:3], of_sm80[:3], atol=0.02, rtol=0.02)
 
 
 @targets(TARGETS)

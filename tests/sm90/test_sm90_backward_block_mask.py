@@ -9,15 +9,20 @@ from typing import Any
 import pytest
 import torch
 from support import HALF, Target, check_dense_gradients, emulator_options, targets
-from test_sm90_backward import MMA_PRODUCTS, backward_of_sm90, counted, gradients
+from test_sm90_backward import (
+    MMA_PRODUCTS,
+    backward_of_sm90,
+    check_gradients_like_sm80,
+    counted,
+    gradients,
+)
 from test_sm90_backward_scores import BUCKETS, NARROW_AND_WIDE
 from test_sm90_block_mask import LENGTHS, drawn_blocks, drawn_mask, drawn_qkv, pairs_of
 from torch import Tensor
 
 from flash_attn2 import masks
-from flash_attn2._impl import backends, launch
 from flash_attn2._impl.block_mask import make_block_mask
-from flash_attn2._impl.problem import Gradient, Options, Positions, Problem
+from flash_attn2._impl.problem import Options, Positions, Problem
 from flash_attn2.masks import BlockMask
 
 TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
@@ -195,14 +200,4 @@ def test_a_part_of_the_queries(target: Target) -> None:
     q, k, v = drawn_qkv(target, 64, 64, lengths=lengths)
     options = Options(block_mask=make_block_mask(drawn_mask(lengths=lengths)))
     part = Problem(q[:, 64:], k, v, options=options, positions=Positions(64, 0, *lengths))
-    out, lse, *_ = launch.forward(part, over_cache=False)
-    gradient = Gradient(torch.randn_like(out), None, part._replace(out=out, lse=lse))
-    with backward_of_sm90(True):
-        of_sm90 = launch.backward(gradient)
-    module: Any = backends.load(target.backend).module
-    module.choose_family("sm80")
-    try:
-        of_sm80 = launch.backward(gradient)
-    finally:
-        module.choose_family("sm90")
-    torch.testing.assert_close(of_sm90[:3], of_sm80[:3], atol=0.02, rtol=0.02)
+    check_gradients_like_sm80(part)

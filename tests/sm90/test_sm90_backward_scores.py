@@ -19,12 +19,11 @@ from support import (
     emulator_options,
     targets,
 )
-from test_sm90_backward import backward_of_sm90, gradients
+from test_sm90_backward import backward_of_sm90, check_gradients_like_sm80, gradients
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func
-from flash_attn2._impl import backends, launch
-from flash_attn2._impl.problem import Dropout, Gradient, Options, Positions, Problem
+from flash_attn2._impl.problem import Dropout, Options, Positions, Problem
 from flash_attn2.reference import Packing, attention_reference, dropout_keep
 
 TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
@@ -156,17 +155,7 @@ def test_dropout_of_a_part(begin: int, target: Target) -> None:
     options = Options(dropout=Dropout(0.3, torch.tensor([17, 2**33 + 5])))
     at = Positions(70, begin, *LENGTHS)
     part = Problem(q[:, 70:], k[:, begin:], v[:, begin:], options=options, positions=at)
-    out, lse, *_ = launch.forward(part, over_cache=False)
-    gradient = Gradient(torch.randn_like(out), None, part._replace(out=out, lse=lse))
-    with backward_of_sm90(True):
-        of_sm90 = launch.backward(gradient)
-    module: Any = backends.load(target.backend).module
-    module.choose_family("sm80")
-    try:
-        of_sm80 = launch.backward(gradient)
-    finally:
-        module.choose_family("sm90")
-    torch.testing.assert_close(of_sm90[:3], of_sm80[:3], atol=0.02, rtol=0.02)
+    check_gradients_like_sm80(part)
 
 
 @targets(TARGETS[:1])

@@ -54,6 +54,17 @@ def launches_of_sm90(expected: bool) -> Iterator[None]:
     assert (module.counters()["wgmma"] > 0) == expected
 
 
+@contextmanager
+def kernels_of_sm80() -> Iterator[None]:
+    """Calls inside run those, where sm90's would have served."""
+    module: Any = backends.load("sm90-emulated").module
+    module.choose_family("sm80")
+    try:
+        yield
+    finally:
+        module.choose_family("sm90")
+
+
 @targets(TARGETS)
 @pytest.mark.parametrize("bucket", BUCKETS, ids=str)
 @pytest.mark.parametrize("causal", [False, True])

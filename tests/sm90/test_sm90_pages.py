@@ -19,7 +19,7 @@ from support import (
     run_varlen,
     targets,
 )
-from test_sm90_forward import BUCKETS, launches_of_sm90
+from test_sm90_forward import BUCKETS, kernels_of_sm80, launches_of_sm90
 from torch import Tensor
 
 from flash_attn2 import flash_attn_varlen_func, flash_attn_with_kvcache
@@ -163,14 +163,10 @@ EACH = ((1, 300, False), (8, 300, False), (9, 300, True), (33, 70, True), (130, 
 @targets(ONE_DTYPE)
 def test_which_sequences_are_split(target: Target) -> None:
     """By its own lengths, and so with the same bits, alone and beside others."""
-    module: Any = backends.load(target.backend).module
     together = Paged(target, 16, tuple(each[:2] for each in EACH))
     out, lse = together.run(causal=True)
-    module.choose_family("sm80")
-    try:
+    with kernels_of_sm80():
         by_sm80, _ = together.run(causal=True)
-    finally:
-        module.choose_family("sm90")
     ends = together.packing.cu_seqlens_q.tolist()
     for i, (queries, keys, on_sm90) in enumerate(EACH):
         rows = slice(ends[i], ends[i + 1])

@@ -9,11 +9,11 @@ import torch
 from cases import Case
 from support import HALF, Target, check_dense, check_dense_gradients, emulator_options, targets
 from test_sm90_backward import backward_of_sm90
-from test_sm90_forward import BUCKETS, launches_of_sm90
+from test_sm90_forward import BUCKETS, kernels_of_sm80, launches_of_sm90
 from torch import Tensor
 
 from flash_attn2 import flash_attn_func
-from flash_attn2._impl import backends, launch
+from flash_attn2._impl import launch
 from flash_attn2._impl.problem import Dropout, Options, Positions, Problem
 
 TARGETS = [Target("sm90-emulated", dtype) for dtype in HALF]
@@ -75,12 +75,8 @@ def test_dropout_of_a_part(begin: int, target: Target) -> None:
     part = Problem(q[:, 70:], k[:, begin:], v[:, begin:], options=options, positions=at)
     with launches_of_sm90(True):
         of_sm90 = launch.forward(part, over_cache=False)
-    module: Any = backends.load(target.backend).module
-    module.choose_family("sm80")
-    try:
+    with kernels_of_sm80():
         of_sm80 = launch.forward(part, over_cache=False)
-    finally:
-        module.choose_family("sm90")
     torch.testing.assert_close(of_sm90[:2], of_sm80[:2], atol=0.02, rtol=0.02)
 
 
